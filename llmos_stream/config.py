@@ -1,0 +1,301 @@
+"""Every setting: its name, its range, its default and what it does.
+
+One value is looked up as flag, then environment (`LLMOS_SECTION__FIELD`), then TOML file, then
+default. All sections are frozen: a run has the settings it started with.
+"""
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+    TomlConfigSettingsSource,
+)
+
+from llmos_stream.errors import ConfigError
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(gt=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+CONFIG_VARIABLE = "LLMOS_CONFIG"
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+class FederationSettings(Section):
+    name: Annotated[str, Field(pattern=NAME_PATTERN)] = "llmos"
+    """Name of the federation, and the prefix of its topics."""
+
+
+class BrokerSettings(Section):
+    bootstrap_servers: str | None = None
+    """Kafka to join, as HOST:PORT[,HOST:PORT...]. Unset: a federation embedded in this process."""
+    connect_timeout_seconds: Positive = 8.0
+    """How long a first connection may take before the one clear error."""
+    request_timeout_seconds: Positive = 40.0
+    """How long one request to the broker may take."""
+    transaction_timeout_seconds: Positive = 60.0
+    """After this long the broker aborts a transaction whose writer hangs."""
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
+    """How connections are secured, in Kafka's own terms."""
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "PLAIN"
+    """SASL mechanism, where security_protocol is SASL_*."""
+    sasl_username: str | None = None
+    """SASL user name."""
+    sasl_password: SecretStr | None = None
+    """SASL password; never logged."""
+    ssl_cafile: Path | None = None
+    """CA certificates (PEM) that the brokers' certificates must chain to."""
+    ssl_certfile: Path | None = None
+    """This client's certificate (PEM), for mutual TLS."""
+    ssl_keyfile: Path | None = None
+    """The key of ssl_certfile (PEM)."""
+
+    @model_validator(mode="after")
+    def _sasl_is_whole(self) -> Self:
+        if self.security_protocol.startswith("SASL") and not (self.sasl_username and self.sasl_password):
+            raise ValueError(f"security_protocol {self.security_protocol} needs sasl_username and sasl_password")
+        return self
+
+
+class TopicSettings(Section):
+    updates_partitions: Count = 1
+    """Partitions of `<f>.updates`."""
+    replication_factor: Annotated[int, Field(ge=-1, le=32)] = -1
+    """Replicas of every topic; -1 takes the broker's default."""
+    updates_retention_hours: Positive = 24.0
+    """How long raw updates are kept. Short: they are personal data."""
+    models_retention_gib: Positive = 16.0
+    """How many GiB of versions are kept."""
+    events_retention_hours: Positive = 24.0 * 7
+    """How long events are kept."""
+    quarantine_retention_hours: Positive = 24.0 * 7
+    """How long quarantine entries are kept."""
+
+
+class WireSettings(Section):
+    chunk_bytes: Annotated[int, Field(ge=1024, le=1_000_000)] = 960 * 1024
+    """Bytes of a message that one record carries; must fit Kafka's default limit of 1 MiB."""
+    incomplete_seconds: Positive = 60.0
+    """A half-received message is dropped when no chunk of it came for this long."""
+    pending_bytes: Annotated[int, Field(ge=1 << 20)] = 4 << 30
+    """Bytes of half-received messages held at most; past that the longest idle one is dropped."""
+
+
+class CodecSettings(Section):
+    name: Literal["float32", "float16", "bfloat16", "int8", "int4", "topk"] = "int8"
+    """Codec of the updates."""
+    block: Literal[32, 64, 128, 256, 512, 1024] = 256
+    """Elements that share a scale (int8, int4)."""
+    rounding: Literal["stochastic", "nearest"] = "stochastic"
+    """Rounding of int8 and int4."""
+    fraction: Fraction = 0.1
+    """Share of the elements that top-k keeps."""
+    error_feedback: bool = True
+    """Add what the lossy codec left out to the next update."""
+    zstd_level: Annotated[int, Field(ge=1, le=19)] = 1
+    """zstd level of payloads."""
+
+
+class StalenessSettings(Section):
+    kind: Literal["constant", "polynomial", "hinge"] = "polynomial"
+    """s(tau): 1, (1 + tau)^-a, or 1 up to b and 1 / (a (tau - b) + 1) beyond."""
+    a: Positive = 0.5
+    """How fast the weight falls (polynomial, hinge)."""
+    b: Annotated[float, Field(ge=0)] = 4.0
+    """Staleness up to which the hinge gives full weight."""
+    maximum: Annotated[int, Field(ge=0)] = 20
+    """An update staler than this is refused."""
+
+
+class AggregationSettings(Section):
+    strategy: Literal["fedbuff", "fedasync"] = "fedbuff"
+    """fedbuff: one version for each buffer of updates. fedasync: mix every update in on arrival."""
+    buffer_size: Annotated[int, Field(ge=1, le=2048)] = 4
+    """Updates that make a version (fedbuff)."""
+    deadline_seconds: Positive = 10.0
+    """A buffer that is not empty becomes a version this long after its first update."""
+    mixing: Fraction = 0.6
+    """alpha of fedasync."""
+    clip_norm: Positive | None = None
+    """L2 norm that no delta may exceed; a longer one is scaled down. Unset: no clipping."""
+    max_num_examples: Count = 1_000_000_000
+    """An update that claims more examples than this is refused."""
+
+
+class ServerOptimizerSettings(Section):
+    name: Literal["sgd", "adam", "yogi", "adagrad"] = "sgd"
+    """How the server applies the pseudo-gradient (FedOpt); sgd with lr 1 is FedAvg."""
+    lr: Positive = 1.0
+    """Server learning rate."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Momentum of sgd."""
+    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """First moment's decay (adam, yogi, adagrad)."""
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    """Second moment's decay (adam, yogi)."""
+    epsilon: Positive = 1e-3
+    """Degree of adaptivity: tau in the FedOpt paper."""
+
+
+class StopSettings(Section):
+    metric: Annotated[str, Field(min_length=1)] = "accuracy"
+    """Evaluation metric that target and patience look at."""
+    mode: Literal["max", "min"] = "max"
+    """Whether more or less of the metric is better."""
+    target: float | None = None
+    """The run ends when the metric reaches this."""
+    patience: Count | None = None
+    """The run ends after this many evaluations without a new best."""
+    min_delta: Annotated[float, Field(ge=0)] = 0.0
+    """What counts as a new best."""
+    max_versions: Count | None = None
+    """The run ends at this version."""
+    max_seconds: Positive | None = None
+    """The run ends after this long."""
+
+
+class TaskSettings(Section):
+    entry: str = "digits"
+    """What is learnt: `digits`, or `package.module:callable` of your own, which returns a Task."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Seed of the initial weights, the split and the batches."""
+    shards: Count = 8
+    """Into how many unequal shards the task's data is split."""
+    alpha: Positive = 0.3
+    """Dirichlet concentration of the labels over the shards; small is more skewed."""
+    share: str = "all"
+    """Tensors that are shared: all, trainable, adapters, no-norm, or a glob such as `encoder.*`."""
+
+
+class ClientSettings(Section):
+    id: Annotated[str, Field(pattern=NAME_PATTERN)] | None = None
+    """Name of this client, unique in the federation. Unset: kept in the state folder."""
+    shard: Annotated[int, Field(ge=0)] = 0
+    """Which shard of the task's data this client holds."""
+    state_dir: Path | None = None
+    """Folder for the sequence number and the residual. Unset: one in the user's state folder."""
+    epochs: Count = 1
+    """Local epochs between two updates."""
+    batch_size: Count = 32
+    """Examples in a batch."""
+    lr: Positive = 0.05
+    """Learning rate of the task's local optimiser."""
+    speed: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Speed factor: 0.1 behaves as a device ten times slower."""
+    wait_seconds: Annotated[float, Field(ge=0)] = 5.0
+    """How long to wait for a version newer than the last base before training on the same one again."""
+    join_delay_seconds: Annotated[float, Field(ge=0)] = 0.0
+    """Join this long after the start."""
+    max_updates: Count | None = None
+    """Leave after this many updates."""
+
+
+class EvaluatorSettings(Section):
+    batch_size: Count = 512
+    """Examples in an evaluation batch."""
+    every: Count = 1
+    """Evaluate every n-th version."""
+
+
+class RuntimeSettings(Section):
+    workers: Annotated[int, Field(ge=1, le=64)] = 2
+    """Threads for tensor work, compression and hashing."""
+    torch_threads: Annotated[int, Field(ge=0, le=256)] = 0
+    """Threads inside one torch operation; 0 leaves torch's default."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """How much is logged."""
+    log_json: bool = False
+    """Log JSON lines for machines in place of lines for people."""
+
+
+class Settings(BaseSettings):
+    """All settings of a process."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="LLMOS_", env_nested_delimiter="__", frozen=True, extra="forbid", use_attribute_docstrings=True
+    )
+
+    federation: FederationSettings = FederationSettings()
+    broker: BrokerSettings = BrokerSettings()
+    topics: TopicSettings = TopicSettings()
+    wire: WireSettings = WireSettings()
+    codec: CodecSettings = CodecSettings()
+    staleness: StalenessSettings = StalenessSettings()
+    aggregation: AggregationSettings = AggregationSettings()
+    server_optimizer: ServerOptimizerSettings = ServerOptimizerSettings()
+    stop: StopSettings = StopSettings()
+    task: TaskSettings = TaskSettings()
+    client: ClientSettings = ClientSettings()
+    evaluator: EvaluatorSettings = EvaluatorSettings()
+    runtime: RuntimeSettings = RuntimeSettings()
+
+    @model_validator(mode="after")
+    def _sections_agree(self) -> Self:
+        optimizer = self.server_optimizer
+        if optimizer.name != "sgd" and optimizer.momentum:
+            raise ValueError("server_optimizer.momentum: only sgd has one; the others take beta1")
+        if self.aggregation.strategy == "fedasync" and optimizer != ServerOptimizerSettings():
+            raise ValueError("server_optimizer: fedasync mixes models and takes no server optimiser; leave it out")
+        if self.client.shard >= self.task.shards:
+            raise ValueError(
+                f"client.shard: {self.client.shard} is not one of task.shards ({self.task.shards}), counted from 0"
+            )
+        return self
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Flags before environment before file; the file's path comes from `load`."""
+        file = cls._file
+        return (init_settings, env_settings, *([TomlConfigSettingsSource(settings_cls, file)] if file else []))
+
+    _file: ClassVar[Path | None] = None
+
+
+def load(overrides: Mapping[str, Any] | None = None, file: Path | None = None) -> Settings:
+    """Read all settings; `overrides` (nested, by section) win, `file` defaults to `$LLMOS_CONFIG`.
+
+    Raises ConfigError that lists each field that is wrong, with the reason.
+    """
+    path = file or (Path(os.environ[CONFIG_VARIABLE]) if os.environ.get(CONFIG_VARIABLE) else None)
+    if path is not None and not path.is_file():
+        raise ConfigError(f"settings file {path} does not exist")
+
+    class FromFile(Settings):
+        _file: ClassVar[Path | None] = path
+
+    try:
+        return FromFile(**(overrides or {}))
+    except (ValidationError, SettingsError) as error:
+        raise ConfigError(explain(error)) from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"settings file {path} is not TOML: {error}") from None
+
+
+def explain(error: ValidationError | SettingsError) -> str:
+    """One line a wrong field: its dotted name and the reason, without the value (it may be secret)."""
+    if not isinstance(error, ValidationError):
+        return f"settings: {error}"
+    lines = []
+    for item in error.errors(include_url=False, include_input=False, include_context=False):
+        name = ".".join(str(part) for part in item["loc"])
+        reason = item["msg"].removeprefix("Value error, ")
+        lines.append(f"{name}: {reason}" if name else reason)
+    return "\n".join(lines)

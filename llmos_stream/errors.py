@@ -1,0 +1,92 @@
+"""The error tree. Retry loops read `retriable` and nothing else.
+
+Every error says what happened and, where there is one, the next step to take.
+"""
+
+from enum import StrEnum, unique
+from typing import ClassVar
+
+
+class LlmosError(Exception):
+    """Root of every error this package raises on purpose."""
+
+    retriable: ClassVar[bool] = False
+
+
+class ConfigError(LlmosError):
+    """A setting makes no sense; the message names the field and the reason."""
+
+
+class TaskError(LlmosError):
+    """The model or the data a role was told to use cannot be loaded."""
+
+
+class StateError(LlmosError):
+    """A state file on disk is damaged or belongs to another client or model."""
+
+
+class BrokerError(LlmosError):
+    """Something between this process and the log went wrong."""
+
+
+class BrokerUnavailable(BrokerError):
+    """No broker answered; the message names the address and what to check."""
+
+    retriable = True
+
+
+class TransactionAborted(BrokerError):
+    """A transaction did not commit; nothing in it is visible to readers."""
+
+    retriable = True
+
+
+class Fenced(BrokerError):
+    """A newer producer with the same transactional id has taken over."""
+
+
+class TopicMissing(BrokerError):
+    """A topic of the federation does not exist (see `llmos-stream topics create`)."""
+
+
+class RecordTooLarge(BrokerError):
+    """A record exceeds the limit of the topic; chunks must be made smaller."""
+
+
+class OffsetGone(BrokerError):
+    """The offset asked for has been deleted by retention or never existed."""
+
+
+class FederationFinished(LlmosError):
+    """The run has ended, so no update is taken any more."""
+
+
+@unique
+class Reason(StrEnum):
+    """Why an update was refused. The closed table that quarantine and metrics use."""
+
+    MALFORMED = "malformed"  # not a frame or a chunk of this protocol
+    UNSUPPORTED = "unsupported"  # a frame of a newer protocol version or of another kind
+    TRUNCATED = "truncated"  # fewer payload bytes than the head names
+    MISSING_CHUNK = "missing_chunk"  # a gap in the chunks of one message
+    INCOMPLETE = "incomplete"  # the rest did not come before the deadline
+    TOO_LARGE = "too_large"  # the head claims more than the layout can need
+    WRONG_LAYOUT = "wrong_layout"
+    WRONG_DIGEST = "wrong_digest"
+    UNKNOWN_CODEC = "unknown_codec"
+    BAD_CODEC_PARAMS = "bad_codec_params"
+    CORRUPT_PAYLOAD = "corrupt_payload"
+    DECOMPRESSION_BOMB = "decompression_bomb"
+    NOT_FINITE = "not_finite"
+    BAD_NUM_EXAMPLES = "bad_num_examples"
+    UNKNOWN_BASE_VERSION = "unknown_base_version"
+    TOO_STALE = "too_stale"
+
+
+class Rejected(LlmosError):
+    """Bad input. It goes to quarantine with this reason and the run goes on."""
+
+    def __init__(self, reason: Reason, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail

@@ -1,0 +1,131 @@
+"""Frozen records that several rooms share. Plain data: no tensors, no I/O, no behaviour beyond names."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum, StrEnum, unique
+from typing import NamedTuple
+
+Number = int | float
+
+
+@unique
+class CodecId(IntEnum):
+    """Wire ids of the codecs. Closed: an id is never reused for another meaning."""
+
+    FLOAT32 = 1
+    FLOAT16 = 2
+    BFLOAT16 = 3
+    INT8 = 4
+    INT4 = 5
+    TOPK = 6
+
+
+@dataclass(frozen=True, slots=True)
+class CodecSpec:
+    """Which codec wrote a payload, and with which parameters (see `codec.registry`)."""
+
+    id: int
+    params: Mapping[str, Number] = field(default_factory=dict)
+
+
+class TensorSpec(NamedTuple):
+    """One shared tensor: its name, shape and torch dtype name (such as `float32`)."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateHead:
+    """What an update says about its payload. Identity is `(client_id, sequence)`."""
+
+    client_id: str
+    sequence: int
+    base_version: int
+    num_examples: int
+    layout_digest: bytes
+    codec: CodecSpec
+    payload_size: int
+    payload_digest: bytes
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Contribution:
+    """One update folded into a version, as the manifest records it.
+
+    `weight` is the factor the delta was multiplied with before the buffer was normalised
+    (`n_i * s(tau_i)` for FedBuff, `alpha * s(tau_i)` for FedAsync); `clip` is the factor that
+    brought its L2 norm within the limit (1.0 where it was within).
+    """
+
+    client_id: str
+    sequence: int
+    partition: int
+    offset: int
+    num_examples: int
+    staleness: int
+    weight: float
+    clip: float
+    payload_digest: bytes
+
+
+@unique
+class VersionKind(StrEnum):
+    FULL = "full"
+    DELTA = "delta"
+
+
+@dataclass(frozen=True, slots=True)
+class VersionHead:
+    """A global version. `tensors` is its layout, present where `kind` is full.
+
+    `weights_digest` is SHA-256 over the resulting float32 weights in layout order, little endian.
+    `rule` is the aggregation settings in force and `build` the torch build and CPU type, so that a
+    replay elsewhere can say why it differs.
+    """
+
+    number: int
+    parent: int | None
+    kind: VersionKind
+    layout_digest: bytes
+    codec: CodecSpec
+    payload_size: int
+    payload_digest: bytes
+    weights_digest: bytes
+    time_ms: int
+    manifest: tuple[Contribution, ...] = ()
+    tensors: tuple[TensorSpec, ...] | None = None
+    rule: Mapping[str, object] = field(default_factory=dict)
+    build: Mapping[str, str] = field(default_factory=dict)
+
+
+Head = UpdateHead | VersionHead
+Part = bytes | memoryview
+"""A piece of a payload. Payloads travel as sequences of parts, so that none is ever joined."""
+
+
+@unique
+class EventKind(StrEnum):
+    """The kinds of `<f>.events`. Closed, so that the monitor can know them all."""
+
+    CLIENT_JOINED = "client_joined"
+    CLIENT_LEFT = "client_left"
+    UPDATE_SENT = "update_sent"
+    UPDATE_FOLDED = "update_folded"
+    UPDATE_DUPLICATE = "update_duplicate"
+    UPDATE_REJECTED = "update_rejected"
+    VERSION_PUBLISHED = "version_published"
+    EVALUATION = "evaluation"
+    RUN_FINISHED = "run_finished"
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One record of `<f>.events`: who saw what, when (milliseconds since the epoch)."""
+
+    kind: EventKind
+    role: str
+    time_ms: int
+    data: Mapping[str, object] = field(default_factory=dict)
