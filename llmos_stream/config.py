@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -26,6 +26,12 @@ Fraction = Annotated[float, Field(gt=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 CONFIG_VARIABLE = "LLMOS_CONFIG"
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
+
+
+def _power_of_two(value: int) -> int:
+    if value & (value - 1):
+        raise ValueError(f"{value} is not a power of two")
+    return value
 
 
 class Section(BaseModel):
@@ -95,8 +101,8 @@ class WireSettings(Section):
 class CodecSettings(Section):
     name: Literal["float32", "float16", "bfloat16", "int8", "int4", "topk"] = "int8"
     """Codec of the updates."""
-    block: Literal[32, 64, 128, 256, 512, 1024] = 256
-    """Elements that share a scale (int8, int4)."""
+    block: Annotated[int, Field(ge=32, le=1024), AfterValidator(_power_of_two)] = 256
+    """Elements that share a scale (int8, int4); a power of two."""
     rounding: Literal["stochastic", "nearest"] = "stochastic"
     """Rounding of int8 and int4."""
     fraction: Fraction = 0.1
@@ -180,11 +186,11 @@ class TaskSettings(Section):
 
 class ClientSettings(Section):
     id: Annotated[str, Field(pattern=NAME_PATTERN)] | None = None
-    """Name of this client, unique in the federation. Unset: kept in the state folder."""
+    """Name of this client, unique in the federation. Unset: this host's name and the shard."""
     shard: Annotated[int, Field(ge=0)] = 0
     """Which shard of the task's data this client holds."""
     state_dir: Path | None = None
-    """Folder for the sequence number and the residual. Unset: one in the user's state folder."""
+    """Folder for the sequence number and the residual. Unset: one for this client in the user's state folder."""
     epochs: Count = 1
     """Local epochs between two updates."""
     batch_size: Count = 32
@@ -193,6 +199,8 @@ class ClientSettings(Section):
     """Learning rate of the task's local optimiser."""
     speed: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Speed factor: 0.1 behaves as a device ten times slower."""
+    min_train_seconds: Annotated[float, Field(ge=0)] = 0.0
+    """Training takes at least this long at speed 1: shows devices that are slower than this machine."""
     wait_seconds: Annotated[float, Field(ge=0)] = 5.0
     """How long to wait for a version newer than the last base before training on the same one again."""
     join_delay_seconds: Annotated[float, Field(ge=0)] = 0.0
@@ -269,6 +277,13 @@ class Settings(BaseSettings):
     _file: ClassVar[Path | None] = None
 
 
+SECTIONS: Mapping[str, type[Section]] = {
+    name: field.annotation
+    for name, field in Settings.model_fields.items()
+    if isinstance(field.annotation, type) and issubclass(field.annotation, Section)
+}
+
+
 def load(overrides: Mapping[str, Any] | None = None, file: Path | None = None) -> Settings:
     """Read all settings; `overrides` (nested, by section) win, `file` defaults to `$LLMOS_CONFIG`.
 
@@ -287,6 +302,16 @@ def load(overrides: Mapping[str, Any] | None = None, file: Path | None = None) -
         raise ConfigError(explain(error)) from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"settings file {path} is not TOML: {error}") from None
+
+
+def to_environment(settings: Settings) -> dict[str, str]:
+    """The variables that give another process these settings; secrets are left to its own environment."""
+    return {
+        f"LLMOS_{section}__{name}".upper(): str(value)
+        for section in SECTIONS
+        for name, value in getattr(settings, section)
+        if value is not None and not isinstance(value, SecretStr)
+    }
 
 
 def explain(error: ValidationError | SettingsError) -> str:

@@ -1,0 +1,19 @@
+"""How a process lives: tasks, signals, work off the event loop, logs."""
+
+from llmos_stream.runtime.background import Background
+from llmos_stream.runtime.logs import configure_logging
+from llmos_stream.runtime.offload import Offload
+from llmos_stream.runtime.process import ExitCode, run_process
+from llmos_stream.runtime.shutdown import Shutdown
+from llmos_stream.runtime.tasks import run_all, run_while
+
+__all__ = [
+    "Background",
+    "ExitCode",
+    "Offload",
+    "Shutdown",
+    "configure_logging",
+    "run_all",
+    "run_process",
+    "run_while",
+]

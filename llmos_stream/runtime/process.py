@@ -1,0 +1,71 @@
+"""A process that runs one role: signals, exit codes, one clear line for an error."""
+
+import asyncio
+import logging
+import signal
+import sys
+from collections.abc import Awaitable, Callable
+from enum import IntEnum
+
+from llmos_stream.errors import BrokerUnavailable, ConfigError, Fenced, LlmosError
+from llmos_stream.runtime.shutdown import Shutdown
+
+log = logging.getLogger(__name__)
+
+
+class ExitCode(IntEnum):
+    """What a process's exit status means."""
+
+    DONE = 0  # the work ended, or a stop was asked for and the drain was clean
+    FAILED = 1
+    CONFIG = 2  # settings or arguments that make no sense
+    UNAVAILABLE = 3  # no broker answered
+    FENCED = 4  # a newer aggregator has taken over
+    FORCED = 130  # a second signal cut the drain short
+
+
+def exit_code(error: LlmosError) -> ExitCode:
+    match error:
+        case ConfigError():
+            return ExitCode.CONFIG
+        case BrokerUnavailable():
+            return ExitCode.UNAVAILABLE
+        case Fenced():
+            return ExitCode.FENCED
+        case _:
+            return ExitCode.FAILED
+
+
+def run_process(role: Callable[[Shutdown], Awaitable[object]]) -> ExitCode:
+    """Run `role` to its end. The first SIGINT or SIGTERM asks it to stop, the second cancels it."""
+    try:
+        asyncio.run(_supervise(role))
+    except asyncio.CancelledError:
+        sys.stderr.write("stopped before everything was drained\n")
+        return ExitCode.FORCED
+    except LlmosError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return exit_code(error)
+    return ExitCode.DONE
+
+
+async def _supervise(role: Callable[[Shutdown], Awaitable[object]]) -> None:
+    shutdown = Shutdown()
+    loop = asyncio.get_running_loop()
+    task = asyncio.current_task()
+
+    def on_signal(name: str) -> None:
+        if shutdown.requested and task is not None:
+            task.cancel()
+        else:
+            log.info("%s: stopping; once more to force", name)
+            shutdown.request()
+
+    signals = (signal.SIGINT, signal.SIGTERM)
+    for number in signals:
+        loop.add_signal_handler(number, on_signal, number.name)
+    try:
+        await role(shutdown)
+    finally:
+        for number in signals:
+            loop.remove_signal_handler(number)

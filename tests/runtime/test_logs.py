@@ -1,0 +1,43 @@
+"""Logs: lines for people, JSON for machines, nothing below the level."""
+
+import io
+import logging
+from collections.abc import Iterator
+
+import orjson
+import pytest
+
+from llmos_stream.config import RuntimeSettings
+from llmos_stream.runtime import configure_logging
+
+
+@pytest.fixture(autouse=True)
+def _restore() -> Iterator[None]:
+    logger = logging.getLogger("llmos_stream")
+    before = logger.handlers, logger.level, logger.propagate
+    yield
+    logger.handlers, logger.propagate = before[0], before[2]
+    logger.setLevel(before[1])
+
+
+def test_json_lines_hold_the_message_and_the_error() -> None:
+    stream = io.StringIO()
+    configure_logging(RuntimeSettings(log_json=True, log_level="info"), stream)
+    log = logging.getLogger("llmos_stream.test")
+    log.debug("not shown")
+    try:
+        raise ValueError("why")
+    except ValueError:
+        log.exception("version %d", 3)
+    lines = stream.getvalue().splitlines()
+    assert len(lines) == 1
+    entry = orjson.loads(lines[0])
+    assert (entry["level"], entry["message"], entry["logger"]) == ("error", "version 3", "llmos_stream.test")
+    assert "ValueError: why" in entry["error"]
+
+
+def test_lines_for_people() -> None:
+    stream = io.StringIO()
+    configure_logging(RuntimeSettings(), stream)
+    logging.getLogger("llmos_stream.roles").warning("refused an update")
+    assert stream.getvalue().rstrip().endswith("WARNING llmos_stream.roles: refused an update")

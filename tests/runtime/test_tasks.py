@@ -1,0 +1,80 @@
+"""Tasks: the first error travels on bare, nothing is left running."""
+
+import asyncio
+
+import pytest
+
+from llmos_stream.errors import ConfigError, LlmosError
+from llmos_stream.runtime import run_all, run_while
+
+
+async def test_results_come_in_order_and_together() -> None:
+    gate = asyncio.Event()
+
+    async def first() -> str:
+        await gate.wait()
+        return "first"
+
+    async def second() -> str:
+        gate.set()
+        return "second"
+
+    assert await run_all(first(), second()) == ["first", "second"]
+
+
+async def test_an_error_cancels_the_others_and_travels_bare() -> None:
+    cancelled = asyncio.Event()
+
+    async def waits() -> None:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            cancelled.set()
+            raise
+
+    async def fails() -> None:
+        raise ConfigError("codec.block: 3 is not a power of two")
+
+    with pytest.raises(ConfigError, match="power of two"):
+        await run_all(waits(), fails())
+    assert cancelled.is_set()
+
+
+async def test_helpers_end_with_the_main_work() -> None:
+    began, ended = asyncio.Event(), asyncio.Event()
+
+    async def helper() -> None:
+        began.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    async def main() -> int:
+        await began.wait()
+        return 7
+
+    assert await run_while(main(), helper()) == 7
+    assert ended.is_set()
+
+
+async def test_a_failing_helper_ends_the_main_work() -> None:
+    async def helper() -> None:
+        raise LlmosError("lost")
+
+    with pytest.raises(LlmosError, match="lost"):
+        await run_while(asyncio.Event().wait(), helper())
+
+
+async def test_cancellation_travels_on() -> None:
+    started = asyncio.Event()
+
+    async def main() -> None:
+        started.set()
+        await asyncio.Event().wait()
+
+    task = asyncio.create_task(run_all(main()))
+    await started.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
