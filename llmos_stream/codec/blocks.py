@@ -1,0 +1,128 @@
+"""Block codecs: int8 and int4 steps under one scale for each block of elements.
+
+Body of n elements in blocks of B (the last may be shorter), with b = ceil(n / B):
+
+* b low bytes, then b high bytes of the scales (bfloat16);
+* int8: n bytes, the steps in two's complement;
+* int4: ceil(n / 2) bytes; byte j holds step 2j + 8 in its low and step 2j + 1 + 8 in its high half, and the high half
+  of the last byte is 8 where n is odd.
+
+An element is step x scale, with steps from -L to L (L = 127 for int8, 7 for int4). A block's scale is its largest
+magnitude / L, rounded up to bfloat16: the exponent range of float32, so that 1e38 survives, at half the bytes.
+A scale below 2^-126 (the least normal float32) is written as 0 and its block decodes to zeros: reciprocals of
+denormals overflow, and some builds flush them.
+
+Rounding is to the nearest step (half to even), or stochastic: up with the probability of the fraction, so that the
+expectation is the element itself, to within 2^-17 of a step (QSGD, Alistarh et al. 2017). The error of an element is
+below one scale (half of one with nearest rounding), or below 2^-126 L where the scale is 0.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor
+from torch.nn import functional
+
+from llmos_stream.codec import planes
+from llmos_stream.codec.scratch import Scratch
+
+_MAX = torch.finfo(torch.float32).max
+_LEAST_SCALE_BITS = 0x0080
+_NOISE_STEP = 2.0**-16
+
+
+@dataclass(frozen=True, slots=True)
+class Blocks:
+    """Steps of `bits` (8 or 4) bits, `block` elements to a scale; `stochastic` or nearest rounding."""
+
+    bits: int
+    block: int
+    stochastic: bool
+
+    def encode(self, values: Tensor, generator: Generator | None, scratch: Scratch) -> list[Tensor]:
+        levels = (1 << self.bits - 1) - 1
+        scales, steps = quantise(values, levels, self.block, noise_of(self.stochastic, generator), scratch)
+        return [*planes.split(scales, scratch), steps.view(torch.uint8) if self.bits == 8 else _pack(steps, scratch)]
+
+    def decode(self, body: Tensor, out: Tensor, scratch: Scratch) -> None:
+        size = 2 * -(-out.numel() // self.block)
+        steps = body[size:].view(torch.int8) if self.bits == 8 else _unpack(body[size:], out.numel(), scratch)
+        dequantise(body[:size], steps, self.block, out, scratch)
+
+    def bounds(self, count: int) -> tuple[int, int]:
+        size = 2 * -(-count // self.block) + -(-count * self.bits // 8)
+        return size, size
+
+
+def noise_of(stochastic: bool, generator: Generator | None) -> Generator | None:
+    """The generator where rounding is stochastic, else None. Raises ValueError if it is needed and missing."""
+    if stochastic and generator is None:
+        raise ValueError("stochastic rounding needs a torch.Generator")
+    return generator if stochastic else None
+
+
+def quantise(
+    values: Tensor, levels: int, block: int, noise: Generator | None, scratch: Scratch
+) -> tuple[Tensor, Tensor]:
+    """Scales (int16, the bits of bfloat16, one a block) and steps (int8, one an element) of 1-D float32 `values`.
+
+    Rounds stochastically with `noise`, to nearest without. Raises ValueError for NaN and infinity.
+    """
+    count = values.numel()
+    blocks = (functional.pad(values, (0, -count % block)) if count % block else values).view(-1, block)
+    largest = torch.maximum(blocks.amax(1), -blocks.amin(1))
+    if not largest.isfinite().all():
+        raise ValueError("NaN and infinity cannot be quantised")
+    bits = _scale_bits(largest, levels)
+    inverse = bits.view(torch.bfloat16).float().reciprocal_().masked_fill_(bits == 0, 0.0)
+    steps = torch.mul(
+        blocks, inverse[:, None], out=scratch.take("steps", blocks.numel(), torch.float32).view(-1, block)
+    )
+    if noise is None:
+        steps.round_()
+    else:
+        steps.add_(_sixteen_bits(noise, blocks.numel(), scratch).view(-1, block), alpha=_NOISE_STEP)
+        steps.add_(0.5 + _NOISE_STEP / 2).floor_()
+    whole = scratch.take("whole steps", blocks.numel(), torch.int8)
+    return bits, whole.copy_(steps.clamp_(-levels, levels).view(-1))[:count]
+
+
+def dequantise(scale_planes: Tensor, steps: Tensor, block: int, out: Tensor, scratch: Scratch) -> None:
+    """Write steps x scales into `out` (1-D float32); `scale_planes` are the low, then the high bytes."""
+    bits = torch.empty(scale_planes.numel() // 2, dtype=torch.int16)
+    planes.join(scale_planes, bits, scratch)
+    scales = bits.view(torch.bfloat16).float()
+    out.copy_(steps)
+    whole = out.numel() // block
+    out[: whole * block].view(-1, block).mul_(scales[:whole, None])
+    out[whole * block :].mul_(scales[-1])
+
+
+def _scale_bits(largest: Tensor, levels: int) -> Tensor:
+    # Adding all ones below the cut rounds the magnitude up, so that the largest element stays within the last step.
+    bits = ((largest / levels).view(torch.int32) + 0xFFFF) >> 16
+    # Rounded up, the scale of a block near the largest float would decode to infinity.
+    ceiling = int(torch.tensor(_MAX / levels).view(torch.int32)) >> 16
+    return bits.clamp_(max=ceiling).masked_fill_(bits < _LEAST_SCALE_BITS, 0).to(torch.int16)
+
+
+def _sixteen_bits(noise: Generator, count: int, scratch: Scratch) -> Tensor:
+    # One draw of 64 bits makes four of 16: drawing is what stochastic rounding spends its time on.
+    draws = scratch.take("draws", -(-count // 4), torch.int64).random_(-(2**63), None, generator=noise)
+    return scratch.take("noise", count, torch.float32).copy_(draws.view(torch.int16)[:count])
+
+
+def _pack(steps: Tensor, scratch: Scratch) -> Tensor:
+    count = steps.numel()
+    offset = scratch.take("offset", count + count % 2, torch.int8)
+    offset[-1] = 0
+    offset[:count] = steps
+    pairs = offset.add_(8).view(torch.int16)
+    shifted = torch.bitwise_right_shift(pairs, 4, out=scratch.take("shifted pairs", pairs.numel(), torch.int16))
+    return scratch.take("packed", pairs.numel(), torch.uint8).copy_(shifted.bitwise_or_(pairs))
+
+
+def _unpack(packed: Tensor, count: int, scratch: Scratch) -> Tensor:
+    pairs = scratch.take("pairs", packed.numel(), torch.int16).copy_(packed)
+    shifted = torch.bitwise_left_shift(pairs, 4, out=scratch.take("shifted pairs", pairs.numel(), torch.int16))
+    return pairs.bitwise_or_(shifted).bitwise_and_(0x0F0F).view(torch.int8).sub_(8)[:count]

@@ -1,0 +1,53 @@
+"""Floating-point codecs: every element at 32 or 16 bits, as byte planes.
+
+Body of n elements, no parameters: the n lowest bytes, then the n second bytes, up to the n highest, of
+
+* float32: IEEE 754 binary32, lossless bit for bit, NaN payloads and signed zeros included;
+* float16: IEEE 754 binary16, round to nearest even. Relative error at most 2^-11 from 6.2e-5 to 65504, absolute error
+  at most 3e-8 below;
+* bfloat16: the upper half of binary32, round to nearest even. Relative error at most 2^-8 for normal numbers.
+
+A finite element beyond the range of the 16-bit format becomes its largest finite number, not an infinity: an update
+stays usable, and error feedback keeps what was cut off. Infinities and NaN stay what they are.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor
+
+from llmos_stream.codec import planes
+from llmos_stream.codec.scratch import Scratch
+
+_BITS = {torch.float32: torch.int32, torch.float16: torch.int16, torch.bfloat16: torch.int16}
+
+
+@dataclass(frozen=True, slots=True)
+class Floating:
+    """Elements as `dtype`: float32, float16 or bfloat16."""
+
+    dtype: torch.dtype
+
+    def encode(self, values: Tensor, generator: Generator | None, scratch: Scratch) -> list[Tensor]:
+        narrow = values if self.dtype == torch.float32 else self._narrow(values, scratch)
+        return planes.split(narrow.view(_BITS[self.dtype]), scratch)
+
+    def decode(self, body: Tensor, out: Tensor, scratch: Scratch) -> None:
+        if self.dtype == torch.float32:
+            planes.join(body, out.view(torch.int32), scratch)
+        else:
+            narrow = scratch.take("narrow", out.numel(), self.dtype)
+            planes.join(body, narrow.view(torch.int16), scratch)
+            out.copy_(narrow)
+
+    def bounds(self, count: int) -> tuple[int, int]:
+        size = count * self.dtype.itemsize
+        return size, size
+
+    def _narrow(self, values: Tensor, scratch: Scratch) -> Tensor:
+        narrow = scratch.take("narrow", values.numel(), self.dtype)
+        limit = torch.finfo(self.dtype).max
+        low, high = values.aminmax()
+        if -limit <= low and high <= limit:
+            return narrow.copy_(values)
+        return narrow.copy_(torch.where(values.isfinite(), values.clamp(-limit, limit), values))

@@ -1,0 +1,140 @@
+"""The layout: which tensors travel, in which order, and how they become one flat float32 vector and back.
+
+Everything between training and the log speaks of the flat vector alone: one contiguous 1-D float32 CPU tensor with
+the shared tensors end to end in layout order, each in row-major order. Two ends agree on a layout when their digests
+are equal.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from llmos_stream.errors import Reason, Rejected
+from llmos_stream.types import TensorSpec
+
+DTYPES: Mapping[str, torch.dtype] = {
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "float32": torch.float32,
+    "float64": torch.float64,
+}
+"""The dtypes that are shared, by name. Integer buffers stay where they are: they must not be averaged."""
+
+MAX_NUMEL = 1 << 38
+MAX_TENSORS = 1 << 20
+MAX_DIMS = 64
+MAX_NAME = 1024
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Ordered names, shapes and dtypes of the shared tensors. Raises ValueError for specs that make no sense."""
+
+    tensors: tuple[TensorSpec, ...]
+
+    def __post_init__(self) -> None:
+        for problem in _problems(self.tensors):
+            raise ValueError(problem)
+
+    @classmethod
+    def of(cls, named: Mapping[str, Tensor]) -> Self:
+        """The layout of `named`, in its order. Raises ValueError that names a tensor which is not floating."""
+        return cls(tuple(TensorSpec(name, tuple(tensor.shape), _name_of(tensor)) for name, tensor in named.items()))
+
+    @classmethod
+    def from_specs(cls, specs: Iterable[TensorSpec]) -> Self:
+        """A layout that arrived from outside; a spec may be any sequence of name, shape and dtype name.
+
+        Raises Rejected(WRONG_LAYOUT): a spec of another form, a duplicate name, an unknown dtype, a negative
+        dimension, or sizes past this module's limits.
+        """
+        try:
+            return cls(tuple(TensorSpec(name, tuple(shape), dtype) for name, shape, dtype in specs))
+        except (TypeError, ValueError) as error:
+            raise Rejected(Reason.WRONG_LAYOUT, str(error)) from None
+
+    @cached_property
+    def numel(self) -> int:
+        """Elements of the flat vector."""
+        return sum(math.prod(spec.shape) for spec in self.tensors)
+
+    @cached_property
+    def digest(self) -> bytes:
+        """SHA-256 over `[[name, [dimension, ...], dtype], ...]` as ASCII JSON without spaces."""
+        rows = [[spec.name, list(spec.shape), spec.dtype] for spec in self.tensors]
+        return hashlib.sha256(json.dumps(rows, separators=(",", ":"), ensure_ascii=True).encode()).digest()
+
+    def flatten(self, named: Mapping[str, Tensor], out: Tensor | None = None) -> Tensor:
+        """Copy `named` into the flat vector; `out`, where given, is filled and returned.
+
+        The tensors may be of any floating dtype and on any device (float64 is rounded). Raises ValueError for a
+        missing tensor, one the layout does not name, or one of another shape or kind.
+        """
+        flat = torch.empty(self.numel, dtype=torch.float32) if out is None else check_flat(out, self.numel)
+        names = {spec.name for spec in self.tensors}
+        if unknown := next((name for name in named if name not in names), None):
+            raise ValueError(f"tensor {unknown!r} is not in the layout")
+        at = 0
+        for name, shape, _ in self.tensors:
+            if (tensor := named.get(name)) is None:
+                raise ValueError(f"tensor {name!r} is missing")
+            if tuple(tensor.shape) != shape or not tensor.is_floating_point():
+                raise ValueError(f"tensor {name!r} is {tensor.dtype} {tuple(tensor.shape)}, the layout says {shape}")
+            flat[at : at + tensor.numel()].view(shape).copy_(tensor.detach())
+            at += tensor.numel()
+        return flat
+
+    def unflatten(self, flat: Tensor) -> dict[str, Tensor]:
+        """Cut the flat vector into named tensors: views of it where the dtype is float32, conversions otherwise."""
+        check_flat(flat, self.numel)
+        sizes = [math.prod(spec.shape) for spec in self.tensors]
+        return {
+            name: piece.view(shape).to(DTYPES[dtype])
+            for (name, shape, dtype), piece in zip(self.tensors, torch.split(flat, sizes), strict=True)
+        }
+
+
+def check_flat(flat: Tensor, numel: int | None = None) -> Tensor:
+    """Return `flat`, or raise ValueError if it is no flat vector (of `numel` elements)."""
+    if flat.dtype != torch.float32 or flat.dim() != 1 or flat.device.type != "cpu" or not flat.is_contiguous():
+        raise ValueError(f"a flat vector is 1-D contiguous float32 on the CPU, not {flat.dtype} {tuple(flat.shape)}")
+    if numel is not None and flat.numel() != numel:
+        raise ValueError(f"the flat vector has {flat.numel()} elements, not {numel}")
+    return flat
+
+
+def _name_of(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _problems(tensors: Iterable[tuple[Any, Any, Any]]) -> Iterator[str]:
+    names: set[str] = set()
+    total = 0
+    for name, shape, dtype in tensors:
+        if not isinstance(name, str) or not 0 < len(name) <= MAX_NAME:
+            yield f"{_short(name)} is not a tensor name of 1 to {MAX_NAME} characters"
+        elif name in names:
+            yield f"tensor {name!r} is there twice"
+        elif not isinstance(dtype, str) or dtype not in DTYPES:
+            yield f"tensor {name!r}: dtype {_short(dtype)} is not one of {', '.join(DTYPES)}"
+        elif len(shape) > MAX_DIMS or not all(type(size) is int and 0 <= size <= MAX_NUMEL for size in shape):
+            yield f"tensor {name!r}: {_short(shape)} is not a shape"
+        else:
+            # A zero beside an absurd dimension would hide it: torch multiplies the others too.
+            total += math.prod(max(size, 1) for size in shape)
+            if total > MAX_NUMEL:
+                yield f"tensor {name!r}: more than {MAX_NUMEL} elements in all"
+        names.add(name)
+        if len(names) > MAX_TENSORS:
+            yield f"more than {MAX_TENSORS} tensors"
+
+
+def _short(value: object) -> str:
+    return f"{value!r:.60}"

@@ -1,0 +1,118 @@
+"""Payloads: the flat vector to bytes and back, slice by slice.
+
+The flat vector is cut into slices of 2^20 elements; the last may be shorter, and an empty vector has none. A payload
+is one section for each slice, in order, with nothing before, between or after them:
+
+| field | bytes | meaning |
+| --- | --- | --- |
+| length | 4 | unsigned little-endian number of bytes of the frame |
+| frame | length | one zstd frame: content size in its header, no dictionary, window at most twice the body |
+
+The frame's content is the slice's body as the codec writes it (`floating`, `blocks`, `sparse`), whose size follows
+from codec and slice length, exactly or (top-k) within bounds. Codec, parameters and number of elements do not stand
+in the payload: the head names the first two and the layout the third.
+
+Sections are independent of one another, so both directions hold one slice at a time beside input and output.
+"""
+
+import hashlib
+from collections.abc import Iterable, Iterator
+
+import torch
+import zstandard
+from torch import Generator, Tensor
+
+from llmos_stream.codec.base import Codec
+from llmos_stream.codec.layout import check_flat
+from llmos_stream.codec.registry import codec_for
+from llmos_stream.codec.scratch import Scratch
+from llmos_stream.codec.sections import LENGTH, PartReader, compressor, frame_bound, pack, unpack
+from llmos_stream.types import CodecSpec, Part
+
+SLICE = 1 << 20
+"""Elements of a slice. Part of the format."""
+
+
+def encode(
+    flat: Tensor,
+    spec: CodecSpec,
+    *,
+    level: int = 1,
+    generator: Generator | None = None,
+    lost: Tensor | None = None,
+) -> Iterator[bytes]:
+    """The sections of `flat`, made as they are asked for; `level` is zstd's (see `sections.compressor`).
+
+    `lost`, a flat vector of the same length, receives `flat - decode(encode(flat))` as the sections are drawn; it may
+    be `flat` itself. The same input, spec and generator state give the same bytes whatever the number of threads.
+
+    Raises ValueError: for stochastic rounding without `generator`, and (while sections are drawn) for NaN or infinity
+    with int8, int4 and top-k. The floating codecs pass them on; `core` refuses such updates.
+    """
+    codec = codec_for(spec)
+    check_flat(flat)
+    if lost is not None:
+        check_flat(lost, flat.numel())
+    return _sections(flat.detach(), codec, level, generator, lost)
+
+
+def _sections(
+    flat: Tensor, codec: Codec, level: int, generator: Generator | None, lost: Tensor | None
+) -> Iterator[bytes]:
+    zstd = compressor(level)
+    scratch = Scratch()
+    for begin in range(0, flat.numel(), SLICE):
+        values = flat[begin : begin + SLICE]
+        planes = codec.encode(values, generator, scratch)
+        if lost is not None:
+            body = torch.cat(planes, out=scratch.take("body", sum(map(len, planes)), torch.uint8))
+            decoded = scratch.take("decoded", values.numel(), torch.float32)
+            codec.decode(body, decoded, scratch)
+            torch.sub(values, decoded, out=lost[begin : begin + SLICE])
+        yield pack(zstd, planes)
+
+
+def decode(parts: Iterable[Part], spec: CodecSpec, numel: int, out: Tensor | None = None) -> Tensor:
+    """The flat vector of `numel` elements that `parts`, cut anywhere, hold; `out`, where given, is filled.
+
+    Nothing is allocated by what the payload claims beyond what `spec` and `numel` imply. The result may hold NaN or
+    infinity if the sender put them there. After an error the contents of `out` are undefined.
+
+    Raises Rejected: UNKNOWN_CODEC, BAD_CODEC_PARAMS, TRUNCATED (the parts end early), DECOMPRESSION_BOMB (a section
+    claims more than spec and numel imply) or CORRUPT_PAYLOAD (bytes left over, or zstd or the codec objects).
+    """
+    codec = codec_for(spec)
+    flat = torch.empty(numel, dtype=torch.float32) if out is None else check_flat(out, numel)
+    reader = PartReader(parts)
+    zstd = zstandard.ZstdDecompressor()
+    scratch = Scratch()
+    for begin in range(0, numel, SLICE):
+        values = flat[begin : begin + SLICE]
+        least, most = codec.bounds(values.numel())
+        codec.decode(unpack(reader, zstd, least, most, scratch), values, scratch)
+    reader.finish()
+    return flat
+
+
+def max_payload_size(spec: CodecSpec, numel: int) -> int:
+    """An upper bound, in bytes, of the payload of `numel` elements. Raises Rejected as `codec_for` does."""
+    codec = codec_for(spec)
+    whole, rest = divmod(numel, SLICE)
+    return whole * _max_section(codec, SLICE) + (_max_section(codec, rest) if rest else 0)
+
+
+def _max_section(codec: Codec, count: int) -> int:
+    return LENGTH.size + frame_bound(codec.bounds(count)[1])
+
+
+def weights_digest(flat: Tensor) -> bytes:
+    """SHA-256 over the elements of `flat` as little-endian float32."""
+    return hashlib.sha256(check_flat(flat).detach().numpy().astype("<f4", copy=False).data).digest()
+
+
+def payload_digest(parts: Iterable[Part]) -> bytes:
+    """SHA-256 over the parts as if they were joined."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.digest()

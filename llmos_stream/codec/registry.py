@@ -1,0 +1,99 @@
+"""The closed table of codecs: wire id and parameters -> implementation.
+
+| id | name | parameters |
+| --- | --- | --- |
+| 1, 2, 3 | float32, float16, bfloat16 | none |
+| 4, 5 | int8, int4 | `block`: elements to a scale, one of 32 to 1024 by powers of two; `stochastic`: 0 or 1 |
+| 6 | topk | `fraction`: over 0, at most 1; `bits`: 8 or 32; `stochastic`: 0 or 1, 0 with 32 bits |
+
+Every parameter is required and none may be added: the meaning of an id never changes, new meanings get new ids.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+
+from llmos_stream.codec.base import Codec
+from llmos_stream.codec.blocks import Blocks
+from llmos_stream.codec.floating import Floating
+from llmos_stream.codec.sparse import TopK
+from llmos_stream.config import CodecSettings
+from llmos_stream.errors import Reason, Rejected
+from llmos_stream.types import CodecId, CodecSpec
+
+_Rule = Callable[[Any], bool]
+
+
+class _Entry(NamedTuple):
+    rules: Mapping[str, _Rule]
+    make: Callable[[Mapping[str, Any]], Codec]
+
+
+def _one_of(*choices: int) -> _Rule:
+    return lambda value: type(value) is int and value in choices
+
+
+def _is_fraction(value: Any) -> bool:
+    return type(value) in (int, float) and 0 < value <= 1
+
+
+_FLAG = _one_of(0, 1)
+_BLOCK_RULES: Mapping[str, _Rule] = {"block": _one_of(32, 64, 128, 256, 512, 1024), "stochastic": _FLAG}
+_TOPK_RULES: Mapping[str, _Rule] = {"fraction": _is_fraction, "bits": _one_of(8, 32), "stochastic": _FLAG}
+
+
+def _floating(dtype: torch.dtype) -> _Entry:
+    return _Entry({}, lambda params: Floating(dtype))
+
+
+def _blocks(bits: int) -> _Entry:
+    return _Entry(_BLOCK_RULES, lambda params: Blocks(bits, params["block"], bool(params["stochastic"])))
+
+
+def _topk(params: Mapping[str, Any]) -> Codec:
+    if params["bits"] == 32 and params["stochastic"]:
+        raise Rejected(Reason.BAD_CODEC_PARAMS, "topk: 32 bits are not rounded, so stochastic must be 0")
+    return TopK(float(params["fraction"]), params["bits"], bool(params["stochastic"]))
+
+
+TABLE: Mapping[CodecId, _Entry] = {
+    CodecId.FLOAT32: _floating(torch.float32),
+    CodecId.FLOAT16: _floating(torch.float16),
+    CodecId.BFLOAT16: _floating(torch.bfloat16),
+    CodecId.INT8: _blocks(8),
+    CodecId.INT4: _blocks(4),
+    CodecId.TOPK: _Entry(_TOPK_RULES, _topk),
+}
+
+
+def codec_for(spec: CodecSpec) -> Codec:
+    """The codec that `spec`, possibly from outside, names.
+
+    Raises Rejected: UNKNOWN_CODEC for an id that is not in the table, BAD_CODEC_PARAMS for a parameter that is
+    missing, unknown, out of range or of another type.
+    """
+    # What came from outside need not be what the type says.
+    id: Any = spec.id
+    params: Any = spec.params
+    if type(id) not in (int, CodecId) or id not in TABLE:
+        raise Rejected(Reason.UNKNOWN_CODEC, f"codec id {id!r:.60}")
+    rules, make = TABLE[id]
+    name = CodecId(id).name.lower()
+    if not isinstance(params, Mapping) or params.keys() != rules.keys():
+        raise Rejected(Reason.BAD_CODEC_PARAMS, f"{name} takes exactly {sorted(rules)}, not {params!r:.120}")
+    for key, is_valid in rules.items():
+        if not is_valid(params[key]):
+            raise Rejected(Reason.BAD_CODEC_PARAMS, f"{name}: {key} cannot be {params[key]!r:.60}")
+    return make(params)
+
+
+def spec_of(settings: CodecSettings) -> CodecSpec:
+    """The spec that `settings` ask for. Top-k values take 8 bits, rounded as `settings.rounding` says."""
+    id = CodecId[settings.name.upper()]
+    stochastic = int(settings.rounding == "stochastic")
+    if id in (CodecId.INT8, CodecId.INT4):
+        return CodecSpec(id, {"block": settings.block, "stochastic": stochastic})
+    if id is CodecId.TOPK:
+        return CodecSpec(id, {"fraction": settings.fraction, "bits": 8, "stochastic": stochastic})
+    return CodecSpec(id)

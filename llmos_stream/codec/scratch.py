@@ -1,0 +1,23 @@
+"""Memory that the slices of one call share.
+
+A slice's temporaries are megabytes. Allocated afresh they go back to the system between slices, and the page faults
+cost several times what the arithmetic does.
+"""
+
+import torch
+from torch import Tensor
+
+
+class Scratch:
+    """Buffers by name. Belongs to one call: what it hands out is overwritten by the next request for the name."""
+
+    def __init__(self) -> None:
+        self._buffers: dict[str, Tensor] = {}
+
+    def take(self, name: str, count: int, dtype: torch.dtype) -> Tensor:
+        """A 1-D tensor of `count` elements of `dtype`, contents undefined."""
+        size = count * dtype.itemsize
+        buffer = self._buffers.get(name)
+        if buffer is None or buffer.numel() < size:
+            buffer = self._buffers[name] = torch.empty(size, dtype=torch.uint8)
+        return buffer[:size].view(dtype)

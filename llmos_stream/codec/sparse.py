@@ -1,0 +1,115 @@
+"""The top-k codec: the largest elements of a slice by magnitude, and where they are.
+
+Of n elements the k = ceil(fraction x n) largest are kept (of equal magnitudes the earlier ones); the others decode to
+zero (Aji and Heafield 2017). Body:
+
+* the k values in the order of their places. bits = 8: ceil(k / 4096) low bytes, as many high bytes of the scales
+  (bfloat16), then k steps (int8), as in `blocks` with B = 4096. bits = 32: the four byte planes of float32;
+* the gaps: for each kept element the number of elements left out since the one before it (or since the start), as
+  zero or more bytes 255, each worth 255, and one byte below 255.
+
+A block of 4096 values, more than int8 takes, is right here: what the dropped elements lose is far above the step,
+so the coarser scale costs next to nothing and leaves zstd more to save.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Generator, Tensor
+
+from llmos_stream.codec import planes
+from llmos_stream.codec.blocks import dequantise, noise_of, quantise
+from llmos_stream.codec.scratch import Scratch
+from llmos_stream.errors import Reason, Rejected
+
+_BLOCK = 4096
+_LEVELS = 127
+_ESCAPE = 255
+_COARSE = 1 << 15
+_COARSE_INFINITY = 0x7F80
+
+
+@dataclass(frozen=True, slots=True)
+class TopK:
+    """Keeps `fraction` (0 < fraction <= 1) of the elements, their values with 8 or 32 `bits`."""
+
+    fraction: float
+    bits: int
+    stochastic: bool
+
+    def encode(self, values: Tensor, generator: Generator | None, scratch: Scratch) -> list[Tensor]:
+        noise = noise_of(self.stochastic, generator)
+        places = _largest(values, self._kept(values.numel()), scratch)
+        kept = torch.from_numpy(values.numpy().take(places))
+        gaps = torch.from_numpy(_gaps(places))
+        if self.bits == 32:
+            return [*planes.split(kept.view(torch.int32), scratch), gaps]
+        scales, steps = quantise(kept, _LEVELS, _BLOCK, noise, scratch)
+        return [*planes.split(scales, scratch), steps.view(torch.uint8), gaps]
+
+    def decode(self, body: Tensor, out: Tensor, scratch: Scratch) -> None:
+        count = self._kept(out.numel())
+        size = self._values_size(count)
+        places = _places(body[size:].numpy(), count, out.numel())
+        kept = torch.empty(count)
+        if self.bits == 32:
+            planes.join(body[:size], kept.view(torch.int32), scratch)
+        else:
+            dequantise(body[: size - count], body[size - count : size].view(torch.int8), _BLOCK, kept, scratch)
+        out.zero_()
+        out.numpy()[places] = kept.numpy()
+
+    def bounds(self, count: int) -> tuple[int, int]:
+        kept = self._kept(count)
+        least = self._values_size(kept) + kept
+        return least, least + (count - kept) // _ESCAPE
+
+    def _kept(self, count: int) -> int:
+        return math.ceil(self.fraction * count)
+
+    def _values_size(self, kept: int) -> int:
+        return 4 * kept if self.bits == 32 else 2 * -(-kept // _BLOCK) + kept
+
+
+def _largest(values: Tensor, count: int, scratch: Scratch) -> NDArray[np.int64]:
+    """Places, ascending, of the `count` largest magnitudes. Raises ValueError for NaN and infinity."""
+    # As integers the bits of magnitudes are ordered as the magnitudes are. Counting their upper halves finds the few
+    # candidates for the threshold in a fraction of the time that a partition of all elements takes.
+    bits, coarse = (scratch.take(name, values.numel(), torch.int32) for name in ("magnitudes", "coarse"))
+    torch.bitwise_and(values.view(torch.int32), 0x7FFFFFFF, out=bits)
+    torch.bitwise_right_shift(bits, 16, out=coarse)
+    counts = torch.bincount(coarse, minlength=_COARSE).numpy()
+    if counts[_COARSE_INFINITY:].any():
+        raise ValueError("NaN and infinity have no place among the largest elements")
+    at_least = counts[::-1].cumsum()[::-1]
+    level = int(np.flatnonzero(at_least >= count)[-1])
+    magnitudes = bits.numpy()
+    candidates = magnitudes[np.flatnonzero(coarse.numpy() == level)]
+    rank = int(at_least[level]) - count
+    threshold = np.partition(candidates, rank)[rank]
+    places = np.flatnonzero(magnitudes >= threshold)
+    if excess := places.size - count:
+        ties = np.flatnonzero(magnitudes[places] == threshold)
+        places = np.delete(places, ties[-excess:])
+    return places
+
+
+def _gaps(places: NDArray[np.int64]) -> NDArray[np.uint8]:
+    escapes, rest = np.divmod(np.diff(places, prepend=-1) - 1, _ESCAPE)
+    ends = np.cumsum(escapes + 1)
+    gaps = np.full(ends[-1], _ESCAPE, np.uint8)
+    gaps[ends - 1] = rest
+    return gaps
+
+
+def _places(gaps: NDArray[np.uint8], count: int, total: int) -> NDArray[np.int64]:
+    ends = np.flatnonzero(gaps != _ESCAPE)
+    if ends.size != count or gaps[-1] == _ESCAPE:
+        raise Rejected(Reason.CORRUPT_PAYLOAD, f"the gaps name {ends.size} places, not {count}")
+    places: NDArray[np.int64] = np.cumsum(gaps, dtype=np.int64)[ends] + np.arange(count)
+    if places[-1] >= total:
+        raise Rejected(Reason.CORRUPT_PAYLOAD, f"place {places[-1]} lies beyond the {total} elements of the slice")
+    return places

@@ -1,0 +1,117 @@
+"""The bytes of bodies, before zstd (whose output varies by version), and their reading by a slow oracle."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from llmos_stream.codec import codec_for
+from llmos_stream.codec.scratch import Scratch
+from llmos_stream.types import CodecSpec
+from tests.codec.oracle import decode_slowly, largest_slowly
+from tests.codec.samples import BFLOAT16, CASES, FLOAT16, FLOAT32, SPECS, generator, int4, int8, name, normal, topk
+
+
+def _body(values: Tensor, spec: CodecSpec) -> bytes:
+    return b"".join(plane.numpy().tobytes() for plane in codec_for(spec).encode(values, generator(), Scratch()))
+
+
+GOLDEN = [
+    # 1, -2, 3.14159274 (40490fdb), -0, infinity
+    (FLOAT32, [1.0, -2.0, 3.14159274, -0.0, float("inf")], "0000db0000 00000f0000 8000490080 3fc040807f"),
+    # 3c00, c000, 4248, 8000, 7bff (saturated), 0001 (least denormal)
+    (FLOAT16, [1.0, -2.0, 3.14159274, -0.0, 1e38, 6e-8], "00004800ff01 3cc042807b00"),
+    # 3f80, c000, 4049, 8000, 7f7f (saturated)
+    (BFLOAT16, [1.0, -2.0, 3.14159274, -0.0, 3.4028235e38], "800049007f 3fc040807f"),
+    # The scale of the first block is 1 (3f80), of the second 2 (4000). 2.5 rounds to even, 3.5 as well.
+    (
+        int8(32, 0),
+        [127.0, -127.0, 0.4, -0.6, 2.5, 3.5, *[0.0] * 26, 254.0, -3.0],
+        "8000 3f40 7f8100ff0204" + "00" * 26 + "7ffe",
+    ),
+    # Scale 0.5 (3f00): steps 7, -7, 1, 0, -2; the last half byte is empty.
+    (int4(32, 0), [3.5, -3.5, 0.6, -0.2, -1.0], "00 3f 1f 89 86"),
+    # A block of zeros, and one whose scale would be below 2^-126: zeros too.
+    (int8(32, 0), [*[0.0] * 32, 1e-37], "0000 0000" + "00" * 33),
+    # Kept: places 1 and 299, the first at gap 1, the second at gap 297 = 255 + 42. Scale 1: steps -127 and 64.
+    (topk(2 / 300, 8, 0), [0.0, -127.0, *[0.1] * 297, 64.0], "80 3f 8140 01 ff2a"),
+    (topk(0.4, 32), [0.5, 1.0, 0.5, -2.0, 0.5], "0000 0000 8000 3fc0 0101"),
+    # Equal magnitudes: the earlier ones stay.
+    (topk(0.5, 32), [-1.0, 1.0, 1.0, -1.0], "0000 0000 8080 bf3f 0000"),
+]
+
+
+@pytest.mark.parametrize(("spec", "values", "expected"), GOLDEN)
+def test_golden_bytes(spec: CodecSpec, values: list[float], expected: str) -> None:
+    assert _body(torch.tensor(values), spec).hex() == expected.replace(" ", "")
+
+
+@pytest.mark.parametrize("case", [case for case, values in CASES.items() if values.numel()])
+@pytest.mark.parametrize("spec", SPECS, ids=name)
+def test_decoding_agrees_with_the_oracle(spec: CodecSpec, case: str) -> None:
+    values = CASES[case]
+    body = _body(values, spec)
+    least, most = codec_for(spec).bounds(values.numel())
+    assert least <= len(body) <= most
+    out = torch.full_like(values, 7.0)
+    codec_for(spec).decode(torch.frombuffer(bytearray(body), dtype=torch.uint8), out, Scratch())
+    assert out.tolist() == torch.tensor(decode_slowly(spec, body, values.numel())).tolist()
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=name)
+def test_nothing_of_one_slice_is_left_in_the_next(spec: CodecSpec) -> None:
+    codec = codec_for(spec)
+    used = Scratch()
+    codec.decode(torch.cat(codec.encode(normal(5000), generator(), used)), torch.empty(5000), used)
+    body = torch.cat(codec.encode(normal(333), generator(), used))
+    assert body.numpy().tobytes() == _body(normal(333), spec)
+    outs = [torch.empty(333), torch.empty(333)]
+    for out, scratch in zip(outs, (used, Scratch()), strict=True):
+        codec.decode(body, out, scratch)
+    assert torch.equal(*outs)
+
+
+@pytest.mark.parametrize("fraction", [1e-9, 0.001, 0.1, 0.5, 0.999, 1.0])
+@pytest.mark.parametrize("case", ["normal", "zeros", "all equal", "denormal", "huge", "scalar", "all magnitudes"])
+def test_topk_keeps_the_largest(case: str, fraction: float) -> None:
+    values = CASES[case]
+    kept = -(-round(fraction * 10**9) * values.numel() // 10**9)
+    out = torch.empty_like(values)
+    spec = topk(fraction, 32)
+    codec_for(spec).decode(torch.frombuffer(bytearray(_body(values, spec)), dtype=torch.uint8), out, Scratch())
+    places = largest_slowly(values.tolist(), kept)
+    assert torch.equal(out[places], values[places])
+    others = torch.ones(values.numel(), dtype=torch.bool)
+    others[places] = False
+    assert not out[others].any()
+
+
+def test_topk_with_the_longest_gaps_is_within_bounds() -> None:
+    values = torch.zeros(100_000)
+    values[-1] = 1.0
+    body = _body(values, topk(1e-9))
+    assert len(body) == codec_for(topk(1e-9)).bounds(100_000)[1] == 3 + 1 + 99_999 // 255
+
+
+@pytest.mark.parametrize("spec", [int8(), int4(), topk(0.1, 8, 1)], ids=name)
+def test_stochastic_rounding_needs_a_generator(spec: CodecSpec) -> None:
+    with pytest.raises(ValueError, match="Generator"):
+        codec_for(spec).encode(normal(10), None, Scratch())
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("spec", [int8(), int4(), topk(0.01), topk(1.0, 32)], ids=name)
+def test_what_is_not_finite_has_no_place(spec: CodecSpec, bad: float) -> None:
+    values = normal(1000)
+    values[700] = bad
+    with pytest.raises(ValueError, match="NaN and infinity"):
+        codec_for(spec).encode(values, generator(), Scratch())
+
+
+@pytest.mark.parametrize("spec", [FLOAT32, FLOAT16, BFLOAT16], ids=name)
+def test_floating_codecs_pass_on_what_is_not_finite(spec: CodecSpec) -> None:
+    values = torch.tensor([1.0, float("nan"), float("inf"), -float("inf"), 1e38])
+    out = torch.empty_like(values)
+    codec_for(spec).decode(torch.frombuffer(bytearray(_body(values, spec)), dtype=torch.uint8), out, Scratch())
+    assert out[1].isnan()
+    assert out[2:4].tolist() == [float("inf"), -float("inf")]
+    assert out[[0, 4]].isfinite().all()

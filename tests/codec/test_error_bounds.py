@@ -1,0 +1,101 @@
+"""What each codec may lose, as its module promises, on the hard cases; and that stochastic rounding is fair."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from llmos_stream.codec import decode, encode
+from llmos_stream.types import CodecId, CodecSpec
+from tests.codec.samples import BFLOAT16, CASES, FLOAT16, FLOAT32, SPECS, generator, int4, int8, name, topk
+
+SLACK = 1 + 1e-5
+"""Room for the float32 arithmetic of quantising itself."""
+
+
+def _round_trip(flat: Tensor, spec: CodecSpec, seed: int = 0) -> Tensor:
+    return decode(list(encode(flat, spec, generator=generator(seed))), spec, flat.numel())
+
+
+def _scales(flat: Tensor, levels: int, block: int) -> Tensor:
+    """An upper bound of each element's scale, or of the whole error of a block whose scale is 0."""
+    blocks = functional.pad(flat.abs().double(), (0, -flat.numel() % block)).view(-1, block)
+    scales = blocks.amax(1) / levels
+    bound = torch.where(scales < 2.0**-126, 2.0**-126 * levels, scales * (1 + 2.0**-7))
+    return bound.repeat_interleave(block)[: flat.numel()]
+
+
+def _bound(flat: Tensor, spec: CodecSpec) -> Tensor:
+    size = flat.abs().double()
+    match CodecId(spec.id):
+        case CodecId.FLOAT32:
+            return torch.zeros_like(size)
+        case CodecId.FLOAT16:
+            return torch.where(size <= 65504, (size * 2**-11).clamp(min=2.0**-25), size - 65504)
+        case CodecId.BFLOAT16:
+            return (size * 2**-8).clamp(min=2.0**-134)
+        case CodecId.INT8 | CodecId.INT4 as id:
+            scales = _scales(flat, 127 if id is CodecId.INT8 else 7, int(spec.params["block"]))
+            return scales * SLACK * (1 if spec.params["stochastic"] or scales.amin() < 2.0**-118 else 0.5)
+        case CodecId.TOPK:
+            kept = math.ceil(spec.params["fraction"] * flat.numel())
+            threshold = size.sort(descending=True).values[kept - 1]
+            step = 0.0 if spec.params["bits"] == 32 else float(_scales(flat, 127, flat.numel()).amax()) * SLACK
+            return torch.where(size > threshold, step, size.clamp(min=step))
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("spec", SPECS, ids=name)
+def test_error_is_within_the_bound(spec: CodecSpec, case: str) -> None:
+    flat = CASES[case]
+    back = _round_trip(flat, spec)
+    assert back.isfinite().all()
+    if not flat.numel():
+        assert back.numel() == 0
+        return
+    error = (back.double() - flat.double()).abs()
+    excess = error - _bound(flat, spec)
+    assert excess.amax() <= 0, f"element {int(excess.argmax())}: {flat[excess.argmax()]} -> {back[excess.argmax()]}"
+
+
+def test_float32_keeps_every_bit() -> None:
+    flat = torch.cat([CASES["negative zeros"], CASES["denormal"], torch.tensor([float("nan"), float("inf")])])
+    assert torch.equal(_round_trip(flat, FLOAT32).view(torch.int32), flat.view(torch.int32))
+
+
+def test_bfloat16_keeps_what_was_bfloat16() -> None:
+    assert torch.equal(_round_trip(CASES["bfloat16 origin"], BFLOAT16), CASES["bfloat16 origin"])
+
+
+def test_float16_saturates() -> None:
+    assert _round_trip(torch.tensor([1e38, -1e38, 65519.0]), FLOAT16).tolist() == [65504.0, -65504.0, 65504.0]
+
+
+@pytest.mark.parametrize("spec", [int8(), int4(), int8(32, 0), topk()], ids=name)
+def test_zeros_stay_zeros(spec: CodecSpec) -> None:
+    flat = torch.cat([torch.zeros(999), torch.ones(1)])
+    assert not _round_trip(flat, spec)[:-1].any()
+
+
+@pytest.mark.parametrize(("spec", "levels"), [(int8(), 127), (int4(), 7), (topk(1.0, 8, 1), 127)])
+@pytest.mark.parametrize("fraction", [0.03, 0.25, 0.5, 0.8])
+def test_stochastic_rounding_is_unbiased(spec: CodecSpec, levels: int, fraction: float) -> None:
+    # The scale is 1 in every block, so the elements lie `fraction` above a whole step.
+    step = 3 + fraction
+    flat = torch.full((1 << 18,), step)
+    flat[1::2] = -step
+    flat[::256] = levels
+    back = _round_trip(flat, spec).double() - flat.double()
+    for sign in (slice(2, None, 2), slice(1, None, 2)):
+        errors = back[sign][flat[sign].abs() < levels]
+        spread = math.sqrt(fraction * (1 - fraction))
+        assert abs(errors.mean()) < 5 * spread / math.sqrt(errors.numel()) + 2.0**-17
+        assert errors.std() == pytest.approx(spread, rel=0.02)
+
+
+def test_nearest_rounding_is_not_random() -> None:
+    flat = CASES["normal"]
+    assert torch.equal(_round_trip(flat, int8(256, 0), seed=1), _round_trip(flat, int8(256, 0), seed=2))
+    assert not torch.equal(_round_trip(flat, int8(), seed=1), _round_trip(flat, int8(), seed=2))

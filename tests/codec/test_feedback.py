@@ -1,0 +1,159 @@
+import pytest
+import torch
+
+from llmos_stream.codec import ErrorFeedback, decode, encode
+from llmos_stream.errors import StateError
+from llmos_stream.types import CodecSpec
+from tests.codec.samples import FLOAT32, SPECS, generator, int4, int8, name, normal, topk
+
+NUMEL = 5000
+
+
+def _residual(feedback: ErrorFeedback) -> torch.Tensor:
+    return torch.zeros(NUMEL) if feedback.residual is None else feedback.residual.clone()
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=name)
+def test_sum_of_what_was_sent_is_the_sum_of_the_deltas_less_the_last_residual(spec: CodecSpec) -> None:
+    feedback = ErrorFeedback(NUMEL)
+    noise = generator()
+    sent = torch.zeros(NUMEL, dtype=torch.float64)
+    deltas = torch.zeros(NUMEL, dtype=torch.float64)
+    for round_number in range(20):
+        delta = normal(NUMEL, round_number)
+        parts = feedback.encode(delta, spec, generator=noise)
+        feedback.commit()
+        sent += decode(parts, spec, NUMEL)
+        deltas += delta
+    # Only twenty float32 additions of numbers up to some tens stand between the two.
+    assert torch.allclose(sent + _residual(feedback), deltas, rtol=0, atol=5e-5)
+
+
+def test_small_elements_are_sent_in_the_end() -> None:
+    delta = torch.cat([torch.full((90,), 0.1), torch.full((10,), 1.0)])
+    feedback = ErrorFeedback(100)
+    once = decode(list(encode(delta, topk())), topk(), 100)
+    assert not once[:90].any()
+    total = torch.zeros(100)
+    for _ in range(200):
+        total += decode(feedback.encode(delta, topk()), topk(), 100)
+        feedback.commit()
+    assert (total[:90] / (200 * 0.1) > 0.8).all()
+
+
+def test_the_first_update_is_the_delta_alone() -> None:
+    delta = normal(NUMEL)
+    assert ErrorFeedback(NUMEL).encode(delta, int8(), generator=generator()) == list(
+        encode(delta, int8(), generator=generator())
+    )
+
+
+def test_the_delta_is_not_changed() -> None:
+    delta = normal(NUMEL)
+    feedback = ErrorFeedback(NUMEL)
+    for _ in range(2):
+        feedback.encode(delta, int4(), generator=generator())
+        feedback.commit()
+    assert torch.equal(delta, normal(NUMEL))
+
+
+def test_the_residual_changes_at_commit_and_not_before() -> None:
+    feedback = ErrorFeedback(NUMEL)
+    flat = normal(NUMEL)
+    parts = feedback.encode(flat, int4(), generator=generator())
+    assert _residual(feedback).tolist() == [0.0] * NUMEL
+    feedback.commit()
+    kept = _residual(feedback)
+    assert torch.equal(kept, flat - decode(parts, int4(), NUMEL))
+    feedback.encode(normal(NUMEL, 1), int4(), generator=generator())
+    assert torch.equal(_residual(feedback), kept)
+    feedback.commit()
+    assert not torch.equal(_residual(feedback), kept)
+
+
+def test_rollback_keeps_the_old_residual() -> None:
+    feedback = ErrorFeedback(NUMEL)
+    feedback.encode(normal(NUMEL), int4(), generator=generator())
+    feedback.commit()
+    parts = feedback.encode(normal(NUMEL, 1), int4(), generator=generator(1))
+    feedback.rollback()
+    assert feedback.encode(normal(NUMEL, 1), int4(), generator=generator(1)) == parts
+
+
+def test_an_update_is_settled_before_the_next() -> None:
+    feedback = ErrorFeedback(NUMEL)
+    with pytest.raises(ValueError, match="no encoded update"):
+        feedback.commit()
+    feedback.rollback()
+    feedback.encode(normal(NUMEL), FLOAT32)
+    with pytest.raises(ValueError, match="commit or roll back"):
+        feedback.encode(normal(NUMEL), FLOAT32)
+    feedback.commit()
+    with pytest.raises(ValueError, match="no encoded update"):
+        feedback.commit()
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("spec", SPECS, ids=name)
+def test_a_delta_that_is_not_finite_changes_nothing(spec: CodecSpec, bad: float) -> None:
+    feedback = ErrorFeedback(NUMEL)
+    feedback.encode(normal(NUMEL), int4(), generator=generator())
+    feedback.commit()
+    before = feedback.residual
+    delta = normal(NUMEL)
+    delta[17] = bad
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        feedback.encode(delta, spec, generator=generator())
+    assert feedback.residual is before
+    feedback.encode(normal(NUMEL), spec, generator=generator())
+
+
+def test_a_delta_of_another_length_is_refused() -> None:
+    with pytest.raises(ValueError, match="flat vector"):
+        ErrorFeedback(NUMEL).encode(normal(NUMEL + 1), FLOAT32)
+
+
+def test_a_stored_residual_goes_on_where_it_was() -> None:
+    first = ErrorFeedback(NUMEL)
+    first.encode(normal(NUMEL), int4(), generator=generator())
+    first.commit()
+    assert first.residual is not None
+    second = ErrorFeedback(NUMEL)
+    second.residual = first.residual.clone()
+    delta = normal(NUMEL, 1)
+    parts = [feedback.encode(delta, int4(), generator=generator(1)) for feedback in (first, second)]
+    assert parts[0] == parts[1]
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        torch.zeros(NUMEL + 1),
+        torch.zeros(0),
+        torch.zeros(NUMEL, dtype=torch.float64),
+        torch.zeros(NUMEL, 1),
+        torch.full((NUMEL,), float("nan")),
+        torch.full((NUMEL,), -float("inf")),
+    ],
+)
+def test_a_residual_of_another_model_is_a_state_error(stored: torch.Tensor) -> None:
+    feedback = ErrorFeedback(NUMEL)
+    with pytest.raises(StateError, match="residual"):
+        feedback.residual = stored
+    assert feedback.residual is None
+
+
+def test_setting_a_residual_drops_what_was_pending() -> None:
+    feedback = ErrorFeedback(NUMEL)
+    feedback.encode(normal(NUMEL), int4(), generator=generator())
+    feedback.residual = None
+    with pytest.raises(ValueError, match="no encoded update"):
+        feedback.commit()
+
+
+def test_an_empty_model_has_an_empty_residual() -> None:
+    feedback = ErrorFeedback(0)
+    assert feedback.encode(torch.zeros(0), int8(), generator=generator()) == []
+    feedback.commit()
+    assert feedback.residual is not None
+    assert feedback.residual.numel() == 0
