@@ -1,0 +1,52 @@
+"""Records to bytes and back. `frame` and `chunks` open with the specification of what is on the wire."""
+
+from llmos_stream.wire.assembler import Assembler
+from llmos_stream.wire.chunks import (
+    CHUNK_OVERHEAD,
+    MESSAGE_ID_BYTES,
+    Chunk,
+    message_id,
+    read_chunk,
+    record_size_bound,
+    split,
+)
+from llmos_stream.wire.describe import describe
+from llmos_stream.wire.events import dump_event, load_event
+from llmos_stream.wire.frame import (
+    FORMAT_VERSION,
+    MAX_PRELUDE_BYTES,
+    MAX_SIGNATURE_BYTES,
+    FrameKind,
+    Prelude,
+    pack_prelude,
+    prelude_needs,
+    unpack_prelude,
+)
+from llmos_stream.wire.outcomes import Message, Outcome, Refusal
+from llmos_stream.wire.pending import RECORD_COST
+
+__all__ = [
+    "CHUNK_OVERHEAD",
+    "FORMAT_VERSION",
+    "MAX_PRELUDE_BYTES",
+    "MAX_SIGNATURE_BYTES",
+    "MESSAGE_ID_BYTES",
+    "RECORD_COST",
+    "Assembler",
+    "Chunk",
+    "FrameKind",
+    "Message",
+    "Outcome",
+    "Prelude",
+    "Refusal",
+    "describe",
+    "dump_event",
+    "load_event",
+    "message_id",
+    "pack_prelude",
+    "prelude_needs",
+    "read_chunk",
+    "record_size_bound",
+    "split",
+    "unpack_prelude",
+]

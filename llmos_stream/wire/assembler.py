@@ -1,0 +1,147 @@
+"""Chunks back into messages, as a pure state machine: records in, outcomes out, no clock of its own.
+
+A message is known by its partition and message id. What it claims (count, sizes) is only ever
+compared, never allocated: memory holds the records that really came, up to a limit.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable
+
+from llmos_stream.errors import Reason, Rejected
+from llmos_stream.types import Head, Part
+from llmos_stream.wire.chunks import Chunk, read_chunk
+from llmos_stream.wire.outcomes import Message, Outcome, Refusal
+from llmos_stream.wire.pending import HEAD_BYTES_KEPT, Pending
+
+_SETTLED_KEPT = 16384
+
+_Stream = tuple[int, bytes]
+
+
+class Assembler:
+    """Puts the messages of one topic together again, many at a time.
+
+    `admit` is called with each head as soon as it is there and raises Rejected to refuse the message
+    before its payload is kept. At most `max_pending_bytes` (of chunks, with RECORD_COST for each) and
+    `max_pending_messages` are held between two calls; past that, the longest idle message goes.
+    Times are seconds of any clock that does not run backwards.
+    """
+
+    def __init__(
+        self,
+        admit: Callable[[Head], None],
+        max_pending_bytes: int,
+        max_pending_messages: int = 4096,
+        max_idle_seconds: float = 60.0,
+    ) -> None:
+        if max_pending_bytes < 1 or max_pending_messages < 1 or max_idle_seconds <= 0:
+            raise ValueError("the limits of an Assembler are above 0")
+        self._admit = admit
+        self._max_bytes = max_pending_bytes
+        self._max_messages = max_pending_messages
+        self._max_idle = max_idle_seconds
+        self._pending: OrderedDict[_Stream, Pending] = OrderedDict()  # longest idle first
+        self._settled: OrderedDict[_Stream, None] = OrderedDict()  # no longer pending: later chunks are passed over
+        self._bytes = 0
+
+    @property
+    def pending_messages(self) -> int:
+        """Messages begun and not finished."""
+        return len(self._pending)
+
+    @property
+    def pending_bytes(self) -> int:
+        """What they hold, as counted against `max_pending_bytes`."""
+        return self._bytes
+
+    def low_water(self, partition: int) -> int | None:
+        """The first offset of the oldest pending message there: nothing from it on may be committed.
+
+        None where nothing is pending. Costs a look at each pending message.
+        """
+        return min((item.first_offset for item in self._pending.values() if item.partition == partition), default=None)
+
+    def push(self, value: Part, *, key: bytes | None, partition: int, offset: int, now: float) -> list[Outcome]:
+        """Take the next record of a partition. Never raises for what the record holds.
+
+        * Index 0 begins a message; where one is in progress or settled, it begins it anew (a resend).
+        * An index already seen is passed over, and so is what is left of a message that was refused.
+        * A gap refuses the message as MISSING_CHUNK; so does, once, a chunk whose message never began.
+        * A count that changes, or more bytes or chunks than the head's payload has, is MALFORMED; too
+          few bytes when all chunks are there is TRUNCATED.
+        * A message larger than `max_pending_bytes` is TOO_LARGE. The head's own reasons are those of
+          `unpack_prelude`, and what `admit` raised stands as it is.
+        """
+        try:
+            chunk = read_chunk(value)
+        except Rejected as error:
+            start = bytes(value[:HEAD_BYTES_KEPT])
+            return [Refusal(error.reason, error.detail, None, start, key, partition, offset)]
+        outcome = self._take(chunk, key, partition, offset, now)
+        outcomes = [] if outcome is None else [outcome]
+        while self._bytes > self._max_bytes or len(self._pending) > self._max_messages:
+            outcomes.append(self._drop_longest_idle("given up to make room"))
+        return outcomes
+
+    def expire(self, now: float) -> list[Outcome]:
+        """Refuse as INCOMPLETE what has been idle for too long. Push what has already been read first."""
+        outcomes: list[Outcome] = []
+        while self._pending and now - next(iter(self._pending.values())).touched >= self._max_idle:
+            outcomes.append(self._drop_longest_idle(f"then none for {self._max_idle:g} s"))
+        return outcomes
+
+    def forget(self, partition: int) -> None:
+        """Drop what is known of a partition, without outcomes: it will be read anew, here or elsewhere."""
+        for stream in [stream for stream in self._pending if stream[0] == partition]:
+            self._remove(stream)
+        for stream in [stream for stream in self._settled if stream[0] == partition]:
+            del self._settled[stream]
+
+    def _take(self, chunk: Chunk, key: bytes | None, partition: int, offset: int, now: float) -> Outcome | None:
+        stream = (partition, chunk.message_id)
+        if chunk.index == 0:
+            self._remove(stream)
+            self._pending[stream] = Pending(key, partition, offset, chunk.count, now)
+        pending = self._pending.get(stream)
+        if pending is None:
+            if stream in self._settled:
+                return None
+            self._settle(stream)
+            detail = f"chunk {chunk.index} of {chunk.count} came without the beginning of its message"
+            return Refusal(Reason.MISSING_CHUNK, detail, None, b"", key, partition, offset)
+        try:
+            return self._append(stream, pending, chunk, offset, now)
+        except Rejected as error:
+            self._remove(stream)
+            self._settle(stream)
+            return pending.refusal(error.reason, error.detail)
+
+    def _append(self, stream: _Stream, pending: Pending, chunk: Chunk, offset: int, now: float) -> Message | None:
+        before = pending.held
+        if not pending.append(chunk, now):
+            return None
+        self._bytes += pending.held - before
+        self._pending.move_to_end(stream)
+        if not pending.is_whole(self._admit, self._max_bytes):
+            return None
+        self._remove(stream)
+        if pending.count > 1:  # a message of one chunk has no later ones to pass over
+            self._settle(stream)
+        return pending.message(offset)
+
+    def _drop_longest_idle(self, detail: str) -> Refusal:
+        stream, pending = next(iter(self._pending.items()))
+        self._remove(stream)
+        self._settle(stream)
+        return pending.refusal(Reason.INCOMPLETE, f"{len(pending.parts)} of {pending.count} chunks came, {detail}")
+
+    def _remove(self, stream: _Stream) -> None:
+        pending = self._pending.pop(stream, None)
+        if pending is not None:
+            self._bytes -= pending.held
+
+    def _settle(self, stream: _Stream) -> None:
+        self._settled[stream] = None
+        self._settled.move_to_end(stream)
+        if len(self._settled) > _SETTLED_KEPT:
+            self._settled.popitem(last=False)

@@ -1,0 +1,100 @@
+"""A head as plain data for people: what `inspect` shows and what a quarantine entry holds."""
+
+import math
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+
+from llmos_stream.types import CodecId, Contribution, Head, Number, TensorSpec, UpdateHead, VersionHead
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def describe(head: Head, *, signature: bytes | None = None, full: bool = True) -> dict[str, object]:
+    """Everything the head says, JSON-able: digests in hex, codecs by name, numbers that are not finite as strings.
+
+    `full=False` counts contributions and tensors in place of listing them and leaves `rule` and
+    `build` out, which keeps the result small whatever the head.
+    """
+    found = _update(head) if isinstance(head, UpdateHead) else _version(head, full)
+    return {
+        **found,
+        "layout_digest": head.layout_digest.hex(),
+        "codec": _codec_name(head.codec.id),
+        "codec_params": _numbers(head.codec.params),
+        "payload_size": head.payload_size,
+        "payload_digest": head.payload_digest.hex(),
+        "signature": None if signature is None else f"{signature.hex()} (not verified)",
+    }
+
+
+def _update(head: UpdateHead) -> dict[str, object]:
+    return {
+        "kind": "update",
+        "client_id": head.client_id,
+        "sequence": head.sequence,
+        "base_version": head.base_version,
+        "num_examples": head.num_examples,
+        "metrics": _numbers(head.metrics),
+    }
+
+
+def _version(head: VersionHead, full: bool) -> dict[str, object]:
+    found: dict[str, object] = {
+        "kind": f"{head.kind} version",
+        "number": head.number,
+        "parent": head.parent,
+        "weights_digest": head.weights_digest.hex(),
+        "time": (_EPOCH + timedelta(milliseconds=head.time_ms)).isoformat(timespec="milliseconds"),
+    }
+    if not full:
+        return found | {
+            "contributions": len(head.manifest),
+            "tensors": None if head.tensors is None else len(head.tensors),
+        }
+    return found | {
+        "manifest": [_contribution(item) for item in head.manifest],
+        "tensors": None if head.tensors is None else [_tensor(item) for item in head.tensors],
+        "rule": _plain(head.rule),
+        "build": dict(head.build),
+    }
+
+
+def _contribution(item: Contribution) -> dict[str, object]:
+    return {
+        "client_id": item.client_id,
+        "sequence": item.sequence,
+        "partition": item.partition,
+        "offset": item.offset,
+        "num_examples": item.num_examples,
+        "staleness": item.staleness,
+        "weight": _number(item.weight),
+        "clip": _number(item.clip),
+        "payload_digest": item.payload_digest.hex(),
+    }
+
+
+def _tensor(item: TensorSpec) -> dict[str, object]:
+    return {"name": item.name, "shape": list(item.shape), "dtype": item.dtype}
+
+
+def _codec_name(codec: int) -> str:
+    try:
+        return CodecId(codec).name.lower()
+    except ValueError:
+        return f"unknown ({codec})"
+
+
+def _numbers(values: Mapping[str, Number]) -> dict[str, Number | str]:
+    return {name: _number(value) for name, value in values.items()}
+
+
+def _number(value: Number) -> Number | str:
+    return value if math.isfinite(value) else str(value)
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    return value

@@ -1,0 +1,45 @@
+"""What becomes of the records that are read: a message, or a refusal."""
+
+from dataclasses import dataclass
+
+from llmos_stream.errors import Reason
+from llmos_stream.types import Head
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A whole message. `parts` are views of its records, the payload alone: they add up to `head.payload_size`.
+
+    `prelude_size` is the bytes of the prelude on the wire. Offsets are of its first and last record.
+    """
+
+    head: Head
+    signature: bytes | None
+    prelude_size: int
+    parts: list[memoryview]
+    partition: int
+    first_offset: int
+    last_offset: int
+    key: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A message that was refused, or a record that belongs to none.
+
+    `offset` is that of the message's first record, or of the record itself where the message's
+    beginning was never seen. `head_bytes` is how the message begins (the record, where it is no chunk),
+    at most 1024 bytes. It is empty where a chunk came without the beginning of its message, which is
+    also what a reader sees that starts in the middle of the log.
+    """
+
+    reason: Reason
+    detail: str
+    head: Head | None
+    head_bytes: bytes
+    key: bytes | None
+    partition: int
+    offset: int
+
+
+Outcome = Message | Refusal
