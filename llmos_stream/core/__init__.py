@@ -1,0 +1,38 @@
+"""Aggregation as pure functions: updates in, versions out. No clock, no I/O, no global random state."""
+
+from llmos_stream.core.dedup import Sequences, SequenceWindow
+from llmos_stream.core.effects import Duplicate, Effect, Folded, NewVersion, Refused
+from llmos_stream.core.staleness import discount, staleness_of
+from llmos_stream.core.state import Snapshot, State, snapshot_of, start
+from llmos_stream.core.step import next_deadline, screen, step, tick
+from llmos_stream.core.stopping import Stop, StopRule
+from llmos_stream.core.strategy import Strategy, make_strategy
+from llmos_stream.core.validate import Update, check_delta, check_head, clip_factor
+
+__all__ = [
+    "Duplicate",
+    "Effect",
+    "Folded",
+    "NewVersion",
+    "Refused",
+    "SequenceWindow",
+    "Sequences",
+    "Snapshot",
+    "State",
+    "Stop",
+    "StopRule",
+    "Strategy",
+    "Update",
+    "check_delta",
+    "check_head",
+    "clip_factor",
+    "discount",
+    "make_strategy",
+    "next_deadline",
+    "screen",
+    "snapshot_of",
+    "staleness_of",
+    "start",
+    "step",
+    "tick",
+]

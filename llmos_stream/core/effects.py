@@ -1,0 +1,54 @@
+"""What a step of the aggregation asks the outside world to do. Plain records, in the order they happened."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from llmos_stream.errors import Reason
+from llmos_stream.types import Contribution
+
+
+@dataclass(frozen=True, slots=True)
+class Folded:
+    """An update was taken into the buffer. Its offset is committed with the version it becomes part of."""
+
+    contribution: Contribution
+
+
+@dataclass(frozen=True, slots=True)
+class Duplicate:
+    """An update with this identity was folded before; this one is dropped."""
+
+    client_id: str
+    sequence: int
+    partition: int
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """An update must not be folded. It goes to quarantine."""
+
+    reason: Reason
+    detail: str
+    client_id: str
+    sequence: int
+    partition: int
+    offset: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class NewVersion:
+    """A version to publish.
+
+    `weights` is a flat vector that no later step writes to, so it can be encoded and sent while the
+    aggregation goes on. The receiver must not write to it either: the state reads it.
+    """
+
+    number: int
+    parent: int
+    weights: Tensor
+    manifest: tuple[Contribution, ...]
+
+
+Effect = Folded | Duplicate | Refused | NewVersion

@@ -1,0 +1,142 @@
+"""Server optimisers: how the pseudo-gradient Delta moves the global weights x.
+
+Adagrad, Yogi and Adam are Algorithm 2 of Reddi et al. 2021, "Adaptive Federated Optimization", with
+its tau called epsilon here. Delta points downhill, so it is added, and there is no bias correction:
+
+    m = beta1 m + (1 - beta1) Delta                         m = 0 at first
+    Adagrad: v = v + Delta^2                                v = epsilon^2 at first
+    Yogi:    v = v - (1 - beta2) Delta^2 sign(v - Delta^2)
+    Adam:    v = beta2 v + (1 - beta2) Delta^2
+    x = x + lr m / (sqrt(v) + epsilon)
+
+SGD with momentum is FedAvgM (Hsu et al. 2019): `m = momentum m + Delta; x = x + lr m`.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from llmos_stream.config import ServerOptimizerSettings
+from llmos_stream.core.flat import blocks, require_flat, scratch
+from llmos_stream.errors import ConfigError, StateError
+
+
+class ServerOptimizer(ABC):
+    """One rule with its moments, each a flat vector as long as the weights."""
+
+    def __init__(self, settings: ServerOptimizerSettings) -> None:
+        _require_float32("lr", "it", settings.lr)
+        self.lr = settings.lr
+        self._tensors: dict[str, Tensor] = {}
+
+    @abstractmethod
+    def apply(self, weights: Tensor, delta: Tensor) -> Tensor:
+        """The new weights, written over `delta`, which is theirs from now on. `weights` are only read."""
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """The moments by name: the live tensors, which the next `apply` overwrites."""
+        return dict(self._tensors)
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Copy in the moments that `state_tensors` gave. Raises StateError if they are of another rule or model."""
+        if tensors.keys() != self._tensors.keys():
+            raise StateError(f"server optimiser needs {sorted(self._tensors)}, the snapshot has {sorted(tensors)}")
+        try:
+            for name, tensor in tensors.items():
+                require_flat(tensor, self._tensors[name].numel())
+        except ValueError as error:
+            raise StateError(f"server optimiser's moments: {error}") from None
+        for name, tensor in tensors.items():
+            self._tensors[name].copy_(tensor)
+
+
+class Sgd(ServerOptimizer):
+    """`x = x + lr Delta`, or with the moving sum of Delta where momentum is set."""
+
+    def __init__(self, settings: ServerOptimizerSettings, numel: int) -> None:
+        super().__init__(settings)
+        self.momentum = settings.momentum
+        if self.momentum:
+            self._tensors["momentum"] = _zeros(numel)
+
+    def apply(self, weights: Tensor, delta: Tensor) -> Tensor:
+        if not self.momentum:
+            return (delta if self.lr == 1.0 else delta.mul_(self.lr)).add_(weights)
+        for x, d, m in blocks(weights, delta, self._tensors["momentum"]):
+            m.mul_(self.momentum).add_(d)
+            torch.mul(m, self.lr, out=d).add_(x)
+        return delta
+
+
+class _Adaptive(ServerOptimizer):
+    """What Adagrad, Yogi and Adam share; they differ in the second moment."""
+
+    def __init__(self, settings: ServerOptimizerSettings, numel: int) -> None:
+        super().__init__(settings)
+        self.beta1, self.beta2, self.epsilon = settings.beta1, settings.beta2, settings.epsilon
+        _require_float32("epsilon", "its square", self.epsilon * self.epsilon)
+        self._tensors = {"first_moment": _zeros(numel), "second_moment": _zeros(numel).add_(self.epsilon**2)}
+
+    def apply(self, weights: Tensor, delta: Tensor) -> Tensor:
+        room, more = scratch(delta), scratch(delta)
+        for x, d, m, v in blocks(weights, delta, self._tensors["first_moment"], self._tensors["second_moment"]):
+            a, b = room[: d.numel()], more[: d.numel()]
+            m.mul_(self.beta1).add_(torch.mul(d, 1.0 - self.beta1, out=a))
+            self._second_moment(v, torch.mul(d, d, out=a), b)
+            torch.sqrt(v, out=a).add_(self.epsilon)
+            torch.div(m, a, out=d).mul_(self.lr).add_(x)
+        return delta
+
+    @abstractmethod
+    def _second_moment(self, v: Tensor, square: Tensor, room: Tensor) -> None:
+        """Update `v` in place; `square` (Delta^2) and `room` may be overwritten."""
+
+
+class Adagrad(_Adaptive):
+    """The second moment is the sum of all squares."""
+
+    def _second_moment(self, v: Tensor, square: Tensor, room: Tensor) -> None:
+        v.add_(square)
+
+
+class Yogi(_Adaptive):
+    """The second moment moves towards the square by a step that depends on the square alone."""
+
+    def _second_moment(self, v: Tensor, square: Tensor, room: Tensor) -> None:
+        torch.sub(v, square, out=room).sign_()
+        v.sub_(square.mul_(1.0 - self.beta2).mul_(room))
+
+
+class Adam(_Adaptive):
+    """The second moment is a moving average of squares."""
+
+    def _second_moment(self, v: Tensor, square: Tensor, room: Tensor) -> None:
+        v.mul_(self.beta2).add_(square.mul_(1.0 - self.beta2))
+
+
+_RULES: dict[str, type[Sgd] | type[Adagrad] | type[Yogi] | type[Adam]] = {
+    "sgd": Sgd,
+    "adagrad": Adagrad,
+    "yogi": Yogi,
+    "adam": Adam,
+}
+
+
+def make_optimizer(settings: ServerOptimizerSettings, numel: int) -> ServerOptimizer:
+    """The optimiser that `settings.name` names, with fresh moments for `numel` weights.
+
+    Raises ConfigError for an `lr` or a squared `epsilon` outside float32.
+    """
+    return _RULES[settings.name](settings, numel)
+
+
+def _zeros(numel: int) -> Tensor:
+    return torch.zeros(numel, dtype=torch.float32, device="cpu")
+
+
+def _require_float32(name: str, what: str, value: float) -> None:
+    limits = torch.finfo(torch.float32)
+    if not limits.tiny <= value <= limits.max:
+        raise ConfigError(f"server_optimizer.{name}: {what} is {value:.3g}, which float32 cannot hold")

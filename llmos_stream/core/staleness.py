@@ -1,0 +1,40 @@
+"""How old an update is, and what that costs it.
+
+Staleness of an update folded while the global version is `v`: `tau = v - base_version`, where
+`base_version` is what the update itself names. The discounts s(tau) are those of Xie et al. 2019,
+"Asynchronous Federated Optimization", section 5.2; the polynomial with a = 0.5 is the one of Nguyen
+et al. 2022, "Federated Learning with Buffered Asynchronous Aggregation": 1 / sqrt(1 + tau).
+"""
+
+from llmos_stream.config import StalenessSettings
+from llmos_stream.errors import Reason, Rejected
+
+
+def discount(tau: int, settings: StalenessSettings) -> float:
+    """s(tau), from 0 to 1, never rising with `tau`, and 1.0 for `tau` 0.
+
+    constant: `1`; polynomial: `(1 + tau)^-a`; hinge: `1` if `tau <= b`, else `1 / (a (tau - b) + 1)`.
+    Raises ValueError for a negative `tau`.
+    """
+    if tau < 0:
+        raise ValueError(f"staleness cannot be negative: {tau}")
+    match settings.kind:
+        case "constant":
+            return 1.0
+        case "polynomial":
+            return float((1.0 + tau) ** -settings.a)
+        case "hinge":
+            return 1.0 if tau <= settings.b else 1.0 / (settings.a * (tau - settings.b) + 1.0)
+
+
+def staleness_of(base_version: int, version: int, settings: StalenessSettings) -> int:
+    """Versions between `base_version` and the global `version`: tau, at most `settings.maximum`.
+
+    Raises Rejected: UNKNOWN_BASE_VERSION for a base that does not exist (yet), TOO_STALE above the maximum.
+    """
+    if not 0 <= base_version <= version:
+        raise Rejected(Reason.UNKNOWN_BASE_VERSION, f"base version {base_version} at global version {version}")
+    tau = version - base_version
+    if tau > settings.maximum:
+        raise Rejected(Reason.TOO_STALE, f"staleness {tau} is above staleness.maximum ({settings.maximum})")
+    return tau

@@ -1,0 +1,96 @@
+"""The aggregation as a transition function: state, update and time in, state and effects out.
+
+The result depends on nothing else: the same updates in the same order give the same bytes, whatever
+the number of threads. An update is validated completely before anything changes, so that a refused
+one or a duplicate leaves the state bit for bit as it was. The state given is consumed (see `state.State`).
+"""
+
+from llmos_stream.core.effects import Duplicate, Effect, Folded, NewVersion, Refused
+from llmos_stream.core.state import State
+from llmos_stream.core.validate import Update, check_delta, check_head, clip_factor
+from llmos_stream.errors import Rejected
+from llmos_stream.types import Contribution, UpdateHead
+
+
+def screen(state: State, head: UpdateHead, partition: int, offset: int) -> Duplicate | Refused | None:
+    """What `step` would do about this head, before its payload is decoded; None if it needs the payload to tell.
+
+    Changes nothing. `step` decides again: the version may be another one by then.
+    """
+    if state.sequences.seen(head.client_id, head.sequence):
+        return Duplicate(head.client_id, head.sequence, partition, offset)
+    try:
+        _staleness(state, head)
+    except Rejected as rejected:
+        return Refused(rejected.reason, rejected.detail, head.client_id, head.sequence, partition, offset)
+    return None
+
+
+def step(state: State, update: Update, now: float) -> tuple[State, tuple[Effect, ...]]:
+    """Fold one update at time `now` (seconds, of any clock that does not go back).
+
+    Effects: one of Duplicate and Refused; or Folded, followed by NewVersion if it filled the buffer or
+    the deadline has come. Staleness is counted from the base version that the update names to the
+    global version at this moment. Raises ValueError for a delta that is no flat vector.
+    """
+    head = update.head
+    if state.sequences.seen(head.client_id, head.sequence):
+        return state, (Duplicate(head.client_id, head.sequence, update.partition, update.offset),)
+    try:
+        contribution = _contribution(state, update)
+    except Rejected as rejected:
+        refused = Refused(
+            rejected.reason, rejected.detail, head.client_id, head.sequence, update.partition, update.offset
+        )
+        return state, (refused,)
+    state.strategy.fold(contribution, update.delta, now)
+    state.sequences.add(head.client_id, head.sequence, state.version)
+    folded = Folded(contribution)
+    return state, (folded, _publish(state)) if state.strategy.due(now) else (folded,)
+
+
+def tick(state: State, now: float) -> tuple[State, tuple[Effect, ...]]:
+    """Let time pass: NewVersion if the deadline of a buffer that is not empty has come, else no effect."""
+    return state, (_publish(state),) if state.strategy.due(now) else ()
+
+
+def next_deadline(state: State) -> float | None:
+    """When `tick` has something to do, on the clock of `now`; None while it has nothing to wait for."""
+    return state.strategy.deadline()
+
+
+def _staleness(state: State, head: UpdateHead) -> int:
+    tau = check_head(
+        head,
+        version=state.version,
+        layout_digest=state.layout_digest,
+        aggregation=state.aggregation,
+        staleness=state.staleness,
+    )
+    state.strategy.check_base(head.base_version)
+    return tau
+
+
+def _contribution(state: State, update: Update) -> Contribution:
+    head = update.head
+    tau = _staleness(state, head)
+    norm = check_delta(update.delta, state.weights.numel())
+    return Contribution(
+        client_id=head.client_id,
+        sequence=head.sequence,
+        partition=update.partition,
+        offset=update.offset,
+        num_examples=head.num_examples,
+        staleness=tau,
+        weight=state.strategy.weigh(head.num_examples, tau),
+        clip=clip_factor(norm, state.aggregation.clip_norm),
+        payload_digest=head.payload_digest,
+    )
+
+
+def _publish(state: State) -> NewVersion:
+    parent = state.version
+    state.weights, manifest = state.strategy.flush(parent, state.weights)
+    state.version = parent + 1
+    state.sequences.forget_before(state.version - state.staleness.maximum)
+    return NewVersion(state.version, parent, state.weights, manifest)
