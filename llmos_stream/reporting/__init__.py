@@ -1,0 +1,15 @@
+"""What people look at, made from a federation's events: a live display, a final table, a report in HTML."""
+
+from llmos_stream.reporting.history import History
+from llmos_stream.reporting.html import render_report, require_plotly, write_report
+from llmos_stream.reporting.live import final_table, line, render
+
+__all__ = [
+    "History",
+    "final_table",
+    "line",
+    "render",
+    "render_report",
+    "require_plotly",
+    "write_report",
+]

@@ -1,0 +1,229 @@
+"""What is known of each client, and which of them are slow, late or gone."""
+
+import statistics
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from enum import StrEnum, unique
+
+from llmos_stream.reporting.series import Mean, Recent, Window
+
+NAME_LENGTH = 128
+"""Characters of a client's id that are kept; settings allow no longer one."""
+STALENESS_CAP = 100
+"""Staleness from here on is counted as this much in a client's histogram."""
+SLOW_FACTOR = 2.0
+"""A client is slow when its training takes this many times the median client's."""
+LATE_FACTOR = 3.0
+"""A client is late when it is silent for this many usual intervals (its own or the median, the longer one)."""
+LATE_SECONDS = 5.0
+"""Silence shorter than this is never late."""
+_PRESENCE_MARKS = 32
+_OTHER_IDS = 100_000
+
+
+@unique
+class ClientState(StrEnum):
+    TRAINING = "training"
+    SLOW = "slow"
+    LATE = "late"
+    LEFT = "left"
+    DONE = "done"  # there to the end of a run that is over
+
+
+TROUBLES = (ClientState.SLOW, ClientState.LATE, ClientState.LEFT)
+
+
+@dataclass(slots=True)
+class Client:
+    """The sums of one client; times in milliseconds, None where no event told."""
+
+    client_id: str
+    num_examples: int | None = None
+    examples_ms: int = -1
+    first_seen_ms: int | None = None
+    last_seen_ms: int | None = None
+    joined_ms: int | None = None
+    left_ms: int | None = None
+    presence: deque[tuple[int, bool]] = field(default_factory=lambda: deque(maxlen=_PRESENCE_MARKS))
+    """(time, joined or left), as they came."""
+    sent: int = 0
+    last_sent_ms: int | None = None
+    folded: int = 0
+    first_update_ms: int | None = None
+    last_update_ms: int | None = None
+    duplicates: int = 0
+    rejected: int = 0
+    histogram: Counter[int] = field(default_factory=Counter)
+    """Updates by staleness, capped at `STALENESS_CAP`."""
+    staleness: Mean = field(default_factory=Mean)
+    last_staleness: int | None = None
+    last_sequence: int = -1
+    train_seconds: Mean = field(default_factory=Mean)
+    weight: float = 0.0
+    bytes_sent: int = 0
+    seen_sent: Window = field(default_factory=Window)
+    seen_folded: Window = field(default_factory=Window)
+
+    def seen(self, time_ms: int) -> None:
+        self.first_seen_ms = _least(self.first_seen_ms, time_ms)
+        self.last_seen_ms = _most(self.last_seen_ms, time_ms)
+
+    def holds(self, num_examples: int | None, time_ms: int) -> None:
+        """Note how many examples it has; the newest word counts."""
+        if num_examples is not None and time_ms >= self.examples_ms:
+            self.num_examples, self.examples_ms = num_examples, time_ms
+
+    def updated(self, time_ms: int) -> None:
+        self.first_update_ms = _least(self.first_update_ms, time_ms)
+        self.last_update_ms = _most(self.last_update_ms, time_ms)
+
+    def folds(self, sequence: int, staleness: int | None, weight: float) -> None:
+        self.folded += 1
+        self.weight += weight
+        self.staleness.add(staleness)
+        if staleness is not None:
+            self.histogram[min(staleness, STALENESS_CAP)] += 1
+        if sequence > self.last_sequence:
+            self.last_sequence, self.last_staleness = sequence, staleness
+
+    def moved(self, time_ms: int, joined: bool) -> None:
+        """Note a join or a leave; the same one twice is one."""
+        if (time_ms, joined) not in self.presence:
+            self.presence.append((time_ms, joined))
+        if joined:
+            self.joined_ms = _most(self.joined_ms, time_ms)
+        else:
+            self.left_ms = _most(self.left_ms, time_ms)
+
+    def present(self, now_ms: int) -> bool:
+        """Whether it did something after it last left, by its own clock alone; a leave after `now_ms` is not yet."""
+        came = max((t for t in (self.joined_ms, self.last_sent_ms) if t is not None), default=-1)
+        return self.left_ms is None or self.left_ms > now_ms or came > self.left_ms
+
+    @property
+    def interval_seconds(self) -> float | None:
+        """Mean seconds from one update to the next."""
+        gaps = max(self.sent, self.folded) - 1
+        if gaps < 1 or self.first_update_ms is None or self.last_update_ms is None:
+            return None
+        return (self.last_update_ms - self.first_update_ms) / gaps / 1000
+
+    def silent_seconds(self, now_ms: int) -> float | None:
+        """Seconds since anything was heard of it; 0 where its clock runs ahead."""
+        return None if self.last_seen_ms is None else max(0.0, (now_ms - self.last_seen_ms) / 1000)
+
+    def absorb(self, other: "Client") -> None:
+        """Add the sums of a client that loses its row."""
+        self.sent += other.sent
+        self.folded += other.folded
+        self.duplicates += other.duplicates
+        self.rejected += other.rejected
+        self.weight += other.weight
+        self.bytes_sent += other.bytes_sent
+        self.histogram.update(other.histogram)
+        for mine, theirs in ((self.staleness, other.staleness), (self.train_seconds, other.train_seconds)):
+            mine.total += theirs.total
+            mine.count += theirs.count
+
+
+class Clients:
+    """At most `limit` clients with a row each; the rest share one bucket, `others`.
+
+    When all rows are taken, the client that left longest ago gives its row up (its sums go to the
+    bucket); where none has left, the newcomer goes to the bucket. Updates in the bucket are
+    de-duplicated by the newest 4096 identities alone, and its clients counted up to 100 000.
+    `gave_up` is told each client whose row is taken away.
+    """
+
+    def __init__(self, limit: int, gave_up: Callable[[str], None]) -> None:
+        if limit < 1:
+            raise ValueError(f"limit must be at least 1, not {limit}")
+        self._limit = limit
+        self._gave_up = gave_up
+        self._rows: dict[str, Client] = {}
+        self._left: dict[str, None] = {}
+        self._other_ids: set[str] = set()
+        self.others = Client("")
+        self._other_identities = Recent()
+
+    def __iter__(self) -> Iterator[Client]:
+        return iter(self._rows.values())
+
+    def __len__(self) -> int:
+        """All clients, those in the bucket included."""
+        return len(self._rows) + len(self._other_ids)
+
+    def get(self, client_id: str) -> Client | None:
+        return self._rows.get(client_id[:NAME_LENGTH])
+
+    def touch(self, client_id: str) -> Client:
+        """The client's row, a new one where there is room, or the bucket."""
+        client_id = client_id[:NAME_LENGTH]
+        if client_id in self._rows:
+            return self._rows[client_id]
+        if len(self._rows) >= self._limit and not self._make_room():
+            if len(self._other_ids) < _OTHER_IDS:
+                self._other_ids.add(client_id)
+            return self.others
+        self._other_ids.discard(client_id)
+        return self._rows.setdefault(client_id, Client(client_id))
+
+    def is_new(self, client: Client, window: Window, kind: str, client_id: str, sequence: int) -> bool:
+        """Whether this identity was not seen before, by the client's own `window` where it has a row."""
+        if client is self.others:
+            return self._other_identities.is_new((kind, client_id[:NAME_LENGTH], sequence))
+        return window.is_new(sequence)
+
+    def left(self, client: Client) -> None:
+        """Remember `client` as one that may give its row up."""
+        if client is not self.others:
+            self._left.pop(client.client_id, None)
+            self._left[client.client_id] = None
+
+    def _make_room(self) -> bool:
+        while self._left:
+            client_id = next(iter(self._left))
+            del self._left[client_id]
+            row = self._rows[client_id]
+            if not row.present(row.left_ms or 0):
+                self.others.absorb(self._rows.pop(client_id))
+                if len(self._other_ids) < _OTHER_IDS:
+                    self._other_ids.add(client_id)
+                self._gave_up(client_id)
+                return True
+        return False
+
+    def states(self, now_ms: int, finished: bool) -> dict[str, ClientState]:
+        """State of each client with a row; slow and late are relative to the medians of all of them."""
+        train = _median_low([client.train_seconds.value for client in self])
+        interval = _median_low([client.interval_seconds for client in self])
+        usual = ClientState.DONE if finished else ClientState.TRAINING
+        return {client.client_id: _trouble(client, now_ms, train, interval) or usual for client in self}
+
+
+def _trouble(client: Client, now_ms: int, train: float | None, interval: float | None) -> ClientState | None:
+    if not client.present(now_ms):
+        return ClientState.LEFT
+    silent = client.silent_seconds(now_ms)
+    usual = max((s for s in (client.interval_seconds, interval) if s is not None), default=None)
+    if silent is not None and usual is not None and silent > max(LATE_SECONDS, LATE_FACTOR * usual):
+        return ClientState.LATE
+    own = client.train_seconds.value
+    if own is not None and train is not None and own > SLOW_FACTOR * train:
+        return ClientState.SLOW
+    return None
+
+
+def _median_low(values: list[float | None]) -> float | None:
+    # The lower median: of two clients the slower one is slow, which their mean would hide.
+    known = [value for value in values if value is not None]
+    return statistics.median_low(known) if known else None
+
+
+def _least(known: int | None, new: int) -> int:
+    return new if known is None else min(known, new)
+
+
+def _most(known: int | None, new: int) -> int:
+    return new if known is None else max(known, new)

@@ -1,0 +1,247 @@
+"""What happened in a federation, folded from its events: bounded, pure, indifferent to repeats.
+
+No clock is read: the state is a function of the events alone. Events may come more than once and
+out of order. Where an event has an identity, the second one changes nothing: `(client_id, sequence)`
+for updates sent and folded, `(partition, offset)` for duplicates and rejections, the version for
+versions and evaluations; joins and leaves are the same at the same time. The identities remembered
+are bounded (see `series.Window`, `clients.Clients`), and so are the points kept for charts
+(5000 of each kind, evenly thinned) and the clients with a row of their own (1000).
+"""
+
+from collections.abc import Callable, Mapping
+
+from llmos_stream.errors import Reason, Rejected
+from llmos_stream.reporting.clients import NAME_LENGTH, Client, Clients, ClientState
+from llmos_stream.reporting.points import ClientRow, Finish, Refusal, UpdatePoint, VersionPoint
+from llmos_stream.reporting.series import Bins, Mean, Rate, Span, Thinned, Window, Windows
+from llmos_stream.reporting.tallies import Refusals, Scores, Traffic
+from llmos_stream.types import Event, EventKind
+from llmos_stream.wire.events import amount, fault_of, metrics, text, whole
+
+_DETAIL_LENGTH = 300
+_CLIENT_KINDS = frozenset({EventKind.CLIENT_JOINED, EventKind.CLIENT_LEFT, EventKind.UPDATE_SENT})
+
+
+class History:
+    """The fold. `limit` bounds the points of each series, `client_limit` the clients with a row."""
+
+    def __init__(self, *, limit: int = 5000, client_limit: int = 1000) -> None:
+        self.contributions = Bins()
+        self.clients = Clients(client_limit, gave_up=lambda client_id: self.contributions.rename(client_id, None))
+        self.updates: Thinned[UpdatePoint] = Thinned(limit)
+        self.versions: Thinned[VersionPoint] = Thinned(limit)
+        self.scores = Scores(limit)
+        self.traffic = Traffic(limit)
+        self.refusals = Refusals()
+        self.rate = Rate()
+        self.staleness = Mean()
+        self.finish: Finish | None = None
+        self.version: int | None = None
+        """The newest global version heard of."""
+        self.version_count = 0
+        self.folded = 0
+        self.sent = 0
+        self.duplicates = 0
+        self.clipped = 0
+        self._weight = 0.0
+        self._span = Span()
+        self._seen_versions = Window(4096)
+        self._seen_places = Windows()
+        self._folds: Mapping[EventKind, Callable[[int, Mapping[str, object]], None]] = {
+            EventKind.CLIENT_JOINED: self._joined,
+            EventKind.CLIENT_LEFT: self._left,
+            EventKind.UPDATE_SENT: self._update_sent,
+            EventKind.UPDATE_FOLDED: self._update_folded,
+            EventKind.UPDATE_DUPLICATE: self._update_duplicate,
+            EventKind.UPDATE_REJECTED: self._update_rejected,
+            EventKind.VERSION_PUBLISHED: self._version_published,
+            EventKind.EVALUATION: self._evaluation,
+            EventKind.RUN_FINISHED: self._run_finished,
+        }
+
+    def add(self, event: Event) -> None:
+        """Fold one event in. Raises Rejected(MALFORMED), and changes nothing, where it is not of the closed table."""
+        if fault := fault_of(event):
+            raise Rejected(Reason.MALFORMED, fault)
+        self._span.add(event.time_ms, by_server=event.kind not in _CLIENT_KINDS)
+        self._folds[event.kind](event.time_ms, event.data)
+
+    @property
+    def start_ms(self) -> int | None:
+        return self._span.start_ms
+
+    @property
+    def end_ms(self) -> int | None:
+        """When anything was last heard; clients leave after the run finished."""
+        return self._span.end_ms
+
+    @property
+    def seconds(self) -> float:
+        """From the first event to the end of the run, or else to the last event."""
+        end = self.finish.time_ms if self.finish is not None else self.end_ms
+        return 0.0 if self.start_ms is None or end is None else max(0.0, (end - self.start_ms) / 1000)
+
+    @property
+    def updates_per_second(self) -> float | None:
+        """Over the whole run; `rate` has the newest seconds."""
+        return self.folded / self.seconds if self.seconds else None
+
+    def share(self, client: Client) -> float:
+        """The client's part of all contribution weight, 0 to 1."""
+        return client.weight / self._weight if self._weight else 0.0
+
+    def rows(self, now_ms: int | None = None) -> list[ClientRow]:
+        """Each client with a row, the largest share first; silence and states as of `now_ms`.
+
+        Without `now_ms` as of the last event, and after the run finished as of its end.
+        """
+        now = self.finish.time_ms if self.finish else self.end_ms if now_ms is None else now_ms
+        states = self.clients.states(now or 0, finished=self.finish is not None)
+        rows = [
+            ClientRow(
+                client_id=client.client_id,
+                num_examples=client.num_examples,
+                sent=client.sent,
+                folded=client.folded,
+                duplicates=client.duplicates,
+                rejected=client.rejected,
+                mean_staleness=client.staleness.value,
+                last_staleness=client.last_staleness,
+                train_seconds=client.train_seconds.value,
+                silent_seconds=client.silent_seconds(now or 0),
+                share=self.share(client),
+                bytes_sent=client.bytes_sent,
+                state=states[client.client_id],
+            )
+            for client in self.clients
+        ]
+        return sorted(rows, key=lambda row: (-row.share, -row.folded, row.client_id))
+
+    def summary(self) -> dict[str, object]:
+        """The run in numbers, ready for JSON; None where nothing told.
+
+        `versions` leaves the initial one out, `updates` and `rejected` count updates folded and
+        refused, `clients` counts all that were ever heard of, `seconds` is the length of the run.
+        """
+        last = self.scores.last.metrics if self.scores.last else {}
+        return {
+            "finished": self.finish.reason if self.finish else None,
+            "final_accuracy": last.get("accuracy"),
+            "best_accuracy": self.scores.best.metrics["accuracy"] if self.scores.best else None,
+            "final_loss": last.get("loss"),
+            "version": self.version,
+            "versions": self.version_count,
+            "updates": self.folded,
+            "updates_sent": self.sent,
+            "duplicates": self.duplicates,
+            "rejected": self.refusals.total,
+            "rejected_by_reason": dict(self.refusals.by_reason),
+            "clipped": self.clipped,
+            "bytes_sent": self.traffic.sent,
+            "bytes_raw": self.traffic.raw,
+            "bytes_saved_percent": self.traffic.saved_percent,
+            "broadcast_bytes": self.traffic.broadcast,
+            "seconds": self.seconds,
+            "updates_per_second": self.updates_per_second,
+            "mean_staleness": self.staleness.value,
+            "clients": len(self.clients),
+            "clients_slow": sorted(row.client_id for row in self.rows() if row.state is ClientState.SLOW),
+        }
+
+    def _touch(self, time_ms: int, data: Mapping[str, object]) -> Client:
+        client = self.clients.touch(text(data["client_id"]) or "")
+        client.seen(time_ms)
+        client.holds(whole(data.get("num_examples")), time_ms)
+        return client
+
+    def _joined(self, time_ms: int, data: Mapping[str, object]) -> None:
+        self._touch(time_ms, data).moved(time_ms, joined=True)
+
+    def _left(self, time_ms: int, data: Mapping[str, object]) -> None:
+        client = self._touch(time_ms, data)
+        client.moved(time_ms, joined=False)
+        self.clients.left(client)
+
+    def _update_sent(self, time_ms: int, data: Mapping[str, object]) -> None:
+        client, sequence = self._touch(time_ms, data), whole(data["sequence"]) or 0
+        if not self.clients.is_new(client, client.seen_sent, "sent", text(data["client_id"]) or "", sequence):
+            return
+        sent, raw = whole(data.get("sent_bytes")) or 0, whole(data.get("raw_bytes")) or 0
+        client.updated(time_ms)
+        client.last_sent_ms = max(time_ms, client.last_sent_ms or 0)
+        client.sent += 1
+        client.bytes_sent += sent
+        client.train_seconds.add(amount(data.get("train_seconds")))
+        self.sent += 1
+        self.traffic.add(self._span.believed(time_ms), sent=sent, raw=raw)
+
+    def _update_folded(self, time_ms: int, data: Mapping[str, object]) -> None:
+        client, client_id, sequence = self._touch(time_ms, data), text(data["client_id"]) or "", whole(data["sequence"])
+        if sequence is None or not self.clients.is_new(client, client.seen_folded, "folded", client_id, sequence):
+            return
+        version, staleness = whole(data.get("version")), whole(data.get("staleness"))
+        weight, clip = amount(data.get("weight")) or 0.0, amount(data.get("clip"))
+        client.updated(time_ms)
+        client.folds(sequence, staleness, weight)
+        self.folded += 1
+        self.staleness.add(staleness)
+        self.clipped += clip is not None and clip < 1
+        self._weight += weight
+        self.rate.add(time_ms)
+        if version is not None:
+            self.contributions.add(version, None if client is self.clients.others else client.client_id, weight)
+        self.updates.add(UpdatePoint(time_ms, client_id[:NAME_LENGTH], sequence, staleness, version))
+
+    def _update_duplicate(self, time_ms: int, data: Mapping[str, object]) -> None:
+        if not self._is_new_place(EventKind.UPDATE_DUPLICATE, data):
+            return
+        self.duplicates += 1
+        if client := self.clients.get(text(data["client_id"]) or ""):
+            client.duplicates += 1
+            client.seen(time_ms)
+
+    def _update_rejected(self, time_ms: int, data: Mapping[str, object]) -> None:
+        if not self._is_new_place(EventKind.UPDATE_REJECTED, data):
+            return
+        client_id, reason, detail = text(data.get("client_id")), text(data["reason"]) or "", text(data.get("detail"))
+        # A refused message may name any client it likes: it gives nobody a row.
+        client = None if client_id is None else self.clients.get(client_id)
+        if client is not None:
+            client.rejected += 1
+            client.seen(time_ms)
+        self.refusals.add(
+            Refusal(
+                time_ms,
+                None if client_id is None else client_id[:NAME_LENGTH],
+                whole(data.get("sequence")),
+                reason[:_DETAIL_LENGTH],
+                (detail or "")[:_DETAIL_LENGTH],
+                whole(data.get("partition")),
+                whole(data.get("offset")),
+            )
+        )
+
+    def _is_new_place(self, kind: EventKind, data: Mapping[str, object]) -> bool:
+        partition, offset = whole(data.get("partition")), whole(data.get("offset"))
+        return partition is None or offset is None or self._seen_places.is_new((kind, partition), offset)
+
+    def _version_published(self, time_ms: int, data: Mapping[str, object]) -> None:
+        version, size = whole(data["version"]) or 0, whole(data.get("payload_bytes")) or 0
+        if not self._seen_versions.is_new(version):
+            return
+        contributions = whole(data.get("contributions"))
+        initial = not contributions and "parent" in data and data["parent"] is None
+        self.version = version if self.version is None else max(version, self.version)
+        self.version_count += not initial
+        mean = amount(data.get("mean_staleness"))
+        self.versions.add(VersionPoint(version, time_ms, contributions, mean, size))
+        self.traffic.add(time_ms, broadcast=size)
+
+    def _evaluation(self, time_ms: int, data: Mapping[str, object]) -> None:
+        self.scores.add(whole(data["version"]) or 0, time_ms, metrics(data["metrics"]) or {})
+
+    def _run_finished(self, time_ms: int, data: Mapping[str, object]) -> None:
+        if self.finish is None or time_ms > self.finish.time_ms:
+            reason, detail = text(data.get("reason")) or "", text(data.get("detail")) or ""
+            version = whole(data.get("version"))
+            self.finish = Finish(time_ms, reason[:_DETAIL_LENGTH], detail[:_DETAIL_LENGTH], version)

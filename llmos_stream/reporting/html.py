@@ -1,0 +1,109 @@
+"""The report: one HTML file that opens offline, with charts, tables and the settings of the run.
+
+Client ids, reasons and details come from outside. They are escaped where they become HTML, chart
+text or JSON, and the page's own policy lets no script run but its two and loads nothing.
+"""
+
+import secrets
+from base64 import b64encode
+from collections.abc import Mapping
+from hashlib import sha256
+from pathlib import Path
+
+import orjson
+
+from llmos_stream.errors import LlmosError
+from llmos_stream.reporting import template
+from llmos_stream.reporting.client_charts import counts, staleness, weights
+from llmos_stream.reporting.figures import Chart, Colours, TimeAxis
+from llmos_stream.reporting.history import History
+from llmos_stream.reporting.run_charts import scores_by_time, scores_by_version, traffic
+from llmos_stream.reporting.sections import chart, clients_table, escaped, heading, refusals, section, tiles, values
+from llmos_stream.reporting.timeline import timeline
+
+_WIDE = frozenset({"timeline"})
+
+
+def require_plotly() -> str:
+    """The text of plotly.js. Raises LlmosError, which says what to install, where there is no plotly."""
+    try:
+        from plotly.offline import get_plotlyjs  # noqa: PLC0415 (an extra)
+    except ImportError:
+        raise LlmosError("the HTML report needs plotly: pip install 'llmos-stream[demo]'") from None
+    return str(get_plotlyjs())
+
+
+def write_report(
+    history: History, path: Path, *, title: str, settings: Mapping[str, object], environment: Mapping[str, object]
+) -> None:
+    """Write the report to `path`, whole or not at all; folders that are missing are made.
+
+    `settings` and `environment` are shown as names and values, nested ones with dotted names.
+    Raises LlmosError where plotly is missing, and OSError where the file cannot be written.
+    """
+    text = render_report(history, title=title, settings=settings, environment=environment)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        unfinished.write_bytes(text.encode("utf-8", "replace"))
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def render_report(
+    history: History, *, title: str, settings: Mapping[str, object], environment: Mapping[str, object]
+) -> str:
+    """The report as text. Raises LlmosError where plotly is missing."""
+    scripts = [_inline(require_plotly()), _inline(template.SCRIPT)]
+    rows, start, end = history.rows(), history.start_ms or 0, history.end_ms or 0
+    colours, time = Colours.of_rows(rows), TimeAxis(start, max(start, end))
+    model = [scores_by_version(history), scores_by_time(history, time)]
+    people = [weights(history, rows, colours), counts(history, rows, colours), timeline(history, rows, colours, time)]
+    flow = [staleness(history, colours), traffic(history, time)]
+    body = [
+        heading(history, title),
+        '<main id="report">',
+        "<noscript><p>Charts need JavaScript; the words under each title say what its chart shows.</p></noscript>",
+        section("Summary", tiles(history)),
+        section("Accuracy and loss", _charts(model)),
+        section("Clients", _charts(people) + clients_table(history, rows, colours)),
+        section("Staleness and bytes", _charts(flow)),
+        section("Refused updates", refusals(history)),
+        section("Settings", values(settings, "Settings of the run")),
+        section("Environment", values(environment, "Where it ran")),
+        "</main>",
+        "<footer><p>Written by llmos_stream. This page is one file and loads nothing.</p></footer>",
+    ]
+    figures = {item.name: item.figure for item in (*model, *people, *flow) if item.figure is not None}
+    return template.page(
+        title=escaped(title),
+        policy=_policy(scripts),
+        body="\n".join(body),
+        figures=_json(figures),
+        scripts=scripts,
+    )
+
+
+def _charts(items: list[Chart]) -> str:
+    return f'<div class="charts">{"".join(chart(item, wide=item.name in _WIDE) for item in items)}</div>'
+
+
+def _inline(script: str) -> str:
+    # A browser hashes what it parsed: line ends as \n, and nothing that ends the element early.
+    return script.replace("\r\n", "\n").replace("</script", "<\\/script").replace("<!--", "<\\!--")
+
+
+def _policy(scripts: list[str]) -> str:
+    hashes = " ".join(f"'sha256-{b64encode(sha256(script.encode()).digest()).decode()}'" for script in scripts)
+    return (
+        f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data: blob:; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+def _json(value: object) -> str:
+    text = orjson.dumps(value).decode()
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return text

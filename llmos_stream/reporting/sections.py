@@ -1,0 +1,188 @@
+"""The report's parts in HTML: heading, tiles, charts with their words, tables. Everything is escaped here."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from html import escape
+
+from llmos_stream.reporting import wording
+from llmos_stream.reporting.clients import TROUBLES
+from llmos_stream.reporting.figures import Chart, Colours
+from llmos_stream.reporting.history import History
+from llmos_stream.reporting.points import ClientRow
+
+_TABLE_ROWS = 200
+_REFUSALS = 50
+_TALL = 24
+_SECRETS = ("password", "secret", "token", "private")
+
+
+def escaped(text: str) -> str:
+    """Untrusted text as HTML text or as an attribute's value in quotes."""
+    return escape(wording.plain(text))
+
+
+def section(title: str, content: str) -> str:
+    name = title.lower().replace(" ", "-")
+    return f'<section aria-labelledby="{name}"><h2 id="{name}">{escaped(title)}</h2>{content}</section>'
+
+
+def heading(history: History, title: str) -> str:
+    if history.start_ms is None:
+        said = "Nothing happened: no event was seen."
+    else:
+        start = datetime.fromtimestamp(history.start_ms / 1000, UTC)
+        lasted = wording.duration(history.seconds)
+        said = f"Started {start:%Y-%m-%d %H:%M:%S} UTC. "
+        if history.finish is None:
+            said += f"Not finished after {lasted}, when this page was written."
+        else:
+            why = ": ".join(part for part in (history.finish.reason, history.finish.detail) if part)
+            said += f"Finished after {lasted}" + (f" ({why})." if why else ".")
+    return (
+        f'<a class="skip" href="#report">Skip to the report</a>\n'
+        f'<header><h1>{escaped(title)}</h1><p class="muted">{escaped(said)}</p></header>'
+    )
+
+
+def tiles(history: History) -> str:
+    """The run in eight numbers."""
+    scores, traffic, rate = history.scores, history.traffic, history.updates_per_second
+    last = scores.last.metrics if scores.last else {}
+    best = scores.best
+    refused = history.refusals.total
+    states = [row.state for row in history.rows()]
+    trouble = [f"{states.count(state)} {state}" for state in TROUBLES if state in states]
+    saved, mean = traffic.saved_percent, history.staleness.value
+    found = [
+        (
+            "accuracy",
+            wording.told(last.get("accuracy"), "{:.3f}".format),
+            f"best {best.metrics['accuracy']:.3f} at version {best.version}" if best else "not evaluated",
+        ),
+        ("loss", wording.told(last.get("loss"), wording.number), "of the last version evaluated" if last else ""),
+        ("versions", wording.count(history.version_count), f"in {wording.duration(history.seconds)}"),
+        ("updates folded", wording.count(history.folded), f"{wording.number(rate)} a second" if rate else ""),
+        ("mean staleness", wording.told(mean, "{:.2f}".format), "versions behind when folded"),
+        (
+            "upload saved",
+            wording.told(saved, "{:.0f} %".format),
+            f"{wording.size(traffic.sent)} for {wording.size(traffic.raw)}" if traffic.raw else "nothing uploaded",
+        ),
+        ("clients", wording.count(len(history.clients)), ", ".join(trouble)),
+        ("refused", wording.count(refused), f"and {wording.plural(history.duplicates, 'duplicate')} dropped"),
+    ]
+    shown = (
+        f"<div><dt>{escaped(name)}</dt><dd>{escaped(value)}<small>{escaped(note)}</small></dd></div>"
+        for name, value, note in found
+    )
+    return f'<dl class="tiles">{"".join(shown)}</dl>'
+
+
+def chart(item: Chart, *, wide: bool) -> str:
+    """The finding as a heading, one sentence that stands for the picture, the legend, and a place for the picture."""
+    keys = "".join(
+        f'<li><span class="mark {key.mark if key.mark.isalpha() else ""}" style="--of: var({key.colour})" '
+        f'aria-hidden="true">{"" if key.mark.isalpha() else escaped(key.mark)}</span>{escaped(key.label)}</li>'
+        for key in item.keys
+    )
+    size = f'style="min-height: {item.height}px"'
+    plot = f'<div class="plot" id="{item.name}" role="img" aria-labelledby="{item.name}-words" {size}></div>'
+    return (
+        f'<figure class="{"wide" if wide else "half"}"><figcaption><h3>{escaped(item.title)}</h3>'
+        f'<p id="{item.name}-words">{escaped(item.summary)}</p>'
+        + (f'<ul class="keys" aria-label="Legend">{keys}</ul>' if keys else "")
+        + f"</figcaption>{plot if item.figure else ''}</figure>"
+    )
+
+
+def clients_table(history: History, rows: Sequence[ClientRow], colours: Colours) -> str:
+    if not rows:
+        return '<p class="muted">No client was seen.</p>'
+    most = rows[0].share
+    body = []
+    for row in sorted(rows[:_TABLE_ROWS], key=lambda row: wording.natural(row.client_id)):
+        colour = f"--of: var({colours.of(row.client_id)})"
+        width = 100 * row.share / most if most else 0.0
+        cells = [
+            wording.told(row.num_examples, wording.count),
+            wording.count(row.folded),
+            wording.count(row.rejected),
+            wording.count(row.duplicates),
+            f"{wording.told(row.mean_staleness, '{:.1f}'.format)} / {wording.told(row.last_staleness)}",
+            wording.told(row.train_seconds, wording.duration),
+            wording.size(row.bytes_sent),
+        ]
+        body.append(
+            f'<tr><th scope="row" class="t"><span class="mark block" style="{colour}" aria-hidden="true"></span>'
+            f"{escaped(row.client_id)}</th>"
+            + "".join(f"<td>{escaped(cell)}</td>" for cell in cells)
+            + f'<td><span class="bar" aria-hidden="true"><span style="{colour}; width: {width:.0f}%"></span></span>'
+            f'{100 * row.share:.1f} %</td><td class="t {row.state}">{row.state}</td></tr>'
+        )
+    hidden = len(history.clients) - len(body)
+    more = f'<tr><td class="t" colspan="10">… and {wording.count(hidden)} more</td></tr>' if hidden else ""
+    names = ["client", "examples", "updates", "refused", "duplicates", "staleness mean / last", "training", "uploaded"]
+    return _table("Each client", [*names, "share of weight", "state"], "".join(body) + more, left=(0, 9))
+
+
+def refusals(history: History) -> str:
+    if not history.refusals.total:
+        return '<p class="muted">No update was refused.</p>'
+    reasons = "".join(
+        f'<tr><th scope="row" class="t">{escaped(reason)}</th><td>{wording.count(n)}</td></tr>'
+        for reason, n in history.refusals.by_reason.most_common()
+    )
+    newest = [*history.refusals.newest][-_REFUSALS:][::-1]
+    start = history.start_ms or 0
+    body = "".join(
+        f"<tr><td>{wording.duration(max(0, item.time_ms - start) / 1000)}</td>"
+        f'<td class="t">{escaped(wording.told(item.client_id))}</td><td>{wording.told(item.sequence)}</td>'
+        f'<td class="t">{escaped(item.reason)}</td><td class="w">{escaped(item.detail)}</td>'
+        f"<td>{wording.told(item.partition)} / {wording.told(item.offset)}</td></tr>"
+        for item in newest
+    )
+    names = ["after", "client", "sequence", "reason", "detail", "partition / offset"]
+    title = "Each refusal, the newest first" if len(newest) == history.refusals.total else f"The newest {len(newest)}"
+    return _table("By reason", ["reason", "updates"], reasons, left=(0,), small=True) + _table(
+        title, names, body, left=(1, 3, 4)
+    )
+
+
+def values(mapping: Mapping[str, object], title: str) -> str:
+    found = [*_flat(mapping)]
+    if not found:
+        return '<p class="muted">None were given.</p>'
+    body = "".join(
+        f'<tr><th scope="row" class="t">{escaped(name)}</th><td class="w">{escaped(value)}</td></tr>'
+        for name, value in found
+    )
+    return (
+        f'<details class="card"><summary>{escaped(title)} ({len(found)})</summary>'
+        f"{_table('', ['name', 'value'], body, left=(0, 1))}</details>"
+    )
+
+
+def _flat(mapping: Mapping[str, object], prefix: str = "") -> Iterable[tuple[str, str]]:
+    for key, value in mapping.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{name}.")
+        elif value is None:
+            yield name, "unset"
+        elif any(word in str(key).lower() for word in _SECRETS):
+            yield name, "(hidden)"
+        else:
+            yield name, str(value)
+
+
+def _table(title: str, names: Sequence[str], body: str, left: Sequence[int], small: bool = False) -> str:
+    head = "".join(
+        f'<th scope="col" class="{"t" if index in left else "n"}">{escaped(name)}</th>'
+        for index, name in enumerate(names)
+    )
+    caption = f"<caption>{escaped(title)}</caption>" if title else ""
+    kind = "small" if small else "tall" if body.count("<tr>") > _TALL else ""
+    return (
+        f'<div class="scroll card {kind}" tabindex="0" role="region" aria-label="{escaped(title or "Values")}">'
+        f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
