@@ -1,0 +1,43 @@
+"""The log: what the rest of the package may do with it, on real Kafka or inside one process."""
+
+from llmos_stream.broker.connect import connect
+from llmos_stream.broker.kafka import KafkaBroker
+from llmos_stream.broker.local import LocalKafka
+from llmos_stream.broker.memory import MemoryBroker
+from llmos_stream.broker.placement import MAX_RECORD_BYTES, partition_of, record_bytes
+from llmos_stream.broker.ports import (
+    Broker,
+    Producer,
+    Reader,
+    Record,
+    Sent,
+    Start,
+    TopicInfo,
+    TopicPartition,
+    TopicSpec,
+    Transaction,
+    Writer,
+)
+from llmos_stream.broker.topics import Topics
+
+__all__ = [
+    "MAX_RECORD_BYTES",
+    "Broker",
+    "KafkaBroker",
+    "LocalKafka",
+    "MemoryBroker",
+    "Producer",
+    "Reader",
+    "Record",
+    "Sent",
+    "Start",
+    "TopicInfo",
+    "TopicPartition",
+    "TopicSpec",
+    "Topics",
+    "Transaction",
+    "Writer",
+    "connect",
+    "partition_of",
+    "record_bytes",
+]

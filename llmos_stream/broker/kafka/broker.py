@@ -1,0 +1,138 @@
+"""A Kafka cluster as a broker."""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
+
+import aiokafka.errors as theirs
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+
+from llmos_stream.broker.kafka.connection import Connection, topic_leaders
+from llmos_stream.broker.kafka.producer import KafkaProducer
+from llmos_stream.broker.kafka.reader import KafkaReader
+from llmos_stream.broker.ports import Start, TopicInfo, TopicSpec
+from llmos_stream.broker.rules import check_reader
+from llmos_stream.broker.topics import differences
+from llmos_stream.config import BrokerSettings
+from llmos_stream.errors import BrokerError, BrokerUnavailable
+
+_log = logging.getLogger(__name__)
+_SET_FOR_THIS_TOPIC = 1  # config_source DYNAMIC_TOPIC_CONFIG of DescribeConfigs
+_SETTLE_SECONDS = 10.0
+_PAUSE_SECONDS = 0.05
+
+
+class KafkaBroker:
+    """See `ports.Broker`. Holds no connection of its own, so it may be shared between event loops.
+
+    Raises ConfigError where the settings name no server or unreadable certificates.
+    """
+
+    def __init__(self, settings: BrokerSettings) -> None:
+        self._connection = Connection(settings)
+
+    async def __aenter__(self) -> Self:
+        await self.check()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Nothing to close: producers and readers close what they open."""
+
+    def describe(self) -> str:
+        return f"Kafka at {self._connection.address}"
+
+    async def check(self) -> None:
+        async with self._connection.admin():
+            pass
+
+    async def create_topics(self, specs: Sequence[TopicSpec]) -> list[str]:
+        async with self._connection.admin() as admin:
+            present = await topic_leaders(admin)
+            missing = [spec for spec in specs if spec.name not in present]
+            created = await self._create(admin, missing) if missing else []
+            others = {spec.name: spec for spec in specs if spec.name not in created}
+            for info in await self._infos(admin, {name: len(present[name]) for name in others if name in present}):
+                if different := differences(others[info.name], info):
+                    _log.warning("topic %s exists and is left as it is: %s", info.name, different)
+            return created
+
+    async def list_topics(self, prefix: str = "") -> list[TopicInfo]:
+        async with self._connection.admin() as admin:
+            return await self._infos(
+                admin,
+                {
+                    name: len(leaders)
+                    for name, leaders in (await topic_leaders(admin)).items()
+                    if name.startswith(prefix) and not name.startswith("__")
+                },
+            )
+
+    async def delete_topics(self, names: Sequence[str]) -> None:
+        async with self._connection.admin() as admin:
+            answer = await admin.delete_topics(list(names))
+            for name, code in answer.topic_error_codes:
+                error = theirs.for_code(code)
+                if error not in {theirs.NoError, theirs.UnknownTopicOrPartitionError}:
+                    raise BrokerError(f"topic {name} cannot be deleted: {error.__name__}")
+            await self._settle(admin, gone=names)
+
+    def producer(self, transactional_id: str | None = None) -> KafkaProducer:
+        return KafkaProducer(self._connection, transactional_id)
+
+    def reader(
+        self, topics: Sequence[str], *, start: Start, group: str | None = None, check_crcs: bool = True
+    ) -> KafkaReader:
+        check_reader(topics, start, group)
+        return KafkaReader(self._connection, topics, start, group, check_crcs)
+
+    async def _create(self, admin: AIOKafkaAdminClient, specs: Sequence[TopicSpec]) -> list[str]:
+        answer = await admin.create_topics(
+            [
+                # aiokafka takes replication -1 (the broker's default) only with an assignment, be it empty.
+                NewTopic(spec.name, spec.partitions, spec.replication_factor, {}, dict(spec.config))
+                if spec.replication_factor == -1
+                else NewTopic(spec.name, spec.partitions, spec.replication_factor, None, dict(spec.config))
+                for spec in specs
+            ]
+        )
+        created = []
+        for name, code, message in answer.topic_errors:
+            error = theirs.for_code(code)
+            if error is theirs.NoError:
+                created.append(name)
+            elif error is not theirs.TopicAlreadyExistsError:
+                raise BrokerError(f"topic {name} cannot be created: {error.__name__}: {message}")
+        await self._settle(admin, there=created)
+        return created
+
+    async def _settle(self, admin: AIOKafkaAdminClient, *, there: Sequence[str] = (), gone: Sequence[str] = ()) -> None:
+        """Wait until the brokers agree: they answer before all of them know."""
+        try:
+            async with asyncio.timeout(_SETTLE_SECONDS):
+                while True:
+                    leaders = await topic_leaders(admin)
+                    if all(min(leaders.get(name, [-1])) >= 0 for name in there) and leaders.keys().isdisjoint(gone):
+                        return
+                    await asyncio.sleep(_PAUSE_SECONDS)
+        except TimeoutError:
+            raise BrokerUnavailable(
+                f"{self.describe()}: no leaders for {', '.join([*there, *gone])} after {_SETTLE_SECONDS:g} s"
+            ) from None
+
+    async def _infos(self, admin: AIOKafkaAdminClient, partitions: dict[str, int]) -> list[TopicInfo]:
+        """What was set for each of these topics; nothing where the ACLs do not let us see it."""
+        if not partitions:
+            return []
+        configs: dict[str, dict[str, str]] = {name: {} for name in partitions}
+        resources = [ConfigResource(ConfigResourceType.TOPIC, name) for name in partitions]
+        for answer in await admin.describe_configs(resources):
+            for _code, _message, _kind, name, entries in answer.resources:
+                configs[name] = {
+                    setting: value for setting, value, _, source, *_ in entries if source == _SET_FOR_THIS_TOPIC
+                }
+        return [TopicInfo(name, partitions[name], configs[name]) for name in sorted(partitions)]

@@ -1,0 +1,174 @@
+"""Producers on Kafka: idempotent, all in-sync replicas, at most `_IN_FLIGHT_BYTES` on their way."""
+
+import asyncio
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any, Self
+
+from aiokafka import AIOKafkaProducer
+from aiokafka import TopicPartition as TheirPartition
+
+from llmos_stream.broker.kafka.connection import Connection
+from llmos_stream.broker.kafka.quirks import close_producer, writer_error
+from llmos_stream.broker.kafka.translate import AIOKAFKA_ERRORS, translate
+from llmos_stream.broker.placement import MAX_RECORD_BYTES, Turns, check_record
+from llmos_stream.broker.ports import Headers, Sent, TopicPartition
+from llmos_stream.broker.producing import BaseProducer
+from llmos_stream.errors import BrokerError, BrokerUnavailable
+
+_IN_FLIGHT_BYTES = 8 << 20
+_CLOSE_SECONDS = 5.0
+
+
+class KafkaProducer(BaseProducer):
+    """See `ports.Producer`.
+
+    After an error from the broker the producer is lost: it says so at every further use. Records that
+    wait in aiokafka's queue would otherwise follow later, out of order with a second attempt.
+    """
+
+    def __init__(self, connection: Connection, transactional_id: str | None) -> None:
+        super().__init__(transactional_id)
+        self._connection = connection
+        self._seconds = connection.settings.request_timeout_seconds
+        self._turns = Turns()
+        self._partitions: dict[str, int] = {}
+        self._client: Any = None
+        self._lost: BrokerError | None = None
+
+    async def __aenter__(self) -> Self:
+        settings = self._connection.settings
+        transactional = {
+            "transactional_id": self._transactional_id,
+            "transaction_timeout_ms": int(settings.transaction_timeout_seconds * 1000),
+        }
+        self._client = await self._connection.start(
+            lambda: AIOKafkaProducer(
+                **self._connection.options(),
+                acks="all",
+                enable_idempotence=True,
+                max_request_size=MAX_RECORD_BYTES,
+                **(transactional if self._transactional_id is not None else {}),
+            ),
+            AIOKafkaProducer.start,
+            AIOKafkaProducer.stop,
+        )
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await close_producer(self._client, flush=self._lost is None, seconds=_CLOSE_SECONDS)
+
+    async def _write(
+        self, topic: str, value: bytes | None, key: bytes | None, partition: int | None, headers: Headers
+    ) -> Sent:
+        at = await self._place(topic, key, partition)
+        check_record(topic, key, value, headers)
+        with self._losing(topic):
+            return await self._acknowledged(await self._enqueue(at, value, key, headers))
+
+    async def _write_all(self, topic: str, values: Iterable[bytes], key: bytes | None, partition: int | None) -> Sent:
+        at = await self._place(topic, key, partition)
+        first: Sent | None = None
+        under_way: deque[tuple[int, asyncio.Future[Any]]] = deque()
+        size = 0
+        for value in values:
+            check_record(topic, key, value)
+            with self._losing(topic):
+                under_way.append((len(value), await self._enqueue(at, value, key, ())))
+                size += len(value)
+                while size > _IN_FLIGHT_BYTES:
+                    taken, future = under_way.popleft()
+                    sent = await self._acknowledged(future)
+                    first = first or sent
+                    size -= taken
+        with self._losing(topic):
+            for _, future in under_way:
+                sent = await self._acknowledged(future)
+                first = first or sent
+        if first is None:
+            raise ValueError("nothing to send")
+        return first
+
+    async def _write_offsets(self, group: str, offsets: Mapping[TopicPartition, int]) -> None:
+        with self._losing():
+            async with asyncio.timeout(self._seconds):
+                await self._client.send_offsets_to_transaction(
+                    {TheirPartition(*at): offset for at, offset in offsets.items()}, group
+                )
+
+    async def _begin(self) -> None:
+        with self._losing():
+            await self._client.begin_transaction()
+
+    async def _commit(self) -> None:
+        unknown = BrokerUnavailable(
+            f"Kafka at {self._connection.address} did not confirm a commit of {self._transactional_id}: whether it "
+            "holds is unknown; open a new producer and read back"
+        )
+        try:
+            with self._losing():
+                async with asyncio.timeout(self._seconds):
+                    await self._client.commit_transaction()
+        except BrokerUnavailable:
+            self._lost = unknown
+            raise unknown from None
+        except asyncio.CancelledError:
+            self._lost = unknown
+            raise
+        except BrokerError:
+            await self._abort_quietly()
+            raise
+
+    async def _abort(self) -> None:
+        if isinstance(self._lost, BrokerUnavailable) or writer_error(self._client) is not None:
+            return  # the next producer of this id, or the timeout, aborts it
+        try:
+            async with asyncio.timeout(self._seconds):
+                await self._client.abort_transaction()
+        except AIOKAFKA_ERRORS as error:
+            self._lost = self._translated(error)
+            raise self._lost from error
+        except asyncio.CancelledError:
+            self._lost = BrokerUnavailable("interrupted while a transaction was being aborted; open a new producer")
+            raise
+
+    async def _place(self, topic: str, key: bytes | None, partition: int | None) -> TheirPartition:
+        if (count := self._partitions.get(topic)) is None:
+            self._partitions |= await self._connection.partitions([topic], self._seconds)
+            count = self._partitions[topic]
+        return TheirPartition(topic, self._turns.choose(topic, key, partition, count))
+
+    async def _enqueue(
+        self, at: TheirPartition, value: bytes | None, key: bytes | None, headers: Headers
+    ) -> asyncio.Future[Any]:
+        future: asyncio.Future[Any] = await self._client.send(
+            at.topic, value, key=key, partition=at.partition, headers=list(headers)
+        )
+        # Nobody may be left to look at the error when the caller is cancelled or fails on an earlier record.
+        future.add_done_callback(lambda done: done.cancelled() or done.exception())
+        return future
+
+    async def _acknowledged(self, future: asyncio.Future[Any]) -> Sent:
+        await asyncio.wait([future], timeout=self._seconds)
+        if not future.done():
+            raise TimeoutError(f"no acknowledgement in {self._seconds:g} s")
+        where = future.result()
+        return Sent(where.topic, where.partition, where.offset)
+
+    @contextmanager
+    def _losing(self, topic: str | None = None) -> Iterator[None]:
+        if self._lost is not None:
+            raise type(self._lost)(str(self._lost))
+        try:
+            yield
+        except AIOKAFKA_ERRORS as error:
+            self._lost = self._translated(error, topic)
+            raise self._lost from error
+
+    def _translated(self, error: BaseException, topic: str | None = None) -> BrokerError:
+        cause = writer_error(self._client) or error
+        return translate(cause, self._connection.address, topic=topic, producer=self._transactional_id)

@@ -1,0 +1,75 @@
+"""Where aiokafka (0.12 to 0.14) needs help. All that touches its private names is in this module."""
+
+import asyncio
+from contextlib import suppress
+
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from aiokafka.errors import KafkaError
+
+_IMPATIENT_SECONDS = 1.0
+
+
+def writer_error(client: AIOKafkaProducer) -> BaseException | None:
+    """What killed the task that sends, if anything did; later calls fail with errors that do not say so."""
+    task = client._sender.sender_task
+    return task.exception() if task is not None and task.done() and not task.cancelled() else None
+
+
+def reader_error(client: AIOKafkaConsumer) -> BaseException | None:
+    """What killed the task that fetches, if anything did; polls would find nothing for ever."""
+    task = client._fetcher.error_future
+    return task.exception() if task.done() and not task.cancelled() else None
+
+
+async def close_producer(client: AIOKafkaProducer, *, flush: bool, seconds: float) -> None:
+    """Stop within about this long. `stop` alone waits without limit for a broker that is gone.
+
+    Records that could not be flushed in time are dropped, without `flush` all that wait are.
+    """
+    if not (flush and await _flushed(client, seconds)):
+        task = client._sender.sender_task
+        task.remove_done_callback(client._sender._fail_all)  # would trip over what we fail here ourselves
+        client._message_accumulator.fail_all(KafkaError("producer closed"))
+        seconds = min(seconds, _IMPATIENT_SECONDS)
+    with suppress(Exception):
+        async with asyncio.timeout(seconds):
+            await client.stop()
+    await client.client.close()
+    _retrieve(client)
+
+
+async def _flushed(client: AIOKafkaProducer, seconds: float) -> bool:
+    try:
+        async with asyncio.timeout(seconds):
+            await client.flush()
+    except TimeoutError:
+        return False
+    return True
+
+
+async def close_consumer(client: AIOKafkaConsumer, *, seconds: float) -> None:
+    """Stop within about this long. `stop` alone lets the CancelledError of a fetch under way out as if it were ours."""
+    fetcher = client._fetcher
+    with suppress(Exception):
+        async with asyncio.timeout(seconds):
+            if fetcher is not None:
+                fetcher._fetch_task.cancel()
+                await asyncio.wait([fetcher._fetch_task])
+                if fetches := list(fetcher._pending_tasks):
+                    for fetch in fetches:
+                        fetch.cancel()
+                    await asyncio.wait(fetches)
+                fetcher._pending_tasks.clear()
+            await client.stop()
+    await client._client.close()
+
+
+def _retrieve(client: AIOKafkaProducer) -> None:
+    """Look at errors nobody awaits, or asyncio complains of each when it is collected."""
+    forgotten = [client._txn_manager._transaction_waiter]
+    for batches in client._message_accumulator._batches.values():
+        for batch in batches:
+            forgotten += [batch._drain_waiter, batch.future]
+    for future in forgotten:
+        if future is not None and future.done() and not future.cancelled():
+            future.exception()

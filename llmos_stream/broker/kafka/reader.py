@@ -1,0 +1,167 @@
+"""Readers on Kafka: read committed, every partition of their topics, no automatic commits."""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from types import TracebackType
+from typing import Any, Self
+
+from aiokafka import AIOKafkaConsumer
+from aiokafka import TopicPartition as TheirPartition
+
+from llmos_stream.broker.kafka.connection import Connection
+from llmos_stream.broker.kafka.quirks import close_consumer, reader_error
+from llmos_stream.broker.kafka.translate import AIOKAFKA_ERRORS, translate
+from llmos_stream.broker.ports import Record, Start, TopicPartition
+from llmos_stream.broker.rules import not_assigned
+from llmos_stream.errors import BrokerUnavailable
+
+_PARTITION_FETCH_BYTES = 8 << 20
+_CLOSE_SECONDS = 5.0
+
+
+class KafkaReader:
+    """See `ports.Reader`."""
+
+    def __init__(
+        self, connection: Connection, topics: Sequence[str], start: Start, group: str | None, check_crcs: bool
+    ) -> None:
+        self._connection = connection
+        self._topics = topics
+        self._start = start
+        self._group = group
+        self._check_crcs = check_crcs
+        self._assigned: dict[TopicPartition, TheirPartition] = {}
+        self._client: Any = None
+
+    @property
+    def partitions(self) -> tuple[TopicPartition, ...]:
+        return tuple(sorted(self._assigned))
+
+    async def __aenter__(self) -> Self:
+        patience = self._connection.settings.connect_timeout_seconds
+        counts = await self._connection.partitions(self._topics, patience)
+        self._assigned = {
+            TopicPartition(topic, number): TheirPartition(topic, number)
+            for topic, count in counts.items()
+            for number in range(count)
+        }
+        self._client = await self._connection.start(
+            lambda: AIOKafkaConsumer(
+                **self._connection.options(),
+                group_id=self._group,
+                isolation_level="read_committed",
+                auto_offset_reset="none",
+                enable_auto_commit=False,
+                check_crcs=self._check_crcs,
+                max_partition_fetch_bytes=_PARTITION_FETCH_BYTES,
+            ),
+            AIOKafkaConsumer.start,
+            AIOKafkaConsumer.stop,
+        )
+        try:
+            positions = await self._first()
+        except BaseException:
+            await self._close()
+            raise
+        self._client.assign(list(self._assigned.values()))
+        for at, offset in positions.items():
+            self.seek(at, offset)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._close()
+
+    async def poll(self, timeout_seconds: float, max_records: int = 500) -> list[Record]:
+        if (error := reader_error(self._client)) is not None:
+            raise BrokerUnavailable(f"fetching from Kafka at {self._connection.address} broke off: {error}")
+        async with self._translating(timeout_seconds + self._connection.settings.request_timeout_seconds):
+            found = await self._client.getmany(timeout_ms=int(timeout_seconds * 1000), max_records=max_records)
+        return [
+            Record(one.topic, one.partition, one.offset, one.key, one.value, one.timestamp, tuple(one.headers))
+            for records in found.values()
+            for one in records
+        ]
+
+    def seek(self, at: TopicPartition, offset: int) -> None:
+        if offset < 0:
+            raise ValueError(f"offset {offset} is negative")
+        self._client.seek(self._own(at), offset)
+
+    async def seek_to_beginning(self, *at: TopicPartition) -> None:
+        for one, offset in (await self._beginnings(at or self.partitions)).items():
+            self.seek(one, offset)
+
+    async def seek_to_end(self, *at: TopicPartition) -> None:
+        for one, offset in (await self._ends(at or self.partitions)).items():
+            self.seek(one, offset)
+
+    async def position(self, at: TopicPartition) -> int:
+        async with self._translating():
+            offset: int = await self._client.position(self._own(at))
+            return offset
+
+    async def end_offsets(self) -> dict[TopicPartition, int]:
+        return await self._ends(self.partitions)
+
+    async def lag(self) -> int:
+        ends = await self.end_offsets()
+        return sum([max(0, end - await self.position(at)) for at, end in ends.items()])
+
+    async def committed(self, at: TopicPartition) -> int | None:
+        self._require_group()
+        async with self._translating():
+            offset: int | None = await self._client.committed(self._own(at))
+            return offset
+
+    async def commit(self, offsets: Mapping[TopicPartition, int]) -> None:
+        self._require_group()
+        theirs = {self._own(at): offset for at, offset in offsets.items()}
+        if theirs:
+            async with self._translating():
+                await self._client.commit(theirs)
+
+    async def _first(self) -> dict[TopicPartition, int]:
+        if self._start == "latest":
+            return await self._ends(self.partitions)
+        positions = await self._beginnings(self.partitions)
+        if self._start == "committed":
+            for at in self.partitions:
+                if (offset := await self.committed(at)) is not None:
+                    positions[at] = offset
+        return positions
+
+    async def _beginnings(self, at: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
+        async with self._translating():
+            return self._ours(await self._client.beginning_offsets([self._own(one) for one in at]))
+
+    async def _ends(self, at: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
+        async with self._translating():
+            return self._ours(await self._client.end_offsets([self._own(one) for one in at]))
+
+    def _ours(self, offsets: Mapping[TheirPartition, int]) -> dict[TopicPartition, int]:
+        return {TopicPartition(*at): offset for at, offset in offsets.items()}
+
+    def _own(self, at: TopicPartition) -> TheirPartition:
+        try:
+            return self._assigned[at]
+        except KeyError:
+            raise ValueError(not_assigned(*at)) from None
+
+    def _require_group(self) -> None:
+        if self._group is None:
+            raise ValueError("a reader without a group commits nothing")
+
+    @asynccontextmanager
+    async def _translating(self, seconds: float | None = None) -> AsyncIterator[None]:
+        """Bound the wait and give errors their names here."""
+        try:
+            async with asyncio.timeout(seconds or self._connection.settings.request_timeout_seconds):
+                yield
+        except AIOKAFKA_ERRORS as error:
+            raise translate(error, self._connection.address) from error
+
+    async def _close(self) -> None:
+        await close_consumer(self._client, seconds=_CLOSE_SECONDS)

@@ -1,0 +1,64 @@
+"""aiokafka's errors in this package's terms."""
+
+import aiokafka.errors as theirs
+
+from llmos_stream.broker.rules import fenced, topic_missing
+from llmos_stream.errors import (
+    BrokerError,
+    BrokerUnavailable,
+    Fenced,
+    OffsetGone,
+    RecordTooLarge,
+    TopicMissing,
+    TransactionAborted,
+)
+
+AIOKAFKA_ERRORS = (theirs.KafkaError, theirs.IllegalOperation, theirs.ConsumerStoppedError, TimeoutError, OSError)
+"""What calls into aiokafka raise when something between here and the broker is wrong."""
+
+_NO_ANSWER = (TimeoutError, OSError, theirs.KafkaTimeoutError)
+_REFUSED = (
+    theirs.TopicAuthorizationFailedError,
+    theirs.GroupAuthorizationFailedError,
+    theirs.ClusterAuthorizationFailedError,
+    theirs.TransactionalIdAuthorizationFailed,
+)
+_TRANSACTION_LOST = (
+    theirs.InvalidTxnState,
+    theirs.InvalidProducerIdMapping,
+    theirs.OutOfOrderSequenceNumber,
+    theirs.UnknownProducerId,
+)
+
+
+def translate(
+    error: BaseException, address: str, *, topic: str | None = None, producer: str | None = None
+) -> BrokerError:
+    """The error to raise in its place; `topic` and `producer` (a transactional id) say what was going on."""
+    said = f"{type(error).__name__}: {error}"
+    translated: BrokerError
+    match error:
+        case BrokerError():
+            translated = error
+        case theirs.ProducerFenced() | theirs.InvalidProducerEpoch():
+            translated = Fenced(fenced(producer))
+        case theirs.MessageSizeTooLargeError() | theirs.RecordListTooLargeError():
+            translated = RecordTooLarge(f"the broker refused a record for {topic}; make chunks smaller ({said})")
+        case theirs.UnknownTopicOrPartitionError() if topic is not None:
+            translated = TopicMissing(topic_missing(topic))
+        case theirs.OffsetOutOfRangeError():
+            translated = OffsetGone(f"deleted by retention, or never written: {_places(error)}")
+        case _ if isinstance(error, _REFUSED):
+            translated = BrokerError(f"Kafka at {address} does not permit this; its ACLs must allow it ({said})")
+        case _ if producer is not None and isinstance(error, _TRANSACTION_LOST):
+            translated = TransactionAborted(f"Kafka at {address} gave up the transaction; open a new producer ({said})")
+        case _ if isinstance(error, _NO_ANSWER) or getattr(error, "retriable", False):
+            translated = BrokerUnavailable(f"no answer from Kafka at {address} ({said})")
+        case _:
+            translated = BrokerError(f"Kafka at {address}: {said}")
+    return translated
+
+
+def _places(error: theirs.OffsetOutOfRangeError) -> str:
+    at = error.args[0] if error.args else {}
+    return ", ".join(f"{place.topic}[{place.partition}] at {offset}" for place, offset in dict(at).items())

@@ -1,0 +1,73 @@
+"""The in-process broker: the same promises as Kafka, in the memory of one process."""
+
+import time
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Self
+
+from llmos_stream.broker.memory.cluster import Cluster
+from llmos_stream.broker.memory.producer import MemoryProducer
+from llmos_stream.broker.memory.reader import MemoryReader
+from llmos_stream.broker.memory.sessions import Sessions
+from llmos_stream.broker.ports import Start, TopicInfo, TopicSpec
+from llmos_stream.broker.rules import check_reader
+
+
+class MemoryBroker:
+    """See `ports.Broker`. One object is one log; share it. Any number of event loops and threads may use it at once.
+
+    Nothing outlives the process. Memory is bounded: each partition holds at most `partition_bytes` (and an
+    eighth more), or less where the topic's own retention says so; give it a few times the size of the model
+    and its chain of versions. `clock` gives seconds since the epoch and governs timestamps, retention and
+    the timeout of transactions.
+    """
+
+    def __init__(
+        self,
+        *,
+        clock: Callable[[], float] = time.time,
+        transaction_timeout_seconds: float = 60.0,
+        partition_bytes: int = 1 << 30,
+    ) -> None:
+        self._cluster = Cluster(clock, partition_bytes)
+        self._sessions = Sessions(self._cluster, transaction_timeout_seconds)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Nothing to close: others may still hold the log."""
+
+    def describe(self) -> str:
+        return "in-process broker"
+
+    async def check(self) -> None:
+        """It is here."""
+
+    async def create_topics(self, specs: Sequence[TopicSpec]) -> list[str]:
+        return self._cluster.create(specs)
+
+    async def list_topics(self, prefix: str = "") -> list[TopicInfo]:
+        return self._cluster.infos(prefix)
+
+    async def delete_topics(self, names: Sequence[str]) -> None:
+        self._cluster.delete(names)
+
+    def producer(self, transactional_id: str | None = None) -> MemoryProducer:
+        return MemoryProducer(self._cluster, self._sessions, transactional_id)
+
+    def reader(
+        self, topics: Sequence[str], *, start: Start, group: str | None = None, check_crcs: bool = True
+    ) -> MemoryReader:
+        check_reader(topics, start, group)
+        return MemoryReader(self._cluster, self._sessions, topics, start, group)
+
+    def clean(self) -> None:
+        """Apply retention and compaction now; writing does it as needed."""
+        self._cluster.clean()
+
+    def held_bytes(self) -> int:
+        """About how much memory the records take."""
+        return self._cluster.held_bytes()

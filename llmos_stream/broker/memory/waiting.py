@@ -1,0 +1,46 @@
+"""Polls that sleep until something arrives, whichever thread or event loop writes it."""
+
+import asyncio
+from collections.abc import Iterable
+from contextlib import suppress
+
+
+class Waiter:
+    """One sleeping poll. It belongs to the event loop that made it; `wake` may come from any thread."""
+
+    def __init__(self, topics: Iterable[str]) -> None:
+        self.topics = frozenset(topics)
+        self._loop = asyncio.get_running_loop()
+        self._woken = self._loop.create_future()
+
+    def wake(self) -> None:
+        with suppress(RuntimeError):  # its loop is closed: nobody sleeps there any more
+            self._loop.call_soon_threadsafe(self._set)
+
+    async def sleep(self, seconds: float) -> None:
+        """Sleep until woken, at most this long."""
+        await asyncio.wait([self._woken], timeout=seconds)
+
+    def _set(self) -> None:
+        if not self._woken.done():
+            self._woken.set_result(None)
+
+
+class Sleepers:
+    """The waiters of a cluster. The caller holds the cluster's lock."""
+
+    def __init__(self) -> None:
+        self._waiters: set[Waiter] = set()
+
+    def add(self, waiter: Waiter) -> None:
+        self._waiters.add(waiter)
+
+    def remove(self, waiter: Waiter) -> None:
+        self._waiters.discard(waiter)
+
+    def wake(self, topics: Iterable[str]) -> None:
+        """Wake those that wait for one of these topics."""
+        topics = frozenset(topics)
+        for waiter in self._waiters:
+            if not topics.isdisjoint(waiter.topics):
+                waiter.wake()

@@ -1,0 +1,77 @@
+"""Where a record goes and whether it fits: rules that both implementations share."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+from llmos_stream.errors import RecordTooLarge
+
+MAX_RECORD_BYTES = 1_048_588
+"""Kafka's default `message.max.bytes`: one record with its batch around it."""
+
+_BATCH_HEADER = 61
+_MOST_RECORD_HEADER = 1 + 5 + 10 + 5 + 5 + 5 + 5  # attributes; lengths of record, key, value; time, offset, headers
+_MOST_HEADER_LENGTHS = 10
+_MULTIPLIER = 0x5BD1E995
+_SEED = 0x9747B28C
+_WORD = 0xFFFFFFFF
+
+
+def murmur2(data: bytes) -> int:
+    """MurmurHash2 (32 bit, Appleby) with the seed that Kafka's own clients use for keys."""
+    whole = len(data) & ~3
+    state = _SEED ^ len(data)
+    for at in range(0, whole, 4):
+        word = int.from_bytes(data[at : at + 4], "little") * _MULTIPLIER & _WORD
+        word = (word ^ word >> 24) * _MULTIPLIER & _WORD
+        state = state * _MULTIPLIER & _WORD ^ word
+    if tail := data[whole:]:
+        state = (state ^ int.from_bytes(tail, "little")) * _MULTIPLIER & _WORD
+    state = (state ^ state >> 13) * _MULTIPLIER & _WORD
+    return state ^ state >> 15
+
+
+def partition_of(key: bytes, partitions: int) -> int:
+    """The partition that Kafka's default partitioner gives a key."""
+    return (murmur2(key) & 0x7FFFFFFF) % partitions
+
+
+def record_bytes(key: bytes | None, value: bytes | None, headers: Sequence[tuple[str, bytes]] = ()) -> int:
+    """Upper bound on a record's size in a batch of its own (record format v2, where lengths are varints)."""
+    size = _BATCH_HEADER + _MOST_RECORD_HEADER + len(key or b"") + len(value or b"")
+    return size + sum(_MOST_HEADER_LENGTHS + len(name.encode()) + len(content) for name, content in headers)
+
+
+def check_record(
+    topic: str,
+    key: bytes | None,
+    value: bytes | None,
+    headers: Sequence[tuple[str, bytes]] = (),
+    limit: int = MAX_RECORD_BYTES,
+) -> None:
+    """Raise RecordTooLarge when the topic would not take it, ValueError for a tombstone without a key."""
+    if key is None and value is None:
+        raise ValueError("a tombstone needs a key")
+    size = record_bytes(key, value, headers)
+    if size > limit:
+        raise RecordTooLarge(
+            f"a record of {size} bytes exceeds the {limit} bytes that {topic} takes; "
+            "make chunks smaller (LLMOS_WIRE__CHUNK_BYTES)"
+        )
+
+
+class Turns:
+    """Partitions for records without a key: each in turn, so that the order of a run does not hang on chance."""
+
+    def __init__(self) -> None:
+        self._next: Counter[str] = Counter()
+
+    def choose(self, topic: str, key: bytes | None, partition: int | None, partitions: int) -> int:
+        """The record's partition. Raises ValueError when `partition` is not one of the topic's."""
+        if partition is not None:
+            if not 0 <= partition < partitions:
+                raise ValueError(f"{topic} has no partition {partition}")
+            return partition
+        if key is not None:
+            return partition_of(key, partitions)
+        self._next[topic] += 1
+        return (self._next[topic] - 1) % partitions

@@ -1,0 +1,145 @@
+"""What every producer does alike: who may write when, and how a transaction ends."""
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+
+from llmos_stream.broker.ports import Headers, Sent, TopicPartition, Transaction
+from llmos_stream.errors import BrokerError, Fenced, TransactionAborted
+
+_log = logging.getLogger(__name__)
+
+
+class BaseProducer(ABC):
+    """The public half of a producer, over the few primitives that an implementation gives."""
+
+    def __init__(self, transactional_id: str | None) -> None:
+        self._transactional_id = transactional_id
+        self._busy = False
+
+    async def send(
+        self,
+        topic: str,
+        value: bytes | None,
+        *,
+        key: bytes | None = None,
+        partition: int | None = None,
+        headers: Headers = (),
+    ) -> Sent:
+        self._refuse_outside_transaction()
+        return await self._write(topic, value, key, partition, headers)
+
+    async def send_all(
+        self, topic: str, values: Iterable[bytes], *, key: bytes | None = None, partition: int | None = None
+    ) -> Sent:
+        self._refuse_outside_transaction()
+        return await self._write_all(topic, values, key, partition)
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Transaction]:
+        if self._transactional_id is None:
+            raise ValueError("a transaction needs a producer with a transactional id")
+        if self._busy:
+            raise ValueError("one transaction at a time")
+        self._busy = True
+        try:
+            await self._begin()
+            transaction = _Transaction(self)
+            try:
+                yield transaction
+            except BaseException:
+                await self._abort_quietly()
+                raise
+            finally:
+                transaction.end()
+            if transaction.failure is not None:
+                await self._abort_quietly()
+                if isinstance(transaction.failure, Fenced):
+                    raise transaction.failure
+                raise TransactionAborted("a write in the transaction failed") from transaction.failure
+            await self._commit()
+        finally:
+            self._busy = False
+
+    async def _abort_quietly(self) -> None:
+        """Abort; the error that led here matters more than one that comes on top."""
+        try:
+            await self._abort()
+        except BrokerError as error:
+            _log.warning("transaction of %s not aborted cleanly: %s", self._transactional_id, error)
+
+    def _refuse_outside_transaction(self) -> None:
+        if self._transactional_id is not None:
+            raise ValueError("a transactional producer writes inside `async with producer.transaction()`")
+
+    @abstractmethod
+    async def _begin(self) -> None: ...
+
+    @abstractmethod
+    async def _commit(self) -> None: ...
+
+    @abstractmethod
+    async def _abort(self) -> None: ...
+
+    @abstractmethod
+    async def _write(
+        self, topic: str, value: bytes | None, key: bytes | None, partition: int | None, headers: Headers
+    ) -> Sent: ...
+
+    @abstractmethod
+    async def _write_all(
+        self, topic: str, values: Iterable[bytes], key: bytes | None, partition: int | None
+    ) -> Sent: ...
+
+    @abstractmethod
+    async def _write_offsets(self, group: str, offsets: Mapping[TopicPartition, int]) -> None: ...
+
+
+class _Transaction:
+    """What the block sees. Remembers a failure, so that a swallowed error cannot commit half of the writes."""
+
+    def __init__(self, producer: BaseProducer) -> None:
+        self._producer = producer
+        self._group: str | None = None
+        self._ended = False
+        self.failure: BaseException | None = None
+
+    async def send(
+        self,
+        topic: str,
+        value: bytes | None,
+        *,
+        key: bytes | None = None,
+        partition: int | None = None,
+        headers: Headers = (),
+    ) -> Sent:
+        with self._watching():
+            return await self._producer._write(topic, value, key, partition, headers)
+
+    async def send_all(
+        self, topic: str, values: Iterable[bytes], *, key: bytes | None = None, partition: int | None = None
+    ) -> Sent:
+        with self._watching():
+            return await self._producer._write_all(topic, values, key, partition)
+
+    async def send_offsets(self, group: str, offsets: Mapping[TopicPartition, int]) -> None:
+        if self._group not in {None, group}:
+            raise ValueError(f"this transaction commits offsets of {self._group} already; one group a transaction")
+        self._group = group
+        with self._watching():
+            if offsets:
+                await self._producer._write_offsets(group, offsets)
+
+    def end(self) -> None:
+        self._ended = True
+
+    @contextmanager
+    def _watching(self) -> Iterator[None]:
+        if self._ended:
+            raise ValueError("this transaction has ended")
+        try:
+            yield
+        except BaseException as error:
+            self.failure = self.failure or error
+            raise

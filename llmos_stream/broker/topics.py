@@ -1,0 +1,108 @@
+"""The five topics of a federation, with the policies that make the log a system of record."""
+
+import re
+from dataclasses import dataclass
+
+from llmos_stream.broker.ports import TopicInfo, TopicSpec
+from llmos_stream.config import NAME_PATTERN, TopicSettings
+from llmos_stream.errors import ConfigError
+
+_HOUR_MS = 3_600_000
+_MIB = 1 << 20
+_COMMON = {
+    # Payloads are compressed before they get here; the broker must not spend time on them.
+    "compression.type": "producer",
+    # Retention must hang on the broker's clock: a client's may be wrong.
+    "message.timestamp.type": "LogAppendTime",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Topics:
+    """Names and policies, from the federation's name, which is their prefix. Raises ConfigError on a bad name."""
+
+    federation: str
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(NAME_PATTERN, self.federation):
+            raise ConfigError(
+                f"federation.name: {self.federation!r} must be letters, digits, '.', '_' or '-', at most 128"
+            )
+
+    @property
+    def updates(self) -> str:
+        return f"{self.federation}.updates"
+
+    @property
+    def models(self) -> str:
+        return f"{self.federation}.models"
+
+    @property
+    def events(self) -> str:
+        return f"{self.federation}.events"
+
+    @property
+    def control(self) -> str:
+        return f"{self.federation}.control"
+
+    @property
+    def quarantine(self) -> str:
+        return f"{self.federation}.quarantine"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All five. A prefix would not do to find them: `a.b` is a federation too."""
+        return self.updates, self.models, self.events, self.control, self.quarantine
+
+    def specs(self, settings: TopicSettings) -> list[TopicSpec]:
+        """What to create. Only updates may have more than one partition: the others are read in one order."""
+        policies = {
+            self.updates: (settings.updates_partitions, _by_age(settings.updates_retention_hours)),
+            self.models: (1, _by_size(settings.models_retention_gib)),
+            self.events: (1, _by_age(settings.events_retention_hours)),
+            self.control: (1, _latest_of_each_key()),
+            self.quarantine: (1, _by_age(settings.quarantine_retention_hours)),
+        }
+        return [
+            TopicSpec(name, partitions, _COMMON | policy, settings.replication_factor)
+            for name, (partitions, policy) in policies.items()
+        ]
+
+
+def _by_age(hours: float) -> dict[str, str]:
+    retention = int(hours * _HOUR_MS)
+    # Kafka deletes whole segments, by their youngest record: a short segment keeps the promise on time.
+    segment = min(max(retention // 8, 60_000), 24 * _HOUR_MS)
+    return {"cleanup.policy": "delete", "retention.ms": str(retention), "segment.ms": str(segment)}
+
+
+def _by_size(gib: float) -> dict[str, str]:
+    retention = int(gib * (1 << 30))
+    segment = min(max(retention // 8, 16 * _MIB), 1 << 30)
+    return {
+        "cleanup.policy": "delete",
+        "retention.ms": "-1",
+        "retention.bytes": str(retention),
+        "segment.bytes": str(segment),
+    }
+
+
+def _latest_of_each_key() -> dict[str, str]:
+    return {
+        "cleanup.policy": "compact",
+        "segment.bytes": str(16 * _MIB),
+        "segment.ms": str(_HOUR_MS),
+        "min.cleanable.dirty.ratio": "0.1",
+        "delete.retention.ms": str(24 * _HOUR_MS),
+    }
+
+
+def differences(wanted: TopicSpec, found: TopicInfo) -> str:
+    """How an existing topic differs from what would have been created, for people; empty when it does not."""
+    parts = []
+    if wanted.partitions != found.partitions:
+        parts.append(f"{found.partitions} partitions, not {wanted.partitions}")
+    for name, value in wanted.config.items():
+        if (other := found.config.get(name)) != value:
+            parts.append(f"{name} is {other or 'not set'}, not {value}")
+    return "; ".join(parts)

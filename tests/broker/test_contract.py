@@ -1,0 +1,535 @@
+"""What both brokers promise. Every test here runs on the in-process broker and on real Kafka."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+
+import pytest
+
+from llmos_stream.broker import MAX_RECORD_BYTES, Broker, Producer, Record, Sent, TopicPartition, Topics, TopicSpec
+from llmos_stream.broker.placement import partition_of, record_bytes
+from llmos_stream.config import TopicSettings
+from llmos_stream.errors import BrokerError, Fenced, OffsetGone, RecordTooLarge, TopicMissing, TransactionAborted
+from tests.broker.helpers import (
+    PATIENCE_SECONDS,
+    Crash,
+    catch_up,
+    make_topic,
+    read_all,
+    take,
+    values,
+    write_and_crash,
+    write_one,
+)
+
+# Topics
+
+
+async def test_topics_are_created_once_with_their_policies(broker: Broker, federation: str) -> None:
+    topics = Topics(federation)
+    specs = topics.specs(TopicSettings(updates_partitions=3))
+    assert sorted(await broker.create_topics(specs)) == sorted(topics.names)
+    assert await broker.create_topics(specs) == []
+    found = {info.name: info for info in await broker.list_topics(federation)}
+    assert {name: info.partitions for name, info in found.items()} == {spec.name: spec.partitions for spec in specs}
+    assert {name: dict(info.config) for name, info in found.items()} == {spec.name: dict(spec.config) for spec in specs}
+
+
+async def test_two_who_create_at_once_do_not_get_in_each_others_way(broker: Broker, federation: str) -> None:
+    specs = Topics(federation).specs(TopicSettings())
+    created = await asyncio.gather(*[broker.create_topics(specs) for _ in range(3)])
+    assert sorted(name for names in created for name in names) == sorted(spec.name for spec in specs)
+
+
+async def test_an_existing_topic_that_differs_is_left_and_logged(
+    broker: Broker, federation: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    await make_topic(broker, federation, 2, {"retention.ms": "1000000"})
+    with caplog.at_level(logging.WARNING):
+        assert await broker.create_topics([TopicSpec(federation, 1, {"retention.ms": "2000000"})]) == []
+    assert "2 partitions, not 1; retention.ms is 1000000, not 2000000" in caplog.text
+    (info,) = await broker.list_topics(federation)
+    assert (info.partitions, info.config) == (2, {"retention.ms": "1000000"})
+
+
+async def test_only_topics_with_the_prefix_are_listed(broker: Broker, federation: str) -> None:
+    for name in (f"{federation}.b", f"{federation}.a", f"x{federation}.a"):
+        await make_topic(broker, name)
+    assert [info.name for info in await broker.list_topics(f"{federation}.")] == [f"{federation}.a", f"{federation}.b"]
+    assert not [info.name for info in await broker.list_topics() if info.name.startswith("__")]
+
+
+async def test_a_deleted_topic_is_gone_and_can_be_created_anew(broker: Broker, federation: str) -> None:
+    topic = await make_topic(broker, federation)
+    async with broker.producer() as producer:
+        await producer.send(topic, b"old")
+    await broker.delete_topics([topic, f"{federation}.never-was"])
+    assert await broker.list_topics(federation) == []
+    assert await broker.create_topics([TopicSpec(topic)]) == [topic]
+    assert await read_all(broker, topic) == []
+
+
+async def test_a_missing_topic_says_what_to_do(broker: Broker, federation: str) -> None:
+    async with broker.producer() as producer:
+        with pytest.raises(TopicMissing, match=f"{federation}.*topics create"):
+            await producer.send(federation, b"x")
+    with pytest.raises(TopicMissing, match=federation):
+        async with broker.reader([federation], start="earliest"):
+            pass
+    assert await broker.list_topics(federation) == []
+
+
+async def test_a_broker_answers_and_describes_itself(broker: Broker) -> None:
+    await broker.check()
+    assert broker.describe()
+
+
+# Writing and reading
+
+
+async def test_records_come_back_whole_and_in_order(broker: Broker, federation: str) -> None:
+    topic = await make_topic(broker, federation)
+    before = int(time.time() * 1000)
+    async with broker.producer() as producer:
+        sent = [
+            await producer.send(topic, b"one", key=b"k", headers=[("kind", b"chunk"), ("empty", b"")]),
+            await producer.send(topic, b"", key=b"k"),
+            await producer.send(topic, None, key=b"k"),
+            await producer.send(topic, b"no key"),
+        ]
+    assert sent == [Sent(topic, 0, offset) for offset in range(4)]
+    records = await read_all(broker, topic)
+    assert [(record.offset, record.key, record.value) for record in records] == [
+        (0, b"k", b"one"),
+        (1, b"k", b""),
+        (2, b"k", None),
+        (3, None, b"no key"),
+    ]
+    assert records[0].headers == (("kind", b"chunk"), ("empty", b""))
+    assert records[1].headers == ()
+    assert all(before <= record.timestamp_ms <= int(time.time() * 1000) for record in records)
+
+
+async def test_keys_choose_the_partition_as_kafkas_own_clients_do(broker: Broker, federation: str) -> None:
+    topic = await make_topic(broker, federation, 5)
+    keys = [b"", b"a", b"ab", b"abc", b"abcd", b"client-17", bytes(range(256))]
+    async with broker.producer() as producer:
+        chosen = [(await producer.send(topic, b"x", key=key)).partition for key in keys]
+        assert chosen == [partition_of(key, 5) for key in keys]
+        assert (await producer.send(topic, b"x", key=b"a", partition=4)).partition == 4
+        with pytest.raises(ValueError, match="no partition 5"):
+            await producer.send(topic, b"x", partition=5)
+
+
+async def test_records_without_a_key_take_the_partitions_in_turn(broker: Broker, federation: str) -> None:
+    topic = await make_topic(broker, federation, 3)
+    async with broker.producer() as producer:
+        assert [(await producer.send(topic, b"x")).partition for _ in range(6)] == [0, 1, 2, 0, 1, 2]
+
+
+async def test_many_megabytes_go_to_one_partition_in_order(broker: Broker, federation: str) -> None:
+    topic = await make_topic(broker, federation, 3)
+    produced = []
+
+    def chunks() -> Iterator[bytes]:
+        for number in range(12):
+            produced.append(number)
+            yield number.to_bytes(2) * 450_000
+
+    async with broker.producer() as producer:
+        await producer.send(topic, b"before", partition=partition_of(b"client", 3))
+        first = await producer.send_all(topic, chunks(), key=b"client")
+        assert first == Sent(topic, partition_of(b"client", 3), 1)
+        with pytest.raises(ValueError, match="nothing"):
+            await producer.send_all(topic, [], key=b"client")
+    assert produced == list(range(12))
+    records = [record for record in await read_all(broker, topic) if record.key == b"client"]
+    assert [record.value for record in records] == [number.to_bytes(2) * 450_000 for number in range(12)]
+    assert [record.offset for record in records] == list(range(1, 13))
+
+
+async def test_many_producers_interleave_and_each_keeps_its_order(broker: Broker, federation: str) -> None:
+    topic = await make_topic(broker, federation)
+
+    async def write(name: int) -> None:
+        async with broker.producer() as producer:
+            for number in range(20):
+                await producer.send(topic, bytes([name, number]))
+
+    async with asyncio.TaskGroup() as group:
+        for name in range(5):
+            group.create_task(write(name))
+    records = await read_all(broker, topic)
+    assert [record.offset for record in records] == list(range(100))
+    for name in range(5):
+        assert [record.value[1] for record in records if record.value and record.value[0] == name] == list(range(20))
+
+
+async def test_the_largest_record_fits_and_one_byte_more_does_not(broker: Broker, federation: str) -> None:
+    topic = await make_topic(broker, federation)
+    key, headers = b"key", [("name", b"value")]
+    most = MAX_RECORD_BYTES - record_bytes(key, b"", headers)
+    async with broker.producer() as producer:
+        await producer.send(topic, bytes(most), key=key, headers=headers)
+        with pytest.raises(RecordTooLarge, match="CHUNK_BYTES"):
+            await producer.send(topic, bytes(most + 1), key=key, headers=headers)
+        with pytest.raises(RecordTooLarge):
+            await producer.send_all(topic, [b"small", bytes(MAX_RECORD_BYTES)])
+        await producer.send(topic, b"still usable")
+    assert values(await read_all(broker, topic)) == [bytes(most), b"small", b"still usable"]
+
+
+async def test_a_topic_with_a_lower_limit_refuses_what_exceeds_it(broker: Broker, federation: str) -> None:
+    topic = await make_topic(broker, federation, config={"max.message.bytes": "10000"})
+    async with broker.producer() as producer:
+        await producer.send(topic, bytes(9000))
+        with pytest.raises(RecordTooLarge):
+            await producer.send(topic, bytes(11_000))
+    assert len(await read_all(broker, topic)) == 1
+
+
+async def test_a_tombstone_needs_a_key_and_a_compacted_topic_too(broker: Broker, federation: str) -> None:
+    topic = await make_topic(broker, federation, config={"cleanup.policy": "compact"})
+    async with broker.producer() as producer:
+        with pytest.raises(ValueError, match="tombstone"):
+            await producer.send(topic, None)
+        await producer.send(topic, b"1", key=b"lr")
+        await producer.send(topic, None, key=b"lr")
+        with pytest.raises(BrokerError):
+            await producer.send(topic, b"1")
+    assert values(await read_all(broker, topic)) == [b"1", None]
+
+
+async def test_a_reader_may_leave_kafkas_checksums_out(broker: Broker, federation: str) -> None:
+    topic = await make_topic(broker, federation)
+    async with broker.producer() as producer, broker.reader([topic], start="earliest", check_crcs=False) as reader:
+        await producer.send(topic, b"carries a digest of its own")
+        assert values(await take(reader, 1)) == [b"carries a digest of its own"]
+
+
+# Waiting
+
+
+async def test_a_poll_with_nothing_to_read_returns_empty_in_time(broker: Broker, federation: str) -> None:
+    topic = await make_topic(broker, federation)
+    async with broker.reader([topic], start="earliest") as reader:
+        began = time.monotonic()
+        assert await reader.poll(0.2) == []
+        assert 0.15 < time.monotonic() - began < PATIENCE_SECONDS
+        assert await reader.poll(0) == []
+
+
+async def test_a_waiting_poll_wakes_when_something_arrives(broker: Broker, federation: str) -> None:
+    topic = await make_topic(broker, federation)
+    async with broker.producer() as producer, broker.reader([topic], start="latest") as reader:
+        assert await reader.poll(0) == []
+        began = time.monotonic()
+        async with asyncio.TaskGroup() as group:
+            poll = group.create_task(reader.poll(60))
+            group.create_task(producer.send(topic, b"wake"))
+        assert values(poll.result()) == [b"wake"]
+        assert time.monotonic() - began < PATIENCE_SECONDS
+
+
+async def test_a_cancelled_poll_loses_nothing(broker: Broker, federation: str) -> None:
+    topic = await make_topic(broker, federation)
+    async with broker.producer() as producer, broker.reader([topic], start="earliest") as reader:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await reader.poll(60)
+        await producer.send(topic, b"later")
+        assert values(await take(reader, 1)) == [b"later"]
+
+
+# Positions
+
+
+async def test_a_reader_takes_all_partitions_of_all_its_topics(broker: Broker, federation: str) -> None:
+    two, one = await make_topic(broker, f"{federation}.b", 2), await make_topic(broker, f"{federation}.a")
+    async with broker.producer() as producer:
+        for topic, partition in ((two, 0), (two, 1), (one, 0)):
+            for number in range(3):
+                await producer.send(topic, bytes([number]), partition=partition)
+    async with broker.reader([two, one], start="earliest") as reader:
+        assert reader.partitions == (TopicPartition(one, 0), TopicPartition(two, 0), TopicPartition(two, 1))
+        assert await reader.lag() == 9
+        assert await reader.end_offsets() == dict.fromkeys(reader.partitions, 3)
+        records = await take(reader, 9)
+        for at in reader.partitions:
+            own = [record.value for record in records if (record.topic, record.partition) == at]
+            assert own == [b"\0", b"\1", b"\2"]
+        assert await reader.lag() == 0
+
+
+async def test_a_poll_returns_at_most_what_was_asked_for(broker: Broker, federation: str) -> None:
+    topic = await make_topic(broker, federation)
+    async with broker.producer() as producer:
+        await producer.send_all(topic, [bytes([number]) for number in range(10)])
+    async with broker.reader([topic], start="earliest") as reader:
+        found: list[Record] = []
+        while len(found) < 10:
+            some = await reader.poll(PATIENCE_SECONDS, max_records=3)
+            assert 1 <= len(some) <= 3
+            found += some
+        assert values(found) == [bytes([number]) for number in range(10)]
+
+
+async def test_seeking_moves_and_position_tells(broker: Broker, federation: str) -> None:
+    topic = await make_topic(broker, federation)
+    at = TopicPartition(topic, 0)
+    async with broker.producer() as producer:
+        await producer.send_all(topic, [bytes([number]) for number in range(5)])
+        async with broker.reader([topic], start="latest") as reader:
+            assert await reader.position(at) == 5
+            reader.seek(at, 3)
+            assert await reader.position(at) == 3
+            assert values(await take(reader, 2)) == [b"\3", b"\4"]
+            await reader.seek_to_beginning()
+            assert await reader.position(at) == 0
+            assert values(await take(reader, 1)) == [b"\0"]
+            await reader.seek_to_end(at)
+            await producer.send(topic, b"new")
+            assert values(await take(reader, 1)) == [b"new"]
+            with pytest.raises(ValueError, match="negative"):
+                reader.seek(at, -1)
+            with pytest.raises(ValueError, match="partitions"):
+                reader.seek(TopicPartition(topic, 1), 0)
+
+
+async def test_an_offset_that_never_was_is_gone_until_a_seek(broker: Broker, federation: str) -> None:
+    topic = await make_topic(broker, federation)
+    async with broker.producer() as producer, broker.reader([topic], start="earliest") as reader:
+        await producer.send(topic, b"here")
+        reader.seek(TopicPartition(topic, 0), 100)
+        for _ in range(2):
+            with pytest.raises(OffsetGone, match=federation):
+                await reader.poll(PATIENCE_SECONDS)
+        await reader.seek_to_beginning()
+        assert values(await take(reader, 1)) == [b"here"]
+
+
+async def test_a_group_goes_on_where_it_committed(broker: Broker, federation: str) -> None:
+    topic = await make_topic(broker, federation)
+    at = TopicPartition(topic, 0)
+    async with broker.producer() as producer:
+        await producer.send_all(topic, [bytes([number]) for number in range(4)])
+    async with broker.reader([topic], start="committed", group=federation) as reader:
+        assert await reader.committed(at) is None
+        assert values(await take(reader, 4)) == [b"\0", b"\1", b"\2", b"\3"]
+        await reader.commit({at: 2})
+        await reader.commit({})
+    async with broker.reader([topic], start="committed", group=federation) as reader:
+        assert await reader.committed(at) == 2
+        assert values(await take(reader, 2)) == [b"\2", b"\3"]
+    async with broker.reader([topic], start="committed", group=f"{federation}-other") as reader:
+        assert await reader.position(at) == 0
+
+
+async def test_what_makes_no_sense_for_a_reader_is_refused(broker: Broker, federation: str) -> None:
+    with pytest.raises(ValueError, match="group"):
+        broker.reader([federation], start="committed")
+    with pytest.raises(ValueError, match="topics"):
+        broker.reader([], start="earliest")
+    with pytest.raises(ValueError, match="topics"):
+        broker.reader("name", start="earliest")
+    topic = await make_topic(broker, federation)
+    async with broker.reader([topic], start="earliest") as reader:
+        with pytest.raises(ValueError, match="group"):
+            await reader.commit({TopicPartition(topic, 0): 0})
+        with pytest.raises(ValueError, match="group"):
+            await reader.committed(TopicPartition(topic, 0))
+
+
+# Transactions
+
+
+async def test_a_transaction_is_seen_when_it_has_committed_and_not_before(broker: Broker, federation: str) -> None:
+    one, two = await make_topic(broker, f"{federation}.a"), await make_topic(broker, f"{federation}.b")
+    async with broker.producer(federation) as producer, broker.reader([one, two], start="earliest") as reader:
+        async with producer.transaction() as transaction:
+            await transaction.send(one, b"1")
+            await transaction.send_all(two, [b"2", b"3"])
+            assert await reader.poll(0.3) == []
+            assert await reader.lag() == 0
+        assert sorted(values(await take(reader, 3)), key=str) == [b"1", b"2", b"3"]
+
+
+async def test_what_follows_an_open_transaction_waits_for_it(broker: Broker, federation: str) -> None:
+    topic = await make_topic(broker, federation)
+    at = TopicPartition(topic, 0)
+    async with (
+        broker.producer(federation) as producer,
+        broker.producer() as other,
+        broker.reader([topic], start="earliest") as reader,
+    ):
+        await other.send(topic, b"before")
+        async with producer.transaction() as transaction:
+            await transaction.send(topic, b"inside")
+            assert (await other.send(topic, b"after")).offset == 2
+            assert values(await take(reader, 1)) == [b"before"]
+            assert await reader.poll(0.3) == []
+            assert await reader.end_offsets() == {at: 1}
+        assert values(await take(reader, 2)) == [b"inside", b"after"]
+
+
+async def test_an_aborted_transaction_is_never_seen(broker: Broker, federation: str) -> None:
+    topic = await make_topic(broker, federation)
+    at = TopicPartition(topic, 0)
+    async with broker.producer(federation) as producer, broker.reader([topic], start="earliest") as reader:
+        with pytest.raises(Crash):
+            await write_and_crash(producer, topic, b"lost")
+        sent = await write_one(producer, topic, b"kept")
+        assert sent.offset == 2  # after the lost record and the abort
+        assert values(await take(reader, 1)) == [b"kept"]
+        assert await catch_up(reader) == []
+        assert await reader.position(at) == (await reader.end_offsets())[at] == 4
+
+
+async def test_offsets_are_committed_with_the_transaction_or_not_at_all(broker: Broker, federation: str) -> None:
+    topic = await make_topic(broker, federation)
+    at = TopicPartition(topic, 0)
+    async with (
+        broker.producer(federation) as producer,
+        broker.reader([topic], start="earliest", group=federation) as reader,
+    ):
+        with pytest.raises(Crash):
+            await write_and_crash(producer, topic, b"lost", {at: 7}, federation)
+        async with producer.transaction() as transaction:
+            await transaction.send(topic, b"kept")
+            await transaction.send_offsets(federation, {at: 8})
+            await transaction.send_offsets(federation, {})
+            await transaction.send_offsets(federation, {at: 9})
+            assert await reader.committed(at) is None
+    async with broker.producer(federation), broker.reader([topic], start="committed", group=federation) as reader:
+        assert await reader.committed(at) == await reader.position(at) == 9
+
+
+async def test_the_last_offsets_stand_for_whoever_opens_the_id_next(broker: Broker, federation: str) -> None:
+    topic = await make_topic(broker, federation)
+    at = TopicPartition(topic, 0)
+    for offset in range(1, 4):
+        async with broker.producer(federation) as producer:
+            async with broker.reader([topic], start="committed", group=federation) as reader:
+                assert await reader.position(at) == offset - 1
+            async with producer.transaction() as transaction:
+                await transaction.send_offsets(federation, {at: offset})
+
+
+async def test_a_swallowed_failure_cannot_commit_the_rest(broker: Broker, federation: str) -> None:
+    topic = await make_topic(broker, federation)
+
+    async def swallow(producer: Producer) -> None:
+        async with producer.transaction() as transaction:
+            await transaction.send(topic, b"half")
+            with pytest.raises(RecordTooLarge):
+                await transaction.send(topic, bytes(MAX_RECORD_BYTES))
+
+    async with broker.producer(federation) as producer:
+        with pytest.raises(TransactionAborted):
+            await swallow(producer)
+        await write_one(producer, topic, b"whole")
+    assert values(await read_all(broker, topic)) == [b"whole"]
+
+
+async def test_a_cancelled_transaction_is_aborted(broker: Broker, federation: str) -> None:
+    topic = await make_topic(broker, federation)
+    written = asyncio.Event()
+
+    async def write_and_hang(producer: Producer) -> None:
+        async with producer.transaction() as transaction:
+            await transaction.send(topic, b"lost")
+            written.set()
+            await asyncio.Event().wait()
+
+    async with broker.producer(federation) as producer:
+        hanging = asyncio.create_task(write_and_hang(producer))
+        await written.wait()
+        hanging.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await hanging
+        await write_one(producer, topic, b"kept")
+    assert values(await read_all(broker, topic)) == [b"kept"]
+
+
+async def test_an_empty_transaction_commits(broker: Broker, federation: str) -> None:
+    topic = await make_topic(broker, federation)
+    async with broker.producer(federation) as producer:
+        async with producer.transaction():
+            pass
+        with pytest.raises(Crash):
+            async with producer.transaction():
+                raise Crash
+    assert await read_all(broker, topic) == []
+
+
+async def test_a_newer_producer_fences_the_older_at_every_step(broker: Broker, federation: str) -> None:
+    topic = await make_topic(broker, federation)
+    async with broker.producer(federation) as older:
+        async with older.transaction() as transaction:
+            await transaction.send(topic, b"older")
+        async with broker.producer(federation) as newer:
+            with pytest.raises(Fenced, match=federation):
+                await write_one(older, topic, b"zombie")
+            with pytest.raises(Fenced):
+                await write_one(older, topic, b"zombie again")
+            await write_one(newer, topic, b"newer")
+    assert values(await read_all(broker, topic)) == [b"older", b"newer"]
+
+
+async def test_what_a_crashed_producer_left_open_is_aborted_by_its_successor(broker: Broker, federation: str) -> None:
+    topic = await make_topic(broker, federation)
+
+    async def crash(producer: Producer) -> None:
+        async with producer.transaction() as transaction:
+            await transaction.send(topic, b"left open")
+            await write_one(other, topic, b"behind it")
+            assert await reader.poll(0.3) == []
+            async with broker.producer(federation) as successor:
+                await write_one(successor, topic, b"successor")
+
+    async with (
+        broker.producer(federation) as crashed,
+        broker.producer(f"{federation}-2") as other,
+        broker.reader([topic], start="earliest") as reader,
+    ):
+        with pytest.raises(Fenced):
+            await crash(crashed)
+    assert values(await read_all(broker, topic)) == [b"behind it", b"successor"]
+
+
+async def test_being_fenced_is_not_hidden_by_a_program_that_goes_on(broker: Broker, federation: str) -> None:
+    topic = await make_topic(broker, federation)
+
+    async def swallow(producer: Producer) -> None:
+        async with producer.transaction() as transaction:
+            with suppress(Fenced):
+                await transaction.send(topic, b"zombie")
+
+    async with broker.producer(federation) as older, broker.producer(federation):
+        with pytest.raises(Fenced):
+            await swallow(older)
+    assert await read_all(broker, topic) == []
+
+
+async def test_rules_of_transactions(broker: Broker, federation: str) -> None:
+    topic = await make_topic(broker, federation)
+    at = TopicPartition(topic, 0)
+    async with broker.producer() as plain, broker.producer(federation) as producer:
+        with pytest.raises(ValueError, match="transactional id"):
+            async with plain.transaction():
+                pass
+        with pytest.raises(ValueError, match="inside"):
+            await producer.send(topic, b"x")
+        with pytest.raises(ValueError, match="inside"):
+            await producer.send_all(topic, [b"x"])
+        async with producer.transaction() as transaction:
+            await transaction.send_offsets("one", {at: 0})
+            with pytest.raises(ValueError, match="one group"):
+                await transaction.send_offsets("two", {at: 0})
+            with pytest.raises(ValueError, match="one transaction at a time"):
+                async with producer.transaction():
+                    pass
+        with pytest.raises(ValueError, match="has ended"):
+            await transaction.send(topic, b"x")

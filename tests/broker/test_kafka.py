@@ -1,0 +1,285 @@
+"""What only a real Kafka can do: be unreachable, restart, crash, delete records, ask for credentials."""
+
+import asyncio
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from aiokafka import TopicPartition as TheirPartition
+from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
+from pydantic import SecretStr
+
+from llmos_stream.broker import Broker, LocalKafka, Producer, TopicPartition, connect
+from llmos_stream.config import BrokerSettings
+from llmos_stream.errors import BrokerError, BrokerUnavailable, ConfigError, OffsetGone, RecordTooLarge
+from tests.broker.helpers import PATIENCE_SECONDS, make_topic, read_all, take, values, write_one
+from tests.conftest import IN_CI, KafkaNode
+
+
+def _closed_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _impatient(address: str, **more: object) -> BrokerSettings:
+    return BrokerSettings.model_validate({"bootstrap_servers": address, "connect_timeout_seconds": 0.5, **more})
+
+
+# Nobody there
+
+
+@pytest.mark.parametrize("use", ["check", "enter", "producer", "transactional", "reader", "topics"])
+async def test_an_unreachable_broker_is_one_clear_error_in_time(use: str, caplog: pytest.LogCaptureFixture) -> None:
+    address = f"127.0.0.1:{_closed_port()}"
+    broker = connect(_impatient(address))
+    began = time.monotonic()
+    with pytest.raises(BrokerUnavailable) as caught:
+        await _use(broker, use)
+    assert time.monotonic() - began < 5
+    for part in (address, "Connect call failed", "LLMOS_BROKER__BOOTSTRAP_SERVERS", "llmos-stream broker start"):
+        assert part in str(caught.value)
+    assert caught.value.retriable
+    assert caplog.records == []
+
+
+async def test_somebody_who_never_answers_is_unreachable_too() -> None:
+    async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+
+    server = await asyncio.start_server(hang, "127.0.0.1", 0)
+    address = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    async with server:
+        with pytest.raises(BrokerUnavailable, match=address):
+            await connect(_impatient(address)).check()
+
+
+async def test_no_server_named_is_a_setting_to_make() -> None:
+    with pytest.raises(ConfigError, match="embedded"):
+        connect(BrokerSettings())
+    with pytest.raises(ConfigError, match="ssl_cafile"):
+        connect(BrokerSettings(bootstrap_servers="x:1", security_protocol="SSL", ssl_cafile=Path("/nowhere.pem")))
+
+
+async def _use(broker: Broker, use: str) -> None:
+    if use == "check":
+        await broker.check()
+    elif use == "enter":
+        async with broker:
+            pass
+    elif use == "producer":
+        async with broker.producer():
+            pass
+    elif use == "transactional":
+        async with broker.producer("id"):
+            pass
+    elif use == "reader":
+        async with broker.reader(["topic"], start="committed", group="g"):
+            pass
+    else:
+        await broker.list_topics()
+
+
+# Deleted records
+
+
+@pytest.mark.kafka
+async def test_a_position_that_retention_has_deleted_is_gone_until_a_seek(kafka: KafkaNode, federation: str) -> None:
+    broker = connect(kafka.settings())
+    topic = await make_topic(broker, federation)
+    at = TopicPartition(topic, 0)
+    async with broker.producer() as producer:
+        await producer.send_all(topic, [bytes([number]) for number in range(6)])
+    async with broker.reader([topic], start="earliest", group=federation) as reader:
+        await reader.commit({at: 2})
+    admin = AIOKafkaAdminClient(bootstrap_servers=kafka.bootstrap_servers)
+    await admin.start()
+    await admin.delete_records({TheirPartition(topic, 0): RecordsToDelete(4)})
+    await admin.close()
+    async with broker.reader([topic], start="committed", group=federation) as reader:
+        with pytest.raises(OffsetGone, match=rf"{federation}\[0\] at 2"):
+            await reader.poll(PATIENCE_SECONDS)
+        await reader.seek_to_beginning()
+        assert values(await take(reader, 2)) == [b"\4", b"\5"]
+
+
+@pytest.mark.kafka
+async def test_a_producer_that_kafka_refused_says_so_until_another_is_opened(kafka: KafkaNode, federation: str) -> None:
+    broker = connect(kafka.settings())
+    topic = await make_topic(broker, federation, config={"max.message.bytes": "10000"})
+    async with broker.producer() as producer:
+        for size in (11_000, 1):
+            with pytest.raises(RecordTooLarge):
+                await producer.send(topic, bytes(size))
+    async with broker.producer() as producer:
+        await producer.send(topic, b"x")
+    assert values(await read_all(broker, topic)) == [b"x"]
+
+
+# Restarts and crashes
+
+
+@pytest.fixture
+async def own(kafka: KafkaNode) -> AsyncIterator[LocalKafka]:
+    """The session's Kafka, to be stopped and killed; it runs again afterwards."""
+    local = kafka.own()
+    yield local
+    await asyncio.to_thread(local.start)
+
+
+@pytest.mark.kafka
+async def test_nothing_is_lost_doubled_or_disordered_by_a_restart(
+    own: LocalKafka, kafka: KafkaNode, federation: str
+) -> None:
+    broker = connect(kafka.settings())
+    one, two = await make_topic(broker, f"{federation}.a"), await make_topic(broker, f"{federation}.b")
+    restarted = asyncio.Event()
+
+    async def restart() -> None:
+        await asyncio.to_thread(own.restart)
+        restarted.set()
+
+    async def write(producer: Producer, topic: str) -> int:
+        count = 0
+        while not restarted.is_set():
+            number = count.to_bytes(4)
+            await (write_one(producer, topic, number) if topic == two else producer.send(topic, number))
+            count += 1
+        return count
+
+    async with (
+        broker.producer() as plain,
+        broker.producer(federation) as transactional,
+        broker.reader([one, two], start="committed", group=federation) as reader,
+    ):
+        async with asyncio.TaskGroup() as group:
+            group.create_task(restart())
+            counts = [group.create_task(write(plain, one)), group.create_task(write(transactional, two))]
+        wanted = [count.result() for count in counts]
+        records = await take(reader, sum(wanted))
+        for topic, count in zip((one, two), wanted, strict=True):
+            assert values([record for record in records if record.topic == topic]) == [
+                number.to_bytes(4) for number in range(count)
+            ]
+        at = TopicPartition(one, 0)
+        await reader.commit({at: wanted[0]})
+        assert await reader.committed(at) == wanted[0]
+
+
+@pytest.mark.kafka
+async def test_a_transaction_survives_a_crash_of_the_broker(own: LocalKafka, kafka: KafkaNode, federation: str) -> None:
+    broker = connect(kafka.settings())
+    topic = await make_topic(broker, federation)
+
+    async def write() -> None:
+        async with broker.producer(federation) as producer, producer.transaction() as transaction:
+            await transaction.send(topic, b"before")
+            await asyncio.to_thread(own.kill)
+            starting = asyncio.create_task(asyncio.to_thread(own.start))
+            await transaction.send(topic, b"after")
+            await starting
+
+    await write()
+    assert values(await read_all(broker, topic)) == [b"before", b"after"]
+
+
+@pytest.mark.kafka
+async def test_a_broker_that_stays_away_is_an_error_in_time_and_nothing_hangs(
+    own: LocalKafka, kafka: KafkaNode, federation: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = kafka.settings().model_copy(update={"request_timeout_seconds": 1.0, "connect_timeout_seconds": 1.0})
+    broker = connect(settings)
+    topic = await make_topic(broker, federation)
+    at = TopicPartition(topic, 0)
+    began = time.monotonic()
+
+    async def write(producer: Producer) -> None:
+        async with producer.transaction() as transaction:
+            await transaction.send(topic, b"in doubt")
+            await asyncio.to_thread(own.kill)
+
+    async with (
+        broker.producer() as plain,
+        broker.producer(federation) as transactional,
+        broker.reader([topic], start="earliest", group=federation) as reader,
+    ):
+        await plain.send(topic, b"safe")
+        assert values(await take(reader, 1)) == [b"safe"]
+        with pytest.raises(BrokerUnavailable, match="read back"):
+            await write(transactional)
+        with pytest.raises(BrokerUnavailable, match="read back"):
+            await write_one(transactional, topic, b"refused")
+        for _ in range(2):
+            with pytest.raises(BrokerUnavailable, match=kafka.bootstrap_servers):
+                await plain.send(topic, b"in doubt")
+        assert await reader.poll(0.1) == []
+        for call in (reader.end_offsets(), reader.committed(at), reader.commit({at: 1}), broker.check()):
+            with pytest.raises(BrokerUnavailable, match=kafka.bootstrap_servers):
+                await call
+    assert time.monotonic() - began < 40
+    assert len(caplog.records) < 15
+
+    await asyncio.to_thread(own.start)
+    async with broker.producer(federation) as successor:
+        await write_one(successor, topic, b"successor")
+    assert values(await read_all(broker, topic)) == [b"safe", b"successor"]
+
+
+# Credentials
+
+
+def _make_certificate(certificate: Path, key: Path) -> None:
+    subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
+    files = ["-keyout", str(key), "-out", str(certificate)]
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", *subject, *files]
+    subprocess.run(command, check=True, capture_output=True)
+
+
+@pytest.mark.kafka
+@pytest.mark.skipif(shutil.which("openssl") is None and not IN_CI, reason="openssl makes the certificate")
+async def test_credentials_and_certificates_are_used(kafka: KafkaNode, tmp_path: Path, federation: str) -> None:
+    certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
+    _make_certificate(certificate, key)
+    (tmp_path / "server.pem").write_text(key.read_text() + certificate.read_text())
+    login = "org.apache.kafka.common.security.plain.PlainLoginModule required"
+    secured = LocalKafka(
+        properties={
+            "listener.security.protocol.map": "CLIENTS:SASL_SSL,CONTROLLER:PLAINTEXT",
+            "ssl.keystore.type": "PEM",
+            "ssl.keystore.location": str(tmp_path / "server.pem"),
+            "ssl.truststore.type": "PEM",
+            "ssl.truststore.location": str(certificate),
+            "sasl.enabled.mechanisms": "PLAIN",
+            "sasl.mechanism.inter.broker.protocol": "PLAIN",
+            "listener.name.clients.plain.sasl.jaas.config": f'{login} username="node" password="node-secret" '
+            'user_node="node-secret" user_client="client-secret";',
+        }
+    )
+    await asyncio.to_thread(secured.start)
+    try:
+        settings = BrokerSettings(
+            bootstrap_servers=secured.bootstrap_servers,
+            security_protocol="SASL_SSL",
+            sasl_username="client",
+            sasl_password=SecretStr("client-secret"),
+            ssl_cafile=certificate,
+        )
+        broker = connect(settings)
+        topic = await make_topic(broker, federation)
+        async with broker.producer(federation) as producer:
+            await write_one(producer, topic, b"signed in")
+        assert values(await read_all(broker, topic)) == [b"signed in"]
+        began = time.monotonic()
+        for wrong, advice in (({"sasl_password": SecretStr("guess")}, "SASL"), ({"ssl_cafile": None}, "SSL")):
+            with pytest.raises(BrokerError, match=advice) as caught:
+                await connect(settings.model_copy(update=wrong)).check()
+            assert "guess" not in str(caught.value)
+            assert not caught.value.retriable
+        assert time.monotonic() - began < settings.connect_timeout_seconds
+    finally:
+        await asyncio.to_thread(secured.stop)
