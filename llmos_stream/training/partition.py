@@ -1,0 +1,85 @@
+"""Splitting one labelled data set over clients, and holding a part of it out for testing.
+
+All indices are int64 NumPy arrays in ascending order. The same arguments give the same split in every process.
+"""
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from llmos_stream.errors import TaskError
+
+Indices = NDArray[np.int64]
+
+# NumPy's gamma sampler under- or overflows beyond these, and the split no longer changes long before them.
+_LOWEST_ALPHA, _HIGHEST_ALPHA = 1e-4, 1e6
+
+
+def dirichlet_split(labels: ArrayLike, shards: int, alpha: float, seed: int, min_per_shard: int = 1) -> list[Indices]:
+    """Split with skewed labels: of each class, shard k gets a share p_k with p ~ Dirichlet(alpha, ..., alpha).
+
+    `labels` is a sequence of N integers; each index from 0 to N - 1 lands in exactly one shard. Small alpha
+    gives each shard few classes, large alpha gives all shards the same mix (Yurochkin et al. 2019). A shard
+    left with fewer than `min_per_shard` examples is filled up from the largest one.
+
+    Raises TaskError when there are too few examples, ValueError for arguments that are no split at all.
+    """
+    classes = _as_labels(labels)
+    if shards < 1 or min_per_shard < 0 or not alpha > 0:
+        raise ValueError(f"no split: shards {shards}, alpha {alpha}, min_per_shard {min_per_shard}")
+    if len(classes) < shards * min_per_shard:
+        raise TaskError(
+            f"task.shards: {shards} shards of at least {min_per_shard} examples need {shards * min_per_shard}; "
+            f"there are {len(classes)}"
+        )
+    generator = np.random.default_rng(seed)
+    concentration = np.full(shards, np.clip(alpha, _LOWEST_ALPHA, _HIGHEST_ALPHA))
+    pieces: list[list[Indices]] = [[] for _ in range(shards)]
+    for label in np.unique(classes):
+        members = generator.permutation(np.flatnonzero(classes == label))
+        ends = np.cumsum(generator.dirichlet(concentration))[:-1] * len(members)
+        for shard, piece in enumerate(np.split(members, ends.round().astype(np.int64))):
+            pieces[shard].append(piece)
+    # Shuffled, so that what a large shard gives away is not all of its last class.
+    parts = [generator.permutation(np.concatenate([*piece, np.empty(0, np.int64)])) for piece in pieces]
+    _fill_up(parts, min_per_shard)
+    return [np.sort(part) for part in parts]
+
+
+def stratified_holdout(labels: ArrayLike, fraction: float, seed: int) -> tuple[Indices, Indices]:
+    """(kept, held out): of each class, `fraction` of the examples, rounded, is held out.
+
+    Raises ValueError when `fraction` is not between 0 and 1.
+    """
+    classes = _as_labels(labels)
+    if not 0 < fraction < 1:
+        raise ValueError(f"fraction must lie between 0 and 1, got {fraction}")
+    generator = np.random.default_rng(seed)
+    is_held = np.zeros(len(classes), dtype=bool)
+    for label in np.unique(classes):
+        members = generator.permutation(np.flatnonzero(classes == label))
+        is_held[members[: round(fraction * len(members))]] = True
+    return np.flatnonzero(~is_held), np.flatnonzero(is_held)
+
+
+def label_counts(labels: ArrayLike, parts: list[Indices]) -> list[dict[int, int]]:
+    """For each shard, how many examples it holds of each label that it has, by ascending label."""
+    classes = _as_labels(labels)
+    counted = [np.unique(classes[part], return_counts=True) for part in parts]
+    return [dict(zip(names.tolist(), counts.tolist(), strict=True)) for names, counts in counted]
+
+
+def _fill_up(parts: list[Indices], least: int) -> None:
+    for shard in range(len(parts)):
+        while (lacking := least - len(parts[shard])) > 0:
+            # The largest part has more than `least`, or the parts together would hold too few examples.
+            giver = max(range(len(parts)), key=lambda index: len(parts[index]))
+            given = min(lacking, len(parts[giver]) - least)
+            parts[shard] = np.concatenate([parts[shard], parts[giver][-given:]])
+            parts[giver] = parts[giver][:-given]
+
+
+def _as_labels(labels: ArrayLike) -> NDArray[np.int64]:
+    classes = np.asarray(labels)
+    if classes.ndim != 1 or not (np.issubdtype(classes.dtype, np.integer) or not classes.size):
+        raise ValueError(f"labels must be a sequence of integers, got shape {classes.shape} of {classes.dtype}")
+    return classes.astype(np.int64, copy=False)

@@ -1,0 +1,138 @@
+"""Which tensors of a model are shared, and how a set of them is saved and put back.
+
+Only floating point tensors are ever shared: parameters, and buffers that are part of the state dict
+(batch-norm statistics). Integer buffers such as `num_batches_tracked` are not averaged, and buffers
+that are not persistent are not state. Tied parameters are one tensor, under the first of their names.
+
+| share | what it takes |
+| --- | --- |
+| `all` | every tensor above |
+| `trainable` | parameters with `requires_grad`, and no buffer: batch-norm statistics stay local |
+| `adapters` | parameters with `lora_` or `adapter` in their name |
+| `no-norm` | all but the parameters and buffers of normalisation layers (FedBN, Li et al. 2021) |
+| anything else | globs on names, separated by commas: `encoder.*,head.weight`; `*` crosses dots |
+
+`adapters` shares LoRA's A and B as two tensors, and the average of A times the average of B is not the
+average of BA. To share exactly what is averaged, freeze A (it is the same everywhere, being part of the
+initial model) and share `*lora_B*` (FFA-LoRA, Sun et al. 2024).
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from llmos_stream.errors import TaskError
+
+_ADAPTER_MARKS = ("lora_", "adapter")
+_NORM_CLASS = re.compile(r"Norm([123]d)?$")
+_NAMES_IN_ERROR = 5
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    names: tuple[str, ...]  # more than one where parameters are tied
+    tensor: Tensor
+    is_parameter: bool
+    in_norm: bool
+
+    def matches(self, pattern: str) -> bool:
+        return any(fnmatchcase(name, pattern) for name in self.names)
+
+
+def shared_tensors(model: nn.Module, share: str) -> dict[str, Tensor]:
+    """The live tensors of `model` that `share` names, in the order of its state dict.
+
+    The tensors are detached but share the model's memory: writing to them in place changes the model, and
+    training changes them. They go stale when the model's tensors are replaced (`model.to(...)`), so move
+    the model first.
+
+    Raises TaskError when nothing matches (for globs: when one of them matches nothing), or when a lazy
+    parameter has no shape yet.
+    """
+    candidates = list(_candidates(model))
+    match share:
+        case "all":
+            chosen = candidates
+        case "trainable":
+            chosen = [item for item in candidates if item.is_parameter and item.tensor.requires_grad]
+        case "adapters":
+            chosen = [item for item in candidates if item.is_parameter and _is_adapter(item)]
+        case "no-norm":
+            chosen = [item for item in candidates if not item.in_norm]
+        case _:
+            chosen = _matching(candidates, share)
+    if not chosen:
+        raise TaskError(f"task.share: {share!r} matches no tensor of the model, which has {_some_names(candidates)}")
+    for item in chosen:
+        if is_lazy(item.tensor):
+            raise TaskError(f"{item.names[0]} is a lazy parameter without a shape; run a batch through the model first")
+    return {item.names[0]: item.tensor.detach() for item in chosen}
+
+
+def snapshot(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies of `tensors`, on the same devices and in the same dtypes, that later training does not change."""
+    return {name: tensor.detach().clone() for name, tensor in tensors.items()}
+
+
+def load_(tensors: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+    """Copy `values` into the live `tensors` in place, each into the dtype and device that is already there.
+
+    The memory stays where it is, so an optimiser goes on working on the same parameters.
+    Raises ValueError when names or shapes differ; then nothing has been written.
+    """
+    if tensors.keys() != values.keys():
+        missing, unknown = sorted(tensors.keys() - values.keys()), sorted(values.keys() - tensors.keys())
+        raise ValueError(f"names differ: missing {missing[:_NAMES_IN_ERROR]}, unknown {unknown[:_NAMES_IN_ERROR]}")
+    for name, tensor in tensors.items():
+        if tensor.shape != values[name].shape:
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}, got {tuple(values[name].shape)}")
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            tensor.copy_(values[name])
+
+
+def _candidates(model: nn.Module) -> Iterator[_Candidate]:
+    owners = {
+        id(tensor): module
+        for module in model.modules()
+        for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False))
+    }
+    names: dict[int, list[str]] = {}
+    tensors: dict[int, Tensor] = {}
+    # keep_vars: the very parameters, so that tied ones and their owners are known by identity.
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if id(tensor) in owners and tensor.is_floating_point():
+            names.setdefault(id(tensor), []).append(name)
+            tensors[id(tensor)] = tensor
+    for key, tensor in tensors.items():
+        yield _Candidate(tuple(names[key]), tensor, isinstance(tensor, nn.Parameter), _is_norm(owners[key]))
+
+
+def _is_norm(module: nn.Module) -> bool:
+    # By the names of the classes it derives from: torch's own, and the RMSNorm that each model library writes anew.
+    return any(_NORM_CLASS.search(base.__name__) for base in type(module).__mro__)
+
+
+def _is_adapter(item: _Candidate) -> bool:
+    return any(mark in name for name in item.names for mark in _ADAPTER_MARKS)
+
+
+def _matching(candidates: list[_Candidate], share: str) -> list[_Candidate]:
+    patterns = [pattern for pattern in (part.strip() for part in share.split(",")) if pattern]
+    for pattern in patterns:
+        if not any(item.matches(pattern) for item in candidates):
+            raise TaskError(
+                f"task.share: {pattern!r} matches no tensor of the model, which has {_some_names(candidates)}"
+            )
+    return [item for item in candidates if any(item.matches(pattern) for pattern in patterns)]
+
+
+def _some_names(candidates: list[_Candidate]) -> str:
+    names = [item.names[0] for item in candidates]
+    more = f" and {len(names) - _NAMES_IN_ERROR} more" if len(names) > _NAMES_IN_ERROR else ""
+    return ", ".join(names[:_NAMES_IN_ERROR]) + more if names else "no floating point tensors"

@@ -1,0 +1,99 @@
+"""A task whose data are tensors in memory: split by labels, reshuffled each epoch, trained with SGD."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.optim import SGD, Optimizer
+
+from llmos_stream.config import ClientSettings, TaskSettings
+from llmos_stream.errors import TaskError
+from llmos_stream.training.partition import dirichlet_split
+from llmos_stream.training.seeds import derive_seed
+
+_MOMENTUM = 0.9
+# The same for every client whatever its batch size: clients that split differently would share examples.
+_MIN_PER_SHARD = 32
+
+
+class Batches:
+    """Batches of (inputs, targets), in stored order or, given a seed, in a new order each time it is iterated.
+
+    The order of the n-th pass depends on the seed and n alone. The last batch may be smaller.
+    """
+
+    def __init__(self, inputs: Tensor, targets: Tensor, batch_size: int, shuffle_seed: int | None = None) -> None:
+        self._inputs = inputs
+        self._targets = targets
+        self._starts = range(0, len(targets), batch_size)
+        self._shuffle_seed = shuffle_seed
+        self._epoch = 0
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        inputs, targets = self._inputs, self._targets
+        if self._shuffle_seed is not None:
+            generator = torch.Generator().manual_seed(derive_seed(self._shuffle_seed, "epoch", self._epoch))
+            self._epoch += 1
+            order = torch.randperm(len(targets), generator=generator)
+            inputs, targets = inputs[order], targets[order]
+        for start in self._starts:
+            chosen = slice(start, start + self._starts.step)
+            yield inputs[chosen], targets[chosen]
+
+
+class TensorTask(ABC):
+    """Classification of examples in memory; a subclass hands in its name and tensors, and makes the model.
+
+    `train` and `test` are pairs of inputs (N, ...) and integer labels (N). The training examples are split
+    with label skew over `task.shards`, the same way in every process that has the same task settings.
+
+    Raises TaskError when there are more shards than training examples.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        train: tuple[Tensor, Tensor],
+        test: tuple[Tensor, Tensor],
+        task: TaskSettings,
+        client: ClientSettings,
+    ) -> None:
+        self.name = name
+        self.settings = task
+        self._client = client
+        self._inputs, self._labels = train
+        self._test = test
+        least = max(1, min(_MIN_PER_SHARD, len(self._labels) // task.shards))
+        seed = derive_seed(task.seed, "split")
+        split = dirichlet_split(self._labels.numpy(), task.shards, task.alpha, seed, min_per_shard=least)
+        self._shards = [torch.from_numpy(indices) for indices in split]
+
+    @abstractmethod
+    def model(self) -> nn.Module: ...
+
+    def optimizer(self, model: nn.Module) -> Optimizer:
+        return SGD(model.parameters(), lr=self._client.lr, momentum=_MOMENTUM)
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return cross_entropy(outputs, targets)
+
+    def train_batches(self, shard: int) -> Batches:
+        chosen = self._shard(shard)
+        seed = derive_seed(self.settings.seed, "batches", shard)
+        return Batches(self._inputs[chosen], self._labels[chosen], self._client.batch_size, seed)
+
+    def test_batches(self, batch_size: int) -> Batches:
+        return Batches(*self._test, batch_size)
+
+    def num_train_examples(self, shard: int) -> int:
+        return len(self._shard(shard))
+
+    def _shard(self, shard: int) -> Tensor:
+        if not 0 <= shard < len(self._shards):
+            raise TaskError(f"{self.name} has shards 0 to {len(self._shards) - 1}, not {shard}")
+        return self._shards[shard]
