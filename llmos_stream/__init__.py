@@ -1,3 +1,23 @@
-"""Asynchronous federated learning as an event log."""
+"""Asynchronous federated learning as an event log.
+
+    from llmos_stream import FederatedLearning
+
+See `FederatedLearning` for training from your own loop and `llmos-stream --help` for everything else.
+"""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from llmos_stream.federated import FederatedLearning
 
 __version__ = "0.1.0"
+__all__ = ["FederatedLearning", "__version__"]
+
+
+def __getattr__(name: str) -> object:
+    # On first use: importing torch takes seconds, and `llmos-stream --help` needs none of it.
+    if name == "FederatedLearning":
+        from llmos_stream.federated import FederatedLearning
+
+        return FederatedLearning
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

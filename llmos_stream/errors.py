@@ -61,6 +61,10 @@ class FederationFinished(LlmosError):
     """The run has ended, so no update is taken any more."""
 
 
+class Closed(LlmosError):
+    """Used after it was closed."""
+
+
 @unique
 class Reason(StrEnum):
     """Why an update was refused. The closed table that quarantine and metrics use."""

@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
@@ -33,7 +33,10 @@ class Background:
         return not self._thread.is_alive()
 
     def start(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
-        """Run beside others; the future tells how it ends."""
+        """Run beside others; the future tells how it ends. Raises RuntimeError after `close`."""
+        if self.closed:
+            coroutine.close()
+            raise RuntimeError("this Background has been closed")
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
     def run(self, coroutine: Coroutine[Any, Any, T], timeout: float | None = None) -> T:
@@ -47,6 +50,10 @@ class Background:
         except BaseException:
             future.cancel()
             raise
+
+    def call(self, function: Callable[[], object]) -> None:
+        """Call `function` in the loop's thread, without waiting for it."""
+        self._loop.call_soon_threadsafe(function)
 
     def close(self) -> None:
         with self._closing:

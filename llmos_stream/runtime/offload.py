@@ -23,15 +23,20 @@ class Offload:
         self.workers = workers
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="offload")
         self._turns = asyncio.Semaphore(workers)
+        self._closed = False
 
     async def run(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Run `function` in a thread. A cancelled caller still holds its turn until the thread is free."""
+        if self._closed:
+            raise RuntimeError("this Offload has been closed")
         await self._turns.acquire()
+        work = partial(function, *args, **kwargs)
         try:
-            future = asyncio.get_running_loop().run_in_executor(self._pool, partial(function, *args, **kwargs))
-        except BaseException:
+            future = asyncio.get_running_loop().run_in_executor(self._pool, work)
+        except RuntimeError:
+            # The interpreter is ending and its pools take nothing more: drain here, where nobody waits for the loop.
             self._turns.release()
-            raise
+            return work()
         future.add_done_callback(lambda _: self._turns.release())
         return await asyncio.shield(future)
 
@@ -45,4 +50,9 @@ class Offload:
 
     async def aclose(self) -> None:
         """Refuse new work and wait for what runs."""
-        await asyncio.get_running_loop().run_in_executor(None, partial(self._pool.shutdown, cancel_futures=True))
+        self._closed = True
+        # Every turn is back once every thread is idle; so the shutdown does not block the loop, and needs no
+        # executor, which the interpreter no longer gives out at exit.
+        for _ in range(self.workers):
+            await self._turns.acquire()
+        self._pool.shutdown()

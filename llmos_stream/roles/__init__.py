@@ -1,0 +1,39 @@
+"""The roles: one loop each, composed from the rooms below."""
+
+from llmos_stream.roles.aggregator import Initial, initial_of, run_aggregator
+from llmos_stream.roles.client import Client, Published, wait_for_topics
+from llmos_stream.roles.client_loop import client_id_of, run_client, state_folder
+from llmos_stream.roles.client_state import ClientState
+from llmos_stream.roles.control import ControlView, Pointer, RunEnd
+from llmos_stream.roles.evaluator import Evaluation, Judge, evaluate_once, run_evaluator
+from llmos_stream.roles.local_model import LocalModel
+from llmos_stream.roles.log import LoggedVersion, read_versions
+from llmos_stream.roles.monitor import follow_events
+from llmos_stream.roles.versions import Version, decode_version, fetch_version
+
+__all__ = [
+    "Client",
+    "ClientState",
+    "ControlView",
+    "Evaluation",
+    "Initial",
+    "Judge",
+    "LocalModel",
+    "LoggedVersion",
+    "Pointer",
+    "Published",
+    "RunEnd",
+    "Version",
+    "client_id_of",
+    "decode_version",
+    "evaluate_once",
+    "fetch_version",
+    "follow_events",
+    "initial_of",
+    "read_versions",
+    "run_aggregator",
+    "run_client",
+    "run_evaluator",
+    "state_folder",
+    "wait_for_topics",
+]

@@ -1,0 +1,57 @@
+"""When a run ends: the stop rule, fed with versions, evaluations from the log, and the time."""
+
+import logging
+import math
+from collections.abc import Mapping
+from time import monotonic
+
+from llmos_stream.broker import Reader
+from llmos_stream.config import StopSettings
+from llmos_stream.core import Stop, StopRule
+from llmos_stream.errors import ConfigError, Rejected
+from llmos_stream.roles.control import RunEnd
+from llmos_stream.types import Event, EventKind
+from llmos_stream.wire import load_event
+
+log = logging.getLogger(__name__)
+
+
+class Ending:
+    """Watches one run through a reader of `<f>.events`. Time counts from its making."""
+
+    def __init__(self, settings: StopSettings, evaluations: Reader) -> None:
+        self._rule = StopRule(settings)
+        self._evaluations = evaluations
+        self._started = monotonic()
+
+    def at_version(self, number: int) -> RunEnd | None:
+        """Whether the run ends with version `number` for its number alone."""
+        return _end(self._rule.observe_version(number), number)
+
+    async def observe(self, number: int) -> RunEnd | None:
+        """Take in what has been evaluated and the time; `number` is the present version."""
+        stop = self._rule.observe_version(number)
+        for record in await self._evaluations.poll(0):
+            try:
+                entry = load_event(record.value or b"")
+            except Rejected as error:
+                log.warning("ignored an event that cannot be read, at offset %d: %s", record.offset, error.detail)
+                continue
+            match entry:
+                case Event(EventKind.EVALUATION, data={"version": int(version), "metrics": dict(metrics)}):
+                    stop = stop or self._judge(version, metrics)
+        return _end(stop or self._rule.tick(monotonic() - self._started), number)
+
+    def _judge(self, version: int, metrics: Mapping[str, float | None]) -> Stop | None:
+        try:
+            # JSON has no NaN: an evaluation that diverged carries null.
+            known = {name: math.nan if value is None else value for name, value in metrics.items()}
+            return self._rule.observe_evaluation(version, known)
+        except ConfigError as error:
+            # What an evaluator sends must not end the aggregator; a person reads this and mends one of the two.
+            log.error("%s", error)
+            return None
+
+
+def _end(stop: Stop | None, number: int) -> RunEnd | None:
+    return None if stop is None else RunEnd(stop.reason, stop.detail, number)

@@ -1,0 +1,167 @@
+"""A client's membership in a federation, for synchronous callers: an event loop in the background.
+
+Where no broker is set the federation is embedded: an in-process broker and an aggregator run in the
+same background loop.
+"""
+
+import asyncio
+import logging
+from concurrent.futures import Future
+from contextlib import AsyncExitStack
+
+from torch import Tensor
+
+from llmos_stream.broker import Broker, MemoryBroker, Topics, connect
+from llmos_stream.codec import Layout
+from llmos_stream.config import Settings
+from llmos_stream.errors import BrokerUnavailable, Closed, LlmosError
+from llmos_stream.roles.aggregator import Initial, run_aggregator
+from llmos_stream.roles.client import Client, Published, wait_for_topics
+from llmos_stream.roles.client_loop import client_id_of, state_folder
+from llmos_stream.roles.client_state import ClientState
+from llmos_stream.roles.control import RunEnd
+from llmos_stream.roles.local_model import Trained
+from llmos_stream.roles.versions import Version
+from llmos_stream.runtime import Background, Offload, Shutdown
+
+log = logging.getLogger(__name__)
+
+_JOIN_SECONDS = 60.0
+_DRAIN_SECONDS = 30.0
+_VERSIONS_KEPT = 4
+
+
+class Membership:
+    """Joins at construction; `newest` and `publish` block; `close` leaves. Not for two threads at once."""
+
+    def __init__(self, settings: Settings, layout: Layout, weights: Tensor) -> None:
+        self._settings = _alone(settings) if settings.broker.bootstrap_servers is None else settings
+        self._layout = layout
+        self._weights = weights
+        self._current: Version | None = None
+        self._published = False
+        self._aggregator: Future[RunEnd | None] | None = None
+        self._background = Background("llmos-federation")
+        self._stack = AsyncExitStack()
+        self._updates = 0
+        self._client: Client | None = None
+        self._shutdown = Shutdown()
+        try:
+            self._background.run(self._open())
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def finished(self) -> str | None:
+        end = self._joined.finished
+        return None if end is None else f"{end.reason}: {end.detail}"
+
+    @property
+    def _joined(self) -> Client:
+        if self._client is None or self._background.closed:
+            raise Closed("this FederatedLearning object has been closed; make a new one to go on")
+        return self._client
+
+    def newest(self) -> Version:
+        """The newest version. After an update of this client on the one it holds, waits a while for a newer one.
+
+        Raises BrokerUnavailable when the federation has no version at all.
+        """
+        return self._background.run(self._newest(self._joined))
+
+    def publish(self, trained: Trained, base: Version) -> Published:
+        published = self._background.run(
+            self._joined.publish(
+                trained.delta,
+                base.head.number,
+                num_examples=trained.num_examples,
+                metrics=trained.metrics,
+                train_seconds=trained.seconds,
+            )
+        )
+        self._published = True
+        self._updates += 1
+        return published
+
+    def close(self) -> None:
+        if self._background.closed:
+            return
+        try:
+            self._background.run(self._close(), _DRAIN_SECONDS)
+        except (LlmosError, TimeoutError) as error:
+            log.warning("the federation was left without a farewell: %s", error or type(error).__name__)
+        finally:
+            self._background.close()
+
+    async def _open(self) -> None:
+        settings = self._settings
+        async with AsyncExitStack() as stack:
+            offload = await stack.enter_async_context(Offload(settings.runtime.workers))
+            embedded = settings.broker.bootstrap_servers is None
+            broker = _own_broker(self._layout) if embedded else connect(settings.broker)
+            await stack.enter_async_context(broker)
+            if embedded:
+                initial = Initial(self._layout, self._weights)
+                self._aggregator = self._background.start(
+                    run_aggregator(broker, settings, lambda: initial, offload, self._shutdown)
+                )
+            await self._wait_for_topics(broker)
+            client_id = client_id_of(settings)
+            folder = None if embedded and settings.client.state_dir is None else state_folder(settings, client_id)
+            state = stack.enter_context(ClientState(client_id, folder))
+            client = await stack.enter_async_context(
+                Client(broker, settings, client_id, self._layout, state, offload, self._shutdown)
+            )
+            await client.join(None)
+            self._client = client
+            self._stack = stack.pop_all()
+
+    async def _wait_for_topics(self, broker: Broker) -> None:
+        name = self._settings.federation.name
+        try:
+            async with asyncio.timeout(_JOIN_SECONDS):
+                await wait_for_topics(broker, Topics(name), self._shutdown)
+        except TimeoutError:
+            raise BrokerUnavailable(
+                f"federation {name} has no topics after {_JOIN_SECONDS:g} s; start its aggregator "
+                "(`llmos-stream aggregator`) or set LLMOS_FEDERATION__NAME to one that runs"
+            ) from None
+
+    async def _newest(self, client: Client) -> Version:
+        held = self._current
+        if held is None:
+            fresh = await client.newest(None, _JOIN_SECONDS)
+        else:
+            seconds = self._settings.client.wait_seconds if self._published else 0.0
+            fresh = await client.newest(held.head.number, seconds)
+        if self._aggregator is not None and self._aggregator.done():
+            self._aggregator.result()  # an embedded aggregator that failed says why
+        if fresh is not None:
+            self._current, self._published = fresh, False
+        if self._current is None:
+            raise BrokerUnavailable(f"federation {self._settings.federation.name} published no version; is it running?")
+        return self._current
+
+    async def _close(self) -> None:
+        self._shutdown.request()
+        try:
+            if self._client is not None:
+                await self._client.leave("closed", self._updates)
+            if self._aggregator is not None:
+                await asyncio.wrap_future(self._aggregator)
+        finally:
+            await self._stack.aclose()
+
+
+def _own_broker(layout: Layout) -> Broker:
+    """A log in this process with room for the versions that a reader may be busy with."""
+    return MemoryBroker(partition_bytes=max(1 << 26, _VERSIONS_KEPT * 4 * layout.numel))
+
+
+def _alone(settings: Settings) -> Settings:
+    """Alone, every update is a version, unless a buffer size was asked for."""
+    if "buffer_size" in settings.aggregation.model_fields_set:
+        return settings
+    aggregation = settings.aggregation.model_copy(update={"buffer_size": 1})
+    return settings.model_copy(update={"aggregation": aggregation})

@@ -1,0 +1,176 @@
+"""The aggregator on both brokers: versions, manifests, repeats, restarts, one writer, the end of a run."""
+
+import pytest
+import torch
+
+from llmos_stream.broker import Broker, TopicPartition
+from llmos_stream.errors import ConfigError, FederationFinished, Fenced
+from llmos_stream.roles import ControlView, Initial, decode_version, run_aggregator
+from llmos_stream.roles.events import emit, event
+from llmos_stream.roles.publisher import group_of
+from llmos_stream.runtime import Offload, Shutdown
+from llmos_stream.types import EventKind
+from tests.roles.aids import LAYOUT, aggregator, delta_of, initial, settings_for, update
+
+
+async def test_version_0_is_the_initial_weights(broker: Broker, federation: str) -> None:
+    async with aggregator(broker, settings_for(federation)) as running:
+        version = await running.version(0)
+    assert version.head.parent is None
+    assert version.head.manifest == ()
+    decoded = decode_version(version.head, version.parts)
+    assert torch.equal(decoded.weights, initial().weights)
+    assert decoded.layout == LAYOUT
+
+
+async def test_a_full_buffer_becomes_a_version_with_its_manifest(broker: Broker, federation: str) -> None:
+    settings = settings_for(federation, aggregation={"buffer_size": 2})
+    async with aggregator(broker, settings) as running:
+        first = await running.send(update(delta_of(1.0), sequence=5, num_examples=30))
+        second = await running.send(update(delta_of(2.0), client_id="b", num_examples=10), "b")
+        version = await running.version(1)
+        folded = await running.events("update_folded", 2)
+    decoded = decode_version(version.head, version.parts)
+    assert torch.allclose(decoded.weights, delta_of((30 * 1.0 + 10 * 2.0) / 40))
+    a, b = version.head.manifest
+    assert (a.client_id, a.sequence, a.offset, a.num_examples, a.staleness, a.weight) == ("a", 5, first, 30, 0, 30.0)
+    assert (b.client_id, b.sequence, b.offset, b.num_examples, b.staleness, b.weight) == ("b", 0, second, 10, 0, 10.0)
+    assert [event.data["client_id"] for event in folded] == ["a", "b"]
+    assert version.head.rule["aggregation"] == settings.aggregation.model_dump(mode="json")
+    assert version.head.build["torch"] == torch.__version__
+
+
+async def test_a_repeat_is_counted_once(broker: Broker, federation: str) -> None:
+    async with aggregator(broker, settings_for(federation)) as running:
+        for sequence in (0, 0, 1):
+            await running.send(update(delta_of(1.0), sequence=sequence))
+        version = await running.version(2)
+        duplicate = await running.events("update_duplicate", 1)
+    assert torch.equal(decode_version(version.head, version.parts).weights, delta_of(2.0))
+    assert (duplicate[0].data["client_id"], duplicate[0].data["sequence"]) == ("a", 0)
+
+
+async def test_staleness_is_taken_from_the_base_version_named(broker: Broker, federation: str) -> None:
+    settings = settings_for(federation, staleness={"kind": "polynomial", "a": 0.5})
+    async with aggregator(broker, settings) as running:
+        await running.send(update(delta_of(1.0), sequence=0))
+        await running.version(1)
+        await running.send(update(delta_of(1.0), sequence=1, base_version=1))
+        await running.send(update(delta_of(1.0), sequence=2, base_version=0))
+        version = await running.version(3)
+    assert version.head.manifest[0].staleness == 2
+    expected = delta_of(2.0 + 3**-0.5)
+    assert torch.allclose(decode_version(version.head, version.parts).weights, expected)
+
+
+async def test_the_deadline_makes_a_version_of_what_there_is(broker: Broker, federation: str) -> None:
+    settings = settings_for(federation, aggregation={"buffer_size": 8, "deadline_seconds": 0.2})
+    async with aggregator(broker, settings) as running:
+        await running.send(update(delta_of(1.0)))
+        version = await running.version(1)
+    assert len(version.head.manifest) == 1
+
+
+async def test_interleaved_chunks_of_many_clients(broker: Broker, federation: str) -> None:
+    settings = settings_for(federation, aggregation={"buffer_size": 3})
+    async with aggregator(broker, settings) as running:
+        clients = ["a", "b", "c"]
+        messages = [update(delta_of(float(n)), 64, client_id=name) for n, name in enumerate(clients)]
+        async with broker.producer() as producer:
+            for place in range(max(map(len, messages))):
+                for name, message in zip(clients, messages, strict=True):
+                    if place < len(message):
+                        await producer.send(running.topics.updates, message[place], key=name.encode(), partition=0)
+        version = await running.version(1)
+    assert torch.allclose(decode_version(version.head, version.parts).weights, delta_of(1.0))
+
+
+async def test_a_restart_goes_on_and_reads_the_buffered_again(broker: Broker, federation: str) -> None:
+    settings = settings_for(federation, aggregation={"buffer_size": 2})
+    async with aggregator(broker, settings) as running:
+        for sequence in range(3):
+            await running.send(update(delta_of(1.0), sequence=sequence))
+        await running.version(1)  # the third waits in the buffer
+        at = TopicPartition(running.topics.updates, 0)
+        async with broker.reader([running.topics.updates], start="committed", group=group_of(settings)) as reader:
+            committed = await reader.committed(at)
+    async with aggregator(broker, settings) as running:
+        offset = await running.send(update(delta_of(1.0), sequence=3, base_version=1))
+        version = await running.version(2)
+    assert [item.sequence for item in version.head.manifest] == [2, 3]
+    assert committed == version.head.manifest[0].offset < offset
+    assert torch.equal(decode_version(version.head, version.parts).weights, delta_of(2.0))
+
+
+async def test_a_newer_aggregator_fences_the_older(broker: Broker, federation: str) -> None:
+    settings = settings_for(federation)
+    async with aggregator(broker, settings) as older:
+        await older.version(0)
+        async with aggregator(broker, settings) as newer:
+            await newer.send(update(delta_of(1.0)))
+            version = await newer.version(1)
+            with pytest.raises(Fenced):
+                await older.task
+    assert torch.equal(decode_version(version.head, version.parts).weights, delta_of(1.0))
+
+
+async def test_the_run_ends_at_the_version_cap_and_says_so(broker: Broker, federation: str) -> None:
+    settings = settings_for(federation, stop={"max_versions": 2})
+    async with aggregator(broker, settings) as running:
+        for sequence in range(4):
+            await running.send(update(delta_of(1.0), sequence=sequence))
+        end = await running.task
+        finished = await running.events("run_finished", 1)
+        async with broker.reader([running.topics.control], start="earliest") as reader:
+            control = ControlView(reader)
+            await control.catch_up(10.0)
+    assert end is not None
+    assert (end.reason, end.version) == ("max_versions", 2)
+    assert control.finished == end
+    assert finished[0].data["reason"] == "max_versions"
+    async with Offload(1) as offload:
+        with pytest.raises(FederationFinished, match="ended at version 2"):
+            await run_aggregator(broker, settings, initial, offload, Shutdown())
+
+
+@pytest.mark.parametrize(
+    ("stop", "values", "reason"),
+    [
+        ({"target": 0.9}, [0.1, 0.95], "target"),
+        ({"patience": 2}, [0.5, 0.4, 0.3], "patience"),
+        ({"max_seconds": 0.3}, [], "max_seconds"),
+    ],
+)
+async def test_the_run_ends_by_evaluations_or_time(
+    broker: Broker, federation: str, stop: dict[str, object], values: list[float], reason: str
+) -> None:
+    async with aggregator(broker, settings_for(federation, stop=stop)) as running:
+        await running.version(0)
+        async with broker.producer() as producer:
+            for version, value in enumerate(values):
+                measured = event(EventKind.EVALUATION, "evaluator", version=version, metrics={"accuracy": value})
+                await emit(producer, running.topics.events, measured)
+        end = await running.task
+    assert end is not None
+    assert end.reason == reason
+
+
+async def test_another_model_is_refused(broker: Broker, federation: str) -> None:
+    settings = settings_for(federation)
+    async with aggregator(broker, settings) as running:
+        await running.version(0)
+    other = {"w": torch.zeros(3)}
+    layout = type(LAYOUT).of(other)
+    async with Offload(1) as offload:
+        with pytest.raises(ConfigError, match=r"3 elements here, 50 there"):
+            await run_aggregator(broker, settings, lambda: Initial(layout, torch.zeros(3)), offload, Shutdown())
+
+
+async def test_one_client_with_many_updates_on_several_partitions(broker: Broker, federation: str) -> None:
+    settings = settings_for(federation, topics={"updates_partitions": 3}, aggregation={"buffer_size": 6})
+    async with aggregator(broker, settings) as running:
+        for name in "abcdef":
+            await running.send(update(delta_of(1.0), client_id=name), name)
+        version = await running.version(1)
+    assert {item.client_id for item in version.head.manifest} == set("abcdef")
+    assert len({item.partition for item in version.head.manifest}) > 1

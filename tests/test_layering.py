@@ -1,0 +1,104 @@
+"""The layers of DESIGN section 5, read from the imports themselves."""
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import llmos_stream
+
+_PACKAGE = Path(llmos_stream.__file__).parent
+_STDLIB = sys.stdlib_module_names
+_BASE = {"errors", "types", "config"}
+
+# Room: the third-party libraries and the rooms of the package that it may import.
+_MAY: dict[str, tuple[set[str], set[str]]] = {
+    "errors": (set(), set()),
+    "types": (set(), set()),
+    "config": ({"pydantic", "pydantic_settings"}, {"errors"}),
+    "codec": ({"torch", "numpy", "zstandard"}, _BASE),
+    "wire": ({"msgpack", "orjson"}, _BASE),
+    "core": ({"torch"}, _BASE),
+    "broker": ({"aiokafka"}, _BASE),
+    "training": ({"torch", "numpy", "sklearn"}, _BASE),
+    "runtime": ({"orjson"}, _BASE),
+    "reporting": ({"rich", "plotly", "orjson"}, _BASE | {"wire"}),
+    "roles": (
+        {"torch", "orjson", "safetensors"},
+        _BASE | {"codec", "wire", "core", "broker", "training", "runtime"},
+    ),
+    "federated": ({"torch"}, _BASE | {"roles", "training"}),
+    "demo": (set(), _BASE | {"broker", "roles", "runtime", "training"}),
+    "cli": (
+        {"rich", "pydantic", "pydantic_core", "orjson", "safetensors", "torch"},
+        _BASE | {"broker", "demo", "reporting", "roles", "runtime", "training", "wire", "__init__"},
+    ),
+    "__main__": (set(), {"cli"}),
+    "__init__": (set(), {"federated"}),
+}
+_PURE = ("codec", "wire", "core")
+_NOT_PURE = {"asyncio", "time", "socket", "subprocess", "threading", "aiokafka", "random"}
+
+
+def _modules() -> Iterator[tuple[str, Path]]:
+    for path in sorted(_PACKAGE.rglob("*.py")):
+        inside = path.relative_to(_PACKAGE)
+        yield (inside.parts[0] if len(inside.parts) > 1 else inside.stem), path
+
+
+def _imports(path: Path) -> set[str]:
+    """Dotted names of everything imported in a file, functions included."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found.add(node.module or "")
+            if node.module == "llmos_stream":
+                found |= {f"llmos_stream.{alias.name}" for alias in node.names if alias.name != "__version__"}
+    return found
+
+
+_CASES = [pytest.param(room, path, id=str(path.relative_to(_PACKAGE))) for room, path in _modules()]
+
+
+@pytest.mark.parametrize(("room", "path"), _CASES)
+def test_a_module_imports_only_what_its_room_may(room: str, path: Path) -> None:
+    libraries, rooms = _MAY[room]
+    for name in _imports(path):
+        top, _, rest = name.partition(".")
+        if top == "llmos_stream":
+            target = rest.split(".")[0] or "__init__"
+            assert target == room or target in rooms, f"{room} may not import {name}"
+        elif top not in _STDLIB:
+            assert top in libraries, f"{room} may not import {name}"
+
+
+@pytest.mark.parametrize(("room", "path"), [case for case in _CASES if case.values[0] in _PURE])
+def test_the_pure_rooms_know_no_clock_no_loop_and_no_chance(room: str, path: Path) -> None:
+    assert not {name.split(".")[0] for name in _imports(path)} & _NOT_PURE
+
+
+def test_tasks_are_made_in_runtime_alone() -> None:
+    makers = {"create_task", "ensure_future", "run_coroutine_threadsafe"}
+    for room, path in _modules():
+        if room == "runtime":
+            continue
+        used = {node.attr for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)}
+        assert not used & makers, path
+
+
+def test_nothing_unpickles_or_imports_by_name() -> None:
+    # training/task.py imports the task that the local settings name: the one place, and never from a message.
+    for _, path in _modules():
+        tree = ast.parse(path.read_text())
+        assert not {name.split(".")[0] for name in _imports(path)} & {"pickle", "marshal", "shelve", "dill"}, path
+        called = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+        assert "import_module" not in called or path.relative_to(_PACKAGE) == Path("training/task.py"), path
+
+
+def test_the_table_names_every_room() -> None:
+    assert {room for room, _ in _modules()} == set(_MAY)
