@@ -104,7 +104,7 @@ class CodecSettings(Section):
     block: Annotated[int, Field(ge=32, le=1024), AfterValidator(_power_of_two)] = 256
     """Elements that share a scale (int8, int4); a power of two."""
     rounding: Literal["stochastic", "nearest"] = "stochastic"
-    """Rounding of int8 and int4."""
+    """Rounding of int8, int4 and the values of top-k."""
     fraction: Fraction = 0.1
     """Share of the elements that top-k keeps."""
     error_feedback: bool = True
@@ -173,7 +173,7 @@ class StopSettings(Section):
 
 class TaskSettings(Section):
     entry: str = "digits"
-    """What is learnt: `digits`, or `package.module:callable` of your own, which returns a Task."""
+    """What is learnt: `digits`, `blobs`, `noop:N`, or `package.module:callable` of your own, which returns a Task."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of the initial weights, the split and the batches."""
     shards: Count = 8

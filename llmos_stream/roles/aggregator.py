@@ -8,13 +8,14 @@ import logging
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from time import monotonic
 
 from torch import Tensor
 
 from llmos_stream.broker import Broker, Topics
 from llmos_stream.codec import Layout
 from llmos_stream.config import Settings
-from llmos_stream.errors import ConfigError, FederationFinished
+from llmos_stream.errors import BrokerError, ConfigError, FederationFinished
 from llmos_stream.roles.control import ControlView, Pointer, RunEnd
 from llmos_stream.roles.folding import Folding
 from llmos_stream.roles.publisher import Publisher, group_of
@@ -25,6 +26,8 @@ from llmos_stream.training import Task, shared_tensors
 log = logging.getLogger(__name__)
 
 _CATCH_UP_SECONDS = 60.0
+_FIRST_RETRY_SECONDS = 0.5
+_LAST_RETRY_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +50,33 @@ async def run_aggregator(
 ) -> RunEnd | None:
     """Aggregate until the stop rule fires (returned) or a stop is asked for (None).
 
-    A new federation starts from `initial`, a running one goes on from its newest version. Raises
-    FederationFinished when the run has ended before, Fenced when a newer aggregator has taken over,
-    ConfigError when the model does not have the layout of the federation's versions.
+    A new federation starts from `initial`, a running one goes on from its newest version. When the
+    broker fails, what was not committed is dropped and read again from the log, as after a crash.
+    Raises FederationFinished when the run has ended before, Fenced when a newer aggregator has taken
+    over, ConfigError when the model does not have the layout of the federation's versions.
     """
+    seed = await offload.run(initial)
+    delay = _FIRST_RETRY_SECONDS
+    while True:
+        begun = monotonic()
+        try:
+            return await _aggregate(broker, settings, seed, offload, shutdown)
+        except BrokerError as error:
+            if not error.retriable or shutdown.requested:
+                raise
+            if monotonic() - begun > _LAST_RETRY_SECONDS:
+                delay = _FIRST_RETRY_SECONDS  # it worked for a while: this is another trouble
+            log.error("%s; starting again from the log in %.1f s", error, delay)
+        if await shutdown.wait(delay):
+            return None
+        delay = min(2 * delay, _LAST_RETRY_SECONDS)
+
+
+async def _aggregate(
+    broker: Broker, settings: Settings, seed: Initial, offload: Offload, shutdown: Shutdown
+) -> RunEnd | None:
     topics = Topics(settings.federation.name)
     await broker.create_topics(topics.specs(settings.topics))
-    seed = await offload.run(initial)
     async with AsyncExitStack() as stack:
         # The producer comes first: from here on an older aggregator is fenced and its transaction settled.
         producer = await stack.enter_async_context(broker.producer(group_of(settings)))

@@ -3,6 +3,7 @@
 import logging
 import os
 import socket
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from llmos_stream.roles.client_state import ClientState
 from llmos_stream.roles.local_model import LocalModel, Trained
 from llmos_stream.roles.versions import Version
 from llmos_stream.runtime import Offload, Shutdown
-from llmos_stream.training import LocalTrainer, Task
+from llmos_stream.training import Batch, LocalTrainer, Task
 
 log = logging.getLogger(__name__)
 
@@ -52,15 +53,16 @@ async def run_client(
         await client.join(task.num_train_examples(own.shard))
         reason = "stopped"
         version: Version | None = None
+        batches = task.train_batches(own.shard)  # one object: it orders each of its passes differently
         try:
             while not (shutdown.requested or client.finished or updates == own.max_updates):
                 if version is None:
                     version = await client.newest(None, _FIRST_VERSION_SECONDS)
                     continue
-                trained = await _train(local, version, task, settings, offload, shutdown)
+                trained = await _train(local, version, task, batches, settings, offload, shutdown)
                 if trained is None:
                     break
-                await client.publish(
+                published = await client.publish(
                     trained.delta,
                     version.head.number,
                     num_examples=trained.num_examples,
@@ -68,6 +70,14 @@ async def run_client(
                     train_seconds=trained.seconds,
                 )
                 updates += 1
+                log.info(
+                    "update %d on version %d: loss %.4f, %d examples, %d bytes",
+                    published.head.sequence,
+                    version.head.number,
+                    trained.metrics["loss"],
+                    trained.num_examples,
+                    published.sent_bytes,
+                )
                 version = await client.newest(version.head.number, own.wait_seconds) or version
         except FederationFinished:
             log.info("the run ended while this client was training")
@@ -86,12 +96,19 @@ def _local_model(task: Task, settings: Settings) -> LocalModel:
 
 
 async def _train(
-    local: LocalModel, version: Version, task: Task, settings: Settings, offload: Offload, shutdown: Shutdown
+    local: LocalModel,
+    version: Version,
+    task: Task,
+    batches: Iterable[Batch],
+    settings: Settings,
+    offload: Offload,
+    shutdown: Shutdown,
 ) -> Trained | None:
     """One update's training at this client's speed; None when a stop cut it short."""
     own = settings.client
-    epochs = [task.train_batches(own.shard)] * own.epochs
-    trained = await offload.run(local.train, version.weights, epochs, lambda: shutdown.requested)
+    # Momentum gathered on an older version does not belong to this one.
+    local.trainer.optimizer = task.optimizer(local.trainer.model)
+    trained = await offload.run(local.train, version.weights, [batches] * own.epochs, lambda: shutdown.requested)
     # A slower device computes the same, later.
     seconds = max(trained.seconds, own.min_train_seconds) / own.speed
     if trained.stopped or await shutdown.wait(max(seconds - trained.seconds, 0.0)):

@@ -71,6 +71,7 @@ async def _measure(
     judge: "Judge", version: Version, offload: Offload, delivery: Delivery, topics: Topics
 ) -> Evaluation:
     found = await offload.run(judge.evaluate, version)
+    log.info("version %d: %s", found.version, ", ".join(f"{name} {value:.4f}" for name, value in found.metrics.items()))
     measured = event(
         EventKind.EVALUATION,
         ROLE,

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from llmos_stream.broker import Broker, MemoryBroker
+from llmos_stream.broker import Broker, MemoryBroker, connect
 from llmos_stream.config import Settings
 from llmos_stream.errors import ConfigError
 from llmos_stream.roles import (
@@ -24,6 +24,7 @@ from llmos_stream.roles import (
 from llmos_stream.runtime import Offload, Shutdown, run_all
 from llmos_stream.training import load_task
 from llmos_stream.types import Event
+from tests.conftest import KafkaNode
 from tests.roles.aids import settings_for
 
 
@@ -124,6 +125,27 @@ async def test_slow_late_and_leaving_clients_block_nothing(broker: Broker, feder
     assert folded.count("client-0") >= 24 - 2 - folded.count("client-2")
     slow = [event.data for event in run.of("update_sent") if event.data["client_id"] == "client-2"]
     assert all(float(str(data["train_seconds"])) >= 0.02 / 0.02 for data in slow)
+
+
+@pytest.mark.kafka
+async def test_a_restart_of_kafka_costs_time_and_nothing_else(kafka: KafkaNode, federation: str) -> None:
+    node = kafka.own()
+    settings = _settings(federation, stop={"target": None, "max_versions": 30}, client={"min_train_seconds": 0.1})
+    async with connect(kafka.settings()) as broker:
+        run = Federation(broker, settings, [_client(settings, shard) for shard in range(3)])
+        ended = asyncio.ensure_future(run.run())
+        while len(run.of("version_published")) < 5:
+            assert not ended.done()
+            await asyncio.wait([ended], timeout=0.02)
+        await asyncio.to_thread(node.restart)
+        end = await ended
+        async with broker.reader([f"{federation}.models"], start="earliest") as reader:
+            versions = [version async for version in read_versions(reader, settings.wire)]
+    assert end is not None
+    assert end.version == 30
+    assert [version.head.number for version in versions] == list(range(31))
+    identities = [(item.client_id, item.sequence) for version in versions for item in version.head.manifest]
+    assert len(identities) == len(set(identities))
 
 
 @pytest.mark.parametrize(
