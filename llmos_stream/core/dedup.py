@@ -90,13 +90,20 @@ class Sequences:
         self._windows.pop(client_id, None)
         self._windows[client_id] = window
 
-    def forget_before(self, version: int) -> None:
-        """Drop the clients whose last update was folded before `version`."""
+    def forget_before(self, version: int) -> list[str]:
+        """Drop the clients whose last update was folded before `version`; returns which."""
+        forgotten = []
         while self._windows:
             client_id = next(iter(self._windows))
             if self._windows[client_id].version >= version:
-                return
+                break
             del self._windows[client_id]
+            forgotten.append(client_id)
+        return forgotten
+
+    def dump_of(self, client_id: str) -> list[int]:
+        """One client's window, as in `dump`. Raises KeyError for a client that has none."""
+        return self._windows[client_id].dump()
 
     def dump(self) -> dict[str, list[int]]:
         """Plain, of integers below 2^64."""

@@ -1,6 +1,7 @@
 """What a step of the aggregation asks the outside world to do. Plain records, in the order they happened."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -43,12 +44,17 @@ class NewVersion:
 
     `weights` is a flat vector that no later step writes to, so it can be encoded and sent while the
     aggregation goes on. The receiver must not write to it either: the state reads it.
+
+    `sequences` is what must be remembered with the version so that a repeat is known after a restart:
+    the window of each client in the manifest (see `dedup.SequenceWindow.dump`), and None for a client
+    that is forgotten.
     """
 
     number: int
     parent: int
     weights: Tensor
     manifest: tuple[Contribution, ...]
+    sequences: Mapping[str, Sequence[int] | None] = field(default_factory=dict)
 
 
 Effect = Folded | Duplicate | Refused | NewVersion

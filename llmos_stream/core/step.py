@@ -92,5 +92,9 @@ def _publish(state: State) -> NewVersion:
     parent = state.version
     state.weights, manifest = state.strategy.flush(parent, state.weights)
     state.version = parent + 1
-    state.sequences.forget_before(state.version - state.staleness.maximum)
-    return NewVersion(state.version, parent, state.weights, manifest)
+    forgotten = state.sequences.forget_before(state.version - state.staleness.maximum)
+    sequences: dict[str, list[int] | None] = dict.fromkeys(forgotten)
+    # One that this very version made old is forgotten already.
+    kept = {item.client_id for item in manifest} - sequences.keys()
+    sequences |= {client_id: state.sequences.dump_of(client_id) for client_id in sorted(kept)}
+    return NewVersion(state.version, parent, state.weights, manifest, sequences)

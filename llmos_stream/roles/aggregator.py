@@ -84,32 +84,32 @@ async def _aggregate(
         updates = await stack.enter_async_context(
             broker.reader([topics.updates], start="committed", group=group_of(settings))
         )
-        latest = await _latest(broker, topics, settings)
+        control = await _control(broker, topics, settings)
         folding = Folding(updates, events, Publisher(producer, topics, settings), settings, offload, seed.layout)
-        if latest is None:
+        if control.latest is None:
             await folding.begin(seed.weights)
         else:
-            newest = await _fetch(broker, topics, settings, latest, offload)
+            newest = await _fetch(broker, topics, settings, control.latest, offload)
             if newest.layout.digest != seed.layout.digest:
                 raise ConfigError(
                     "task.entry: the model does not have the tensors of the federation's versions "
                     f"({seed.layout.numel} elements here, {newest.layout.numel} there)"
                 )
             log.info("going on from version %d", newest.head.number)
-            await folding.resume(newest)
+            await folding.resume(newest, control.sequences)
         return await folding.run(shutdown)
 
 
-async def _latest(broker: Broker, topics: Topics, settings: Settings) -> Pointer | None:
+async def _control(broker: Broker, topics: Topics, settings: Settings) -> ControlView:
     async with broker.reader([topics.control], start="earliest") as reader:
-        control = ControlView(reader)
+        control = ControlView(reader, with_sequences=True)
         await control.catch_up(_CATCH_UP_SECONDS)
     if control.finished:
         raise FederationFinished(
             f"federation {settings.federation.name} ended at version {control.finished.version} "
             f"({control.finished.reason}); start a new one under another federation.name"
         )
-    return control.latest
+    return control
 
 
 async def _fetch(broker: Broker, topics: Topics, settings: Settings, pointer: Pointer, offload: Offload) -> Version:

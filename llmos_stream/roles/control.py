@@ -4,9 +4,12 @@ Records are JSON. Keys and their values:
 
     latest  {"version": int, "partition": int, "offset": int}   where the newest full version begins
     run     {"state": "finished", "reason": str, "detail": str, "version": int}
+    sequences/CLIENT  [highest, version, words...]              which of a client's updates were folded; a tombstone
+                                                                once any repeat of it would be too stale
 """
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from time import monotonic
 
@@ -20,6 +23,7 @@ log = logging.getLogger(__name__)
 
 LATEST = b"latest"
 RUN = b"run"
+_SEQUENCES = b"sequences/"
 _POLL_SECONDS = 0.5
 
 
@@ -49,11 +53,26 @@ def dump_run_end(end: RunEnd) -> bytes:
     return orjson.dumps({"state": "finished", "reason": end.reason, "detail": end.detail, "version": end.version})
 
 
-class ControlView:
-    """Follows `<f>.control` through a reader that starts at the beginning."""
+def sequences_key(client_id: str) -> bytes:
+    return _SEQUENCES + client_id.encode()
 
-    def __init__(self, reader: Reader) -> None:
+
+def dump_sequences(window: Sequence[int] | None) -> bytes | None:
+    """A client's window (see `core.SequenceWindow.dump`), or the tombstone of one that is forgotten."""
+    return None if window is None else orjson.dumps(list(window))
+
+
+class ControlView:
+    """Follows `<f>.control` through a reader that starts at the beginning.
+
+    `sequences` stays empty unless they are asked for: they grow with the clients, and only an
+    aggregator needs them.
+    """
+
+    def __init__(self, reader: Reader, *, with_sequences: bool = False) -> None:
         self._reader = reader
+        self._with_sequences = with_sequences
+        self.sequences: dict[str, list[int]] = {}
         self.latest: Pointer | None = None
         self.finished: RunEnd | None = None
 
@@ -83,9 +102,12 @@ class ControlView:
         return self.latest is not None and (version is None or self.latest.version > version)
 
     def _apply(self, record: Record) -> None:
-        if record.value is None:
-            return
         try:
+            if record.key is not None and record.key.startswith(_SEQUENCES):
+                self._apply_sequences(record.key.removeprefix(_SEQUENCES).decode(), record.value)
+                return
+            if record.value is None:
+                return
             value = orjson.loads(record.value)
             if record.key == LATEST:
                 self.latest = Pointer(int(value["version"]), int(value["partition"]), int(value["offset"]))
@@ -94,3 +116,10 @@ class ControlView:
         except (orjson.JSONDecodeError, KeyError, TypeError, ValueError):
             # A setting that cannot be read must not stop a role that can go on with the last good one.
             log.warning("ignored a control record that cannot be read, at offset %d", record.offset)
+
+    def _apply_sequences(self, client_id: str, value: bytes | None) -> None:
+        if not self._with_sequences:
+            return
+        self.sequences.pop(client_id, None)
+        if value is not None:
+            self.sequences[client_id] = [int(number) for number in orjson.loads(value)]

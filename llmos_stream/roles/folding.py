@@ -1,7 +1,7 @@
 """The aggregator's loop, from received updates to committed versions."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from time import monotonic, perf_counter
 
 from torch import Tensor
@@ -15,6 +15,7 @@ from llmos_stream.core import (
     Folded,
     NewVersion,
     Refused,
+    Sequences,
     State,
     Update,
     next_deadline,
@@ -67,12 +68,15 @@ class Folding:
     async def begin(self, weights: Tensor) -> None:
         """Publish `weights` as version 0 of a new federation."""
         self._state = self._start(weights, 0)
-        await self._publish(0, None, weights, ())
+        await self._publish(0, None, weights, (), {})
 
-    async def resume(self, newest: Version) -> None:
-        """Go on from `newest`."""
+    async def resume(self, newest: Version, sequences: Mapping[str, Sequence[int]]) -> None:
+        """Go on from `newest`, with the sequences that were seen by then (from `<f>.control`)."""
         await self._intake.resume()
         self._state = self._start(newest.weights, newest.head.number)
+        self._state.sequences = Sequences.load(sequences)
+        if self._state.strategy.state_tensors():
+            log.warning("server_optimizer: its moments are not in the log and start anew")
 
     async def run(self, shutdown: Shutdown) -> RunEnd | None:
         """Fold until the stop rule fires (returned) or a stop is asked for (None)."""
@@ -130,8 +134,8 @@ class Folding:
             match effect:
                 case Folded():
                     pass  # its offset stays held until the version is committed
-                case NewVersion(number, parent, weights, manifest):
-                    await self._publish(number, parent, weights, manifest)
+                case NewVersion(number, parent, weights, manifest, sequences):
+                    await self._publish(number, parent, weights, manifest, sequences)
                 case Duplicate(client_id, sequence, partition, offset):
                     identity = {"client_id": client_id, "sequence": sequence}
                     self._publisher.note(
@@ -146,7 +150,12 @@ class Folding:
         self._intake.offsets.release(TopicPartition(self._updates_topic, refusal.partition), refusal.offset)
 
     async def _publish(
-        self, number: int, parent: int | None, weights: Tensor, manifest: tuple[Contribution, ...]
+        self,
+        number: int,
+        parent: int | None,
+        weights: Tensor,
+        manifest: tuple[Contribution, ...],
+        sequences: Mapping[str, Sequence[int] | None],
     ) -> None:
         settings = self._settings
         rule = {
@@ -186,7 +195,7 @@ class Folding:
         )
         # The last version by number ends the run in its own transaction, so that no client trains on it in vain.
         self._end = self._ending.at_version(number)
-        await self._publisher.publish_version(head, parts, events, safe, self._end)
+        await self._publisher.publish_version(head, parts, events, safe, sequences=sequences, end=self._end)
         offsets.committed(safe, settled)
         self._fold_seconds = 0.0
         self._flushed = monotonic()

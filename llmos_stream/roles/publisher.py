@@ -12,7 +12,16 @@ import orjson
 
 from llmos_stream.broker import Producer, TopicPartition, Topics, Transaction
 from llmos_stream.config import Settings
-from llmos_stream.roles.control import LATEST, RUN, Pointer, RunEnd, dump_latest, dump_run_end
+from llmos_stream.roles.control import (
+    LATEST,
+    RUN,
+    Pointer,
+    RunEnd,
+    dump_latest,
+    dump_run_end,
+    dump_sequences,
+    sequences_key,
+)
 from llmos_stream.roles.events import event, event_key, now_ms
 from llmos_stream.runtime import run_all
 from llmos_stream.types import Event, EventKind, UpdateHead, VersionHead
@@ -77,9 +86,14 @@ class Publisher:
         parts: Sequence[bytes],
         events: Sequence[Event],
         offsets: Mapping[TopicPartition, int],
+        *,
+        sequences: Mapping[str, Sequence[int] | None],
         end: RunEnd | None = None,
     ) -> None:
-        """Commit a version with its events and the offsets that it settles; with `end`, it is the run's last."""
+        """Commit a version with its events, the offsets that it settles and the sequences that it has seen.
+
+        With `end`, it is the run's last.
+        """
         prelude = pack_prelude(head)
         records = split(
             prelude,
@@ -92,6 +106,12 @@ class Publisher:
             first = await transaction.send_all(self._topics.models, records, key=str(head.number).encode(), partition=0)
             pointer = Pointer(head.number, first.partition, first.offset)
             await transaction.send(self._topics.control, dump_latest(pointer), key=LATEST)
+            await run_all(
+                *(
+                    transaction.send(self._topics.control, dump_sequences(window), key=sequences_key(client_id))
+                    for client_id, window in sequences.items()
+                )
+            )
             if end is not None:
                 events = [*events, await self._write_end(transaction, end)]
             await self._write_waiting(transaction, events, offsets)

@@ -15,6 +15,7 @@ from llmos_stream.core import (
     Folded,
     NewVersion,
     Refused,
+    Sequences,
     Snapshot,
     State,
     Update,
@@ -327,3 +328,27 @@ def outcome_of(effects: tuple[Effect, ...]) -> str:
             return str(refused.reason)
         case _:
             raise AssertionError(effects)
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 30)), max_size=40), st.integers(0, 3), st.integers(1, 3)
+)
+def test_what_versions_say_of_the_sequences_rebuilds_them(
+    sent: list[tuple[str, int]], maximum: int, capacity: int
+) -> None:
+    """Keeping the latest window of each client, and dropping the tombstones, is all that a restart needs."""
+    state = start(
+        torch.zeros(2),
+        LAYOUT,
+        aggregation=AggregationSettings(buffer_size=capacity),
+        staleness=StalenessSettings(maximum=maximum),
+    )
+    kept: dict[str, list[int]] = {}
+    for client, sequence in sent:
+        state, effects = step(state, update(torch.ones(2), sequence, state.version, 1, client), 0.0)
+        for effect in effects:
+            if isinstance(effect, NewVersion):
+                kept |= {name: list(window) for name, window in effect.sequences.items() if window is not None}
+                kept = {name: window for name, window in kept.items() if effect.sequences.get(name, window) is not None}
+                assert kept == state.sequences.dump()
+                assert Sequences.load(kept).dump() == kept

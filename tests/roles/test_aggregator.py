@@ -102,6 +102,40 @@ async def test_a_restart_goes_on_and_reads_the_buffered_again(broker: Broker, fe
     assert torch.equal(decode_version(version.head, version.parts).weights, delta_of(2.0))
 
 
+async def test_a_repeat_is_known_after_a_restart(broker: Broker, federation: str) -> None:
+    """A client that is unsure sends again, and the aggregator has been started anew meanwhile."""
+    settings = settings_for(federation)
+    async with aggregator(broker, settings) as running:
+        for client in ("a", "b"):
+            await running.send(update(delta_of(1.0), client_id=client, sequence=7), client)
+        await running.version(2)
+    async with aggregator(broker, settings) as running:
+        await running.send(update(delta_of(1.0), client_id="a", sequence=7), "a")
+        await running.send(update(delta_of(1.0), client_id="a", sequence=8), "a")
+        version = await running.version(3)
+        duplicates = await running.events("update_duplicate", 1)
+    assert [(item.client_id, item.sequence) for item in version.head.manifest] == [("a", 8)]
+    assert (duplicates[0].data["client_id"], duplicates[0].data["sequence"]) == ("a", 7)
+    assert torch.equal(decode_version(version.head, version.parts).weights, delta_of(3.0))
+
+
+async def test_sequences_of_clients_long_gone_leave_the_log(broker: Broker, federation: str) -> None:
+    settings = settings_for(federation, staleness={"kind": "constant", "maximum": 1})
+    async with aggregator(broker, settings) as running:
+        await running.send(update(delta_of(1.0), client_id="gone"), "gone")
+        await running.version(1)
+        for sequence in range(3):
+            await running.send(
+                update(delta_of(1.0), client_id="here", sequence=sequence, base_version=sequence + 1), "here"
+            )
+            await running.version(sequence + 2)
+        async with broker.reader([running.topics.control], start="earliest") as reader:
+            control = ControlView(reader, with_sequences=True)
+            await control.catch_up(10.0)
+    assert list(control.sequences) == ["here"]
+    assert control.sequences["here"][:2] == [2, 3]
+
+
 async def test_a_newer_aggregator_fences_the_older(broker: Broker, federation: str) -> None:
     settings = settings_for(federation)
     async with aggregator(broker, settings) as older:
