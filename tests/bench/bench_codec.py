@@ -1,4 +1,4 @@
-"""Size, error, speed and memory of the codecs on a real training delta: `python -m tests.bench.bench_codec`.
+"""Size, error, speed and memory of the codecs on a real training delta, beside memcpy.
 
 The delta is what a small transformer learns in 20 steps from the source text of Python's own standard library, once
 with each of two optimisers: AdamW moves all parameters about equally far, SGD does not, and what compresses well
@@ -6,6 +6,7 @@ depends on that. Speeds are of the float32 side; memcpy is measured on the same 
 columns say how many times longer the codec takes. Peak memory is what encoding takes beside the delta.
 """
 
+import argparse
 import sysconfig
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -16,7 +17,8 @@ from torch import Tensor, nn
 
 from llmos_stream.codec import Layout, decode, encode
 from llmos_stream.types import CodecId, CodecSpec
-from tests.bench.common import arguments, best_seconds, peak_mib, show, write_json
+from tests.bench.common import add_flags, best_seconds, show, write_json
+from tests.bench.usage import peak_of
 
 STEPS = 20
 CONTEXT = 64
@@ -44,7 +46,7 @@ CODECS: dict[str, CodecSpec] = {
 
 @dataclass(frozen=True)
 class Measurement:
-    """One codec on one delta. Speeds in MB/s of float32; `memcpy_*` is the time as a multiple of memcpy's."""
+    """One codec on one delta. Speeds in MB/s of float32; `*_memcpy` is the time as a multiple of memcpy's."""
 
     optimizer: str
     codec: str
@@ -54,13 +56,14 @@ class Measurement:
     encode_memcpy: float
     decode_mb_s: float
     decode_memcpy: float
+    memcpy_mb_s: float
     peak_mib: float | None
 
 
 class CharModel(nn.Module):
-    """A transformer of 3.3 million parameters over bytes."""
+    """A transformer over bytes: 3.3 million parameters at a width of 256."""
 
-    def __init__(self, width: int = 256, depth: int = 4) -> None:
+    def __init__(self, width: int, depth: int = 4) -> None:
         super().__init__()
         self.tokens = nn.Embedding(256, width)
         self.places = nn.Embedding(CONTEXT, width)
@@ -82,11 +85,13 @@ def stdlib_text() -> Tensor:
     return torch.frombuffer(bytearray(text), dtype=torch.uint8)
 
 
-def train_delta(make: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]) -> tuple[Tensor, float, float]:
+def train_delta(
+    make: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer], width: int
+) -> tuple[Tensor, float, float]:
     """The flat delta of a short training, and the first and last loss."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = CharModel()
+        model = CharModel(width)
         named = dict(model.named_parameters())
         layout = Layout.of(named)
         before = layout.flatten(named)
@@ -122,7 +127,7 @@ def measure(optimizer: str, codec: str, delta: Tensor, memcpy: float, level: int
     encode_seconds = best_seconds(encoded)
     decode_seconds = best_seconds(lambda: decode(parts, spec, delta.numel(), out))
     megabytes = delta.nbytes / 1e6
-    peak = peak_mib(encoded)
+    peak = peak_of(encoded)
     return Measurement(
         optimizer=optimizer,
         codec=codec,
@@ -132,6 +137,7 @@ def measure(optimizer: str, codec: str, delta: Tensor, memcpy: float, level: int
         encode_memcpy=encode_seconds / memcpy,
         decode_mb_s=megabytes / decode_seconds,
         decode_memcpy=decode_seconds / memcpy,
+        memcpy_mb_s=megabytes / memcpy,
         peak_mib=peak,
     )
 
@@ -157,14 +163,19 @@ def _row(result: Measurement) -> list[str]:
 COLUMNS = ["codec", "ratio", "L2 error", "encode MB/s", "x memcpy", "decode MB/s", "x memcpy", "peak MiB"]
 
 
-def main() -> None:
-    parser = arguments(str(__doc__).partition("\n")[0])
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_flags(parser)
     parser.add_argument("--level", type=int, default=1, help="zstd level (default 1)")
-    options = parser.parse_args()
+    parser.add_argument(
+        "--width", type=int, default=256, help="width of the transformer, a multiple of 4 (default 256)"
+    )
+
+
+def run(options: argparse.Namespace) -> None:
     torch.set_num_threads(options.threads)
     results: list[Measurement] = []
     for optimizer, make in OPTIMIZERS.items():
-        delta, first, last = train_delta(make)
+        delta, first, last = train_delta(make, options.width)
         memcpy = _memcpy_seconds(delta)
         here = [measure(optimizer, codec, delta, memcpy, options.level) for codec in CODECS]
         title = f"{STEPS} steps of {optimizer}: loss {first:.2f} to {last:.2f}, {delta.numel():,} parameters"
@@ -172,9 +183,6 @@ def main() -> None:
         caption = f"zstd level {options.level}; memcpy {speed:,.0f} MB/s; torch threads {torch.get_num_threads()}"
         show(title, COLUMNS, [_row(result) for result in here], caption)
         results += here
-    if options.json:
-        print(write_json("codec", {"zstd_level": options.level, "results": [asdict(result) for result in results]}))
-
-
-if __name__ == "__main__":
-    main()
+    write_json(
+        options.output, "codec", {"zstd_level": options.level, "results": [asdict(result) for result in results]}
+    )

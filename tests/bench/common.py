@@ -1,8 +1,6 @@
-"""What the benchmarks share: best-of timing, peak memory, a table and a JSON file."""
+"""What the benchmarks share: flags, best-of timing, a table and a JSON file."""
 
 import argparse
-import ctypes
-import gc
 import json
 import platform
 import time
@@ -14,16 +12,14 @@ from rich.console import Console
 from rich.table import Table
 
 OUTPUT = Path("build") / "bench"
-_CLEAR_REFS = Path("/proc/self/clear_refs")
-_STATUS = Path("/proc/self/status")
 
 
-def arguments(description: str) -> argparse.ArgumentParser:
-    """A parser with the flags that every benchmark takes."""
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--json", action="store_true", help=f"also write the numbers to {OUTPUT}/")
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags that every benchmark takes."""
+    parser.add_argument(
+        "--output", type=Path, default=OUTPUT, metavar="FOLDER", help=f"for the JSON (default {OUTPUT})"
+    )
     parser.add_argument("--threads", type=int, default=1, help="threads inside one torch operation (default 1)")
-    return parser
 
 
 def best_seconds(action: Callable[[], object], repeats: int = 5) -> float:
@@ -35,22 +31,6 @@ def best_seconds(action: Callable[[], object], repeats: int = 5) -> float:
         action()
         times.append(time.perf_counter() - begin)
     return min(times)
-
-
-def peak_mib(action: Callable[[], object]) -> float | None:
-    """MiB by which `action` raises the resident memory at its peak; None where the system does not tell.
-
-    That takes Linux and glibc, whose free memory must go back to the system first so that its reuse shows.
-    """
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is None or not _CLEAR_REFS.exists():
-        return None
-    gc.collect()
-    trim(0)
-    _CLEAR_REFS.write_text("5")
-    before = _status_kib("VmRSS")
-    action()
-    return max(0, _status_kib("VmHWM") - before) / 1024
 
 
 def machine() -> dict[str, object]:
@@ -75,17 +55,12 @@ def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], capt
     console.print(table)
 
 
-def write_json(name: str, results: Mapping[str, object]) -> Path:
-    """Write `results` and the machine to `build/bench/<name>.json`."""
-    OUTPUT.mkdir(parents=True, exist_ok=True)
-    path = OUTPUT / f"{name}.json"
+def write_json(folder: Path, name: str, results: Mapping[str, object]) -> None:
+    """Write `results` and the machine to `<folder>/<name>.json`, and say so."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.json"
     path.write_text(json.dumps({"machine": machine(), **results}, indent=2) + "\n")
-    return path
-
-
-def _status_kib(field: str) -> int:
-    line = next(line for line in _STATUS.read_text().splitlines() if line.startswith(field + ":"))
-    return int(line.split()[1])
+    print(path)
 
 
 def _cpu() -> str:
