@@ -1,0 +1,7 @@
+"""`python -m llmos_stream`: the same as the `llmos-stream` command."""
+
+import sys
+
+from llmos_stream.cli.main import main
+
+sys.exit(main())

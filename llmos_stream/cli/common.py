@@ -1,0 +1,103 @@
+"""What the commands share: how one is declared and how it prints."""
+
+import argparse
+import sys
+from collections.abc import Callable, Mapping
+from io import TextIOBase
+from typing import Any, NoReturn, TextIO, TypeAlias, cast
+
+import orjson
+from rich.console import Console
+from rich.table import Table
+
+from llmos_stream.cli.flags import add_settings, is_setting
+from llmos_stream.config import Settings
+from llmos_stream.runtime import ExitCode, configure_logging
+
+Commands: TypeAlias = "argparse._SubParsersAction[Parser]"
+
+
+class Parser(argparse.ArgumentParser):
+    """An argparse parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(ExitCode.CONFIG, f"error: {message} (see {self.prog} --help)\n")
+
+
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Leaves the settings out of the usage line: forty of them would bury the rest. They are listed below it."""
+
+    def add_usage(self, usage: Any, actions: Any, groups: Any, prefix: str | None = None) -> None:
+        super().add_usage(usage, [action for action in actions if not is_setting(action.dest)], groups, prefix)
+
+
+class _StandardError(TextIOBase):
+    """Standard error as it is at the moment: a live display takes its place, and puts log lines above itself."""
+
+    def write(self, text: str) -> int:
+        return sys.stderr.write(text)
+
+    def flush(self) -> None:
+        sys.stderr.flush()
+
+
+def add_command(
+    commands: Commands,
+    name: str,
+    run: Callable[[argparse.Namespace], int],
+    *,
+    text: str,
+    sections: tuple[str, ...] = (),
+    defaults: Mapping[str, Mapping[str, Any]] | None = None,
+    examples: str = "",
+) -> Parser:
+    """Declare a command: its help, its settings' flags with its own `defaults`, `--json` and what runs it."""
+    parser = commands.add_parser(
+        name,
+        help=text,
+        description=text[0].upper() + text[1:] + ".",
+        epilog=f"examples:\n{examples}" if examples else None,
+        formatter_class=_Help,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON on standard output, for scripts")
+    if sections:
+        add_settings(parser, sections, defaults or {})
+    parser.set_defaults(run=run, parser=parser)
+    return parser
+
+
+def start_logging(settings: Settings) -> None:
+    """Send the package's logs to standard error, past a live display where there is one."""
+    configure_logging(settings.runtime, cast("TextIO", _StandardError()))
+
+
+def print_json(value: object) -> None:
+    """One JSON value on one line of standard output."""
+    sys.stdout.write(orjson.dumps(value).decode() + "\n")
+    sys.stdout.flush()
+
+
+def out() -> Console:
+    """Results, on standard output. Plain text: names from a log or a path must not be taken for markup."""
+    return Console(highlight=False, markup=False, emoji=False)
+
+
+def err() -> Console:
+    """Progress and notes, on standard error, so that results can be piped."""
+    return Console(stderr=True, highlight=False, markup=False, emoji=False)
+
+
+def say(text: str) -> None:
+    """A line of results, not broken at the width of the terminal."""
+    out().print(text, soft_wrap=True)
+
+
+def note(text: str) -> None:
+    """A line beside the results."""
+    err().print(text, soft_wrap=True)
+
+
+def plain_table(*columns: str) -> Table:
+    """A table without lines, for people and for `awk`."""
+    return Table(*columns, box=None, pad_edge=False, header_style="bold")

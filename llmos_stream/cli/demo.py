@@ -1,0 +1,163 @@
+"""`llmos-stream demo`: a whole federation in one command, watched live, with a report at the end."""
+
+import argparse
+import os
+import platform
+from collections.abc import Mapping
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from pathlib import Path
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from llmos_stream import __version__
+from llmos_stream.cli.common import Commands, add_command, err, note, out, print_json, say, start_logging
+from llmos_stream.cli.flags import load_settings
+from llmos_stream.config import Settings
+from llmos_stream.errors import ConfigError, LlmosError
+from llmos_stream.runtime import ExitCode, run_process
+
+if TYPE_CHECKING:
+    from llmos_stream.reporting import History
+
+DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+    # Devices ten times slower are stale by dozens of versions here, and still welcome.
+    "staleness": {"maximum": 100},
+    "stop": {"target": 0.97, "patience": 60, "max_seconds": 100.0},
+    "client": {"epochs": 2, "min_train_seconds": 1.0},
+    # All clients share this machine: more threads inside each operation would get in one another's way.
+    "runtime": {"log_level": "error", "torch_threads": 1},
+}
+"""The demonstration's own defaults, below flags, environment and file."""
+
+_SECTIONS = (
+    "federation",
+    "broker",
+    "task",
+    "client",
+    "codec",
+    "aggregation",
+    "staleness",
+    "server_optimizer",
+    "stop",
+    "runtime",
+)
+_NAME = "demo"
+
+
+def add(commands: Commands) -> None:
+    parser = add_command(
+        commands,
+        "demo",
+        run,
+        text="train one model with eight unequal clients and write report.html",
+        sections=_SECTIONS,
+        defaults={**DEFAULTS, "federation": {"name": _NAME}},
+        examples=(
+            "  llmos-stream demo                    # in this process, no Kafka needed\n"
+            "  llmos-stream demo --broker kafka     # a process each, over a real Kafka\n"
+            "  llmos-stream demo --clients 20 --slow 5 --codec.name topk\n"
+            "  llmos-stream demo --aggregation.strategy fedasync --staleness.kind hinge"
+        ),
+    )
+    parser.add_argument(
+        "--broker",
+        choices=["embedded", "kafka"],
+        help="embedded: in this process. kafka: broker.bootstrap-servers where set, else one started for the demo "
+        "(Java 17 and Maven). Default: kafka where broker.bootstrap-servers is set",
+    )
+    parser.add_argument("--clients", type=int, default=8, help="how many clients (default: 8)")
+    parser.add_argument("--slow", type=int, help="how many of them are ten times slower (default: 2 of 8)")
+    parser.add_argument("--late", type=int, help="how many of them join late (default: 1 of 8)")
+    parser.add_argument("--leaving", type=int, help="how many of them leave early (default: 1 of 8)")
+    parser.add_argument("--report", type=Path, default=Path("report.html"), metavar="FILE", help="default: report.html")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from llmos_stream.broker import LocalKafka
+    from llmos_stream.cli.progress import Progress
+    from llmos_stream.demo import Cast, make_scenario, run_embedded, run_processes
+    from llmos_stream.reporting import History, require_plotly
+
+    settings = load_settings(arguments, DEFAULTS)
+    cast = Cast.fitting(arguments.clients, arguments.slow, arguments.late, arguments.leaving)
+    require_plotly()  # before the work, not after it
+    if arguments.report.is_dir():
+        raise ConfigError(f"--report: {arguments.report} is a folder")
+    start_logging(settings)
+    on_kafka = (arguments.broker or ("kafka" if settings.broker.bootstrap_servers else "embedded")) == "kafka"
+    console = err()
+    history = History()
+    lasting = on_kafka and settings.broker.bootstrap_servers is not None
+    if "name" not in settings.federation.model_fields_set:
+        settings = _named(settings, _new_name() if lasting else _NAME)
+    with ExitStack() as stack:
+        if not on_kafka:
+            settings = _on(settings, None)
+        elif settings.broker.bootstrap_servers is None:
+            with console.status("starting a Kafka for the demo (the first time it is fetched by Maven) ..."):
+                kafka = stack.enter_context(LocalKafka())
+            settings = _on(settings, kafka.bootstrap_servers)
+        scenario = make_scenario(settings, cast)
+        run_roles = run_processes if on_kafka else run_embedded
+        where = f"Kafka at {settings.broker.bootstrap_servers}" if on_kafka else "embedded broker"
+        begun = monotonic()
+        with Progress(history, console, f"{cast.clients} clients, {where}") as progress:
+            code = run_process(lambda shutdown: run_roles(scenario, progress.take, shutdown))
+        seconds = monotonic() - begun
+    if code is ExitCode.DONE:
+        _report(arguments, settings, history, "kafka" if on_kafka else "embedded", seconds)
+    return code
+
+
+def _on(settings: Settings, bootstrap_servers: str | None) -> Settings:
+    broker = settings.broker.model_copy(update={"bootstrap_servers": bootstrap_servers})
+    return settings.model_copy(update={"broker": broker})
+
+
+def _named(settings: Settings, name: str) -> Settings:
+    return settings.model_copy(update={"federation": settings.federation.model_copy(update={"name": name})})
+
+
+def _new_name() -> str:
+    """A Kafka that stays remembers the last demonstration, and a federation that has ended takes no updates."""
+    name = f"{_NAME}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+    note(f"federation {name}; afterwards: llmos-stream versions list --federation.name {name}")
+    return name
+
+
+def _report(arguments: argparse.Namespace, settings: Settings, history: "History", broker: str, seconds: float) -> None:
+    """The page, and the table or the JSON."""
+    from llmos_stream.reporting import final_table, write_report
+
+    summary = history.summary() | {"broker": broker, "seconds": round(seconds, 2), "report": str(arguments.report)}
+    try:
+        write_report(
+            history,
+            arguments.report,
+            title=f"Federation {settings.federation.name}",
+            settings=settings.model_dump(mode="json"),
+            environment=_environment(broker),
+        )
+    except OSError as error:
+        raise LlmosError(f"--report: cannot write {arguments.report}: {error.strerror or error}") from error
+    finally:  # what was learnt is worth telling without a page, too
+        if arguments.json:
+            print_json(summary)
+        else:
+            out().print(final_table(history))
+    if not arguments.json:
+        say(f"wrote {arguments.report}: open it in a browser")
+
+
+def _environment(broker: str) -> dict[str, str]:
+    import torch
+
+    return {
+        "llmos_stream": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "platform": platform.platform(),
+        "processors": str(os.cpu_count()),
+        "broker": broker,
+    }

@@ -1,0 +1,110 @@
+"""A flag for every setting: `--section.field VALUE`, made from the settings themselves."""
+
+import argparse
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin
+
+from pydantic import SecretStr
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from llmos_stream.config import SECTIONS, Settings, load
+
+_DEST = "setting:"
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One setting as a person sees it."""
+
+    section: str
+    field: str
+    kind: str
+    default: str
+    text: str
+    secret: bool
+
+    @property
+    def flag(self) -> str:
+        return f"--{self.section.replace('_', '-')}.{self.field.replace('_', '-')}"
+
+    @property
+    def variable(self) -> str:
+        return f"LLMOS_{self.section}__{self.field}".upper()
+
+
+def settings_of(sections: Iterable[str] | None = None) -> Iterator[Setting]:
+    """Every setting of the named sections (all by default), in the order of the code."""
+    for section in SECTIONS if sections is None else sections:
+        for name, field in SECTIONS[section].model_fields.items():
+            secret = "SecretStr" in str(field.annotation)
+            yield Setting(section, name, _kind(field.annotation), _default(field), field.description or "", secret)
+
+
+def is_setting(dest: str) -> bool:
+    """Whether an argument's destination is a setting's."""
+    return dest.startswith(_DEST)
+
+
+def add_settings(
+    parser: argparse.ArgumentParser, sections: Iterable[str], defaults: Mapping[str, Mapping[str, Any]]
+) -> None:
+    """Add `--config` and a group of flags a section. A secret has no flag: process lists show flags.
+
+    `defaults` are the command's own, shown in place of the general ones.
+    """
+    parser.add_argument("--config", type=Path, metavar="FILE", help="settings file (TOML); default $LLMOS_CONFIG")
+    for section in sections:
+        group = parser.add_argument_group(f"settings: {section}")
+        for setting in settings_of([section]):
+            if not setting.secret:
+                default = defaults.get(section, {}).get(setting.field, setting.default)
+                text = f"{setting.text} (default: {default})".replace("%", "%%")
+                dest = f"{_DEST}{section}.{setting.field}"
+                group.add_argument(setting.flag, dest=dest, metavar=setting.kind, default=None, help=text)
+
+
+def load_settings(arguments: argparse.Namespace, defaults: Mapping[str, Mapping[str, Any]] | None = None) -> Settings:
+    """Settings from flags, environment and file. `defaults` are a command's own, below all three."""
+    given: dict[str, dict[str, Any]] = {}
+    for dest, value in vars(arguments).items():
+        if is_setting(dest) and value is not None:
+            section, field = dest.removeprefix(_DEST).split(".")
+            given.setdefault(section, {})[field] = _parsed(section, field, value)
+    settings = load(given, arguments.config)
+    if not defaults:
+        return settings
+    for section, fields in defaults.items():
+        already = getattr(settings, section).model_fields_set
+        for field, value in fields.items():
+            if field not in already:
+                given.setdefault(section, {})[field] = value
+    return load(given, arguments.config)
+
+
+def _parsed(section: str, field: str, value: str) -> object:
+    """The flag's text, except that `none` unsets a setting that may be unset."""
+    optional = type(None) in get_args(SECTIONS[section].model_fields[field].annotation)
+    return None if optional and value.lower() == "none" else value
+
+
+def _kind(annotation: Any) -> str:
+    origin = get_origin(annotation)
+    if origin is Literal:
+        return "|".join(str(choice) for choice in get_args(annotation))
+    if origin in (Union, UnionType):
+        return _kind(next(part for part in get_args(annotation) if part is not type(None)))
+    if hasattr(annotation, "__metadata__"):
+        return _kind(get_args(annotation)[0])
+    return {str: "TEXT", int: "INT", float: "NUMBER", bool: "true|false", Path: "PATH", SecretStr: "SECRET"}.get(
+        annotation, "VALUE"
+    )
+
+
+def _default(field: FieldInfo) -> str:
+    if field.default is PydanticUndefined:
+        return "required"
+    return "unset" if field.default is None else str(field.default)

@@ -1,0 +1,133 @@
+"""`llmos-stream inspect`: what a record or a message says, for a person."""
+
+import argparse
+import asyncio
+from pathlib import Path
+from time import monotonic
+from typing import TYPE_CHECKING
+
+import orjson
+from rich.console import Console
+
+from llmos_stream.cli.common import Commands, add_command, print_json, start_logging
+from llmos_stream.cli.flags import load_settings
+from llmos_stream.config import Settings
+from llmos_stream.errors import ConfigError, Rejected
+
+if TYPE_CHECKING:
+    from llmos_stream.broker import Record
+
+_TOPICS = ("updates", "models", "events", "control", "quarantine")
+_PATIENCE_SECONDS = 5.0
+_POLL_SECONDS = 0.5
+
+
+def add(commands: Commands) -> None:
+    parser = add_command(
+        commands,
+        "inspect",
+        run,
+        text="decode a record of a federation's topics, or a frame in a file",
+        sections=("federation", "broker", "wire"),
+        examples=(
+            "  llmos-stream inspect updates --offset 12\n"
+            "  llmos-stream inspect quarantine --offset 0 --json\n"
+            "  llmos-stream inspect frame.bin"
+        ),
+    )
+    parser.add_argument("source", help=f"a file, or one of the topics {', '.join(_TOPICS)}")
+    parser.add_argument("--partition", type=int, default=0, help="partition of the topic (default: 0)")
+    parser.add_argument("--offset", type=int, help="offset of the record; default: the oldest one kept")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    settings = load_settings(arguments)
+    start_logging(settings)
+    if arguments.source in _TOPICS:
+        found = asyncio.run(_from_topic(settings, arguments.source, arguments.partition, arguments.offset))
+    else:
+        found = _from_file(Path(arguments.source))
+    if arguments.json:
+        print_json(found)
+    else:
+        Console(highlight=True).print_json(orjson.dumps(found).decode())
+    return 0
+
+
+def _from_file(path: Path) -> dict[str, object]:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(
+            f"cannot read {path}: {error.strerror or error}; or name a topic ({', '.join(_TOPICS)})"
+        ) from None
+    try:
+        return _explain(data)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+async def _from_topic(settings: Settings, name: str, partition: int, offset: int | None) -> dict[str, object]:
+    from llmos_stream.broker import TopicPartition, Topics, connect
+
+    topic = f"{Topics(settings.federation.name).federation}.{name}"
+    at = TopicPartition(topic, partition)
+    if offset is not None and offset < 0:
+        raise ConfigError(f"--offset: {offset} is below 0")
+    async with connect(settings.broker) as broker, broker.reader([topic], start="earliest") as reader:
+        if at not in reader.partitions:
+            raise ConfigError(f"--partition: {topic} has {len(reader.partitions)}, counted from 0, not {partition}")
+        if offset is not None:
+            reader.seek(at, offset)
+        deadline = monotonic() + _PATIENCE_SECONDS
+        while monotonic() < deadline and await reader.position(at) < (await reader.end_offsets())[at]:
+            for record in await reader.poll(_POLL_SECONDS):
+                if record.partition == partition:
+                    return _from_record(record)
+    raise ConfigError(f"{topic} has no record at or after offset {offset or 0} in partition {partition}")
+
+
+def _from_record(record: "Record") -> dict[str, object]:
+    found: dict[str, object] = {"topic": record.topic, "partition": record.partition, "offset": record.offset}
+    found["key"] = None if record.key is None else record.key.decode(errors="replace")
+    try:
+        return found | _explain(record.value)
+    except ConfigError as error:
+        # What a stranger wrote to the topic is a find, not a mistake of whoever looks at it.
+        return found | {"bytes": len(record.value or b""), "note": str(error)}
+
+
+def _explain(data: bytes | None) -> dict[str, object]:
+    """A chunk, a whole message, or JSON."""
+    from llmos_stream.wire import describe, read_chunk, unpack_prelude
+
+    if data is None:
+        return {"tombstone": True}
+    if not data:
+        raise ConfigError("there is nothing in it")
+    if data[:1] in (b"{", b"["):
+        try:
+            return {"value": orjson.loads(data)}
+        except orjson.JSONDecodeError:
+            pass
+    found: dict[str, object] = {"bytes": len(data)}
+    body = memoryview(data)
+    try:
+        chunk = read_chunk(data)
+    except Rejected as not_a_chunk:
+        found["chunk"] = None
+        reason = not_a_chunk.detail
+    else:
+        found["chunk"] = {"message_id": chunk.message_id.hex(), "index": chunk.index, "count": chunk.count}
+        body, reason = memoryview(chunk.body), "only a message's first chunk has its head"
+        if chunk.index:
+            return found | {"head": None, "note": reason}
+    try:
+        prelude = unpack_prelude(body)
+    except Rejected as error:
+        raise ConfigError(f"neither a chunk ({reason}) nor a frame ({error.detail})") from None
+    if prelude is None:
+        if found["chunk"] is None:
+            raise ConfigError("a frame that is cut off before the end of its head")
+        return found | {"head": None, "note": "the head goes on in the next chunk"}
+    return found | {"head": describe(prelude.head, signature=prelude.signature)}

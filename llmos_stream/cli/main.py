@@ -1,0 +1,76 @@
+"""`llmos-stream`: the commands, and how an error becomes one line and an exit status."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from llmos_stream import __version__
+from llmos_stream.cli import broker, demo, inspect, roles, settings, topics, versions
+from llmos_stream.cli.common import Parser
+from llmos_stream.errors import LlmosError
+from llmos_stream.runtime.process import ExitCode, exit_code
+
+_EPILOG = """\
+start here:
+  llmos-stream demo                     eight clients train one model here;
+                                        writes report.html
+  llmos-stream demo --broker kafka      the same on a Kafka, one process each
+
+a federation on your Kafka:
+  export LLMOS_BROKER__BOOTSTRAP_SERVERS=host:9092
+  llmos-stream aggregator               one (of each federation)
+  llmos-stream client --client.shard 0  one for each shard of the data
+  llmos-stream evaluate                 measures every version
+  llmos-stream versions list            what the log holds
+
+Each setting is a flag (--codec.name int4), a variable (LLMOS_CODEC__NAME=int4)
+and a line in a TOML file (--config FILE); `llmos-stream settings` lists them
+all with their present values.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command. Returns the process's exit status."""
+    parser = _parser()
+    arguments, unknown = parser.parse_known_args([_dashed(text) for text in (sys.argv[1:] if argv is None else argv)])
+    if unknown:
+        arguments.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    try:
+        return int(arguments.run(arguments))
+    except LlmosError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return exit_code(error)
+    except KeyboardInterrupt:
+        return ExitCode.FORCED
+    except BrokenPipeError:
+        # The reader of the output has gone (`| head`); give the interpreter nothing left to flush.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ExitCode.DONE
+    except OSError as error:
+        if error.filename is None:
+            raise
+        # A file or a folder that a person named cannot be used.
+        sys.stderr.write(f"error: {error.filename}: {error.strerror}\n")
+        return ExitCode.FAILED
+
+
+def _dashed(text: str) -> str:
+    """A setting's flag as it is declared; files and messages write the same name with underscores."""
+    name, equals, value = text.partition("=")
+    return f"{name.replace('_', '-')}{equals}{value}" if name.startswith("--") else text
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="llmos-stream",
+        description="Asynchronous federated learning as an event log.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for module in (demo, roles, topics, versions, inspect, broker, settings):
+        module.add(commands)
+    return parser

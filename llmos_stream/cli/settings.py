@@ -1,0 +1,57 @@
+"""`llmos-stream settings`: every setting with its value, where it can be set and what it does."""
+
+import argparse
+
+from llmos_stream.cli.common import Commands, add_command, out, plain_table, print_json, say
+from llmos_stream.cli.flags import load_settings, settings_of
+from llmos_stream.config import Settings
+
+_WHERE = """\
+A setting is a flag (--wire.chunk-bytes 65536), a variable
+(LLMOS_WIRE__CHUNK_BYTES=65536), or a line in the section of a TOML file
+(--config FILE; [wire] chunk_bytes = 65536).
+"""
+
+
+def add(commands: Commands) -> None:
+    parser = add_command(
+        commands,
+        "settings",
+        run,
+        text="list every setting with its value and what it does",
+        sections=tuple(Settings.model_fields),
+        examples="  llmos-stream settings --config federation.toml\n  llmos-stream settings --json",
+    )
+    parser.add_argument("--markdown", action="store_true", help="print the table of the README, with the defaults")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    if arguments.markdown:
+        say(markdown())
+        return 0
+    settings = load_settings(arguments)
+    if arguments.json:
+        print_json(settings.model_dump(mode="json"))
+        return 0
+    say(_WHERE)
+    table = plain_table()
+    table.add_column("setting", no_wrap=True)
+    table.add_column("value", overflow="fold")
+    table.add_column("meaning")
+    for setting in settings_of():
+        value = getattr(getattr(settings, setting.section), setting.field)
+        shown = "unset" if value is None else str(value)
+        kind = setting.kind.replace("|", ", ")  # a list can be broken into lines
+        table.add_row(setting.flag.removeprefix("--"), shown, f"{setting.text} ({kind})")
+    out().print(table)
+    return 0
+
+
+def markdown() -> str:
+    """The settings as the README shows them."""
+    rows = ["| setting | default | values | meaning |", "| --- | --- | --- | --- |"]
+    for setting in settings_of():
+        name = f"`{setting.section}.{setting.field}`"
+        kind = setting.kind.replace("|", ", ")
+        rows.append(f"| {name} | {setting.default} | {kind} | {setting.text} |")
+    return "\n".join(rows)

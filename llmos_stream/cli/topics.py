@@ -1,0 +1,63 @@
+"""`llmos-stream topics`: the topics of a federation."""
+
+import argparse
+import asyncio
+
+from llmos_stream.cli.common import Commands, add_command, out, plain_table, print_json, say, start_logging
+from llmos_stream.cli.flags import load_settings
+from llmos_stream.config import Settings
+
+
+def add(commands: Commands) -> None:
+    parser = add_command(
+        commands,
+        "topics",
+        run,
+        text="create or list the topics of a federation",
+        sections=("federation", "broker", "topics"),
+        examples="  llmos-stream topics create --federation.name hospital\n  llmos-stream topics list --json",
+    )
+    parser.add_argument("action", choices=["create", "list"], help="create what is missing, or list what is there")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    settings = load_settings(arguments)
+    start_logging(settings)
+    return asyncio.run(_run(settings, arguments.action, arguments.json))
+
+
+async def _run(settings: Settings, action: str, as_json: bool) -> int:
+    from llmos_stream.broker import Topics, connect
+
+    topics = Topics(settings.federation.name)
+    async with connect(settings.broker) as broker:
+        created = await broker.create_topics(topics.specs(settings.topics)) if action == "create" else []
+        found = [topic for topic in await broker.list_topics(f"{topics.federation}.") if topic.name in topics.names]
+    if as_json:
+        print_json(
+            [
+                {
+                    "name": topic.name,
+                    "partitions": topic.partitions,
+                    "config": dict(topic.config),
+                    "created": topic.name in created,
+                }
+                for topic in found
+            ]
+        )
+        return 0
+    if not found:
+        say(f"federation {settings.federation.name} has no topics: llmos-stream topics create")
+        return 0
+    table = plain_table("topic", "partitions")
+    if action == "create":
+        table.add_column("created")
+        for topic in found:
+            table.add_row(topic.name, str(topic.partitions), "now" if topic.name in created else "was there")
+    else:
+        table.add_column("policy", overflow="fold")
+        for topic in found:
+            policy = ", ".join(f"{name}={value}" for name, value in sorted(topic.config.items()))
+            table.add_row(topic.name, str(topic.partitions), policy)
+    out().print(table)
+    return 0

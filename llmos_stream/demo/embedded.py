@@ -1,0 +1,53 @@
+"""The demonstration in one process: every role a coroutine, over the in-process broker."""
+
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+
+from llmos_stream.broker import MemoryBroker
+from llmos_stream.demo.scenario import Scenario
+from llmos_stream.roles import (
+    ClientState,
+    follow_events,
+    initial_of,
+    run_aggregator,
+    run_client,
+    run_evaluator,
+)
+from llmos_stream.runtime import Offload, Shutdown, run_all
+from llmos_stream.training import load_task, use_threads
+from llmos_stream.types import Event
+
+
+async def run_embedded(scenario: Scenario, take: Callable[[Event], object], shutdown: Shutdown) -> None:
+    """Run until the stop rule ends it or a stop is asked for; every event goes to `take`."""
+    settings = scenario.settings
+    use_threads(settings.runtime)
+    over = Shutdown()
+    async with AsyncExitStack() as stack:
+        broker = await stack.enter_async_context(MemoryBroker())
+        # Of their own, so that training does not keep the aggregator waiting for a thread.
+        serving = await stack.enter_async_context(Offload(settings.runtime.workers))
+        training = await stack.enter_async_context(Offload(settings.runtime.workers))
+
+        async def roles() -> None:
+            try:
+                task = await serving.run(load_task, settings.task, settings.client)
+                await run_all(
+                    run_aggregator(broker, settings, lambda: initial_of(task, settings), serving, shutdown),
+                    run_evaluator(broker, settings, task, serving, shutdown),
+                    *(
+                        run_client(
+                            broker,
+                            own,
+                            load_task(own.task, own.client),
+                            ClientState(own.client.id or "", None),
+                            training,
+                            shutdown,
+                        )
+                        for own in scenario.clients
+                    ),
+                )
+            finally:
+                over.request()
+
+        await run_all(roles(), follow_events(broker, settings, take, over))

@@ -1,0 +1,148 @@
+"""The demonstration over Kafka: a process for each role, as they would run on machines of their own."""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from llmos_stream.broker import connect
+from llmos_stream.config import Settings, to_environment
+from llmos_stream.demo.scenario import Scenario
+from llmos_stream.errors import LlmosError
+from llmos_stream.roles import follow_events
+from llmos_stream.runtime import Shutdown, run_all, run_while
+from llmos_stream.types import Event
+
+log = logging.getLogger(__name__)
+
+_DRAIN_SECONDS = 20.0
+_LOOK_SECONDS = 0.2
+_LOG_TAIL = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class _Child:
+    name: str
+    process: asyncio.subprocess.Process
+    output: Path
+    vital: bool
+
+
+async def run_processes(scenario: Scenario, take: Callable[[Event], object], shutdown: Shutdown) -> None:
+    """Run until the stop rule ends it or a stop is asked for; every event goes to `take`.
+
+    A client that fails is logged and the run goes on. Raises LlmosError, with the end of its output,
+    when the aggregator or the evaluator fails.
+    """
+    settings = scenario.settings
+    begun, over = Shutdown(), Shutdown()
+
+    def taken(event: Event) -> None:
+        begun.request()
+        take(event)
+
+    async with AsyncExitStack() as stack:
+        folder = Path(stack.enter_context(TemporaryDirectory(prefix="llmos-demo-")))
+        broker = await stack.enter_async_context(connect(settings.broker))
+        children: list[_Child] = []
+        stack.push_async_callback(_end, children)
+
+        async def roles() -> None:
+            try:
+                children.append(await _start("aggregator", settings, folder, "aggregator", "--quiet", vital=True))
+                children.append(await _start("evaluator", settings, folder, "evaluate", vital=True))
+                for own in scenario.clients:
+                    children.append(await _start(own.client.id or "client", own, folder, "client"))
+                exits = run_all(*(_until_exit(child, begun, shutdown) for child in children))
+                await run_while(exits, _pass_on(children, shutdown))
+            finally:
+                over.request()
+
+        await run_all(roles(), follow_events(broker, settings, taken, over))
+
+
+async def _start(name: str, settings: Settings, folder: Path, *arguments: str, vital: bool = False) -> _Child:
+    own = settings.model_copy(
+        update={
+            "client": settings.client.model_copy(update={"state_dir": (settings.client.state_dir or folder) / name})
+        }
+    )
+    output = folder / f"{name}.log"
+    with output.open("wb") as file:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "llmos_stream",
+            *arguments,
+            env=_environment(own),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=file,
+            stderr=file,
+            # Out of reach of the terminal's Ctrl-C: the parent asks its children to stop, in order.
+            start_new_session=True,
+        )
+    return _Child(name, process, output, vital)
+
+
+def _environment(settings: Settings) -> dict[str, str]:
+    """These settings and no others: what this process was given may have been overridden, or unset, by a flag."""
+    inherited = {name: value for name, value in os.environ.items() if not name.upper().startswith("LLMOS_")}
+    password = settings.broker.sasl_password
+    secrets = {} if password is None else {"LLMOS_BROKER__SASL_PASSWORD": password.get_secret_value()}
+    return inherited | to_environment(settings) | secrets
+
+
+async def _until_exit(child: _Child, begun: Shutdown, shutdown: Shutdown) -> None:
+    code = await child.process.wait()
+    if code == 0 or shutdown.requested:
+        return
+    if child.vital:
+        raise LlmosError(_ending(child, code))
+    # What stops every process stops the aggregator too, and its error says it once: wait until that one is up.
+    while not (begun.requested or shutdown.requested):
+        await shutdown.wait(_LOOK_SECONDS)
+    # The run goes on without this client: that is what asynchrony is for.
+    log.error("%s", _ending(child, code))
+
+
+def _ending(child: _Child, code: int) -> str:
+    if code < 0:
+        return f"{child.name} was killed ({signal.Signals(-code).name})"
+    with child.output.open("rb") as file:
+        file.seek(max(0, child.output.stat().st_size - _LOG_TAIL))
+        tail = file.read().decode(errors="replace").strip()
+    return f"{child.name} ended with status {code}:\n{tail}"
+
+
+async def _pass_on(children: Sequence[_Child], shutdown: Shutdown) -> None:
+    """When a stop is asked for, ask the children."""
+    await shutdown.wait()
+    _terminate(children)
+
+
+def _terminate(children: Sequence[_Child]) -> None:
+    for child in children:
+        if child.process.returncode is None:
+            child.process.terminate()
+
+
+async def _end(children: Sequence[_Child]) -> None:
+    """Leave no process behind: ask, wait for a while, then kill. Interrupted while it waits, kill at once."""
+    _terminate(children)
+    try:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_DRAIN_SECONDS):
+                for child in children:
+                    await child.process.wait()
+    finally:
+        for child in children:
+            if child.process.returncode is None:
+                child.process.kill()
+            await child.process.wait()

@@ -1,0 +1,72 @@
+"""Who takes part in a demonstration: clients that differ in data, speed and presence."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from llmos_stream.config import ClientSettings, Settings
+from llmos_stream.errors import ConfigError
+
+SLOW = 0.1
+_LATE_SECONDS = 6.0
+_LEAVING_UPDATES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Cast:
+    """How many clients there are, and how many of them are slow, join late or leave early."""
+
+    clients: int = 8
+    slow: int = 2
+    late: int = 1
+    leaving: int = 1
+
+    def __post_init__(self) -> None:
+        if self.clients < 1:
+            raise ConfigError(f"--clients: {self.clients} is not at least 1")
+        if min(self.slow, self.late, self.leaving) < 0 or self.slow + self.late + self.leaving > self.clients:
+            raise ConfigError(
+                f"--slow, --late, --leaving: none below 0, and together not more than --clients ({self.clients})"
+            )
+
+    @classmethod
+    def fitting(cls, clients: int, slow: int | None, late: int | None, leaving: int | None) -> "Cast":
+        """A cast in which what is None takes its default, as far as that leaves one client without a trait."""
+        usual = cls()
+        left = clients - 1 - sum(count for count in (slow, late, leaving) if count is not None)
+        counts = []
+        for asked, default in ((slow, usual.slow), (late, usual.late), (leaving, usual.leaving)):
+            counts.append(min(default, max(left, 0)) if asked is None else asked)
+            left -= counts[-1] if asked is None else 0
+        return cls(clients, *counts)
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """Settings for the aggregator and the evaluator, and for each client."""
+
+    settings: Settings
+    clients: tuple[Settings, ...]
+
+
+def make_scenario(settings: Settings, cast: Cast) -> Scenario:
+    """One client a shard. The last ones are slow, those before join late, those before leave early."""
+    task = settings.task.model_copy(update={"shards": cast.clients})
+    # The shard that the environment may name is a client's, and need not be one of these.
+    settings = settings.model_copy(update={"task": task, "client": settings.client.model_copy(update={"shard": 0})})
+    clients = tuple(
+        settings.model_copy(update={"client": _client(settings.client, shard, cast)}) for shard in range(cast.clients)
+    )
+    return Scenario(settings, clients)
+
+
+def _client(base: ClientSettings, shard: int, cast: Cast) -> ClientSettings:
+    from_end = cast.clients - 1 - shard
+    traits: dict[str, Any] = {}
+    name = f"client-{shard}"
+    if from_end < cast.slow:
+        name, traits = f"{name}-slow", {"speed": base.speed * SLOW}
+    elif from_end < cast.slow + cast.late:
+        name, traits = f"{name}-late", {"join_delay_seconds": _LATE_SECONDS}
+    elif from_end < cast.slow + cast.late + cast.leaving:
+        name, traits = f"{name}-leaving", {"max_updates": _LEAVING_UPDATES}
+    return base.model_copy(update={"shard": shard, "id": name, **traits})

@@ -1,0 +1,132 @@
+"""How tests run the command: in this process, or as a process that can be watched, signalled and waited for."""
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, cast
+
+import psutil  # type: ignore[import-untyped]
+
+from llmos_stream.broker import Topics, connect
+from llmos_stream.config import BrokerSettings
+from llmos_stream.roles import wait_for_topics
+from llmos_stream.runtime import Shutdown
+from llmos_stream.types import Event, EventKind
+from llmos_stream.wire import load_event
+
+PATIENCE_SECONDS = 90.0
+"""How long a test waits for what must come; several processes that import torch on a busy machine take their time."""
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a command left behind."""
+
+    status: int
+    out: str
+    err: str
+
+    def json(self) -> Any:
+        """The one JSON value on standard output."""
+        assert self.out.count("\n") == 1, self
+        return json.loads(self.out)
+
+    def error(self) -> str:
+        """The one line that an error is told in."""
+        assert self.err.startswith("error: "), self
+        assert self.err.count("\n") == 1, self
+        assert self.out == "", self
+        return self.err.removeprefix("error: ").rstrip("\n")
+
+
+Run = Callable[..., Done]
+
+
+class Running:
+    """A command in a process of its own."""
+
+    def __init__(self, arguments: Iterable[object], folder: Path) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "llmos_stream", *map(str, arguments)],
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            bufsize=0,
+        )
+        self._read = {"out": b"", "err": b""}
+
+    def line(self, stream: str, wanted: str = "") -> str:
+        """The next line of `out` or `err` that contains `wanted`."""
+        pipe = self._pipe(stream)
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        line = b""
+        while (left := deadline - time.monotonic()) > 0:
+            if not select.select([pipe], [], [], left)[0]:
+                continue
+            byte = os.read(pipe.fileno(), 1)
+            assert byte, f"no line with {wanted!r} in {stream}: {self._read}"
+            self._read[stream] += byte
+            line += byte
+            if byte == b"\n":
+                if wanted in line.decode():
+                    return line.decode().rstrip("\n")
+                line = b""
+        raise AssertionError(f"no line with {wanted!r} in {stream} after {PATIENCE_SECONDS:g} s: {self._read}")
+
+    def signal(self, number: signal.Signals) -> None:
+        self._process.send_signal(number)
+
+    def children(self) -> dict[str, psutil.Process]:
+        """The processes it has started, by the name of their client, or else of their command."""
+        found = {}
+        for child in psutil.Process(self._process.pid).children():
+            command = child.cmdline()[3]
+            found[child.environ().get("LLMOS_CLIENT__ID", command) if command == "client" else command] = child
+        return found
+
+    def wait(self) -> Done:
+        """What it left behind, once it has ended."""
+        out, err = self._process.communicate(timeout=PATIENCE_SECONDS)
+        texts = ((self._read["out"] + out).decode(), (self._read["err"] + err).decode())
+        return Done(self._process.returncode, *texts)
+
+    def end(self) -> None:
+        """Leave nothing behind, whatever the test came to."""
+        if self._process.poll() is None:
+            for child in psutil.Process(self._process.pid).children(recursive=True):
+                child.kill()
+            self._process.kill()
+            self._process.wait()
+        self._pipe("out").close()
+        self._pipe("err").close()
+
+    def _pipe(self, stream: str) -> IO[bytes]:
+        return cast("IO[bytes]", self._process.stdout if stream == "out" else self._process.stderr)
+
+
+Start = Callable[..., Running]
+
+
+async def wait_for_event(
+    bootstrap_servers: str, federation: str, kind: EventKind, wanted: Callable[[Event], bool] = lambda _: True
+) -> Event:
+    """The first event of a kind that is `wanted`, once it is in the log."""
+    topics = Topics(federation)
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    async with connect(BrokerSettings(bootstrap_servers=bootstrap_servers)) as broker:
+        await wait_for_topics(broker, topics, Shutdown())
+        async with broker.reader([topics.events], start="earliest") as reader:
+            while time.monotonic() < deadline:
+                for record in await reader.poll(0.2):
+                    event = load_event(record.value or b"")
+                    if event.kind is kind and wanted(event):
+                        return event
+    raise AssertionError(f"no {kind} in {federation} after {PATIENCE_SECONDS:g} s")

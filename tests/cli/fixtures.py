@@ -1,0 +1,64 @@
+"""Fixtures of the tests that run the command."""
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from llmos_stream.cli.main import main
+from tests.cli.aids import Done, Run, Running, Start
+from tests.conftest import KafkaNode
+
+
+@pytest.fixture(autouse=True)
+def _process_as_before(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """A terminal of 80 columns, a home of its own; and what a command sets for its whole process is put back."""
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    package, threads = logging.getLogger("llmos_stream"), torch.get_num_threads()
+    handlers, level, propagate = package.handlers, package.level, package.propagate
+    yield
+    package.handlers, package.level, package.propagate = handlers, level, propagate
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def llmos(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run a command in this process."""
+
+    def run(*arguments: object) -> Done:
+        capsys.readouterr()
+        try:
+            status = main([str(argument) for argument in arguments])
+        except SystemExit as error:  # argparse's way to end
+            status = int(error.code or 0)
+        out, err = capsys.readouterr()
+        return Done(status, out, err)
+
+    return run
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Start a command in a process of its own, which does not outlive the test."""
+    started: list[Running] = []
+
+    def run(*arguments: object) -> Running:
+        started.append(Running(arguments, tmp_path))
+        return started[-1]
+
+    yield run
+    for running in started:
+        running.end()
+
+
+@pytest.fixture
+def on_kafka(kafka: KafkaNode, federation: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A federation of its own on the real Kafka, told by the environment; returns its name."""
+    monkeypatch.setenv("LLMOS_BROKER__BOOTSTRAP_SERVERS", kafka.bootstrap_servers)
+    monkeypatch.setenv("LLMOS_FEDERATION__NAME", federation)
+    monkeypatch.setenv("LLMOS_TASK__ENTRY", "blobs")
+    monkeypatch.setenv("LLMOS_RUNTIME__TORCH_THREADS", "1")
+    return federation

@@ -1,0 +1,137 @@
+"""Settings on the command line: a flag each, what wins over what, and what is said about a mistake."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmos_stream.cli.flags import Setting, add_settings, load_settings, settings_of
+from llmos_stream.config import SECTIONS, Settings
+from tests.cli.aids import Run
+
+
+def _another_value(setting: Setting, present: Any) -> str:
+    """A value that the setting may have and does not have by default."""
+    if setting.field == "security_protocol":
+        return "SSL"  # the next one needs a password
+    if "|" in setting.kind:
+        return next(choice for choice in setting.kind.split("|") if choice.lower() != str(present).lower())
+    if setting.kind == "INT":
+        return str(3 if present is None else present + 1 if present < 100 else present // 2)
+    if setting.kind == "NUMBER":
+        return str(present / 2 if present else 0.5)
+    return "other"
+
+
+def _flat(settings: dict[str, dict[str, Any]]) -> dict[tuple[str, str], Any]:
+    return {(section, field): value for section, fields in settings.items() for field, value in fields.items()}
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_each_setting_has_a_flag_that_sets_it_and_nothing_else(llmos: Run, section: str) -> None:
+    before = _flat(llmos("settings", "--json").json())
+    for setting in settings_of([section]):
+        value = _another_value(setting, before[section, setting.field])
+        done = llmos("settings", "--json", setting.flag, value)
+        if setting.secret:
+            assert done.status == 2
+            assert f"unrecognized arguments: {setting.flag}" in done.error()
+        else:
+            changed = {name: value for name, value in _flat(done.json()).items() if value != before[name]}
+            assert changed.keys() == {(section, setting.field)}
+            assert str(changed[section, setting.field]).lower() == value.lower()
+
+
+def test_a_secret_is_taken_from_the_environment_and_not_shown(llmos: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLMOS_BROKER__SASL_PASSWORD", "hunter2")
+    for form in ([], ["--json"]):
+        done = llmos("settings", *form)
+        assert done.status == 0
+        assert "****" in done.out
+        assert "hunter2" not in done.out + done.err
+
+
+def _loaded(*flags: str) -> Settings:
+    own: dict[str, dict[str, Any]] = {"stop": {"target": 0.97, "patience": 150}, "codec": {"name": "int4"}}
+    parser = argparse.ArgumentParser()
+    add_settings(parser, ("stop", "codec"), own)
+    assert "(default: 0.97)" in " ".join(parser.format_help().split())
+    return load_settings(parser.parse_args(flags), own)
+
+
+def test_flags_before_environment_before_file_before_a_commands_own_defaults(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert (_loaded().stop.target, _loaded().stop.patience, _loaded().codec.name) == (0.97, 150, "int4")
+    file = tmp_path / "llmos.toml"
+    file.write_text("[stop]\ntarget = 0.5\nmax_versions = 7\n")
+    settings = _loaded("--config", str(file))
+    assert (settings.stop.target, settings.stop.patience, settings.stop.max_versions) == (0.5, 150, 7)
+    monkeypatch.setenv("LLMOS_STOP__TARGET", "0.6")
+    settings = _loaded("--config", str(file))
+    assert (settings.stop.target, settings.stop.max_versions) == (0.6, 7)
+    settings = _loaded("--config", str(file), "--stop.target", "0.7", "--codec.name", "topk")
+    assert (settings.stop.target, settings.stop.patience, settings.codec.name) == (0.7, 150, "topk")
+
+
+def test_none_unsets_what_may_be_unset(monkeypatch: pytest.MonkeyPatch, llmos: Run) -> None:
+    assert _loaded("--stop.target", "none").stop.target is None
+    assert _loaded("--stop.patience", "None").stop.patience is None
+    monkeypatch.setenv("LLMOS_STOP__TARGET", "0.6")
+    assert _loaded("--stop.target", "none").stop.target is None
+    assert llmos("settings", "--codec.name", "none").error().startswith("codec.name: ")
+
+
+def test_a_flag_may_be_written_with_underscores_as_in_files(llmos: Run) -> None:
+    for flags in (["--aggregation.buffer_size", "7"], ["--aggregation.buffer_size=7"]):
+        assert llmos("settings", "--json", *flags).json()["aggregation"]["buffer_size"] == 7
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["settings", "--codec.block", "100"], "codec.block: 100 is not a power of two"),
+        (["topics", "list", "--federation.name", "a/b"], "federation.name: "),
+        (["client", "--client.lr", "fast"], "client.lr: "),
+        (["client", "--client.shard", "8"], "client.shard: 8 is not one of task.shards"),
+        (["aggregator", "--stop.max-versions", "0"], "stop.max_versions: "),
+        (["demo", "--codec.fraction", "2"], "codec.fraction: "),
+        (["demo", "--clients", "0"], "--clients: 0 is not at least 1"),
+        (["demo", "--clients", "few"], "argument --clients: invalid int value: 'few'"),
+        (["settings", "--config", "nowhere.toml"], "settings file nowhere.toml does not exist"),
+        (["settings", "--codec.nmae", "int8"], "unrecognized arguments: --codec.nmae int8"),
+        (["evaluate", "--codec.name", "int8"], "unrecognized arguments: --codec.name int8"),
+        (["topics", "delete"], "argument action: invalid choice: 'delete'"),
+        (["topcis"], "argument COMMAND: invalid choice: 'topcis'"),
+        ([], "the following arguments are required: COMMAND"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_mistake_ends_with_status_2_and_one_line_that_names_it(llmos: Run, flags: list[str], said: str) -> None:
+    done = llmos(*flags)
+    assert done.status == 2
+    assert done.error().startswith(said)
+
+
+def test_an_unknown_flag_points_to_the_help_of_its_command(llmos: Run) -> None:
+    assert llmos("client", "--nope").error().endswith("(see llmos-stream client --help)")
+
+
+def test_a_mistake_in_the_file_is_named_like_the_setting(llmos: Run, tmp_path: Path) -> None:
+    file = tmp_path / "llmos.toml"
+    file.write_text('[codec]\nnmae = "int8"\n')
+    assert llmos("settings", "--config", file).error().startswith("codec.nmae: ")
+    file.write_text("[codec")
+    assert "is not TOML" in llmos("settings", "--config", file).error()
+
+
+def test_the_table_of_settings_fits_80_columns_and_cuts_nothing_off(llmos: Run) -> None:
+    done = llmos("settings", "--topics.updates-partitions", "5")
+    assert done.status == 0
+    assert max(map(len, done.out.splitlines())) <= 80
+    assert "…" not in done.out
+    words = {line.split()[0]: line.split()[1] for line in done.out.splitlines() if line[:1].islower()}
+    assert words["topics.updates-partitions"] == "5"
+    assert words["stop.target"] == "unset"
+    assert words.keys() >= {setting.flag.removeprefix("--") for setting in settings_of()}

@@ -1,0 +1,59 @@
+"""What the command says about itself, and how lightly."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from llmos_stream import __version__
+from tests.cli.aids import Run
+
+_COMMANDS = ("demo", "aggregator", "client", "evaluate", "topics", "versions", "inspect", "broker", "settings")
+
+_SCRIPT = f"""
+import contextlib, io, json, sys
+from llmos_stream.cli.main import main
+for arguments in (["--help"], *([name, "--help"] for name in {_COMMANDS})):
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
+        main(arguments)
+main(["settings", "--json"])
+print(json.dumps(sorted({{name.partition(".")[0] for name in sys.modules}})))
+"""
+
+
+def test_help_comes_at_once_since_it_loads_none_of_the_heavy_libraries() -> None:
+    done = subprocess.run([sys.executable, "-c", _SCRIPT], capture_output=True, text=True, check=True, timeout=60)
+    loaded = set(json.loads(done.stdout.splitlines()[-1]))
+    assert "llmos_stream" in loaded
+    assert not loaded & {"torch", "numpy", "aiokafka", "plotly", "sklearn", "safetensors", "zstandard"}
+
+
+def test_the_help_names_every_command_and_where_to_start(llmos: Run) -> None:
+    done = llmos("--help")
+    assert done.status == 0
+    assert max(map(len, done.out.splitlines())) <= 80
+    for name in _COMMANDS:
+        assert f"    {name} " in done.out or f"    {name}\n" in done.out
+    assert "llmos-stream demo" in done.out
+    assert "LLMOS_BROKER__BOOTSTRAP_SERVERS" in done.out
+
+
+@pytest.mark.parametrize("name", _COMMANDS)
+def test_each_commands_help_has_examples_whose_flags_it_explains(llmos: Run, name: str) -> None:
+    done = llmos(name, "--help")
+    assert done.status == 0
+    assert max(map(len, done.out.splitlines())) <= 80
+    assert done.out.startswith(f"usage: llmos-stream {name} ")
+    assert done.out.index("\n\n") < 320, "the usage line is for what matters most"
+    explained, _, examples = done.out.partition("examples:\n")
+    assert examples
+    for example in examples.splitlines():
+        words = example.partition("#")[0].split()
+        assert words[:2] == ["llmos-stream", name]
+        for flag in (word for word in words if word.startswith("--")):
+            assert f"  {flag} " in explained or f"  {flag}\n" in explained, flag
+
+
+def test_the_version(llmos: Run) -> None:
+    assert llmos("--version").out == f"llmos-stream {__version__}\n"

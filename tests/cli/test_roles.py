@@ -1,0 +1,153 @@
+"""`llmos-stream aggregator`, `client` and `evaluate`: processes over a real Kafka, and what they say without one."""
+
+import asyncio
+import json
+import signal
+import socket
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from llmos_stream.types import Event, EventKind
+from tests.cli.aids import Run, Start, wait_for_event
+from tests.conftest import KafkaNode
+
+_COMMANDS = (
+    ["aggregator"],
+    ["client"],
+    ["evaluate"],
+    ["evaluate", "--once"],
+    ["topics", "list"],
+    ["versions", "list"],
+    ["versions", "show"],
+    ["inspect", "updates"],
+)
+
+
+@pytest.fixture
+def nobody() -> Iterator[str]:
+    """An address where nobody answers, and nobody will."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        yield f"127.0.0.1:{held.getsockname()[1]}"
+
+
+@pytest.mark.parametrize("command", [*_COMMANDS, ["demo"]], ids=" ".join)
+def test_no_broker_at_the_address(llmos: Run, nobody: str, command: list[str]) -> None:
+    begun = time.monotonic()
+    done = llmos(*command, "--broker.bootstrap-servers", nobody, "--broker.connect-timeout-seconds", "0.3")
+    assert time.monotonic() - begun < 10
+    assert (done.status, done.out) == (3, "")
+    *_, said = done.err.splitlines()  # demo tells the name of its federation before it
+    assert said.startswith(f"error: no Kafka answers at {nobody} after 0.3 s")
+    assert said.endswith("check LLMOS_BROKER__BOOTSTRAP_SERVERS, or start one with `llmos-stream broker start`")
+    assert "Traceback" not in done.err
+
+
+@pytest.mark.parametrize("command", _COMMANDS, ids=" ".join)
+def test_no_broker_named(llmos: Run, command: list[str]) -> None:
+    done = llmos(*command)
+    assert done.status == 2
+    assert done.error().startswith("broker.bootstrap_servers: not set")
+    assert "LLMOS_BROKER__BOOTSTRAP_SERVERS=HOST:PORT" in done.error()
+    assert "`llmos-stream broker start`" in done.error()
+
+
+@pytest.mark.kafka
+def test_a_federation_of_processes(start: Start, llmos: Run, on_kafka: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLMOS_CLIENT__WAIT_SECONDS", "1")
+    cap = ("--aggregation.buffer-size", "2", "--stop.max-versions", "3")
+    roles = {
+        "aggregator": start("aggregator", *cap, "--json"),
+        "evaluator": start("evaluate", "--json"),
+        "first": start("client", "--client.shard", "0", "--json"),
+        "second": start("client", "--client.shard", "1"),
+    }
+    ended = {name: role.wait() for name, role in roles.items()}
+    assert {name: done.status for name, done in ended.items()} == dict.fromkeys(roles, 0), ended
+
+    assert ended["aggregator"].json() == {
+        "reason": "max_versions",
+        "detail": "version 3 reached the limit of 3",
+        "version": 3,
+    }
+    measured = ended["evaluator"].json()
+    assert (measured["version"], measured["num_examples"]) == (3, 256)
+    assert measured["metrics"].keys() == {"accuracy", "loss"}
+    updates = [ended["first"].json()["updates"], int(ended["second"].out.removesuffix(" updates sent\n"))]
+    assert sum(updates) >= 6
+    rows = llmos("versions", "list", "--json").json()
+    assert [(row["version"], row["contributions"]) for row in rows] == [(0, 0), (1, 2), (2, 2), (3, 2)]
+
+    # The run is over: its newest version can be measured again, and nobody can go on with it.
+    once = llmos("evaluate", "--once", "--json").json()
+    assert (once["version"], once["metrics"]) == (3, pytest.approx(measured["metrics"]))
+    told = llmos("evaluate", "--once").out
+    assert told == (
+        f"version 3: accuracy {once['metrics']['accuracy']:.4f}, loss {once['metrics']['loss']:.4f} on 256 examples\n"
+    )
+    done = llmos("aggregator", "--runtime.log-level", "error")
+    assert done.status == 1
+    assert done.error() == (
+        f"federation {on_kafka} ended at version 3 (max_versions); start a new one under another federation.name"
+    )
+    late = llmos("client", "--json", "--client.id", "late")
+    assert (late.status, late.json()) == (0, {"updates": 0})
+    assert "run ended: max_versions" in late.err
+
+
+@pytest.mark.kafka
+def test_signals_and_a_restart(
+    start: Start, llmos: Run, on_kafka: str, kafka: KafkaNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLMOS_CLIENT__WAIT_SECONDS", "0.5")
+    monkeypatch.setenv("LLMOS_AGGREGATION__BUFFER_SIZE", "1")
+
+    def version_after(number: int) -> int:
+        def wanted(event: Event) -> bool:
+            return int(str(event.data["version"])) > number
+
+        found = wait_for_event(kafka.bootstrap_servers, on_kafka, EventKind.VERSION_PUBLISHED, wanted)
+        return int(str(asyncio.run(found).data["version"]))
+
+    aggregator, client = start("aggregator"), start("client", "--client.id", "one", "--json")
+    version = version_after(0)
+
+    second = llmos("client", "--client.id", "one", "--runtime.log-level", "error")
+    assert second.status == 1
+    assert second.error().startswith("client one is running already (its folder ")
+    assert second.error().endswith("give this one a client.id of its own")
+
+    aggregator.signal(signal.SIGTERM)
+    stopped = aggregator.wait()
+    assert (stopped.status, stopped.out) == (0, ""), stopped
+    assert "SIGTERM: stopping" in stopped.err
+    assert stopped.err.endswith("stopped; the next start goes on from the newest version\n")
+
+    # The client has not noticed, and the next aggregator goes on where the last one stopped.
+    newest = llmos("versions", "list", "--json").json()[-1]["version"]
+    assert newest >= version
+    aggregator = start("aggregator", "--json")
+    version_after(newest)
+    for role, expected in ((client, {"updates"}), (aggregator, {"reason", "detail", "version"})):
+        role.signal(signal.SIGINT)
+        done = role.wait()
+        assert done.status == 0, done
+        assert "SIGINT: stopping" in done.err
+        assert "Traceback" not in done.err
+        assert json.loads(done.out).keys() == expected
+    numbers = [row["version"] for row in llmos("versions", "list", "--json").json()]
+    assert numbers == list(range(len(numbers)))
+
+
+@pytest.mark.kafka
+def test_a_task_or_a_state_folder_that_cannot_be_used(llmos: Run, on_kafka: str) -> None:
+    for command in ("aggregator", "client", "evaluate"):
+        done = llmos(command, "--task.entry", "nowhere:make")
+        assert done.status == 1
+        assert done.error() == "task.entry 'nowhere:make': there is no module nowhere; is its folder on PYTHONPATH?"
+    llmos("topics", "create")
+    done = llmos("client", "--client.state-dir", "/dev/null")
+    assert done.status == 1
+    assert done.error().startswith("/dev/null")

@@ -1,0 +1,113 @@
+"""`llmos-stream demo` in one process: what it prints and writes, and how it is stopped."""
+
+import signal
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from tests.cli.aids import Run, Start
+from tests.conftest import IN_CI
+
+_KEYS = {"final_accuracy", "versions", "updates", "bytes_sent", "bytes_raw", "seconds", "broker", "report", "finished"}
+_QUICK = ("--task.entry", "blobs", "--client.min-train-seconds", "0", "--client.wait-seconds", "1")
+
+
+def _is_a_report(path: Path) -> bool:
+    page = path.read_text()
+    return page.startswith("<!DOCTYPE html>") and page.rstrip().endswith("</html>") and "Federation demo" in page
+
+
+@pytest.mark.timeout(180)
+def test_the_demo_as_it_is_learns_to_read_digits(llmos: Run, tmp_path: Path) -> None:
+    if find_spec("sklearn") is None:
+        if IN_CI:
+            pytest.fail("CI must run the real demo: scikit-learn is not installed")
+        pytest.skip("the demo's digits need scikit-learn: pip install 'llmos-stream[demo]'")
+    done = llmos("demo", "--json", "--report", tmp_path / "report.html")
+    assert done.status == 0, done
+    found = done.json()
+    assert found["final_accuracy"] >= 0.95
+    assert found["clients"] == 8
+    assert found["broker"] == "embedded"
+    assert found["bytes_sent"] < 0.3 * found["bytes_raw"]
+    assert _is_a_report(tmp_path / "report.html")
+
+
+def test_json_and_the_report(start: Start, tmp_path: Path) -> None:
+    done = start("demo", "--json", *_QUICK, "--clients", "3").wait()
+    assert done.status == 0, done
+    found = done.json()
+    assert found.keys() >= _KEYS
+    assert found["final_accuracy"] >= 0.97
+    assert found["finished"] == "target"
+    assert found["updates"] == 4 * found["versions"] > 0
+    assert 0 < found["bytes_sent"] < found["bytes_raw"]
+    assert found["seconds"] > 0
+    assert (found["broker"], found["report"], found["clients"]) == ("embedded", "report.html", 3)
+    assert _is_a_report(tmp_path / "report.html")
+
+
+def test_the_table_fits_80_columns(llmos: Run, tmp_path: Path) -> None:
+    report = tmp_path / "new" / "[page].html"
+    done = llmos("demo", *_QUICK, "--clients", "2", "--slow", "0", "--stop.max-versions", "2", "--report", report)
+    assert done.status == 0, done
+    *table, last = done.out.splitlines()
+    assert max(map(len, table)) <= 80
+    names = [line.split()[0] for line in table]
+    assert names[0] == "finished"
+    assert {"accuracy", "versions", "updates", "uploaded", "clients"} <= set(names)
+    assert last == f"wrote {report}: open it in a browser"
+    assert _is_a_report(report)
+
+
+@pytest.mark.parametrize("form", [["--json"], []], ids=["json", "table"])
+def test_ctrl_c_ends_it_with_what_there_is(start: Start, tmp_path: Path, form: list[str]) -> None:
+    demo = start("demo", *form, *_QUICK, "--stop.target", "none", "--stop.patience", "none", "--report", "page.html")
+    while int(demo.line("err", "version ").split()[1]) < 1:
+        pass
+    demo.signal(signal.SIGINT)
+    done = demo.wait()
+    assert done.status == 0, done
+    assert "Traceback" not in done.err
+    if form:
+        found = done.json()
+        assert found["finished"] is None
+        assert found["versions"] >= 1
+        assert found["updates"] >= 4
+    else:
+        assert "versions" in done.out
+        assert "wrote page.html" in done.out
+    assert _is_a_report(tmp_path / "page.html")
+
+
+def test_an_environment_meant_for_kafka_does_not_reach_the_embedded_demo(
+    llmos: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLMOS_BROKER__BOOTSTRAP_SERVERS", "127.0.0.1:1")
+    monkeypatch.setenv("LLMOS_CLIENT__SHARD", "7")
+    few = ("--clients", "2", "--slow", "0", "--stop.max-versions", "1")
+    done = llmos("demo", "--broker", "embedded", *_QUICK, *few, "--json", "--report", tmp_path / "r.html")
+    assert done.status == 0, done
+    assert done.json()["broker"] == "embedded"
+
+
+def test_a_report_that_cannot_be_written_is_refused_before_the_work(llmos: Run, tmp_path: Path) -> None:
+    done = llmos("demo", "--report", tmp_path)
+    assert (done.status, done.error()) == (2, f"--report: {tmp_path} is a folder")
+
+
+def test_a_report_that_turns_out_not_to_be_writable_costs_the_report_alone(llmos: Run, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    few = ("--clients", "2", "--slow", "0", "--stop.max-versions", "1")
+    done = llmos("demo", *_QUICK, *few, "--json", "--report", tmp_path / "file" / "report.html")
+    assert done.status == 1
+    assert done.json()["versions"] == 1
+    assert f"error: --report: cannot write {tmp_path / 'file' / 'report.html'}: " in done.err
+
+
+def test_a_task_that_cannot_be_loaded_is_one_line(llmos: Run, tmp_path: Path) -> None:
+    done = llmos("demo", "--task.entry", "nowhere:make", "--report", tmp_path / "report.html")
+    assert done.status == 1
+    assert done.error() == "task.entry 'nowhere:make': there is no module nowhere; is its folder on PYTHONPATH?"
+    assert not (tmp_path / "report.html").exists()
