@@ -1,11 +1,14 @@
 """`FederatedLearning`: the seed's loop, alone and as a client of a running federation."""
 
+import asyncio
 import copy
+import gc
 import math
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import CancelledError
 from pathlib import Path
 
 import pytest
@@ -192,6 +195,51 @@ def test_no_broker_there_is_told_within_seconds(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(BrokerUnavailable, match=r"127\.0\.0\.1:1"):
         FederatedLearning(model, [], torch.optim.SGD(model.parameters(), lr=0.1))
     assert threading.active_count() == before
+
+
+def test_an_aggregator_that_cannot_run_says_why_at_once() -> None:
+    settings = load({"server_optimizer": {"name": "adam", "epsilon": 1e-30}})
+    model, before = _model(), threading.active_count()
+    with pytest.raises(ConfigError, match="epsilon"):
+        FederatedLearning(model, [], torch.optim.SGD(model.parameters(), lr=0.1), settings=settings).train(0)
+    gc.collect()
+    assert threading.active_count() == before
+
+
+def test_the_garbage_collector_may_close_it() -> None:
+    """In a cycle it can be collected in any thread, its own among them."""
+    model = _model()
+    fl = FederatedLearning(model, _batches(1), torch.optim.SGD(model.parameters(), lr=0.1))
+    membership = fl._membership
+    ended = threading.Event()
+
+    async def collect() -> None:
+        membership.close()
+        ended.set()
+
+    membership._background.start(collect())
+    assert ended.wait(10)
+    membership._background._thread.join(10)
+    assert membership._background.closed
+    with pytest.raises(Closed):
+        fl.train(0)
+
+
+def test_an_interrupt_in_the_middle_leaves_it_usable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C while an update is on its way: the next one goes out as if nothing had been."""
+    model = _model()
+    with FederatedLearning(model, _batches(1), torch.optim.SGD(model.parameters(), lr=0.1)) as fl:
+        client = fl._membership._joined
+        send = client._send
+
+        async def interrupted(*_: object) -> None:
+            raise asyncio.CancelledError
+
+        monkeypatch.setattr(client, "_send", interrupted)
+        with pytest.raises(CancelledError):
+            fl.train(0)
+        monkeypatch.setattr(client, "_send", send)
+        assert "sequence" in fl.train(1)
 
 
 @pytest.mark.parametrize("ending", ["", "raise SystemExit(3)", "raise ValueError('mine')"])

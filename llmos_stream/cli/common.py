@@ -41,6 +41,16 @@ class _StandardError(TextIOBase):
         sys.stderr.flush()
 
 
+class _PlainConsole(Console):
+    """Plain text: names from a log or a path must not be taken for markup."""
+
+    def __init__(self, *, stderr: bool) -> None:
+        super().__init__(stderr=stderr, highlight=False, markup=False, emoji=False)
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError  # for `main`, like any other output's; rich would exit with an error
+
+
 def add_command(
     commands: Commands,
     name: str,
@@ -79,13 +89,13 @@ def print_json(value: object) -> None:
 
 
 def out() -> Console:
-    """Results, on standard output. Plain text: names from a log or a path must not be taken for markup."""
-    return Console(highlight=False, markup=False, emoji=False)
+    """Results, on standard output."""
+    return _PlainConsole(stderr=False)
 
 
 def err() -> Console:
     """Progress and notes, on standard error, so that results can be piped."""
-    return Console(stderr=True, highlight=False, markup=False, emoji=False)
+    return _PlainConsole(stderr=True)
 
 
 def say(text: str) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from llmos_stream import __version__
 from llmos_stream.cli.common import Commands, add_command, err, note, out, print_json, say, start_logging
 from llmos_stream.cli.flags import load_settings
-from llmos_stream.config import Settings
+from llmos_stream.config import AggregationSettings, Settings
 from llmos_stream.errors import ConfigError, LlmosError
 from llmos_stream.runtime import ExitCode, run_process
 
@@ -79,7 +79,7 @@ def run(arguments: argparse.Namespace) -> int:
     from llmos_stream.demo import Cast, make_scenario, run_embedded, run_processes
     from llmos_stream.reporting import History, require_plotly
 
-    settings = load_settings(arguments, DEFAULTS)
+    settings = load_settings(arguments, _defaults(arguments.clients))
     cast = Cast.fitting(arguments.clients, arguments.slow, arguments.late, arguments.leaving)
     require_plotly()  # before the work, not after it
     if arguments.report.is_dir():
@@ -108,6 +108,12 @@ def run(arguments: argparse.Namespace) -> int:
     if code is ExitCode.DONE:
         _report(arguments, settings, history, "kafka" if on_kafka else "embedded", seconds)
     return code
+
+
+def _defaults(clients: int) -> Mapping[str, Mapping[str, Any]]:
+    """Fewer clients make a smaller buffer: two would fill one of four only by waiting for each other."""
+    usual = AggregationSettings().buffer_size
+    return {**DEFAULTS, "aggregation": {"buffer_size": max(1, min(usual, clients // 2))}}
 
 
 def _on(settings: Settings, bootstrap_servers: str | None) -> Settings:

@@ -19,7 +19,7 @@ from llmos_stream.errors import BrokerError, ConfigError, FederationFinished
 from llmos_stream.roles.control import ControlView, Pointer, RunEnd
 from llmos_stream.roles.folding import Folding
 from llmos_stream.roles.publisher import Publisher, group_of
-from llmos_stream.roles.versions import Version, fetch_version
+from llmos_stream.roles.versions import Version, check_fits, fetch_version
 from llmos_stream.runtime import Offload, Shutdown
 from llmos_stream.training import Task, shared_tensors
 
@@ -53,9 +53,11 @@ async def run_aggregator(
     A new federation starts from `initial`, a running one goes on from its newest version. When the
     broker fails, what was not committed is dropped and read again from the log, as after a crash.
     Raises FederationFinished when the run has ended before, Fenced when a newer aggregator has taken
-    over, ConfigError when the model does not have the layout of the federation's versions.
+    over, ConfigError when the model does not have the layout of the federation's versions, or does not
+    fit what readers hold.
     """
     seed = await offload.run(initial)
+    check_fits(seed.layout, settings)
     delay = _FIRST_RETRY_SECONDS
     while True:
         begun = monotonic()
@@ -77,6 +79,8 @@ async def _aggregate(
 ) -> RunEnd | None:
     topics = Topics(settings.federation.name)
     await broker.create_topics(topics.specs(settings.topics))
+    # Before anything else: one that must not run here should not fence the one that does.
+    _, newest = await _newest(broker, topics, settings, seed, offload, None)
     async with AsyncExitStack() as stack:
         # The producer comes first: from here on an older aggregator is fenced and its transaction settled.
         producer = await stack.enter_async_context(broker.producer(group_of(settings)))
@@ -84,20 +88,31 @@ async def _aggregate(
         updates = await stack.enter_async_context(
             broker.reader([topics.updates], start="committed", group=group_of(settings))
         )
-        control = await _control(broker, topics, settings)
+        control, newest = await _newest(broker, topics, settings, seed, offload, newest)
         folding = Folding(updates, events, Publisher(producer, topics, settings), settings, offload, seed.layout)
-        if control.latest is None:
+        if newest is None:
             await folding.begin(seed.weights)
         else:
-            newest = await _fetch(broker, topics, settings, control.latest, offload)
-            if newest.layout.digest != seed.layout.digest:
-                raise ConfigError(
-                    "task.entry: the model does not have the tensors of the federation's versions "
-                    f"({seed.layout.numel} elements here, {newest.layout.numel} there)"
-                )
             log.info("going on from version %d", newest.head.number)
             await folding.resume(newest, control.sequences)
+        del newest  # a model that nobody needs here any more
         return await folding.run(shutdown)
+
+
+async def _newest(
+    broker: Broker, topics: Topics, settings: Settings, seed: Initial, offload: Offload, known: Version | None
+) -> tuple[ControlView, Version | None]:
+    """The control topic now and the version it points to, which may be `known` already."""
+    control = await _control(broker, topics, settings)
+    if control.latest is None or (known is not None and known.head.number == control.latest.version):
+        return control, known
+    newest = await _fetch(broker, topics, settings, control.latest, offload)
+    if newest.layout.digest != seed.layout.digest:
+        raise ConfigError(
+            "task.entry: the model does not have the tensors of the federation's versions "
+            f"({seed.layout.numel} elements here, {newest.layout.numel} there)"
+        )
+    return control, newest
 
 
 async def _control(broker: Broker, topics: Topics, settings: Settings) -> ControlView:

@@ -1,7 +1,9 @@
 """A client's side of the protocol: the newest version in, updates out. It knows nothing of training."""
 
 import hashlib
+import itertools
 import logging
+import threading
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -70,6 +72,7 @@ class Client:
         self._codec = spec_of(settings.codec)
         lossy = settings.codec.name != "float32"
         self._feedback = ErrorFeedback(layout.numel) if lossy and settings.codec.error_feedback else None
+        self._encoding = threading.Lock()
         self._stack = AsyncExitStack()
         self._models: Reader
         self._control: ControlView
@@ -168,12 +171,7 @@ class Client:
         )
         encode_seconds = perf_counter() - begun
         prelude = pack_prelude(head)
-        try:
-            await self._send(head, prelude, parts)
-        except BaseException:
-            if self._feedback is not None:
-                self._feedback.rollback()
-            raise
+        await self._send(head, prelude, parts)
         if self._feedback is not None:
             self._feedback.commit()
             await self._offload.run(self._state.save_residual, self._feedback.residual)
@@ -183,13 +181,15 @@ class Client:
 
     async def _send(self, head: UpdateHead, prelude: bytes, parts: list[bytes]) -> None:
         """Send until acknowledged. A repeat carries the same sequence, so it can only be counted once."""
+        attempts = itertools.count()
 
         async def write(producer: Producer) -> None:
             records = split(
                 prelude,
                 parts,
                 payload_size=head.payload_size,
-                message_id=message_id(self.client_id, head.sequence),
+                # An id of its own, so that chunks of an earlier attempt are not taken for chunks of this one.
+                message_id=message_id(self.client_id, head.sequence, next(attempts)),
                 chunk_bytes=self._settings.wire.chunk_bytes,
             )
             await producer.send_all(self._topics.updates, records, key=self.client_id.encode())
@@ -202,7 +202,10 @@ class Client:
         level, generator = self._settings.codec.zstd_level, _generator(self.client_id, sequence)
         if self._feedback is None:
             return list(encode(delta, self._codec, level=level, generator=generator))
-        return self._feedback.encode(delta, self._codec, level=level, generator=generator)
+        # A publish that was cancelled may still be encoding in its thread, for nothing.
+        with self._encoding:
+            self._feedback.rollback()
+            return self._feedback.encode(delta, self._codec, level=level, generator=generator)
 
     async def _emit(self, entry: Event) -> None:
         await self._delivery.deliver(partial(emit, topic=self._topics.events, entry=entry))

@@ -20,6 +20,7 @@ from llmos_stream.training import Batch, LocalTrainer, Task
 log = logging.getLogger(__name__)
 
 _FIRST_VERSION_SECONDS = 1.0
+_MOST_DOUBLINGS = 6
 
 
 def client_id_of(settings: Settings) -> str:
@@ -48,7 +49,7 @@ async def run_client(
         return 0
     local = await offload.run(_local_model, task, settings)
     client_id = client_id_of(settings)
-    updates = 0
+    updates = repeats = 0
     async with Client(broker, settings, client_id, local.layout, state, offload, shutdown) as client:
         await client.join(task.num_train_examples(own.shard))
         reason = "stopped"
@@ -78,7 +79,10 @@ async def run_client(
                     trained.num_examples,
                     published.sent_bytes,
                 )
-                version = await client.newest(version.head.number, own.wait_seconds) or version
+                fresh = await client.newest(version.head.number, own.wait_seconds * 2**repeats)
+                # Nobody folds at present, or slowly: another update on the same version is worth less each time.
+                repeats = 0 if fresh else min(repeats + 1, _MOST_DOUBLINGS)
+                version = fresh or version
         except FederationFinished:
             log.info("the run ended while this client was training")
         if client.finished:

@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping
 from time import monotonic
 
-from llmos_stream.broker import Reader
+from llmos_stream.broker import Reader, Record
 from llmos_stream.config import StopSettings
 from llmos_stream.core import Stop, StopRule
 from llmos_stream.errors import ConfigError, Rejected
@@ -14,6 +14,8 @@ from llmos_stream.types import Event, EventKind
 from llmos_stream.wire import load_event
 
 log = logging.getLogger(__name__)
+
+_EVENTS_AT_ONCE = 5000
 
 
 class Ending:
@@ -31,7 +33,7 @@ class Ending:
     async def observe(self, number: int) -> RunEnd | None:
         """Take in what has been evaluated and the time; `number` is the present version."""
         stop = self._rule.observe_version(number)
-        for record in await self._evaluations.poll(0):
+        for record in await self._waiting():
             try:
                 entry = load_event(record.value or b"")
             except Rejected as error:
@@ -41,6 +43,13 @@ class Ending:
                 case Event(EventKind.EVALUATION, data={"version": int(version), "metrics": dict(metrics)}):
                     stop = stop or self._judge(version, metrics)
         return _end(stop or self._rule.tick(monotonic() - self._started), number)
+
+    async def _waiting(self) -> list[Record]:
+        """What has come, up to a limit: events are many, evaluations few, and updates must not wait for them."""
+        found: list[Record] = []
+        while len(found) < _EVENTS_AT_ONCE and (records := await self._evaluations.poll(0)):
+            found += records
+        return found
 
     def _judge(self, version: int, metrics: Mapping[str, float | None]) -> Stop | None:
         try:

@@ -9,7 +9,7 @@ from time import monotonic, perf_counter
 
 from llmos_stream.broker import Broker, Reader, TopicPartition, Topics
 from llmos_stream.config import Settings
-from llmos_stream.errors import ConfigError, Rejected
+from llmos_stream.errors import ConfigError, OffsetGone, Rejected
 from llmos_stream.roles.client import wait_for_topics
 from llmos_stream.roles.control import ControlView
 from llmos_stream.roles.delivery import Delivery
@@ -141,7 +141,16 @@ async def _versions(
         await control.poll(0)
         if control.finished and await models.lag() == 0:
             return
-        for record in await models.poll(_POLL_SECONDS):
+        try:
+            records = await models.poll(_POLL_SECONDS)
+        except OffsetGone as error:
+            log.warning("retention deleted versions before they were evaluated (%s); going on with the newest", error)
+            assembler = version_assembler(settings.wire)
+            await models.seek_to_beginning()
+            if control.latest:
+                models.seek(TopicPartition(models.partitions[0].topic, control.latest.partition), control.latest.offset)
+            continue
+        for record in records:
             outcomes = assembler.push(
                 record.value or b"", key=record.key, partition=record.partition, offset=record.offset, now=monotonic()
             )

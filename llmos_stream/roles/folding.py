@@ -28,7 +28,7 @@ from llmos_stream.roles.ending import Ending
 from llmos_stream.roles.events import event, now_ms
 from llmos_stream.roles.intake import Intake
 from llmos_stream.roles.publisher import ROLE, Publisher
-from llmos_stream.roles.versions import Version, encode_version
+from llmos_stream.roles.versions import Version, encode_version, rule_of
 from llmos_stream.runtime import Offload, Shutdown
 from llmos_stream.types import Contribution, Event, EventKind, UpdateHead
 from llmos_stream.wire import Refusal
@@ -82,12 +82,12 @@ class Folding:
         """Fold until the stop rule fires (returned) or a stop is asked for (None)."""
         end: RunEnd | None = None
         while end is None and not shutdown.requested:
-            for received in await self._intake.receive(self._patience()):
+            async for received in self._intake.receive(self._patience()):
                 if self._end is None:
                     await self._take(received)
+                del received  # as large as the model, and the next one is on its way
             if self._end is None:
-                self._state, effects = tick(self._state, monotonic())
-                await self._apply(effects)
+                await self._tick()
             end = self._end or await self._observe()
             await self._flush_sometimes()
         if end is None:
@@ -95,6 +95,12 @@ class Folding:
         else:
             log.info("the run ends: %s", end.detail)
         return end
+
+    async def _tick(self) -> None:
+        deadline = next_deadline(self._state)
+        if deadline is not None and deadline <= monotonic():
+            self._state, effects = await self._offload.run(tick, self._state, monotonic())
+            await self._apply(effects)
 
     async def _observe(self) -> RunEnd | None:
         end = await self._ending.observe(self._state.version)
@@ -158,10 +164,6 @@ class Folding:
         sequences: Mapping[str, Sequence[int] | None],
     ) -> None:
         settings = self._settings
-        rule = {
-            name: getattr(settings, name).model_dump(mode="json")
-            for name in ("aggregation", "staleness", "server_optimizer")
-        }
         head, parts = await self._offload.run(
             encode_version,
             number,
@@ -169,9 +171,8 @@ class Folding:
             self._layout,
             parent=parent,
             manifest=manifest,
-            rule=rule,
+            rule=rule_of(settings),
             time_ms=now_ms(),
-            level=settings.codec.zstd_level,
         )
         settled: dict[TopicPartition, set[int]] = {}
         for item in manifest:

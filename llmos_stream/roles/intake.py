@@ -4,18 +4,22 @@ The cheap checks run on the head as soon as it is there, before the payload is c
 decompression and decoding run off the event loop.
 """
 
-from collections.abc import Callable
+import logging
+from collections import deque
+from collections.abc import AsyncIterator, Callable
 from time import monotonic
 
 from llmos_stream.broker import Reader, Record, TopicPartition
 from llmos_stream.codec import Layout, decode, max_payload_size, payload_digest
 from llmos_stream.config import Settings
 from llmos_stream.core import Update, check_head
-from llmos_stream.errors import Reason, Rejected
+from llmos_stream.errors import OffsetGone, Reason, Rejected
 from llmos_stream.roles.offsets import SafeOffsets
 from llmos_stream.runtime import Offload, run_all
 from llmos_stream.types import Head, UpdateHead
 from llmos_stream.wire import Assembler, Message, Outcome, Refusal
+
+log = logging.getLogger(__name__)
 
 
 class Intake:
@@ -35,6 +39,7 @@ class Intake:
         )
         self.offsets = SafeOffsets(self._assembler.low_water)
         self._read_before: dict[TopicPartition, int] = {}
+        self._log_time, self._read_at = 0.0, monotonic()
 
     async def resume(self) -> None:
         """Tell that records up to the present end may have been read before.
@@ -44,23 +49,49 @@ class Intake:
         """
         self._read_before = await self._reader.end_offsets()
 
-    async def receive(self, timeout_seconds: float) -> list[Update | Refusal]:
-        """What the next records amount to, in the order of the log; empty at the time-out."""
-        outcomes: list[Outcome] = []
-        for record in await self._reader.poll(timeout_seconds):
+    async def receive(self, timeout_seconds: float) -> AsyncIterator[Update | Refusal]:
+        """What the next records amount to, in the order of the log; nothing at the time-out.
+
+        As many updates are decoded at a time as there are threads, and the next ones when those are
+        taken: each is as large as the model.
+        """
+        waiting = await self._outcomes(timeout_seconds)
+        while waiting:
+            group = [waiting.popleft() for _ in range(min(len(waiting), self._offload.workers))]
+            decoded = deque(await run_all(*map(self._decode, group)))
+            group.clear()
+            while decoded:
+                yield decoded.popleft()
+
+    async def _outcomes(self, timeout_seconds: float) -> deque[Outcome]:
+        try:
+            records = await self._reader.poll(timeout_seconds)
+        except OffsetGone as error:
+            log.error(
+                "updates were deleted by retention before they were read (%s); going on with the oldest left", error
+            )
+            for at in self._reader.partitions:
+                self._assembler.forget(at.partition)
+            # Partitions that lost nothing are read again too: what was folded is known and dropped.
+            await self._reader.seek_to_beginning()
+            return deque()
+        outcomes: deque[Outcome] = deque()
+        for record in records:
             outcomes += self._push(record)
-        # After the records that were waiting: a process that was held up must not drop what has come meanwhile.
-        outcomes += self._assembler.expire(monotonic())
-        received: list[Update | Refusal] = []
-        # As many at a time as there are threads: each decoded update is as large as the model.
-        for start in range(0, len(outcomes), self._offload.workers):
-            received += await run_all(*map(self._decode, outcomes[start : start + self._offload.workers]))
-        return received
+        # By the log's own time, so that an aggregator that was held up does not take what waits for what is missing.
+        if records:
+            self._log_time, self._read_at = max(record.timestamp_ms / 1000 for record in records), monotonic()
+        outcomes += self._assembler.expire(self._log_time + (0.0 if records else monotonic() - self._read_at))
+        return outcomes
 
     def _push(self, record: Record) -> list[Outcome]:
         at = TopicPartition(record.topic, record.partition)
         outcomes = self._assembler.push(
-            record.value or b"", key=record.key, partition=record.partition, offset=record.offset, now=monotonic()
+            record.value or b"",
+            key=record.key,
+            partition=record.partition,
+            offset=record.offset,
+            now=record.timestamp_ms / 1000,
         )
         self.offsets.read(at, record.offset)
         for outcome in outcomes:
@@ -100,7 +131,7 @@ class Intake:
                 reason=error.reason,
                 detail=error.detail,
                 head=outcome.head,
-                head_bytes=bytes(outcome.parts[0][:0]),
+                head_bytes=b"",
                 key=outcome.key,
                 partition=outcome.partition,
                 offset=outcome.first_offset,

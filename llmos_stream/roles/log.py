@@ -29,7 +29,8 @@ async def read_versions(reader: Reader, wire: WireSettings) -> AsyncIterator[Log
     One whose beginning retention has deleted is passed over.
     """
     assembler = version_assembler(wire)
-    while await reader.lag() > 0:
+    ends = await reader.end_offsets()
+    while any([await reader.position(at) < end for at, end in ends.items()]):
         for record in await reader.poll(_POLL_SECONDS):
             for outcome in assembler.push(
                 record.value or b"", key=record.key, partition=record.partition, offset=record.offset, now=monotonic()

@@ -6,7 +6,6 @@ same background loop.
 
 import asyncio
 import logging
-from concurrent.futures import Future
 from contextlib import AsyncExitStack
 
 from torch import Tensor
@@ -19,10 +18,9 @@ from llmos_stream.roles.aggregator import Initial, run_aggregator
 from llmos_stream.roles.client import Client, Published, wait_for_topics
 from llmos_stream.roles.client_loop import client_id_of, state_folder
 from llmos_stream.roles.client_state import ClientState
-from llmos_stream.roles.control import RunEnd
 from llmos_stream.roles.local_model import Trained
 from llmos_stream.roles.versions import Version
-from llmos_stream.runtime import Background, Offload, Shutdown
+from llmos_stream.runtime import Background, Offload, Shutdown, run_while
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +38,9 @@ class Membership:
         self._weights = weights
         self._current: Version | None = None
         self._published = False
-        self._aggregator: Future[RunEnd | None] | None = None
+        self._aggregating = False
+        self._aggregator_ended = asyncio.Event()
+        self._failure: Exception | None = None
         self._background = Background("llmos-federation")
         self._stack = AsyncExitStack()
         self._updates = 0
@@ -88,11 +88,9 @@ class Membership:
         if self._background.closed:
             return
         try:
-            self._background.run(self._close(), _DRAIN_SECONDS)
+            self._background.close(self._close(), _DRAIN_SECONDS)
         except (LlmosError, TimeoutError) as error:
             log.warning("the federation was left without a farewell: %s", error or type(error).__name__)
-        finally:
-            self._background.close()
 
     async def _open(self) -> None:
         settings = self._settings
@@ -103,10 +101,9 @@ class Membership:
             await stack.enter_async_context(broker)
             if embedded:
                 initial = Initial(self._layout, self._weights)
-                self._aggregator = self._background.start(
-                    run_aggregator(broker, settings, lambda: initial, offload, self._shutdown)
-                )
-            await self._wait_for_topics(broker)
+                self._aggregating = True
+                self._background.start(self._aggregate(broker, initial, offload))
+            await run_while(self._wait_for_topics(broker), self._aggregator_fails())
             client_id = client_id_of(settings)
             folder = None if embedded and settings.client.state_dir is None else state_folder(settings, client_id)
             state = stack.enter_context(ClientState(client_id, folder))
@@ -128,15 +125,26 @@ class Membership:
                 "(`llmos-stream aggregator`) or set LLMOS_FEDERATION__NAME to one that runs"
             ) from None
 
+    async def _aggregate(self, broker: Broker, initial: Initial, offload: Offload) -> None:
+        """The embedded aggregator; what it fails with is for the caller of the next method."""
+        try:
+            await run_aggregator(broker, self._settings, lambda: initial, offload, self._shutdown)
+        except Exception as error:  # noqa: BLE001  nobody awaits this: the caller is told by the next method
+            self._failure = error
+        finally:
+            self._aggregator_ended.set()
+
+    async def _aggregator_fails(self) -> None:
+        """Raises what the embedded aggregator failed with, as soon as it has."""
+        await self._aggregator_ended.wait()
+        if self._failure is not None:
+            raise self._failure
+
     async def _newest(self, client: Client) -> Version:
         held = self._current
-        if held is None:
-            fresh = await client.newest(None, _JOIN_SECONDS)
-        else:
-            seconds = self._settings.client.wait_seconds if self._published else 0.0
-            fresh = await client.newest(held.head.number, seconds)
-        if self._aggregator is not None and self._aggregator.done():
-            self._aggregator.result()  # an embedded aggregator that failed says why
+        above = None if held is None else held.head.number
+        seconds = _JOIN_SECONDS if held is None else self._settings.client.wait_seconds if self._published else 0.0
+        fresh = await run_while(client.newest(above, seconds), self._aggregator_fails())
         if fresh is not None:
             self._current, self._published = fresh, False
         if self._current is None:
@@ -148,8 +156,8 @@ class Membership:
         try:
             if self._client is not None:
                 await self._client.leave("closed", self._updates)
-            if self._aggregator is not None:
-                await asyncio.wrap_future(self._aggregator)
+            if self._aggregating:
+                await self._aggregator_ended.wait()
         finally:
             await self._stack.aclose()
 

@@ -30,6 +30,8 @@ from llmos_stream.wire import Refusal, describe, dump_event, message_id, pack_pr
 log = logging.getLogger(__name__)
 
 ROLE = "aggregator"
+_DETAIL_CHARACTERS = 1000
+_KEY_BYTES = 256
 
 
 class Publisher:
@@ -54,15 +56,16 @@ class Publisher:
         log.warning("refused an update at offset %d: %s", refusal.offset, refusal.reason)
         entry = {
             "reason": refusal.reason,
-            "detail": refusal.detail,
+            "detail": refusal.detail[:_DETAIL_CHARACTERS],
             "topic": self._topics.updates,
             "partition": refusal.partition,
             "offset": refusal.offset,
             "time_ms": now_ms(),
-            "head": describe(head) if head is not None else None,
+            "head": describe(head, full=False) if head is not None else None,
             "head_bytes": b64encode(refusal.head_bytes).decode(),
         }
-        self._quarantine.append((refusal.key, orjson.dumps(entry)))
+        # What was sent decides nothing about the size of this: an entry that Kafka would not take would come again.
+        self._quarantine.append(((refusal.key or b"")[:_KEY_BYTES] or None, orjson.dumps(entry)))
         self._events.append(
             event(
                 EventKind.UPDATE_REJECTED,
@@ -70,7 +73,7 @@ class Publisher:
                 client_id=update.client_id if update else None,
                 sequence=update.sequence if update else None,
                 reason=refusal.reason,
-                detail=refusal.detail,
+                detail=refusal.detail[:_DETAIL_CHARACTERS],
                 partition=refusal.partition,
                 offset=refusal.offset,
             )

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from llmos_stream.broker import Reader, TopicPartition
 from llmos_stream.codec import Layout, decode, encode, max_payload_size, payload_digest, weights_digest
-from llmos_stream.config import WireSettings
-from llmos_stream.errors import BrokerUnavailable, Reason, Rejected
+from llmos_stream.config import Settings, WireSettings
+from llmos_stream.errors import BrokerUnavailable, ConfigError, Reason, Rejected
 from llmos_stream.roles.control import Pointer
 from llmos_stream.runtime import Offload
 from llmos_stream.types import CodecId, CodecSpec, Contribution, Head, Part, VersionHead, VersionKind
-from llmos_stream.wire import Assembler, Message, Refusal
+from llmos_stream.wire import Assembler, Message, Refusal, pack_prelude
 
 _FULL_CODEC = CodecSpec(CodecId.FLOAT32)
 
@@ -36,6 +36,44 @@ def build() -> Mapping[str, str]:
     return {"torch": torch.__version__, "cpu": platform.processor() or platform.machine()}
 
 
+def check_fits(layout: Layout, settings: Settings) -> None:
+    """Raise ConfigError when versions of this layout could not be written, or not be read by anyone."""
+    widest = Contribution("c" * 128, 2**63 - 1, 2**31 - 1, 2**63 - 1, 2**63 - 1, 2**31 - 1, 1.0, 1.0, bytes(32))
+    head = VersionHead(
+        number=2**63 - 1,
+        parent=2**63 - 2,
+        kind=VersionKind.FULL,
+        layout_digest=layout.digest,
+        codec=_FULL_CODEC,
+        payload_size=max_payload_size(_FULL_CODEC, layout.numel),
+        payload_digest=bytes(32),
+        weights_digest=bytes(32),
+        time_ms=0,
+        manifest=(widest,) * settings.aggregation.buffer_size,
+        tensors=layout.tensors,
+        rule=rule_of(settings),
+        build=build(),
+    )
+    try:
+        size = len(pack_prelude(head)) + head.payload_size
+    except ValueError as error:
+        raise ConfigError(
+            f"task.share, aggregation.buffer_size: a version's head has no room for {len(layout.tensors)} tensors and "
+            f"{settings.aggregation.buffer_size} contributions ({error}); share fewer or make the buffer smaller"
+        ) from None
+    if size > settings.wire.pending_bytes:
+        raise ConfigError(
+            f"wire.pending_bytes: {settings.wire.pending_bytes} is less than a version takes ({size} bytes); "
+            "raise it for every role"
+        )
+
+
+def rule_of(settings: Settings) -> dict[str, object]:
+    """The aggregation settings that a version is made under."""
+    sections = ("aggregation", "staleness", "server_optimizer")
+    return {name: getattr(settings, name).model_dump(mode="json") for name in sections}
+
+
 def encode_version(
     number: int,
     weights: Tensor,
@@ -45,10 +83,9 @@ def encode_version(
     manifest: tuple[Contribution, ...],
     rule: Mapping[str, object],
     time_ms: int,
-    level: int,
 ) -> tuple[VersionHead, list[bytes]]:
     """A full version's head and payload parts. Lossless: every reader gets the bytes the digest names."""
-    parts = list(encode(weights, _FULL_CODEC, level=level))
+    parts = list(encode(weights, _FULL_CODEC))
     head = VersionHead(
         number=number,
         parent=parent,

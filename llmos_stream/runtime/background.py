@@ -8,25 +8,28 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
+_CLEAN_UP_SECONDS = 10.0
+
 
 class Background:
     """Runs coroutines for a synchronous caller. `close` may be called from any thread, more than once."""
 
     def __init__(self, name: str) -> None:
-        self._loop = asyncio.new_event_loop()
+        self._stop = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop
+        ready = threading.Event()
         # A daemon, so that a script that ends without `close` is not held up: its clean-up runs at exit.
-        self._thread = threading.Thread(target=self._serve, name=name, daemon=True)
+        self._thread = threading.Thread(target=self._serve, args=(ready,), name=name, daemon=True)
         self._closing = threading.Lock()
         self._thread.start()
+        ready.wait()
 
-    def _serve(self) -> None:
-        asyncio.set_event_loop(self._loop)
-        try:
-            self._loop.run_forever()
-        finally:
-            self._loop.run_until_complete(self._loop.shutdown_asyncgens())
-            self._loop.run_until_complete(self._loop.shutdown_default_executor())
-            self._loop.close()
+    def _serve(self, ready: threading.Event) -> None:
+        # The runner cancels and awaits what is left when the stop comes.
+        with asyncio.Runner() as runner:
+            self._loop = runner.get_loop()
+            ready.set()
+            runner.run(self._stop.wait())
 
     @property
     def closed(self) -> bool:
@@ -42,22 +45,58 @@ class Background:
     def run(self, coroutine: Coroutine[Any, Any, T], timeout: float | None = None) -> T:
         """Run to the end and return the result.
 
-        An interrupt of the caller (Ctrl-C) cancels the coroutine and waits for its clean-up.
+        A time-out or an interrupt of the caller (Ctrl-C) cancels the coroutine and waits for its clean-up.
         """
-        future = self.start(coroutine)
+        begun: list[asyncio.Task[T]] = []
+
+        async def noted() -> T:
+            begun.append(asyncio.create_task(coroutine))
+            return await begun[0]
+
+        try:
+            future = self.start(noted())
+        except RuntimeError:
+            coroutine.close()
+            raise
         try:
             return future.result(timeout)
         except BaseException:
-            future.cancel()
+            if future.cancel():
+                self.start(_ended(begun)).result(_CLEAN_UP_SECONDS)
             raise
 
     def call(self, function: Callable[[], object]) -> None:
         """Call `function` in the loop's thread, without waiting for it."""
         self._loop.call_soon_threadsafe(function)
 
-    def close(self) -> None:
+    def close(self, last: Coroutine[Any, Any, object] | None = None, timeout: float | None = None) -> None:
+        """Run `last` to its end, then stop the loop and cancel what still runs.
+
+        Called from the loop's own thread, as the garbage collector may, it only sets this going.
+        """
+        if threading.current_thread() is self._thread:
+            self.start(self._finish(last))
+            return
         with self._closing:
-            if not self._thread.is_alive():
+            if self.closed:
+                if last is not None:
+                    last.close()
                 return
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join()
+            try:
+                if last is not None:
+                    self.run(last, timeout)
+            finally:
+                self.call(self._stop.set)
+                self._thread.join()
+
+    async def _finish(self, last: Coroutine[Any, Any, object] | None) -> None:
+        try:
+            if last is not None:
+                await last
+        finally:
+            self._stop.set()
+
+
+async def _ended(tasks: list[asyncio.Task[T]]) -> None:
+    if tasks:
+        await asyncio.wait(tasks)

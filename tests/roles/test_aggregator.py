@@ -3,13 +3,14 @@
 import pytest
 import torch
 
-from llmos_stream.broker import Broker, TopicPartition
+from llmos_stream.broker import Broker, MemoryBroker, TopicPartition
+from llmos_stream.codec import Layout
 from llmos_stream.errors import ConfigError, FederationFinished, Fenced
 from llmos_stream.roles import ControlView, Initial, decode_version, run_aggregator
 from llmos_stream.roles.events import emit, event
 from llmos_stream.roles.publisher import group_of
 from llmos_stream.runtime import Offload, Shutdown
-from llmos_stream.types import EventKind
+from llmos_stream.types import EventKind, TensorSpec
 from tests.roles.aids import LAYOUT, aggregator, delta_of, initial, settings_for, update
 
 
@@ -141,11 +142,16 @@ async def test_a_newer_aggregator_fences_the_older(broker: Broker, federation: s
     async with aggregator(broker, settings) as older:
         await older.version(0)
         async with aggregator(broker, settings) as newer:
-            await newer.send(update(delta_of(1.0)))
-            version = await newer.version(1)
+            sequence = 0
+            while not older.task.done():  # until the newer one is up, the older one goes on
+                await newer.send(update(delta_of(1.0), sequence=sequence))
+                version = await newer.version(sequence + 1)
+                sequence += 1
+                await asyncio.wait([older.task], timeout=0.1)
             with pytest.raises(Fenced):
-                await older.task
-    assert torch.equal(decode_version(version.head, version.parts).weights, delta_of(1.0))
+                older.task.result()
+    # However they took turns, each update was counted once.
+    assert torch.equal(decode_version(version.head, version.parts).weights, delta_of(float(sequence)))
 
 
 async def test_the_run_ends_at_the_version_cap_and_says_so(broker: Broker, federation: str) -> None:
@@ -189,15 +195,53 @@ async def test_the_run_ends_by_evaluations_or_time(
     assert end.reason == reason
 
 
-async def test_another_model_is_refused(broker: Broker, federation: str) -> None:
+async def test_another_model_is_refused_and_fences_nobody(broker: Broker, federation: str) -> None:
     settings = settings_for(federation)
     async with aggregator(broker, settings) as running:
         await running.version(0)
-    other = {"w": torch.zeros(3)}
-    layout = type(LAYOUT).of(other)
+        layout = Layout.of({"w": torch.zeros(3)})
+        async with Offload(1) as offload:
+            with pytest.raises(ConfigError, match=r"3 elements here, 50 there"):
+                await run_aggregator(broker, settings, lambda: Initial(layout, torch.zeros(3)), offload, Shutdown())
+        await running.send(update(delta_of(1.0)))
+        await running.version(1)
+
+
+@pytest.mark.parametrize(
+    ("sections", "layout", "message"),
+    [
+        ({"wire": {"pending_bytes": 1 << 20}}, Layout.of({"w": torch.zeros(1 << 19)}), "wire.pending_bytes"),
+        ({}, Layout(tuple(TensorSpec(f"{n:0100}", (1,), "float32") for n in range(9000))), "task.share"),
+    ],
+    ids=["payload", "head"],
+)
+async def test_a_model_that_nobody_could_read_is_refused_at_start(
+    federation: str, sections: dict[str, dict[str, int]], layout: Layout, message: str
+) -> None:
+    settings = settings_for(federation, **sections)
     async with Offload(1) as offload:
-        with pytest.raises(ConfigError, match=r"3 elements here, 50 there"):
-            await run_aggregator(broker, settings, lambda: Initial(layout, torch.zeros(3)), offload, Shutdown())
+        with pytest.raises(ConfigError, match=message):
+            await run_aggregator(
+                MemoryBroker(), settings, lambda: Initial(layout, torch.zeros(layout.numel)), offload, Shutdown()
+            )
+
+
+async def test_updates_that_retention_deleted_are_passed_over(federation: str) -> None:
+    """The committed offset lies before the oldest record left: the run goes on with what there is."""
+    broker, settings = MemoryBroker(partition_bytes=1 << 16), settings_for(federation)
+    async with aggregator(broker, settings) as running:
+        await running.send(update(delta_of(1.0), client_id="before"))
+        await running.version(1)
+    async with broker.producer() as producer:
+        for _ in range(10):
+            await producer.send(running.topics.updates, b"rubbish" * 1500, key=b"a", partition=0)
+    async with broker.reader([running.topics.updates], start="earliest") as reader:
+        oldest = await reader.position(reader.partitions[0])
+    async with aggregator(broker, settings) as running:
+        await running.send(update(delta_of(1.0), client_id="after", base_version=1))
+        version = await running.version(2)
+    assert oldest > 1
+    assert [item.client_id for item in version.head.manifest] == ["after"]
 
 
 async def test_one_client_with_many_updates_on_several_partitions(broker: Broker, federation: str) -> None:

@@ -10,7 +10,7 @@ import zstandard
 from llmos_stream.broker import Broker
 from llmos_stream.codec import encode, payload_digest
 from llmos_stream.roles import decode_version
-from llmos_stream.types import CodecId, CodecSpec, VersionHead, VersionKind
+from llmos_stream.types import CodecId, CodecSpec, Contribution, VersionHead, VersionKind
 from llmos_stream.wire import message_id, pack_prelude, split
 from tests.roles.aids import FLOAT32, LAYOUT, NUMEL, aggregator, delta_of, records_of, settings_for, update, update_head
 
@@ -101,6 +101,28 @@ def _version_as_update() -> list[bytes]:
     return list(split(pack_prelude(head), GOOD, payload_size=head.payload_size, message_id=identity, chunk_bytes=4096))
 
 
+def _empty_payload() -> list[bytes]:
+    return records_of(update_head([]), [])
+
+
+def _enormous_version() -> list[bytes]:
+    """A head that is as large as heads may be: described in full, it would not fit a quarantine entry."""
+    row = Contribution("c" * 100, 0, 0, 0, 1, 0, 1.0, 1.0, bytes(32))
+    head = VersionHead(
+        number=1,
+        parent=0,
+        kind=VersionKind.DELTA,
+        layout_digest=LAYOUT.digest,
+        codec=FLOAT32,
+        payload_size=0,
+        payload_digest=payload_digest([]),
+        weights_digest=bytes(32),
+        time_ms=0,
+        manifest=(row,) * 4000,
+    )
+    return list(split(pack_prelude(head), [], payload_size=0, message_id=message_id("a", 1), chunk_bytes=900_000))
+
+
 def _trailing_bytes() -> list[bytes]:
     payload = [*GOOD, b"more"]
     return records_of(update_head(payload), payload)
@@ -128,6 +150,8 @@ CASES: list[tuple[Callable[[], list[bytes]], str]] = [
     (_no_examples, "bad_num_examples"),
     (_garbage, "malformed"),
     (_version_as_update, "unsupported"),
+    (_enormous_version, "unsupported"),
+    (_empty_payload, "truncated"),
     (_trailing_bytes, "corrupt_payload"),
     (_flipped_payload, "corrupt_payload"),
 ]
@@ -165,6 +189,15 @@ async def test_the_head_is_kept_and_the_payload_is_not(broker: Broker, federatio
     assert (entry["head"]["client_id"], entry["head"]["sequence"]) == ("a", 9)
     assert entry["head"]["layout_digest"] == "01" * 32
     assert len(entry["head_bytes"]) <= 4 * 1024 / 3 + 4
+
+
+async def test_an_enormous_key_is_no_weapon(broker: Broker, federation: str) -> None:
+    """As large as Kafka takes in `updates`: the entry about it must still go into `quarantine`."""
+    async with aggregator(broker, settings_for(federation)) as running:
+        async with broker.producer() as producer:
+            await producer.send(running.topics.updates, b"rubbish", key=b"k" * 1_040_000, partition=0)
+        record = (await running.read(running.topics.quarantine, 1))[0]
+    assert record.key == b"k" * 256
 
 
 async def test_rubbish_alone_is_committed_past(broker: Broker, federation: str) -> None:

@@ -35,6 +35,7 @@ class KafkaProducer(BaseProducer):
         self._seconds = connection.settings.request_timeout_seconds
         self._turns = Turns()
         self._partitions: dict[str, int] = {}
+        self._counting = asyncio.Lock()
         self._client: Any = None
         self._lost: BrokerError | None = None
 
@@ -137,9 +138,10 @@ class KafkaProducer(BaseProducer):
             raise
 
     async def _place(self, topic: str, key: bytes | None, partition: int | None) -> TheirPartition:
-        if (count := self._partitions.get(topic)) is None:
-            self._partitions |= await self._connection.partitions([topic], self._seconds)
-            count = self._partitions[topic]
+        async with self._counting:  # many records at once must not each ask for the same number
+            if topic not in self._partitions:
+                self._partitions |= await self._connection.partitions([topic], self._seconds)
+        count = self._partitions[topic]
         return TheirPartition(topic, self._turns.choose(topic, key, partition, count))
 
     async def _enqueue(
