@@ -1,5 +1,7 @@
 """The aggregator on both brokers: versions, manifests, repeats, restarts, one writer, the end of a run."""
 
+import asyncio
+
 import pytest
 import torch
 
