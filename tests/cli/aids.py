@@ -1,5 +1,6 @@
 """How tests run the command: in this process, or as a process that can be watched, signalled and waited for."""
 
+import contextlib
 import json
 import os
 import select
@@ -13,13 +14,15 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 import psutil  # type: ignore[import-untyped]
+import pytest
 
-from llmos_stream.broker import Topics, connect
+from llmos_stream.broker import LocalKafka, Topics, connect
 from llmos_stream.config import BrokerSettings
 from llmos_stream.roles import wait_for_topics
 from llmos_stream.runtime import Shutdown
 from llmos_stream.types import Event, EventKind
 from llmos_stream.wire import load_event
+from tests.conftest import IN_CI
 
 PATIENCE_SECONDS = 90.0
 """How long a test waits for what must come; several processes that import torch on a busy machine take their time."""
@@ -85,12 +88,7 @@ class Running:
         self._process.send_signal(number)
 
     def children(self) -> dict[str, psutil.Process]:
-        """The processes it has started, by the name of their client, or else of their command."""
-        found = {}
-        for child in psutil.Process(self._process.pid).children():
-            command = child.cmdline()[3]
-            found[child.environ().get("LLMOS_CLIENT__ID", command) if command == "client" else command] = child
-        return found
+        return children_of(psutil.Process(self._process.pid))
 
     def wait(self) -> Done:
         """What it left behind, once it has ended."""
@@ -113,6 +111,26 @@ class Running:
 
 
 Start = Callable[..., Running]
+
+
+def children_of(process: psutil.Process) -> dict[str, psutil.Process]:
+    """The commands it has started and that run, by the client's name or else the command's."""
+    found = {}
+    for child in process.children():
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
+            command = child.cmdline()
+            if command[1:3] == ["-m", "llmos_stream"]:
+                name = child.environ()["LLMOS_CLIENT__ID"] if command[3] == "client" else command[3]
+                found[name] = child
+    return found
+
+
+def need_a_local_kafka() -> None:
+    """Skip where none can be started, fail where CI promises one."""
+    if (reason := LocalKafka.missing()) is not None:
+        if IN_CI:
+            pytest.fail(f"CI must test against a real Kafka: {reason}")
+        pytest.skip(reason)
 
 
 async def wait_for_event(

@@ -1,6 +1,7 @@
 """Fixtures of the tests that run the command."""
 
 import logging
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -62,3 +63,11 @@ def on_kafka(kafka: KafkaNode, federation: str, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("LLMOS_TASK__ENTRY", "blobs")
     monkeypatch.setenv("LLMOS_RUNTIME__TORCH_THREADS", "1")
     return federation
+
+
+@pytest.fixture
+def nobody() -> Iterator[str]:
+    """An address where nobody answers, and nobody will."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        yield f"127.0.0.1:{held.getsockname()[1]}"

@@ -7,16 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from llmos_stream.broker import LocalKafka
-from tests.cli.aids import Run, Start
-from tests.conftest import IN_CI
-
-
-def _needs_a_local_kafka() -> None:
-    if (reason := LocalKafka.missing()) is not None:
-        if IN_CI:
-            pytest.fail(f"CI must test against a real Kafka: {reason}")
-        pytest.skip(reason)
+from tests.cli.aids import Run, Start, need_a_local_kafka
 
 
 def _listens(port: int) -> bool:
@@ -26,7 +17,7 @@ def _listens(port: int) -> bool:
 
 @pytest.mark.kafka
 def test_it_says_where_it_is_until_it_is_stopped_and_keeps_its_log(start: Start, llmos: Run, tmp_path: Path) -> None:
-    _needs_a_local_kafka()
+    need_a_local_kafka()
     broker = start("broker", "--data", tmp_path / "data")
     name, _, address = broker.line("out").removeprefix("export ").partition("=")
     assert name == "LLMOS_BROKER__BOOTSTRAP_SERVERS"
@@ -65,7 +56,7 @@ def test_a_port_that_is_taken(llmos: Run) -> None:
 
 
 def test_a_folder_that_is_none(llmos: Run, tmp_path: Path) -> None:
-    _needs_a_local_kafka()
+    need_a_local_kafka()
     file = tmp_path / "file"
     file.touch()
     done = llmos("broker", "--data", file)

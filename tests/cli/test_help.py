@@ -1,6 +1,7 @@
 """What the command says about itself, and how lightly."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -57,3 +58,15 @@ def test_each_commands_help_has_examples_whose_flags_it_explains(llmos: Run, nam
 
 def test_the_version(llmos: Run) -> None:
     assert llmos("--version").out == f"llmos-stream {__version__}\n"
+
+
+@pytest.mark.parametrize("arguments", [["settings"], ["settings", "--json"]], ids=" ".join)
+def test_a_reader_that_has_gone_is_no_error(arguments: list[str]) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        command = [sys.executable, "-m", "llmos_stream", *arguments]
+        done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, check=False, timeout=60)
+    finally:
+        os.close(write)
+    assert (done.returncode, done.stderr) == (0, "")

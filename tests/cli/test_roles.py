@@ -3,9 +3,7 @@
 import asyncio
 import json
 import signal
-import socket
 import time
-from collections.abc import Iterator
 
 import pytest
 
@@ -23,14 +21,6 @@ _COMMANDS = (
     ["versions", "show"],
     ["inspect", "updates"],
 )
-
-
-@pytest.fixture
-def nobody() -> Iterator[str]:
-    """An address where nobody answers, and nobody will."""
-    with socket.socket() as held:
-        held.bind(("127.0.0.1", 0))
-        yield f"127.0.0.1:{held.getsockname()[1]}"
 
 
 @pytest.mark.parametrize("command", [*_COMMANDS, ["demo"]], ids=" ".join)

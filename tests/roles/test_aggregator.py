@@ -142,7 +142,7 @@ async def test_sequences_of_clients_long_gone_leave_the_log(broker: Broker, fede
 async def test_a_newer_aggregator_fences_the_older(broker: Broker, federation: str) -> None:
     settings = settings_for(federation)
     async with aggregator(broker, settings) as older:
-        await older.version(0)
+        version = await older.version(0)
         async with aggregator(broker, settings) as newer:
             sequence = 0
             while not older.task.done():  # until the newer one is up, the older one goes on
