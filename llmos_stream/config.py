@@ -110,7 +110,7 @@ class CodecSettings(Section):
     error_feedback: bool = True
     """Add what the lossy codec left out to the next update."""
     zstd_level: Annotated[int, Field(ge=1, le=19)] = 1
-    """zstd level of payloads."""
+    """zstd level of updates."""
 
 
 class StalenessSettings(Section):
@@ -202,7 +202,7 @@ class ClientSettings(Section):
     min_train_seconds: Annotated[float, Field(ge=0)] = 0.0
     """Training takes at least this long at speed 1: shows devices that are slower than this machine."""
     wait_seconds: Annotated[float, Field(ge=0)] = 5.0
-    """How long to wait for a version newer than the last base before training on the same one again."""
+    """How long to wait for a newer version before training on the same one again; doubles while none comes."""
     join_delay_seconds: Annotated[float, Field(ge=0)] = 0.0
     """Join this long after the start."""
     max_updates: Count | None = None

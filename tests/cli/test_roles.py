@@ -46,7 +46,7 @@ def test_no_broker_named(llmos: Run, command: list[str]) -> None:
 
 @pytest.mark.kafka
 def test_a_federation_of_processes(start: Start, llmos: Run, on_kafka: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LLMOS_CLIENT__WAIT_SECONDS", "1")
+    monkeypatch.setenv("LLMOS_CLIENT__WAIT_SECONDS", "0.2")
     cap = ("--aggregation.buffer-size", "2", "--stop.max-versions", "3")
     roles = {
         "aggregator": start("aggregator", *cap, "--json"),

@@ -40,8 +40,10 @@ def test_json_and_the_report(start: Start, tmp_path: Path) -> None:
     assert done.status == 0, done
     found = done.json()
     assert found.keys() >= _KEYS
-    assert found["final_accuracy"] >= 0.97
     assert found["finished"] == "target"
+    # Versions go on coming until the aggregator hears of the one that reached it.
+    assert found["best_accuracy"] >= 0.97
+    assert 0.25 < found["final_accuracy"] <= found["best_accuracy"]
     assert found["updates"] == found["versions"] > 0  # two clients, a buffer of one
     assert 0 < found["bytes_sent"] < found["bytes_raw"]
     assert found["seconds"] > 0

@@ -1,0 +1,136 @@
+"""The aggregator or a client of a measured federation: `python -m tests.bench.pipe_child aggregator | client`.
+
+Both are composed as the command line composes them; settings come from the environment. A client publishes the same
+noise again and again, so that the pipe is measured and not the training.
+"""
+
+import asyncio
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llmos_stream.broker import Broker, Topics, connect
+from llmos_stream.config import Settings, load
+from llmos_stream.roles import (
+    Client,
+    ClientState,
+    Version,
+    client_id_of,
+    initial_of,
+    run_aggregator,
+    state_folder,
+    wait_for_topics,
+)
+from llmos_stream.runtime import Offload, Shutdown, configure_logging, run_all
+from llmos_stream.training import Task, load_task, use_threads
+from tests.bench.children import BenchmarkFailed, serve
+from tests.bench.usage import forget_peak, peak_mib, resident_mib
+
+_DELTA_SCALE = 1e-3
+_FIRST_VERSION_SECONDS = 60.0
+_CATCH_UP_SECONDS = 1.0
+
+
+async def aggregate(broker: Broker, settings: Settings, task: Task, offload: Offload) -> None:
+    """Answers `usage`: CPU seconds so far, and the peak of the memory above what the imports alone take."""
+    shutdown = Shutdown()
+    idle = resident_mib()
+    forget_peak()
+
+    async def answer(_: dict[str, Any]) -> Mapping[str, object]:
+        return {"cpu_seconds": time.process_time(), "peak_mib": peak_mib() - idle}
+
+    async def until_told() -> None:
+        await serve(answer)
+        shutdown.request()
+
+    await run_all(until_told(), run_aggregator(broker, settings, lambda: initial_of(task, settings), offload, shutdown))
+
+
+class Publisher:
+    """A client that publishes one delta over and over."""
+
+    def __init__(self, client: Client, settings: Settings, delta: Tensor, idle_mib: float) -> None:
+        self._client = client
+        self._settings = settings
+        self._delta = delta
+        self._idle_mib = idle_mib
+        self._base: Version | None = None
+
+    async def answer(self, command: dict[str, Any]) -> Mapping[str, object]:
+        """`publish` (`updates`, one after the other; with `fetch` each on the newest version) and `catch_up`."""
+        if command["do"] == "catch_up":
+            if self._base is not None:
+                self._base = await self._client.newest(self._base.head.number, _CATCH_UP_SECONDS) or self._base
+            return {}
+        cpu, begun = time.process_time(), time.time()
+        updates = [await self._update(fetch=command["fetch"]) for _ in range(command["updates"])]
+        return {
+            "begun": begun,
+            "ended": time.time(),
+            "cpu_seconds": time.process_time() - cpu,
+            "peak_mib": peak_mib() - self._idle_mib,
+            "updates": updates,
+        }
+
+    async def _update(self, *, fetch: bool) -> dict[str, object]:
+        base = self._base or await self._client.newest(None, _FIRST_VERSION_SECONDS)
+        if base is None:
+            raise BenchmarkFailed(f"no version 0 after {_FIRST_VERSION_SECONDS:g} s")
+        self._base = base
+        begun = time.time()
+        published = await self._client.publish(
+            self._delta, base.head.number, num_examples=1, metrics={}, train_seconds=0.0
+        )
+        update: dict[str, object] = {
+            "client_id": published.head.client_id,
+            "sequence": published.head.sequence,
+            "begun": begun,
+            "sent_bytes": published.sent_bytes,
+        }
+        if fetch:
+            update |= await self._fetch(base)
+        return update
+
+    async def _fetch(self, base: Version) -> dict[str, object]:
+        cpu = time.process_time()
+        newest = await self._client.newest(base.head.number, self._settings.client.wait_seconds)
+        if newest is None:
+            return {}
+        self._base = newest
+        return {"version": newest.head.number, "fetched": time.time(), "fetch_cpu_seconds": time.process_time() - cpu}
+
+
+async def publish(broker: Broker, settings: Settings, task: Task, offload: Offload) -> None:
+    """Takes part as `Publisher`."""
+    shutdown = Shutdown()
+    idle = resident_mib()
+    forget_peak()
+    await wait_for_topics(broker, Topics(settings.federation.name), shutdown)
+    client_id = client_id_of(settings)
+    layout = (await offload.run(initial_of, task, settings)).layout
+    generator = torch.Generator().manual_seed(settings.client.shard)
+    delta = torch.empty(layout.numel).normal_(std=_DELTA_SCALE, generator=generator)
+    with ClientState(client_id, state_folder(settings, client_id)) as state:
+        async with Client(broker, settings, client_id, layout, state, offload, shutdown) as client:
+            await serve(Publisher(client, settings, delta, idle).answer)
+
+
+async def _run(role: str) -> None:
+    settings = load()
+    configure_logging(settings.runtime)
+    use_threads(settings.runtime)
+    async with AsyncExitStack() as stack:
+        broker = await stack.enter_async_context(connect(settings.broker))
+        offload = await stack.enter_async_context(Offload(settings.runtime.workers))
+        task = load_task(settings.task, settings.client)
+        await {"aggregator": aggregate, "client": publish}[role](broker, settings, task, offload)
+
+
+if __name__ == "__main__":
+    asyncio.run(_run(sys.argv[1]))

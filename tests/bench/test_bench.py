@@ -1,0 +1,132 @@
+"""The benchmarks on something tiny: they run, they count, and they notice when the counts are wrong."""
+
+import asyncio
+import itertools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from llmos_stream.broker import connect
+from llmos_stream.types import CodecId, CodecSpec, Contribution, VersionHead, VersionKind
+from tests.bench.__main__ import main
+from tests.bench.bench_codec import CODECS, OPTIMIZERS
+from tests.bench.children import BenchmarkFailed, Child
+from tests.bench.pipe_federation import check_counts
+from tests.bench.pipe_rows import percentile
+from tests.conftest import KafkaNode
+
+ALWAYS = {
+    *("updates_per_s", "update_mb", "updates_mb_s", "reference_mb_s", "float32_mb_s", "float32_reference_mb_s"),
+    *("log_mb_s", "version_mb", "latency_p50_s", "client_cpu_s", "aggregator_cpu_s"),
+    *("aggregator_peak_mib", "client_peak_mib"),
+}
+FETCHED = {"fetch_p50_s", "fetch_cpu_s"}
+COUNTED = {"lost": 0, "repeated": 0, "unknown": 0}
+SENT = [("a", 0), ("b", 0), ("a", 1), ("b", 1)]
+
+
+@pytest.fixture(autouse=True)
+def _torch_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def _versions(*manifests: list[tuple[str, int]]) -> list[VersionHead]:
+    """A chain of versions from version 0, which folds nothing."""
+    return [
+        VersionHead(
+            number=number,
+            parent=number - 1 if number else None,
+            kind=VersionKind.FULL,
+            layout_digest=b"",
+            codec=CodecSpec(CodecId.FLOAT32),
+            payload_size=0,
+            payload_digest=b"",
+            weights_digest=b"",
+            time_ms=0,
+            manifest=tuple(Contribution(*identity, 0, 0, 1, 0, 1.0, 1.0, b"") for identity in manifest),
+        )
+        for number, manifest in enumerate([[], *manifests])
+    ]
+
+
+async def _bench_topics(kafka: KafkaNode) -> set[str]:
+    async with connect(kafka.settings()) as broker:
+        return {topic.name for topic in await broker.list_topics("bench-")}
+
+
+@pytest.mark.kafka
+def test_the_pipe_is_measured_and_every_update_counts_once(kafka: KafkaNode, tmp_path: Path) -> None:
+    before = asyncio.run(_bench_topics(kafka))
+    sizes = ["--numel", "1000", "--clients", "2", "--updates", "4", "--rounds", "1", "--limit", "60"]
+    where = ["--bootstrap", kafka.bootstrap_servers, "--output", str(tmp_path)]
+    assert main(["pipe", "--codec", "int8", *sizes, *where]) == 0
+    found = json.loads((tmp_path / "pipe.json").read_text())
+    # Two updates to warm up, then four in each of two phases; two to a version, and version 0.
+    assert found["counts"] == {
+        "int8": {"sent": 10, "folded": 10, "lost": 0, "repeated": 0, "unknown": 0, "versions": 6}
+    }
+    assert [(row["codec"], row["phase"], row["updates"]) for row in found["results"]] == [
+        ("int8", "one way", 4),
+        ("int8", "round trip", 4),
+    ]
+    for row in found["results"]:
+        for name in ALWAYS | (FETCHED if row["phase"] == "round trip" else set()):
+            assert row[name] > 0, name
+        assert row["ratio"] == pytest.approx(row["updates_mb_s"] / row["reference_mb_s"])
+        assert row["float32_ratio"] == pytest.approx(row["float32_mb_s"] / row["float32_reference_mb_s"])
+        assert row["latency_p50_s"] <= row["latency_p99_s"]
+    assert asyncio.run(_bench_topics(kafka)) == before
+
+
+def test_codecs_are_measured(tmp_path: Path) -> None:
+    assert main(["codec", "--width", "16", "--output", str(tmp_path)]) == 0
+    results = json.loads((tmp_path / "codec.json").read_text())["results"]
+    assert [(row["optimizer"], row["codec"]) for row in results] == list(itertools.product(OPTIMIZERS, CODECS))
+    for row in results:
+        assert min(row[name] for name in ("ratio", "encode_mb_s", "decode_mb_s", "memcpy_mb_s")) > 0
+        assert (row["relative_error"] == 0) is (row["codec"] == "float32")
+
+
+def test_a_broker_that_is_not_there_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["pipe", "--bootstrap", "127.0.0.1:1", "--limit", "0.2", "--output", str(tmp_path)]) == 1
+    assert capsys.readouterr().err.splitlines()[-1] == "error: not done after 0.2 s (see --limit)"
+
+
+async def test_a_process_that_fails_says_why(tmp_path: Path) -> None:
+    child = await Child.start("broken", "tests.bench.raw_child", "no-such-role", folder=tmp_path)
+    try:
+        with pytest.raises(BenchmarkFailed, match=r"(?s)broken ended with status 1:.*KeyError: 'no-such-role'"):
+            await child.ask("anything")
+    finally:
+        await child.end()
+
+
+def test_a_chain_that_counts_everything_once_passes() -> None:
+    versions = _versions(SENT[:2], SENT[2:])
+    assert check_counts(SENT, versions) == COUNTED | {"sent": 4, "folded": 4, "versions": 3}
+
+
+@pytest.mark.parametrize(
+    "versions",
+    [
+        pytest.param(_versions(SENT[:2], SENT[2:3]), id="one lost"),
+        pytest.param(_versions(SENT[:2], SENT[1:]), id="one repeated"),
+        pytest.param(_versions(SENT, [("c", 0)]), id="one unknown"),
+        pytest.param(_versions(SENT[:2], SENT[2:])[1:], id="no version 0"),
+        pytest.param([*_versions(SENT), *_versions()], id="a version twice"),
+    ],
+)
+def test_anything_else_is_no_result(versions: list[VersionHead]) -> None:
+    with pytest.raises(BenchmarkFailed, match="do not count every update once"):
+        check_counts(SENT, versions)
+
+
+def test_percentiles_are_by_nearest_rank() -> None:
+    values = [float(value) for value in range(100, 0, -1)]
+    assert [percentile(values, fraction) for fraction in (0.01, 0.5, 0.99, 1.0)] == [1.0, 50.0, 99.0, 100.0]
+    assert percentile([7.0], 0.99) == 7.0
