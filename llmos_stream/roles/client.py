@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
-from time import perf_counter
+from time import monotonic, perf_counter
 from types import TracebackType
 from typing import Self
 
@@ -35,6 +35,7 @@ _FETCH_SECONDS = 120.0
 _CATCH_UP_SECONDS = 60.0
 _FIRST_LOOK_SECONDS = 0.05
 _LAST_LOOK_SECONDS = 2.0
+_REST_SECONDS = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +112,13 @@ class Client:
         """Tell the federation that this client goes. Nobody waits for one that cannot say so."""
         left = event(EventKind.CLIENT_LEFT, ROLE, client_id=self.client_id, reason=reason, updates=updates)
         await self._emit(left)
+
+    async def rest(self, seconds: float) -> bool:
+        """Let time pass. False when the run has ended or a stop was asked for meanwhile."""
+        deadline = monotonic() + seconds
+        while (left := deadline - monotonic()) > 0 and not (self.finished or self._shutdown.requested):
+            await self._control.poll(min(left, _REST_SECONDS))
+        return not (self.finished or self._shutdown.requested)
 
     async def newest(self, above: int | None, seconds: float) -> Version | None:
         """The newest version above `above`; None when there is none after `seconds`, at shutdown or at the end."""

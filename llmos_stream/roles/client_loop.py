@@ -60,7 +60,7 @@ async def run_client(
                 if version is None:
                     version = await client.newest(None, _FIRST_VERSION_SECONDS)
                     continue
-                trained = await _train(local, version, task, batches, settings, offload, shutdown)
+                trained = await _train(client, local, version, task, batches, settings, offload, shutdown)
                 if trained is None:
                     break
                 published = await client.publish(
@@ -100,6 +100,7 @@ def _local_model(task: Task, settings: Settings) -> LocalModel:
 
 
 async def _train(
+    client: Client,
     local: LocalModel,
     version: Version,
     task: Task,
@@ -108,13 +109,13 @@ async def _train(
     offload: Offload,
     shutdown: Shutdown,
 ) -> Trained | None:
-    """One update's training at this client's speed; None when a stop cut it short."""
+    """One update's training at this client's speed; None when a stop or the end of the run cut it short."""
     own = settings.client
     # Momentum gathered on an older version does not belong to this one.
     local.trainer.optimizer = task.optimizer(local.trainer.model)
     trained = await offload.run(local.train, version.weights, [batches] * own.epochs, lambda: shutdown.requested)
     # A slower device computes the same, later.
     seconds = max(trained.seconds, own.min_train_seconds) / own.speed
-    if trained.stopped or await shutdown.wait(max(seconds - trained.seconds, 0.0)):
+    if trained.stopped or not await client.rest(max(seconds - trained.seconds, 0.0)):
         return None
     return replace(trained, seconds=seconds)

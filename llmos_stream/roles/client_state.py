@@ -29,7 +29,7 @@ _RESIDUAL = "residual"
 class ClientState:
     """Sequence numbers and residual of one client, on disk, or in memory only where `folder` is None.
 
-    Raises StateError when the folder is in use, damaged, or another client's.
+    Raises StateError when the folder cannot be made, is in use, damaged, or another client's.
     """
 
     def __init__(self, client_id: str, folder: Path | None) -> None:
@@ -39,8 +39,11 @@ class ClientState:
         # A client whose disk was lost must not use a number again: without a file, start from the clock.
         self._next = 0 if folder is None else time.time_ns() // 1_000_000
         if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._lock = _lock(folder / "lock", client_id)
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                self._lock = _lock(folder / "lock", client_id)
+            except OSError as error:
+                raise StateError(f"client.state_dir: {folder} cannot be used: {error.strerror or error}") from error
             try:
                 self._next = _read_next(folder / "sequence.json", client_id, otherwise=self._next)
             except BaseException:

@@ -140,4 +140,4 @@ def test_a_task_or_a_state_folder_that_cannot_be_used(llmos: Run, on_kafka: str)
     llmos("topics", "create")
     done = llmos("client", "--client.state-dir", "/dev/null")
     assert done.status == 1
-    assert done.error().startswith("/dev/null")
+    assert done.error().startswith("client.state_dir: /dev/null")

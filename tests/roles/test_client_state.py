@@ -87,3 +87,9 @@ def test_another_clients_folder_is_refused(tmp_path: Path) -> None:
         state.take_sequence()
     with pytest.raises(StateError, match="belongs to client a"):
         ClientState("b", tmp_path)
+
+
+def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(StateError, match=r"client\.state_dir: .* cannot be used"):
+        ClientState("a", tmp_path / "file" / "state")

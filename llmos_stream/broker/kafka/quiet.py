@@ -11,7 +11,7 @@ from contextvars import ContextVar
 
 _INTERVAL_SECONDS = 30.0
 _FIRST_CONNECTION = 'Unable connect to "%s:%s": %s'
-_RETRIED = "Got error produce response on topic-partition"
+_RETRIED = ("Got error produce response on topic-partition", "Group Coordinator Request failed")
 
 _reasons: ContextVar[list[object] | None] = ContextVar("reasons", default=None)
 
