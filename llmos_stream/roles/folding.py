@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Mapping, Sequence
 from time import monotonic, perf_counter
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -40,6 +41,14 @@ _FLUSH_SECONDS = 1.0
 _FLUSH_RECORDS = 256
 
 
+class _Buffered(NamedTuple):
+    """What is remembered of an update until its version: where it begins, and its bytes."""
+
+    partition: int
+    offset: int
+    payload_bytes: int
+
+
 class Folding:
     """State and resources of one running aggregator. Call `begin` or `resume`, then `run`."""
 
@@ -60,7 +69,7 @@ class Folding:
         self._intake = Intake(updates, layout, settings, offload, lambda: self._state.version)
         self._ending = Ending(settings.stop, evaluations)
         self._end: RunEnd | None = None  # as committed with the last version
-        self._buffered: dict[tuple[str, int], UpdateHead] = {}
+        self._buffered: dict[tuple[str, int], _Buffered] = {}
         self._fold_seconds = 0.0
         self._flushed = monotonic()
         self._state: State
@@ -131,7 +140,8 @@ class Folding:
         self._state, effects = await self._offload.run(step, self._state, received, monotonic())
         self._fold_seconds += perf_counter() - begun
         if any(isinstance(effect, Folded) for effect in effects):
-            self._buffered[received.head.client_id, received.head.sequence] = received.head
+            place = _Buffered(received.partition, received.offset, received.head.payload_size)
+            self._buffered[received.head.client_id, received.head.sequence] = place
         await self._apply(effects, received.head)
 
     async def _apply(self, effects: Sequence[Effect], head: UpdateHead | None = None) -> None:
@@ -147,7 +157,10 @@ class Folding:
                     self._publisher.note(
                         event(EventKind.UPDATE_DUPLICATE, ROLE, **identity, partition=partition, offset=offset)
                     )
-                    self._intake.offsets.release(TopicPartition(self._updates_topic, partition), offset)
+                    # The buffered update itself, read again, still waits for its version at that offset.
+                    waiting = self._buffered.get((client_id, sequence))
+                    if waiting is None or waiting[:2] != (partition, offset):
+                        self._intake.offsets.release(TopicPartition(self._updates_topic, partition), offset)
                 case Refused(reason, detail, client_id, _, partition, offset):
                     self._refuse(Refusal(reason, detail, head, b"", client_id.encode(), partition, offset))
 
@@ -202,7 +215,7 @@ class Folding:
         self._flushed = monotonic()
 
     def _folded(self, item: Contribution, version: int) -> Event:
-        head = self._buffered.pop((item.client_id, item.sequence))
+        buffered = self._buffered.pop((item.client_id, item.sequence))
         return event(
             EventKind.UPDATE_FOLDED,
             ROLE,
@@ -215,7 +228,7 @@ class Folding:
             partition=item.partition,
             offset=item.offset,
             version=version,
-            payload_bytes=head.payload_size,
+            payload_bytes=buffered.payload_bytes,
             raw_bytes=4 * self._layout.numel,
         )
 

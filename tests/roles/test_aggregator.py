@@ -1,15 +1,17 @@
 """The aggregator on both brokers: versions, manifests, repeats, restarts, one writer, the end of a run."""
 
 import asyncio
+from typing import Any
 
 import pytest
 import torch
 
-from llmos_stream.broker import Broker, MemoryBroker, TopicPartition
+from llmos_stream.broker import Broker, MemoryBroker, Record, TopicPartition
 from llmos_stream.codec import Layout
-from llmos_stream.errors import ConfigError, FederationFinished, Fenced
+from llmos_stream.errors import ConfigError, FederationFinished, Fenced, OffsetGone
 from llmos_stream.roles import ControlView, Initial, decode_version, run_aggregator
 from llmos_stream.roles.events import emit, event
+from llmos_stream.roles.intake import Intake
 from llmos_stream.roles.publisher import group_of
 from llmos_stream.runtime import Offload, Shutdown
 from llmos_stream.types import EventKind, TensorSpec
@@ -244,6 +246,47 @@ async def test_updates_that_retention_deleted_are_passed_over(federation: str) -
         version = await running.version(2)
     assert oldest > 1
     assert [item.client_id for item in version.head.manifest] == ["after"]
+
+
+class _Overtaken:
+    """A reader that finds its position deleted once, when told to."""
+
+    def __init__(self, reader: Any, told: asyncio.Event) -> None:
+        self._reader, self._told = reader, told
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._reader, name)
+
+    async def poll(self, timeout_seconds: float, max_records: int = 500) -> list[Record]:
+        if self._told.is_set():
+            self._told.clear()
+            raise OffsetGone("deleted by retention")
+        records: list[Record] = await self._reader.poll(timeout_seconds, max_records)
+        return records
+
+
+async def test_a_buffered_update_that_is_read_again_still_holds_its_offset(
+    federation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What waits for a version must be read once more after a crash, however often it was read before."""
+    broker, told = MemoryBroker(), asyncio.Event()
+    settings = settings_for(federation, aggregation={"buffer_size": 2})
+    build = Intake.__init__
+
+    def overtaken(self: Intake, reader: Any, *rest: Any) -> None:
+        build(self, _Overtaken(reader, told), *rest)
+
+    monkeypatch.setattr(Intake, "__init__", overtaken)
+    async with aggregator(broker, settings) as running:
+        for _ in range(2):
+            await running.send(update(delta_of(1.0)))
+        await running.events("update_duplicate", 1)
+        told.set()
+        await running.events("update_duplicate", 3)
+    async with aggregator(broker, settings) as running:
+        await running.send(update(delta_of(2.0), client_id="b"))
+        version = await running.version(1)
+    assert [item.client_id for item in version.head.manifest] == ["a", "b"]
 
 
 async def test_one_client_with_many_updates_on_several_partitions(broker: Broker, federation: str) -> None:
