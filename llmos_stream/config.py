@@ -83,6 +83,9 @@ class TopicSettings(Section):
     """How long raw updates are kept. Short: they are personal data."""
     models_retention_gib: Positive = 16.0
     """How many GiB of versions are kept."""
+    snapshots_retention_gib: Positive = 16.0
+    """How many GiB of snapshots of the aggregator's own state are kept (server optimisers with moments write one
+    with every version)."""
     events_retention_hours: Positive = 24.0 * 7
     """How long events are kept."""
     quarantine_retention_hours: Positive = 24.0 * 7
@@ -209,6 +212,19 @@ class ClientSettings(Section):
     """Leave after this many updates."""
 
 
+class AggregatorSettings(Section):
+    beat_seconds: Positive = 0.5
+    """How often the aggregator that leads says that it is alive."""
+    takeover_seconds: Positive = 4.0
+    """A waiting aggregator takes over when the one that leads was silent for this long."""
+
+    @model_validator(mode="after")
+    def _one_beat_may_be_missed(self) -> Self:
+        if self.takeover_seconds < 2 * self.beat_seconds:
+            raise ValueError(f"takeover_seconds must be at least twice beat_seconds ({self.beat_seconds:g})")
+        return self
+
+
 class EvaluatorSettings(Section):
     batch_size: Count = 512
     """Examples in an evaluation batch."""
@@ -245,6 +261,7 @@ class Settings(BaseSettings):
     stop: StopSettings = StopSettings()
     task: TaskSettings = TaskSettings()
     client: ClientSettings = ClientSettings()
+    aggregator: AggregatorSettings = AggregatorSettings()
     evaluator: EvaluatorSettings = EvaluatorSettings()
     runtime: RuntimeSettings = RuntimeSettings()
 

@@ -101,7 +101,22 @@ class VersionHead:
     build: Mapping[str, str] = field(default_factory=dict)
 
 
-Head = UpdateHead | VersionHead
+@dataclass(frozen=True, slots=True)
+class SnapshotHead:
+    """One flat vector of the aggregator's own state at `version`, such as a moment of the server optimiser.
+
+    The payload holds as many elements as the layout; `tensor` says which vector it is.
+    """
+
+    version: int
+    tensor: str
+    layout_digest: bytes
+    codec: CodecSpec
+    payload_size: int
+    payload_digest: bytes
+
+
+Head = UpdateHead | VersionHead | SnapshotHead
 Part = bytes | memoryview
 """A piece of a payload. Payloads travel as sequences of parts, so that none is ever joined."""
 

@@ -1,4 +1,4 @@
-"""The five topics of a federation, with the policies that make the log a system of record."""
+"""The six topics of a federation, with the policies that make the log a system of record."""
 
 import re
 from dataclasses import dataclass
@@ -46,13 +46,17 @@ class Topics:
         return f"{self.federation}.control"
 
     @property
+    def snapshots(self) -> str:
+        return f"{self.federation}.snapshots"
+
+    @property
     def quarantine(self) -> str:
         return f"{self.federation}.quarantine"
 
     @property
     def names(self) -> tuple[str, ...]:
-        """All five. A prefix would not do to find them: `a.b` is a federation too."""
-        return self.updates, self.models, self.events, self.control, self.quarantine
+        """All six. A prefix would not do to find them: `a.b` is a federation too."""
+        return self.updates, self.models, self.events, self.control, self.snapshots, self.quarantine
 
     def specs(self, settings: TopicSettings) -> list[TopicSpec]:
         """What to create. Only updates may have more than one partition: the others are read in one order."""
@@ -61,6 +65,7 @@ class Topics:
             self.models: (1, _by_size(settings.models_retention_gib)),
             self.events: (1, _by_age(settings.events_retention_hours)),
             self.control: (1, _latest_of_each_key()),
+            self.snapshots: (1, _by_size(settings.snapshots_retention_gib)),
             self.quarantine: (1, _by_age(settings.quarantine_retention_hours)),
         }
         return [

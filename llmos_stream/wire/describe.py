@@ -15,7 +15,13 @@ def describe(head: Head, *, signature: bytes | None = None, full: bool = True) -
     `full=False` counts contributions and tensors in place of listing them and leaves `rule` and
     `build` out, which keeps the result small whatever the head.
     """
-    found = _update(head) if isinstance(head, UpdateHead) else _version(head, full)
+    match head:
+        case UpdateHead():
+            found = _update(head)
+        case VersionHead():
+            found = _version(head, full)
+        case _:
+            found = {"kind": "snapshot", "version": head.version, "tensor": head.tensor}
     return {
         **found,
         "layout_digest": head.layout_digest.hex(),

@@ -7,7 +7,7 @@ knows after 14 bytes how long the head is and needs to parse nothing before it i
     0          95: array of five
     1 to 6     A5 "LLMOS": the name of the protocol
     7          01: format version, a positive fixint
-    8          kind, a positive fixint: 01 update, 02 version
+    8          kind, a positive fixint: 01 update, 02 version, 03 snapshot
     9 to 13    C6 and a big-endian uint32: the head, always a bin 32, and its size in bytes
     14 ...     the head: one msgpack map
     then       C0: no signature; or C5, a big-endian uint16 from 1 to 1024, and that many bytes
@@ -24,7 +24,7 @@ malformed; the meaning of a key never changes, and a key added later is optional
 integer within 64 signed bits (a bool is none), `digest` a bin of 32 bytes, `name` a printable string
 of 1 to 64 characters. Fields marked * may be left out.
 
-    both kinds
+    all kinds
     layout     digest     digest of the layout
     codec      int >= 0   codec id
     params *   map        codec parameters: at most 16, name to int or float
@@ -51,6 +51,10 @@ of 1 to 64 characters. Fields marked * may be left out.
     rule *     map        aggregation settings: what JSON can say, at most 8 levels
     build *    map        strings to strings: what computed this version
 
+    snapshot
+    version    int >= 0   the version whose aggregator's state this is
+    tensor     name       which vector of it: "momentum", "first_moment", ...
+
 The arrays in `manifest` and `tensors` may have items after those named here, which are ignored.
 Every other array and map has at most 64 entries, and a string at most 4096 bytes.
 """
@@ -61,9 +65,16 @@ from dataclasses import dataclass
 from enum import IntEnum, unique
 
 from llmos_stream.errors import Reason, Rejected
-from llmos_stream.types import Head, Part, UpdateHead
+from llmos_stream.types import Head, Part, SnapshotHead, UpdateHead
 from llmos_stream.wire.fields import malformed
-from llmos_stream.wire.head import pack_update, pack_version, unpack_update, unpack_version
+from llmos_stream.wire.head import (
+    pack_snapshot,
+    pack_update,
+    pack_version,
+    unpack_snapshot,
+    unpack_update,
+    unpack_version,
+)
 
 FORMAT_VERSION = 1
 MAX_PRELUDE_BYTES = 768 * 1024
@@ -81,11 +92,13 @@ class FrameKind(IntEnum):
 
     UPDATE = 1
     VERSION = 2
+    SNAPSHOT = 3
 
 
 _READERS: dict[int, Callable[[memoryview], Head]] = {
     FrameKind.UPDATE: unpack_update,
     FrameKind.VERSION: unpack_version,
+    FrameKind.SNAPSHOT: unpack_snapshot,
 }
 
 
@@ -108,6 +121,8 @@ def pack_prelude(head: Head, signature: bytes | None = None) -> bytes:
     try:
         if isinstance(head, UpdateHead):
             kind, packed = FrameKind.UPDATE, pack_update(head)
+        elif isinstance(head, SnapshotHead):
+            kind, packed = FrameKind.SNAPSHOT, pack_snapshot(head)
         else:
             kind, packed = FrameKind.VERSION, pack_version(head)
     except (TypeError, ValueError, OverflowError) as error:

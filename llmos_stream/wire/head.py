@@ -1,4 +1,4 @@
-"""The head maps of an update and of a version, to and from bytes (fields: see `wire.frame`)."""
+"""The head maps of an update, a version and a snapshot, to and from bytes (fields: see `wire.frame`)."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,7 +6,16 @@ from typing import Any
 import msgpack  # type: ignore[import-untyped]
 
 from llmos_stream.errors import Reason, Rejected
-from llmos_stream.types import CodecSpec, Contribution, TensorSpec, UpdateHead, VersionHead, VersionKind
+from llmos_stream.types import (
+    CodecSpec,
+    Contribution,
+    Head,
+    SnapshotHead,
+    TensorSpec,
+    UpdateHead,
+    VersionHead,
+    VersionKind,
+)
 from llmos_stream.wire import fields as f
 
 MAX_CODEC_PARAMS = 16
@@ -15,6 +24,7 @@ MAX_TIME_MS = 253_402_300_799_999  # the last millisecond of the year 9999, the 
 
 _PAYLOAD = ("layout", "codec", "params", "size", "digest")
 _UPDATE = frozenset({"client", "seq", "base", "n", "metrics", *_PAYLOAD})
+_SNAPSHOT = frozenset({"version", "tensor", *_PAYLOAD})
 _LISTS = frozenset({"manifest", "tensors"})
 _VERSION = frozenset({"number", "parent", "kind", "weights", "time", "rule", "build", *_PAYLOAD, *_LISTS})
 _CONTRIBUTION = ("client", "seq", "partition", "offset", "n", "staleness", "weight", "clip", "digest")
@@ -69,6 +79,11 @@ def pack_version(head: VersionHead) -> bytes:
     return _pack(packed)
 
 
+def pack_snapshot(head: SnapshotHead) -> bytes:
+    """The msgpack map of a snapshot's head. Raises as `pack_update` does."""
+    return _pack({"version": head.version, "tensor": head.tensor, **_payload(head)})
+
+
 def unpack_update(data: memoryview) -> UpdateHead:
     """The head of an update from its map. Raises Rejected(MALFORMED)."""
     found = f.read_fields(data, _UPDATE)
@@ -113,7 +128,20 @@ def unpack_version(data: memoryview) -> VersionHead:
     )
 
 
-def _payload(head: UpdateHead | VersionHead) -> dict[str, Any]:
+def unpack_snapshot(data: memoryview) -> SnapshotHead:
+    """The head of a snapshot from its map. Raises Rejected(MALFORMED)."""
+    found = f.read_fields(data, _SNAPSHOT)
+    return SnapshotHead(
+        version=f.integer(found, "version", low=0),
+        tensor=f.name(found, "tensor"),
+        layout_digest=f.digest(found, "layout"),
+        codec=_codec(found),
+        payload_size=f.integer(found, "size", low=0),
+        payload_digest=f.digest(found, "digest"),
+    )
+
+
+def _payload(head: Head) -> dict[str, Any]:
     return {
         "layout": head.layout_digest,
         "codec": head.codec.id,

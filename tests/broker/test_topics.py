@@ -13,7 +13,14 @@ def _policies(settings: TopicSettings) -> dict[str, TopicSpec]:
 
 
 def test_names_start_with_the_federation() -> None:
-    assert Topics("fed").names == ("fed.updates", "fed.models", "fed.events", "fed.control", "fed.quarantine")
+    assert Topics("fed").names == (
+        "fed.updates",
+        "fed.models",
+        "fed.events",
+        "fed.control",
+        "fed.snapshots",
+        "fed.quarantine",
+    )
 
 
 @pytest.mark.parametrize("name", ["", ".hidden", "a b", "a/b", "x" * 129])
@@ -44,6 +51,11 @@ def test_versions_go_by_size_alone() -> None:
     assert config["retention.ms"] == "-1"
     assert int(config["retention.bytes"]) == 1 << 29
     assert int(config["segment.bytes"]) == 1 << 26
+
+
+def test_snapshots_go_by_a_size_of_their_own() -> None:
+    config = _policies(TopicSettings(snapshots_retention_gib=0.25))["fed.snapshots"].config
+    assert (config["retention.ms"], config["retention.bytes"]) == ("-1", str(1 << 28))
 
 
 def test_control_keeps_the_latest_of_each_key() -> None:

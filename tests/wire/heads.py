@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from llmos_stream.types import CodecSpec, Contribution, TensorSpec, UpdateHead, VersionHead, VersionKind
+from llmos_stream.types import CodecSpec, Contribution, SnapshotHead, TensorSpec, UpdateHead, VersionHead, VersionKind
 
 PROPERTY = settings(deadline=None, max_examples=150)  # no deadline: the machine may be busy with other things
 
@@ -37,6 +37,15 @@ VERSION = VersionHead(
     tensors=(TensorSpec("w", (2, 3), "float32"),),
     rule={"clip_norm": None, "staleness": {"kind": "polynomial", "a": 0.5}},
     build={"torch": "2.4.0", "cpu": "x86"},
+)
+
+SNAPSHOT = SnapshotHead(
+    version=4,
+    tensor="momentum",
+    layout_digest=b"\x11" * 32,
+    codec=CodecSpec(1),
+    payload_size=5,
+    payload_digest=b"\x22" * 32,
 )
 
 
@@ -79,6 +88,16 @@ updates = st.builds(
     metrics=st.dictionaries(names, st.floats(allow_nan=False), max_size=64),
 )
 
+snapshots = st.builds(
+    SnapshotHead,
+    version=ints,
+    tensor=names,
+    layout_digest=digests,
+    codec=codecs,
+    payload_size=ints,
+    payload_digest=digests,
+)
+
 
 @st.composite
 def _versions(draw: st.DrawFn) -> VersionHead:
@@ -104,4 +123,5 @@ def _versions(draw: st.DrawFn) -> VersionHead:
 
 
 versions = _versions()
+any_head = updates | versions | snapshots
 signatures = st.none() | st.binary(min_size=1, max_size=1024)

@@ -121,3 +121,17 @@ def test_the_short_form_is_small_for_the_largest_heads() -> None:
     for head in (largest_update, largest_version):
         pack_prelude(head)  # it is a head that can be on the wire
         assert len(json.dumps(describe(head, signature=b"s" * 1024, full=False))) < 100_000
+
+
+def test_snapshot() -> None:
+    assert describe(heads.SNAPSHOT) == {
+        "kind": "snapshot",
+        "version": 4,
+        "tensor": "momentum",
+        "layout_digest": "11" * 32,
+        "codec": "float32",
+        "codec_params": {},
+        "payload_size": 5,
+        "payload_digest": "22" * 32,
+        "signature": None,
+    }

@@ -11,7 +11,17 @@ import pytest
 from hypothesis import given
 
 from llmos_stream.errors import Reason, Rejected
-from llmos_stream.types import CodecId, CodecSpec, Contribution, Head, TensorSpec, UpdateHead, VersionHead, VersionKind
+from llmos_stream.types import (
+    CodecId,
+    CodecSpec,
+    Contribution,
+    Head,
+    SnapshotHead,
+    TensorSpec,
+    UpdateHead,
+    VersionHead,
+    VersionKind,
+)
 from llmos_stream.wire import (
     MAX_PRELUDE_BYTES,
     MAX_SIGNATURE_BYTES,
@@ -21,7 +31,7 @@ from llmos_stream.wire import (
     unpack_prelude,
 )
 from tests.wire import heads
-from tests.wire.heads import CONTRIBUTION, PROPERTY, UPDATE, VERSION, update, version
+from tests.wire.heads import CONTRIBUTION, PROPERTY, SNAPSHOT, UPDATE, VERSION, update, version
 
 LARGEST = 2**63 - 1
 ELEVEN, TWENTYTWO, THIRTYTHREE = "c420" + "11" * 32, "c420" + "22" * 32, "c420" + "33" * 32
@@ -60,6 +70,19 @@ GOLDEN_VERSION = (
     "a8 6d616e6966657374 91 99 a3 632d31 07 00 29 78 01"  # manifest: c-1 7 0 41 120 1
     f"cb4000000000000000 cb3ff0000000000000 {TWENTYTWO}"  # weight 2.0, clip 1.0, digest
     "a7 74656e736f7273 91 93 a1 77 92 02 03 a7 666c6f61743332"  # tensors: w [2, 3] float32
+    "c0"
+)
+
+GOLDEN_SNAPSHOT = (
+    "95 a5 4c4c4d4f53 01 03 c6 00000081"
+    "87"
+    "a7 76657273696f6e 04"  # version: 4
+    "a6 74656e736f72 a8 6d6f6d656e74756d"  # tensor: momentum
+    f"a6 6c61796f7574 {ELEVEN}"  # layout
+    "a5 636f646563 01"  # codec: 1
+    "a6 706172616d73 80"  # params: none
+    "a4 73697a65 05"  # size: 5
+    f"a6 646967657374 {TWENTYTWO}"  # digest
     "c0"
 )
 
@@ -128,7 +151,9 @@ def refused(data: bytes | memoryview) -> Reason:
     return caught.value.reason
 
 
-@pytest.mark.parametrize(("head", "golden"), [(UPDATE, GOLDEN_UPDATE), (VERSION, GOLDEN_VERSION)])
+@pytest.mark.parametrize(
+    ("head", "golden"), [(UPDATE, GOLDEN_UPDATE), (VERSION, GOLDEN_VERSION), (SNAPSHOT, GOLDEN_SNAPSHOT)]
+)
 def test_golden_bytes(head: Head, golden: str) -> None:
     data = bytes.fromhex(golden)
     assert pack_prelude(head) == data
@@ -144,7 +169,7 @@ def test_a_prelude_is_one_msgpack_array() -> None:
 
 
 @PROPERTY
-@given(heads.updates | heads.versions, heads.signatures)
+@given(heads.any_head, heads.signatures)
 def test_round_trip(head: Head, signature: bytes | None) -> None:
     data = pack_prelude(head, signature)
     prelude = unpack_prelude(memoryview(data + b"\x00payload"))
@@ -160,11 +185,12 @@ def test_samples_set_every_field() -> None:
         assert all(getattr(sample, name) for name in bare)
     assert len(fields(UpdateHead)) == 9
     assert len(fields(VersionHead)) == 13
+    assert len(fields(SnapshotHead)) == 6
     assert len(fields(Contribution)) == 9
 
 
 @PROPERTY
-@given(heads.updates | heads.versions, heads.signatures)
+@given(heads.any_head, heads.signatures)
 def test_every_shorter_start_needs_more(head: Head, signature: bytes | None) -> None:
     data = pack_prelude(head, signature)
     had, rounds = 0, 0
@@ -341,7 +367,7 @@ def test_a_value_within_limits_is_checked_in_every_item_of_a_list() -> None:
         (b"GET / HTTP/1.1\r\n\r\n", Reason.MALFORMED),
         (frame(b"\x80")[:9] + b"\xc5" + frame(b"\x80")[10:], Reason.MALFORMED),
         (frame(b"\x80", kind=0), Reason.UNSUPPORTED),
-        (frame(b"\x80", kind=3), Reason.UNSUPPORTED),
+        (frame(b"\x80", kind=4), Reason.UNSUPPORTED),
         (b"\x95\xa5LLMOS\x02\x01\xc6\x00\x00\x00\x00\xc0", Reason.UNSUPPORTED),
         (frame(version_map(kind="sketch"), kind=2), Reason.UNSUPPORTED),
         (frame(update_map(), last=b"\xc2"), Reason.MALFORMED),
