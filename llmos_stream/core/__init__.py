@@ -3,7 +3,7 @@
 from llmos_stream.core.dedup import Sequences, SequenceWindow
 from llmos_stream.core.effects import Duplicate, Effect, Folded, NewVersion, Refused
 from llmos_stream.core.staleness import discount, staleness_of
-from llmos_stream.core.state import Snapshot, State, snapshot_of, start
+from llmos_stream.core.state import State, start
 from llmos_stream.core.step import next_deadline, screen, step, tick
 from llmos_stream.core.stopping import Stop, StopRule
 from llmos_stream.core.strategy import Strategy, make_strategy
@@ -17,7 +17,6 @@ __all__ = [
     "Refused",
     "SequenceWindow",
     "Sequences",
-    "Snapshot",
     "State",
     "Stop",
     "StopRule",
@@ -30,7 +29,6 @@ __all__ = [
     "make_strategy",
     "next_deadline",
     "screen",
-    "snapshot_of",
     "staleness_of",
     "start",
     "step",

@@ -47,14 +47,16 @@ class NewVersion:
 
     `sequences` is what must be remembered with the version so that a repeat is known after a restart:
     the window of each client in the manifest (see `dedup.SequenceWindow.dump`), and None for a client
-    that is forgotten.
+    that is forgotten. `moments` are the server optimiser's (see `Strategy.state_tensors`): the live tensors,
+    to be written out before the next step.
     """
 
     number: int
-    parent: int
+    parent: int | None
     weights: Tensor
     manifest: tuple[Contribution, ...]
     sequences: Mapping[str, Sequence[int] | None] = field(default_factory=dict)
+    moments: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 Effect = Folded | Duplicate | Refused | NewVersion

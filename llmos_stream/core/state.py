@@ -1,4 +1,4 @@
-"""The state of the aggregation: where it starts, what it holds, and what a snapshot of it must name."""
+"""The state of the aggregation: what it holds, and where it starts, afresh or from what the log has kept."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,7 +9,6 @@ from llmos_stream.config import AggregationSettings, ServerOptimizerSettings, St
 from llmos_stream.core.dedup import Sequences
 from llmos_stream.core.flat import require_flat
 from llmos_stream.core.strategy import Strategy, make_strategy
-from llmos_stream.errors import StateError
 
 
 @dataclass(slots=True, eq=False)
@@ -33,18 +32,6 @@ class State:
     sequences: Sequences = field(default_factory=Sequences)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Snapshot:
-    """What the log alone does not give back: the sequences seen and the server optimiser's moments.
-
-    `tensors` are the live ones: write them out before the next step. `sequences` is plain data.
-    """
-
-    version: int
-    sequences: Mapping[str, Sequence[int]]
-    tensors: Mapping[str, Tensor]
-
-
 def start(
     weights: Tensor,
     layout_digest: bytes,
@@ -54,16 +41,19 @@ def start(
     staleness: StalenessSettings | None = None,
     server_optimizer: ServerOptimizerSettings | None = None,
     history: Mapping[int, Tensor] | None = None,
-    snapshot: Snapshot | None = None,
+    moments: Mapping[str, Tensor] | None = None,
+    sequences: Mapping[str, Sequence[int]] | None = None,
 ) -> State:
     """The state at `version`, with an empty buffer.
 
     `weights` (flat) is not copied and must not be written to afterwards. `history` gives fedasync
     the weights of earlier versions, read back from the log; without it, updates on those bases are
-    refused. Settings left out take their defaults.
+    refused. `moments` (copied) and `sequences` are what `NewVersion` said must be remembered with
+    this version; without them the server optimiser starts anew and no update counts as seen.
+    Settings left out take their defaults.
 
-    Raises ValueError for weights that are no flat vector or empty, StateError for a snapshot of
-    another version, rule or model, ConfigError for settings that float32 cannot hold.
+    Raises ValueError for weights that are no flat vector or empty, StateError for moments of another
+    rule or model and for damaged sequences, ConfigError for settings that float32 cannot hold.
     """
     require_flat(weights)
     if not weights.numel() or version < 0:
@@ -73,20 +63,8 @@ def start(
     optimizer = server_optimizer or ServerOptimizerSettings()
     strategy = make_strategy(version, weights, aggregation, staleness, optimizer, history=history)
     state = State(version, weights, layout_digest, aggregation, staleness, strategy)
-    if snapshot is not None:
-        if snapshot.version != version:
-            raise StateError(f"a snapshot of version {snapshot.version} does not belong to version {version}")
-        strategy.load(snapshot.tensors)
-        state.sequences = Sequences.load(snapshot.sequences)
+    if moments is not None:
+        strategy.load(moments)
+    if sequences is not None:
+        state.sequences = Sequences.load(sequences)
     return state
-
-
-def snapshot_of(state: State) -> Snapshot:
-    """A snapshot, to be taken right after a version.
-
-    Raises ValueError while updates are buffered: their sequences would count as seen, but the buffer
-    is not in the snapshot, so that they would be lost.
-    """
-    if state.strategy.pending():
-        raise ValueError("a snapshot is taken when the buffer is empty, right after a version")
-    return Snapshot(state.version, state.sequences.dump(), state.strategy.state_tensors())

@@ -97,4 +97,4 @@ def _publish(state: State) -> NewVersion:
     # One that this very version made old is forgotten already.
     kept = {item.client_id for item in manifest} - sequences.keys()
     sequences |= {client_id: state.sequences.dump_of(client_id) for client_id in sorted(kept)}
-    return NewVersion(state.version, parent, state.weights, manifest, sequences)
+    return NewVersion(state.version, parent, state.weights, manifest, sequences, state.strategy.state_tensors())

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from llmos_stream.config import StopSettings
-from llmos_stream.errors import ConfigError
+from llmos_stream.errors import ConfigError, StateError
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +31,24 @@ class StopRule:
         """Version and value of the best evaluation."""
         self._newest: list[int] = []
         """The newest versions evaluated, as many as patience needs to know, in order."""
+
+    def dump(self) -> dict[str, object]:
+        """What was learnt from evaluations, as JSON can say it."""
+        return {"best": None if self.best is None else list(self.best), "newest": list(self._newest)}
+
+    def load(self, dumped: Mapping[str, object]) -> None:
+        """Take over what `dump` gave. Raises StateError if it is not that."""
+        match dumped:
+            case {"best": None, "newest": [*newest]}:
+                best = None
+            case {"best": [int(version), (int() | float()) as value], "newest": [*newest]}:
+                best = (version, float(value))
+            case _:
+                raise StateError("the stop rule's state is damaged")
+        known = sorted(version for version in newest if isinstance(version, int))
+        if len(known) < len(newest):
+            raise StateError("the stop rule's state is damaged")
+        self.best, self._newest = best, known
 
     def observe_evaluation(self, version: int, metrics: Mapping[str, float]) -> Stop | None:
         """Target and patience. A value that is not finite is an evaluation without a new best.

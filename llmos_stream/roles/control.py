@@ -1,65 +1,34 @@
-"""`<f>.control` as everyone sees it: the newest version's place in the log, and whether the run has ended.
-
-Records are JSON. Keys and their values:
-
-    latest  {"version": int, "partition": int, "offset": int}   where the newest full version begins
-    run     {"state": "finished", "reason": str, "detail": str, "version": int}
-    sequences/CLIENT  [highest, version, words...]              which of a client's updates were folded; a tombstone
-                                                                once any repeat of it would be too stale
-"""
+"""`<f>.control` as everyone sees it: the newest version, who aggregates, and whether the run has ended."""
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
 from time import monotonic
 
 import orjson
 
 from llmos_stream.broker import Reader, Record
 from llmos_stream.errors import BrokerUnavailable
+from llmos_stream.roles.control_records import (
+    AGGREGATOR,
+    LATEST,
+    RUN,
+    SEQUENCES,
+    STATE,
+    Leader,
+    Pointer,
+    Progress,
+    RunEnd,
+    load_latest,
+    load_leader,
+    load_progress,
+    load_run_end,
+)
 from llmos_stream.runtime import Shutdown
+
+__all__ = ["ControlView", "Leader", "Pointer", "Progress", "RunEnd"]
 
 log = logging.getLogger(__name__)
 
-LATEST = b"latest"
-RUN = b"run"
-_SEQUENCES = b"sequences/"
 _POLL_SECONDS = 0.5
-
-
-@dataclass(frozen=True, slots=True)
-class Pointer:
-    """Where a version begins in `<f>.models`."""
-
-    version: int
-    partition: int
-    offset: int
-
-
-@dataclass(frozen=True, slots=True)
-class RunEnd:
-    """Why and with which version the run has ended."""
-
-    reason: str
-    detail: str
-    version: int
-
-
-def dump_latest(pointer: Pointer) -> bytes:
-    return orjson.dumps({"version": pointer.version, "partition": pointer.partition, "offset": pointer.offset})
-
-
-def dump_run_end(end: RunEnd) -> bytes:
-    return orjson.dumps({"state": "finished", "reason": end.reason, "detail": end.detail, "version": end.version})
-
-
-def sequences_key(client_id: str) -> bytes:
-    return _SEQUENCES + client_id.encode()
-
-
-def dump_sequences(window: Sequence[int] | None) -> bytes | None:
-    """A client's window (see `core.SequenceWindow.dump`), or the tombstone of one that is forgotten."""
-    return None if window is None else orjson.dumps(list(window))
 
 
 class ControlView:
@@ -75,6 +44,10 @@ class ControlView:
         self.sequences: dict[str, list[int]] = {}
         self.latest: Pointer | None = None
         self.finished: RunEnd | None = None
+        self.progress: Progress | None = None
+        self.leader: Leader | None = None
+        self.beats = 0
+        """How often the leader has been heard. One that was superseded is not listened to."""
 
     async def catch_up(self, timeout_seconds: float) -> None:
         """Read what is there now. Raises BrokerUnavailable when that takes longer than the time-out."""
@@ -98,24 +71,38 @@ class ControlView:
                 return
             await self.poll(min(left, _POLL_SECONDS))
 
+    def drop_sequences(self) -> dict[str, list[int]]:
+        """Give `sequences` away and collect no more."""
+        taken, self.sequences, self._with_sequences = self.sequences, {}, False
+        return taken
+
     def _is_newer(self, version: int | None) -> bool:
         return self.latest is not None and (version is None or self.latest.version > version)
 
     def _apply(self, record: Record) -> None:
         try:
-            if record.key is not None and record.key.startswith(_SEQUENCES):
-                self._apply_sequences(record.key.removeprefix(_SEQUENCES).decode(), record.value)
+            if record.key is not None and record.key.startswith(SEQUENCES):
+                self._apply_sequences(record.key.removeprefix(SEQUENCES).decode(), record.value)
                 return
             if record.value is None:
                 return
             value = orjson.loads(record.value)
             if record.key == LATEST:
-                self.latest = Pointer(int(value["version"]), int(value["partition"]), int(value["offset"]))
-            elif record.key == RUN and value["state"] == "finished":
-                self.finished = RunEnd(str(value["reason"]), str(value["detail"]), int(value["version"]))
-        except (orjson.JSONDecodeError, KeyError, TypeError, ValueError):
+                self.latest = load_latest(value)
+            elif record.key == STATE:
+                self.progress = load_progress(value)
+            elif record.key == AGGREGATOR:
+                self._apply_leader(load_leader(value))
+            elif record.key == RUN:
+                self.finished = load_run_end(value) or self.finished
+        except (orjson.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError):
             # A setting that cannot be read must not stop a role that can go on with the last good one.
             log.warning("ignored a control record that cannot be read, at offset %d", record.offset)
+
+    def _apply_leader(self, leader: Leader) -> None:
+        if self.leader is None or leader.term >= self.leader.term:
+            self.leader = leader
+            self.beats += 1
 
     def _apply_sequences(self, client_id: str, value: bytes | None) -> None:
         if not self._with_sequences:

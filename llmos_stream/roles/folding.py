@@ -1,13 +1,14 @@
 """The aggregator's loop, from received updates to committed versions."""
 
 import logging
+from collections import deque
 from collections.abc import Mapping, Sequence
+from functools import partial
 from time import monotonic, perf_counter
 from typing import NamedTuple
 
 from torch import Tensor
 
-from llmos_stream.broker import Reader, TopicPartition
 from llmos_stream.codec import Layout
 from llmos_stream.config import Settings
 from llmos_stream.core import (
@@ -16,7 +17,6 @@ from llmos_stream.core import (
     Folded,
     NewVersion,
     Refused,
-    Sequences,
     State,
     Update,
     next_deadline,
@@ -24,14 +24,17 @@ from llmos_stream.core import (
     step,
     tick,
 )
-from llmos_stream.roles.control import RunEnd
+from llmos_stream.errors import StateError
+from llmos_stream.roles.control_records import Progress, RunEnd
 from llmos_stream.roles.ending import Ending
 from llmos_stream.roles.events import event, now_ms
-from llmos_stream.roles.intake import Intake
-from llmos_stream.roles.publisher import ROLE, Publisher
-from llmos_stream.roles.versions import Version, encode_version, rule_of
+from llmos_stream.roles.publisher import ROLE, Outgoing, Publisher
+from llmos_stream.roles.recovery import Recovered
+from llmos_stream.roles.snapshots import EncodedSnapshot, encode_snapshot
+from llmos_stream.roles.source import Source
+from llmos_stream.roles.versions import encode_version, rule_of
 from llmos_stream.runtime import Offload, Shutdown
-from llmos_stream.types import Contribution, Event, EventKind, UpdateHead
+from llmos_stream.types import Contribution, Event, EventKind, UpdateHead, VersionHead
 from llmos_stream.wire import Refusal
 
 log = logging.getLogger(__name__)
@@ -54,44 +57,50 @@ class Folding:
 
     def __init__(
         self,
-        updates: Reader,
-        evaluations: Reader,
+        source: Source,
+        ending: Ending,
         publisher: Publisher,
         settings: Settings,
         offload: Offload,
         layout: Layout,
     ) -> None:
-        self._updates_topic = updates.partitions[0].topic
+        self._source = source
+        self._ending = ending
         self._publisher = publisher
         self._settings = settings
         self._offload = offload
         self._layout = layout
-        self._intake = Intake(updates, layout, settings, offload, lambda: self._state.version)
-        self._ending = Ending(settings.stop, evaluations)
         self._end: RunEnd | None = None  # as committed with the last version
         self._buffered: dict[tuple[str, int], _Buffered] = {}
+        self._places: deque[tuple[int, int]] = deque()  # versions that fedasync holds, and where they lie
         self._fold_seconds = 0.0
-        self._flushed = monotonic()
+        self._flushed = self._round = monotonic()
         self._state: State
 
-    async def begin(self, weights: Tensor) -> None:
-        """Publish `weights` as version 0 of a new federation."""
-        self._state = self._start(weights, 0)
-        await self._publish(0, None, weights, (), {})
+    def alive(self) -> bool:
+        """Whether the loop comes round. A transaction that takes longer than this is aborted by the broker anyway."""
+        return monotonic() - self._round < 2 * self._settings.broker.transaction_timeout_seconds
 
-    async def resume(self, newest: Version, sequences: Mapping[str, Sequence[int]]) -> None:
-        """Go on from `newest`, with the sequences that were seen by then (from `<f>.control`)."""
-        await self._intake.resume()
-        self._state = self._start(newest.weights, newest.head.number)
-        self._state.sequences = Sequences.load(sequences)
-        if self._state.strategy.state_tensors():
-            log.warning("server_optimizer: its moments are not in the log and start anew")
+    async def begin(self, weights: Tensor, version: int = 0) -> None:
+        """Publish `weights` as the first version of a new federation."""
+        self._state = self._start(weights, version)
+        await self._publish(NewVersion(version, None, weights, (), {}, self._state.strategy.state_tensors()))
+
+    async def resume(self, found: Recovered) -> None:
+        """Go on from what the log holds."""
+        progress = found.progress
+        if progress is not None:
+            self._ending.resume(progress.started_ms, progress.stop, progress.events)
+        await self._source.resume({} if progress is None else progress.intake)
+        self._places.extend(found.places)
+        self._state = self._resumed(found)
 
     async def run(self, shutdown: Shutdown) -> RunEnd | None:
         """Fold until the stop rule fires (returned) or a stop is asked for (None)."""
         end: RunEnd | None = None
         while end is None and not shutdown.requested:
-            async for received in self._intake.receive(self._patience()):
+            self._round = monotonic()
+            async for received in self._source.receive(self._patience(), self._state.version):
                 if self._end is None:
                     await self._take(received)
                 del received  # as large as the model, and the next one is on its way
@@ -100,9 +109,7 @@ class Folding:
             end = self._end or await self._observe()
             await self._flush_sometimes()
         if end is None:
-            await self._publisher.flush(self._intake.offsets.safe())
-        else:
-            log.info("the run ends: %s", end.detail)
+            await self._publisher.commit(self._source.safe())
         return end
 
     async def _tick(self) -> None:
@@ -114,10 +121,27 @@ class Folding:
     async def _observe(self) -> RunEnd | None:
         end = await self._ending.observe(self._state.version)
         if end is not None:
-            await self._publisher.finish(end, self._intake.offsets.safe())
+            await self._publisher.commit(self._source.safe(), end=end)
         return end
 
-    def _start(self, weights: Tensor, version: int) -> State:
+    def _resumed(self, found: Recovered) -> State:
+        begin = partial(self._start, found.newest.weights, found.newest.head.number, found.history, found.sequences)
+        try:
+            return begin(found.moments)
+        except StateError as error:
+            # Another rule than before, by its operator's choice; damaged sequences would be refused again.
+            state = begin()
+            log.warning("%s: its moments start anew", error)
+            return state
+
+    def _start(
+        self,
+        weights: Tensor,
+        version: int,
+        history: Mapping[int, Tensor] | None = None,
+        sequences: Mapping[str, Sequence[int]] | None = None,
+        moments: Mapping[str, Tensor] | None = None,
+    ) -> State:
         settings = self._settings
         return start(
             weights,
@@ -126,6 +150,9 @@ class Folding:
             aggregation=settings.aggregation,
             staleness=settings.staleness,
             server_optimizer=settings.server_optimizer,
+            history=history,
+            moments=moments,
+            sequences=sequences,
         )
 
     def _patience(self) -> float:
@@ -150,8 +177,8 @@ class Folding:
             match effect:
                 case Folded():
                     pass  # its offset stays held until the version is committed
-                case NewVersion(number, parent, weights, manifest, sequences):
-                    await self._publish(number, parent, weights, manifest, sequences)
+                case NewVersion():
+                    await self._publish(effect)
                 case Duplicate(client_id, sequence, partition, offset):
                     identity = {"client_id": client_id, "sequence": sequence}
                     self._publisher.note(
@@ -160,59 +187,65 @@ class Folding:
                     # The buffered update itself, read again, still waits for its version at that offset.
                     waiting = self._buffered.get((client_id, sequence))
                     if waiting is None or waiting[:2] != (partition, offset):
-                        self._intake.offsets.release(TopicPartition(self._updates_topic, partition), offset)
+                        self._source.release(partition, offset)
                 case Refused(reason, detail, client_id, _, partition, offset):
                     self._refuse(Refusal(reason, detail, head, b"", client_id.encode(), partition, offset))
 
     def _refuse(self, refusal: Refusal) -> None:
         self._publisher.refuse(refusal)
-        self._intake.offsets.release(TopicPartition(self._updates_topic, refusal.partition), refusal.offset)
+        self._source.release(refusal.partition, refusal.offset)
 
-    async def _publish(
-        self,
-        number: int,
-        parent: int | None,
-        weights: Tensor,
-        manifest: tuple[Contribution, ...],
-        sequences: Mapping[str, Sequence[int] | None],
-    ) -> None:
-        settings = self._settings
+    async def _publish(self, new: NewVersion) -> None:
+        number, manifest = new.number, new.manifest
         head, parts = await self._offload.run(
             encode_version,
             number,
-            weights,
+            new.weights,
             self._layout,
-            parent=parent,
+            parent=new.parent,
             manifest=manifest,
-            rule=rule_of(settings),
+            rule=rule_of(self._settings),
             time_ms=now_ms(),
         )
-        settled: dict[TopicPartition, set[int]] = {}
-        for item in manifest:
-            settled.setdefault(TopicPartition(self._updates_topic, item.partition), set()).add(item.offset)
-        offsets = self._intake.offsets
-        safe = offsets.safe(settled=settled)
-        events = [self._folded(item, number) for item in manifest]
-        events.append(
-            event(
-                EventKind.VERSION_PUBLISHED,
-                ROLE,
-                version=number,
-                parent=parent,
-                contributions=len(manifest),
-                payload_bytes=head.payload_size,
-                raw_bytes=4 * self._layout.numel,
-                fold_seconds=self._fold_seconds,
-                mean_staleness=sum(item.staleness for item in manifest) / max(len(manifest), 1),
-                weights_digest=head.weights_digest.hex(),
-            )
+        snapshots: list[EncodedSnapshot] = []
+        for name, tensor in new.moments.items():
+            snapshots.append(await self._offload.run(encode_snapshot, number, name, tensor, self._layout))
+        progress = Progress(
+            version=number,
+            started_ms=self._ending.started_ms,
+            events=await self._ending.position(),
+            stop=self._ending.learnt(),
+            bases=self._places[0][1] if self._places else None,
+            intake=self._source.remember(number),
         )
+        events = [self._folded(item, number) for item in manifest]
+        events.append(self._published(head))
+        outgoing = Outgoing(head, parts, snapshots, new.sequences, progress, events)
+        safe = self._source.safe(manifest)
         # The last version by number ends the run in its own transaction, so that no client trains on it in vain.
         self._end = self._ending.at_version(number)
-        await self._publisher.publish_version(head, parts, events, safe, sequences=sequences, end=self._end)
-        offsets.committed(safe, settled)
+        pointer = await self._publisher.commit(safe, outgoing, self._end)
+        self._source.committed(safe, manifest)
+        if pointer is not None and self._settings.aggregation.strategy == "fedasync":
+            self._places.append((number, pointer.offset))
+            while self._places and self._places[0][0] <= number - self._settings.staleness.maximum:
+                self._places.popleft()
         self._fold_seconds = 0.0
-        self._flushed = monotonic()
+        self._flushed = self._round = monotonic()
+
+    def _published(self, head: VersionHead) -> Event:
+        return event(
+            EventKind.VERSION_PUBLISHED,
+            ROLE,
+            version=head.number,
+            parent=head.parent,
+            contributions=len(head.manifest),
+            payload_bytes=head.payload_size,
+            raw_bytes=4 * self._layout.numel,
+            fold_seconds=self._fold_seconds,
+            mean_staleness=sum(item.staleness for item in head.manifest) / max(len(head.manifest), 1),
+            weights_digest=head.weights_digest.hex(),
+        )
 
     def _folded(self, item: Contribution, version: int) -> Event:
         buffered = self._buffered.pop((item.client_id, item.sequence))
@@ -236,7 +269,7 @@ class Folding:
         """Refusals and repeats do not wait for a version that may be long in coming."""
         due = self._publisher.waiting and monotonic() - self._flushed > _FLUSH_SECONDS
         if due or self._publisher.waiting > _FLUSH_RECORDS:
-            safe = self._intake.offsets.safe()
-            await self._publisher.flush(safe)
-            self._intake.offsets.committed(safe)
+            safe = self._source.safe()
+            await self._publisher.commit(safe)
+            self._source.committed(safe)
             self._flushed = monotonic()

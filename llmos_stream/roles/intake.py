@@ -6,7 +6,7 @@ decompression and decoding run off the event loop.
 
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Mapping, Sequence
 from time import monotonic
 
 from llmos_stream.broker import Reader, Record, TopicPartition
@@ -16,45 +16,43 @@ from llmos_stream.core import Update, check_head
 from llmos_stream.errors import OffsetGone, Reason, Rejected
 from llmos_stream.roles.offsets import SafeOffsets
 from llmos_stream.runtime import Offload, run_all
-from llmos_stream.types import Head, UpdateHead
+from llmos_stream.types import Contribution, Head, UpdateHead
 from llmos_stream.wire import Assembler, Message, Outcome, Refusal
 
 log = logging.getLogger(__name__)
 
 
 class Intake:
-    """Reads updates for one aggregator. `version` tells the global version at the time of asking."""
+    """Reads the updates that clients send to one aggregator. See `Source` for the methods."""
 
-    def __init__(
-        self, reader: Reader, layout: Layout, settings: Settings, offload: Offload, version: Callable[[], int]
-    ) -> None:
+    def __init__(self, reader: Reader, layout: Layout, settings: Settings, offload: Offload) -> None:
         self._reader = reader
+        self._topic = reader.partitions[0].topic
         self._layout = layout
         self._settings = settings
         self._offload = offload
-        self._version = version
+        self._version = 0
         wire = settings.wire
         self._assembler = Assembler(
             self._admit, max_pending_bytes=wire.pending_bytes, max_idle_seconds=wire.incomplete_seconds
         )
-        self.offsets = SafeOffsets(self._assembler.low_water)
+        self._offsets = SafeOffsets(self._assembler.low_water)
         self._read_before: dict[TopicPartition, int] = {}
         self._log_time, self._read_at = 0.0, monotonic()
 
-    async def resume(self) -> None:
-        """Tell that records up to the present end may have been read before.
+    async def resume(self, remembered: Mapping[str, object]) -> None:
+        """Records up to the present end may have been read before: nothing else is remembered.
 
         A restart begins at the oldest message that was not settled, which can lie in the middle of one
         that was: the rest of that one is no rubbish.
         """
         self._read_before = await self._reader.end_offsets()
 
-    async def receive(self, timeout_seconds: float) -> AsyncIterator[Update | Refusal]:
-        """What the next records amount to, in the order of the log; nothing at the time-out.
-
-        As many updates are decoded at a time as there are threads, and the next ones when those are
-        taken: each is as large as the model.
+    async def receive(self, timeout_seconds: float, version: int) -> AsyncIterator[Update | Refusal]:
+        """As many updates are decoded at a time as there are threads, and the next ones when those are taken: each
+        is as large as the model.
         """
+        self._version = version
         waiting = await self._outcomes(timeout_seconds)
         while waiting:
             group = [waiting.popleft() for _ in range(min(len(waiting), self._offload.workers))]
@@ -62,6 +60,24 @@ class Intake:
             group.clear()
             while decoded:
                 yield decoded.popleft()
+
+    def release(self, partition: int, offset: int) -> None:
+        self._offsets.release(TopicPartition(self._topic, partition), offset)
+
+    def safe(self, manifest: Sequence[Contribution] = ()) -> dict[TopicPartition, int]:
+        return self._offsets.safe(self._settled(manifest))
+
+    def committed(self, offsets: Mapping[TopicPartition, int], manifest: Sequence[Contribution] = ()) -> None:
+        self._offsets.committed(offsets, self._settled(manifest))
+
+    def remember(self, version: int) -> dict[str, object]:
+        return {}
+
+    def _settled(self, manifest: Sequence[Contribution]) -> dict[TopicPartition, set[int]]:
+        settled: dict[TopicPartition, set[int]] = {}
+        for item in manifest:
+            settled.setdefault(TopicPartition(self._topic, item.partition), set()).add(item.offset)
+        return settled
 
     async def _outcomes(self, timeout_seconds: float) -> deque[Outcome]:
         try:
@@ -93,10 +109,10 @@ class Intake:
             offset=record.offset,
             now=record.timestamp_ms / 1000,
         )
-        self.offsets.read(at, record.offset)
+        self._offsets.read(at, record.offset)
         for outcome in outcomes:
             if isinstance(outcome, Message):
-                self.offsets.hold(at, outcome.first_offset)
+                self._offsets.hold(at, outcome.first_offset)
         return [outcome for outcome in outcomes if not self._is_old_tail(at, outcome)]
 
     def _is_old_tail(self, at: TopicPartition, outcome: Outcome) -> bool:
@@ -112,7 +128,7 @@ class Intake:
             raise Rejected(Reason.UNSUPPORTED, "this topic carries updates")
         check_head(
             head,
-            version=self._version(),
+            version=self._version,
             layout_digest=self._layout.digest,
             staleness=self._settings.staleness,
             aggregation=self._settings.aggregation,

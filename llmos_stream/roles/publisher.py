@@ -7,24 +7,29 @@ commit together or not at all.
 import logging
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import orjson
 
-from llmos_stream.broker import Producer, TopicPartition, Topics, Transaction
+from llmos_stream.broker import Producer, Sent, TopicPartition, Topics, Transaction
 from llmos_stream.config import Settings
-from llmos_stream.roles.control import (
+from llmos_stream.roles.control_records import (
     LATEST,
     RUN,
+    STATE,
     Pointer,
+    Progress,
     RunEnd,
     dump_latest,
+    dump_progress,
     dump_run_end,
     dump_sequences,
     sequences_key,
 )
 from llmos_stream.roles.events import event, event_key, now_ms
+from llmos_stream.roles.snapshots import EncodedSnapshot
 from llmos_stream.runtime import run_all
-from llmos_stream.types import Event, EventKind, UpdateHead, VersionHead
+from llmos_stream.types import Event, EventKind, SnapshotHead, UpdateHead, VersionHead
 from llmos_stream.wire import Refusal, describe, dump_event, message_id, pack_prelude, split
 
 log = logging.getLogger(__name__)
@@ -32,6 +37,21 @@ log = logging.getLogger(__name__)
 ROLE = "aggregator"
 _DETAIL_CHARACTERS = 1000
 _KEY_BYTES = 256
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Outgoing:
+    """A version on its way into the log, and what must be committed with it.
+
+    `sequences` are the windows to remember (None: a tombstone). `progress` lacks only where the snapshots lie.
+    """
+
+    head: VersionHead
+    parts: Sequence[bytes]
+    snapshots: Sequence[EncodedSnapshot]
+    sequences: Mapping[str, Sequence[int] | None]
+    progress: Progress
+    events: Sequence[Event]
 
 
 class Publisher:
@@ -83,60 +103,69 @@ class Publisher:
         """Write `entry` with the next transaction."""
         self._events.append(entry)
 
-    async def publish_version(
-        self,
-        head: VersionHead,
-        parts: Sequence[bytes],
-        events: Sequence[Event],
-        offsets: Mapping[TopicPartition, int],
-        *,
-        sequences: Mapping[str, Sequence[int] | None],
-        end: RunEnd | None = None,
-    ) -> None:
-        """Commit a version with its events, the offsets that it settles and the sequences that it has seen.
+    async def commit(
+        self, offsets: Mapping[TopicPartition, int], version: Outgoing | None = None, end: RunEnd | None = None
+    ) -> Pointer | None:
+        """Commit what waits, the offsets that are settled with it, a version, and the end of the run, where given.
 
-        With `end`, it is the run's last.
+        Returns where the version lies.
         """
-        prelude = pack_prelude(head)
+        if not (self.waiting or offsets or version or end):
+            return None
+        pointer = None
+        async with self._producer.transaction() as transaction:
+            events: list[Event] = []
+            if version is not None:
+                pointer = await self._write_version(transaction, version)
+                events += version.events
+            if end is not None:
+                await transaction.send(self._topics.control, dump_run_end(end), key=RUN)
+                events.append(
+                    event(EventKind.RUN_FINISHED, ROLE, reason=end.reason, detail=end.detail, version=end.version)
+                )
+            await self._write_waiting(transaction, events, offsets)
+        self._quarantine.clear()
+        self._events.clear()
+        return pointer
+
+    async def _write_version(self, transaction: Transaction, version: Outgoing) -> Pointer:
+        head, control = version.head, self._topics.control
+        snapshots = {}
+        for snapshot, parts in version.snapshots:
+            identity = message_id(snapshot.tensor, snapshot.version)
+            first = await self._write_message(transaction, self._topics.snapshots, snapshot, parts, identity)
+            snapshots[snapshot.tensor] = first.offset
+        identity = message_id(ROLE, head.number)
+        first = await self._write_message(transaction, self._topics.models, head, version.parts, identity)
+        pointer = Pointer(head.number, first.partition, first.offset)
+        progress = replace(version.progress, snapshots=snapshots)
+        await run_all(
+            transaction.send(control, dump_latest(pointer), key=LATEST),
+            transaction.send(control, dump_progress(progress), key=STATE),
+            *(
+                transaction.send(control, dump_sequences(window), key=sequences_key(client_id))
+                for client_id, window in version.sequences.items()
+            ),
+        )
+        return pointer
+
+    async def _write_message(
+        self,
+        transaction: Transaction,
+        topic: str,
+        head: VersionHead | SnapshotHead,
+        parts: Sequence[bytes],
+        identity: bytes,
+    ) -> Sent:
         records = split(
-            prelude,
+            pack_prelude(head),
             parts,
             payload_size=head.payload_size,
-            message_id=message_id(ROLE, head.number),
+            message_id=identity,
             chunk_bytes=self._settings.wire.chunk_bytes,
         )
-        async with self._producer.transaction() as transaction:
-            first = await transaction.send_all(self._topics.models, records, key=str(head.number).encode(), partition=0)
-            pointer = Pointer(head.number, first.partition, first.offset)
-            await transaction.send(self._topics.control, dump_latest(pointer), key=LATEST)
-            await run_all(
-                *(
-                    transaction.send(self._topics.control, dump_sequences(window), key=sequences_key(client_id))
-                    for client_id, window in sequences.items()
-                )
-            )
-            if end is not None:
-                events = [*events, await self._write_end(transaction, end)]
-            await self._write_waiting(transaction, events, offsets)
-        self._forget()
-
-    async def finish(self, end: RunEnd, offsets: Mapping[TopicPartition, int]) -> None:
-        """Commit the end of the run, so that everyone leaves."""
-        async with self._producer.transaction() as transaction:
-            await self._write_waiting(transaction, [await self._write_end(transaction, end)], offsets)
-        self._forget()
-
-    async def _write_end(self, transaction: Transaction, end: RunEnd) -> Event:
-        await transaction.send(self._topics.control, dump_run_end(end), key=RUN)
-        return event(EventKind.RUN_FINISHED, ROLE, reason=end.reason, detail=end.detail, version=end.version)
-
-    async def flush(self, offsets: Mapping[TopicPartition, int]) -> None:
-        """Commit what waits, with the offsets that are safe, when no version takes it along."""
-        if not self.waiting and not offsets:
-            return
-        async with self._producer.transaction() as transaction:
-            await self._write_waiting(transaction, [], offsets)
-        self._forget()
+        number = head.number if isinstance(head, VersionHead) else head.version
+        return await transaction.send_all(topic, records, key=str(number).encode(), partition=0)
 
     async def _write_waiting(
         self, transaction: Transaction, events: Sequence[Event], offsets: Mapping[TopicPartition, int]
@@ -151,10 +180,6 @@ class Publisher:
         )
         if offsets:
             await transaction.send_offsets(group_of(self._settings), offsets)
-
-    def _forget(self) -> None:
-        self._quarantine.clear()
-        self._events.clear()
 
 
 def group_of(settings: Settings) -> str:

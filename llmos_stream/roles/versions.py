@@ -4,7 +4,6 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from time import monotonic
 
 import torch
 from torch import Tensor
@@ -12,11 +11,12 @@ from torch import Tensor
 from llmos_stream.broker import Reader, TopicPartition
 from llmos_stream.codec import Layout, decode, encode, max_payload_size, payload_digest, weights_digest
 from llmos_stream.config import Settings, WireSettings
-from llmos_stream.errors import BrokerUnavailable, ConfigError, Reason, Rejected
-from llmos_stream.roles.control import Pointer
+from llmos_stream.errors import ConfigError, Reason, Rejected
+from llmos_stream.roles.control_records import Pointer
+from llmos_stream.roles.messages import fetch_message
 from llmos_stream.runtime import Offload
 from llmos_stream.types import CodecId, CodecSpec, Contribution, Head, Part, VersionHead, VersionKind
-from llmos_stream.wire import Assembler, Message, Refusal, pack_prelude
+from llmos_stream.wire import Assembler, Message, pack_prelude
 
 _FULL_CODEC = CodecSpec(CodecId.FLOAT32)
 
@@ -141,23 +141,12 @@ async def fetch_version(
     Raises OffsetGone when retention has deleted it (a newer one exists: read control again),
     Rejected when what is there is not that version, BrokerUnavailable past the time-out.
     """
-    assembler = version_assembler(wire)
-    reader.seek(TopicPartition(topic, pointer.partition), pointer.offset)
-    deadline = monotonic() + timeout_seconds
-    while (left := deadline - monotonic()) > 0:
-        for record in await reader.poll(left):
-            if record.value is None:
-                continue
-            for outcome in assembler.push(
-                record.value, key=record.key, partition=record.partition, offset=record.offset, now=monotonic()
-            ):
-                if isinstance(outcome, Refusal):
-                    raise Rejected(outcome.reason, f"version {pointer.version}: {outcome.detail}")
-                head = version_head(outcome)
-                if head.number != pointer.version:
-                    raise Rejected(Reason.MALFORMED, f"found version {head.number} where {pointer.version} should be")
-                return await offload.run(decode_version, head, outcome.parts)
-    raise BrokerUnavailable(f"version {pointer.version} did not arrive within {timeout_seconds:g} s")
+    at = TopicPartition(topic, pointer.partition)
+    message = await fetch_message(reader, at, pointer.offset, version_assembler(wire), timeout_seconds)
+    head = version_head(message)
+    if head.number != pointer.version:
+        raise Rejected(Reason.MALFORMED, f"found version {head.number} where {pointer.version} should be")
+    return await offload.run(decode_version, head, message.parts)
 
 
 def version_head(message: Message) -> VersionHead:

@@ -16,12 +16,10 @@ from llmos_stream.core import (
     NewVersion,
     Refused,
     Sequences,
-    Snapshot,
     State,
     Update,
     next_deadline,
     screen,
-    snapshot_of,
     start,
     step,
     tick,
@@ -238,33 +236,41 @@ def test_a_start_that_makes_no_sense_is_a_programming_error(weights: torch.Tenso
 
 
 @pytest.mark.parametrize("name", ["sgd", "adam", "yogi", "adagrad"])
-def test_goes_on_from_a_snapshot_as_if_never_stopped(name: str) -> None:
+def test_goes_on_from_what_is_remembered_as_if_never_stopped(name: str) -> None:
     rule = ServerOptimizerSettings.model_validate({"name": name, "momentum": 0.5 if name == "sgd" else 0.0})
     aggregation = AggregationSettings(buffer_size=2)
     state = start(torch.zeros(2), LAYOUT, aggregation=aggregation, server_optimizer=rule)
     versions(state, [update([1.0, 0.1 * i], i, base=0) for i in range(4)])
-    taken = snapshot_of(state)
-    copied = Snapshot(taken.version, taken.sequences, {name: t.clone() for name, t in taken.tensors.items()})
+    moments = {name: tensor.clone() for name, tensor in state.strategy.state_tensors().items()}
+    sequences = state.sequences.dump()
     later = [update([0.5, 0.5], 3, base=2), update([0.3, -0.5], 4, base=2), update([0.2, 0.2], 5, base=1)]
     weights = state.weights.clone()
     (straight,) = versions(state, later)
-    resumed = start(weights, LAYOUT, 2, aggregation=aggregation, server_optimizer=rule, snapshot=copied)
+    resumed = start(
+        weights,
+        LAYOUT,
+        2,
+        aggregation=aggregation,
+        server_optimizer=rule,
+        moments=moments,
+        sequences=sequences,
+    )
     (again,) = versions(resumed, later)
     assert same_bytes(straight.weights, again.weights)
     assert straight.manifest == again.manifest
     assert fingerprint(state) == fingerprint(resumed)
 
 
-def test_no_snapshot_while_updates_wait_for_a_version() -> None:
-    state = begin()
-    state, _ = step(state, update([1.0, 1.0], 0, base=4), now=0.0)
-    with pytest.raises(ValueError, match="buffer is empty"):
-        snapshot_of(state)
+def test_a_version_names_the_moments_to_remember() -> None:
+    rule = ServerOptimizerSettings(name="sgd", momentum=0.5)
+    state = start(torch.zeros(2), LAYOUT, aggregation=AggregationSettings(buffer_size=1), server_optimizer=rule)
+    (version,) = versions(state, [update([1.0, -2.0], 0, base=0)])
+    assert {name: tensor.tolist() for name, tensor in version.moments.items()} == {"momentum": [1.0, -2.0]}
 
 
-def test_a_snapshot_of_another_version_is_refused() -> None:
-    with pytest.raises(StateError, match="version 3 does not belong to version 4"):
-        start(torch.zeros(2), LAYOUT, 4, snapshot=Snapshot(3, {}, {}))
+def test_moments_of_another_rule_are_refused() -> None:
+    with pytest.raises(StateError, match="momentum"):
+        start(torch.zeros(2), LAYOUT, 4, moments={"momentum": torch.zeros(2)})
 
 
 # Against a whole federation in plain Python --------------------------------------------------------

@@ -1,3 +1,4 @@
+import json
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 
 from llmos_stream.config import StopSettings
 from llmos_stream.core import Stop, StopRule
-from llmos_stream.errors import ConfigError
+from llmos_stream.errors import ConfigError, StateError
 from tests.core import oracles
 
 
@@ -118,3 +119,22 @@ def test_without_limits_a_run_goes_on() -> None:
 def test_a_stop_says_why_in_words() -> None:
     stop = rule(target=0.8).observe_evaluation(7, {"accuracy": 0.85})
     assert stop == Stop("target", "accuracy 0.85 at version 7 reached the target 0.8")
+
+
+def test_patience_goes_on_where_it_was_left() -> None:
+    first = rule(patience=3)
+    for version, value in enumerate([0.5, 0.7, 0.6]):
+        assert first.observe_evaluation(version, {"accuracy": value}) is None
+    second = rule(patience=3)
+    second.load(json.loads(json.dumps(first.dump())))
+    assert second.best == (1, 0.7)
+    assert second.observe_evaluation(3, {"accuracy": 0.6}) is None
+    stop = second.observe_evaluation(4, {"accuracy": 0.6})
+    assert stop is not None
+    assert stop.reason == "patience"
+
+
+@pytest.mark.parametrize("dumped", [{}, {"best": 1, "newest": []}, {"best": None, "newest": ["a"]}, {"best": [1, 2.0]}])
+def test_a_damaged_state_is_refused(dumped: dict[str, object]) -> None:
+    with pytest.raises(StateError, match="damaged"):
+        rule(patience=3).load(dumped)

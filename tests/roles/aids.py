@@ -33,6 +33,7 @@ def settings_for(federation: str, **sections: Mapping[str, Any]) -> Settings:
         "staleness": {"kind": "constant"},
         "codec": {"name": "float32"},
         "client": {"wait_seconds": 10.0},
+        "aggregator": {"beat_seconds": 0.1, "takeover_seconds": 1.0},
     }
     for section, fields in sections.items():
         given.setdefault(section, {}).update(fields)
@@ -90,6 +91,11 @@ class Running:
         self.task = task
         self.shutdown = stop
 
+    async def kill(self) -> None:
+        """End it in the middle of whatever it does, as far as a process can do that to a part of itself."""
+        self.task.cancel()
+        await asyncio.wait([self.task])
+
     async def send(self, records: list[bytes], client: str = "a") -> int:
         """Write records to `<f>.updates`; returns the first one's offset."""
         async with self.broker.producer() as producer:
@@ -143,5 +149,6 @@ async def aggregator(broker: Broker, settings: Settings) -> AsyncIterator[Runnin
         finally:
             shutdown.request()
             await asyncio.wait([task])
-    if not isinstance(task.exception(), Fenced):  # a test that fences one looks at it itself
+    # A test that kills or fences one looks at it itself.
+    if not (task.cancelled() or isinstance(task.exception(), Fenced)):
         task.result()

@@ -8,7 +8,7 @@ import torch
 
 from llmos_stream.broker import Broker, MemoryBroker, Record, TopicPartition
 from llmos_stream.codec import Layout
-from llmos_stream.errors import ConfigError, FederationFinished, Fenced, OffsetGone
+from llmos_stream.errors import ConfigError, FederationFinished, OffsetGone
 from llmos_stream.roles import ControlView, Initial, decode_version, run_aggregator
 from llmos_stream.roles.events import emit, event
 from llmos_stream.roles.intake import Intake
@@ -139,23 +139,6 @@ async def test_sequences_of_clients_long_gone_leave_the_log(broker: Broker, fede
             await control.catch_up(10.0)
     assert list(control.sequences) == ["here"]
     assert control.sequences["here"][:2] == [2, 3]
-
-
-async def test_a_newer_aggregator_fences_the_older(broker: Broker, federation: str) -> None:
-    settings = settings_for(federation)
-    async with aggregator(broker, settings) as older:
-        version = await older.version(0)
-        async with aggregator(broker, settings) as newer:
-            sequence = 0
-            while not older.task.done():  # until the newer one is up, the older one goes on
-                await newer.send(update(delta_of(1.0), sequence=sequence))
-                version = await newer.version(sequence + 1)
-                sequence += 1
-                await asyncio.wait([older.task], timeout=0.1)
-            with pytest.raises(Fenced):
-                older.task.result()
-    # However they took turns, each update was counted once.
-    assert torch.equal(decode_version(version.head, version.parts).weights, delta_of(float(sequence)))
 
 
 async def test_the_run_ends_at_the_version_cap_and_says_so(broker: Broker, federation: str) -> None:

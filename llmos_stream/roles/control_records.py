@@ -1,0 +1,122 @@
+"""What `<f>.control` holds: its keys, and their values as JSON.
+
+latest      {"version": int, "partition": int, "offset": int}   where the newest full version begins
+run         {"state": "finished", "reason": str, "detail": str, "version": int}
+aggregator  {"term": int, "instance": str, "left": bool}   who leads: written at the takeover (a higher term),
+                                                           again at every beat, and when it leaves in order
+state       what an aggregator must know beside the newest version to go on from it (see `Progress`)
+sequences/CLIENT  [highest, version, words...]   which of a client's updates were folded; a tombstone once any
+                                                 repeat of it would be too stale
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import orjson
+
+LATEST = b"latest"
+RUN = b"run"
+AGGREGATOR = b"aggregator"
+STATE = b"state"
+SEQUENCES = b"sequences/"
+
+
+@dataclass(frozen=True, slots=True)
+class Pointer:
+    """Where a version begins in `<f>.models`."""
+
+    version: int
+    partition: int
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class RunEnd:
+    """Why and with which version the run has ended."""
+
+    reason: str
+    detail: str
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Leader:
+    """Who aggregates. Terms rise with every takeover; `left` when it handed over in order."""
+
+    term: int
+    instance: str
+    left: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """The aggregator's own state at `version`, committed with it.
+
+    snapshots: each moment of the server optimiser, and where its message begins in `<f>.snapshots`.
+    bases: where the oldest version that an update may still name begins in `<f>.models`, where the
+    strategy needs the weights of past versions (fedasync).
+    stop: what the stop rule learnt (`StopRule.dump`). events: the next offset of `<f>.events` to look at.
+    started_ms: when the run started, in milliseconds since the epoch.
+    intake: what the source of the updates wants back after a restart.
+    """
+
+    version: int
+    started_ms: int
+    events: int
+    stop: Mapping[str, object] = field(default_factory=dict)
+    snapshots: Mapping[str, int] = field(default_factory=dict)
+    bases: int | None = None
+    intake: Mapping[str, object] = field(default_factory=dict)
+
+
+def dump_latest(pointer: Pointer) -> bytes:
+    return orjson.dumps(pointer)
+
+
+def load_latest(value: Mapping[str, Any]) -> Pointer:
+    return Pointer(int(value["version"]), int(value["partition"]), int(value["offset"]))
+
+
+def dump_run_end(end: RunEnd) -> bytes:
+    return orjson.dumps({"state": "finished", **asdict(end)})
+
+
+def load_run_end(value: Mapping[str, Any]) -> RunEnd | None:
+    if value["state"] != "finished":
+        return None
+    return RunEnd(str(value["reason"]), str(value["detail"]), int(value["version"]))
+
+
+def dump_leader(leader: Leader) -> bytes:
+    return orjson.dumps(leader)
+
+
+def load_leader(value: Mapping[str, Any]) -> Leader:
+    return Leader(int(value["term"]), str(value["instance"]), bool(value["left"]))
+
+
+def dump_progress(progress: Progress) -> bytes:
+    return orjson.dumps(progress)
+
+
+def load_progress(value: Mapping[str, Any]) -> Progress:
+    """Raises KeyError, TypeError or ValueError for what `dump_progress` did not write."""
+    return Progress(
+        version=int(value["version"]),
+        started_ms=int(value["started_ms"]),
+        events=int(value["events"]),
+        stop=dict(value["stop"]),
+        snapshots={str(name): int(offset) for name, offset in value["snapshots"].items()},
+        bases=None if value["bases"] is None else int(value["bases"]),
+        intake=dict(value["intake"]),
+    )
+
+
+def sequences_key(client_id: str) -> bytes:
+    return SEQUENCES + client_id.encode()
+
+
+def dump_sequences(window: Sequence[int] | None) -> bytes | None:
+    """A client's window (see `core.SequenceWindow.dump`), or the tombstone of one that is forgotten."""
+    return None if window is None else orjson.dumps(list(window))

@@ -1,0 +1,129 @@
+"""Who aggregates: one leads, others stand by, and the log decides.
+
+The leader claims the federation with a record in `<f>.control` that carries a term, one above the last.
+The claim is written in a transaction of the producer whose transactional id fences every older one, so
+terms rise in the order of the fencing. From then on the leader beats. A standby takes over when no beat
+has come for `aggregator.takeover_seconds`, or at once when the leader left in order. A takeover that was
+not needed costs the other one its place and the log nothing: only the newest can commit.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from functools import partial
+from time import monotonic
+from uuid import uuid4
+
+from llmos_stream.broker import Broker, Producer, Topics
+from llmos_stream.config import Settings
+from llmos_stream.errors import BrokerError, Fenced, TransactionAborted
+from llmos_stream.roles.control import ControlView
+from llmos_stream.roles.control_records import AGGREGATOR, Leader, dump_leader
+from llmos_stream.roles.delivery import Delivery
+from llmos_stream.runtime import Shutdown
+
+log = logging.getLogger(__name__)
+
+_CATCH_UP_SECONDS = 60.0
+
+
+class Leadership:
+    """One aggregator's place in a federation, through all its attempts to lead."""
+
+    def __init__(self, broker: Broker, topics: Topics, settings: Settings) -> None:
+        self._broker = broker
+        self._topic = topics.control
+        self._settings = settings
+        self._instance = uuid4().hex[:12]
+        self._term = 0
+
+    async def await_turn(self, control: ControlView, shutdown: Shutdown) -> bool:
+        """Stand by until nobody leads. False when the run ends or a stop is asked for before."""
+        await control.catch_up(_CATCH_UP_SECONDS)
+        if self._is_free(control):
+            return True
+        log.info("standing by: another aggregator leads, or did until a moment ago")
+        patience = self._settings.aggregator.takeover_seconds
+        heard, since = control.beats, monotonic()
+        while not (shutdown.requested or control.finished or self._is_free(control)):
+            if control.beats != heard:
+                heard, since = control.beats, monotonic()
+            elif monotonic() - since >= patience:
+                asked = monotonic()
+                await control.catch_up(_CATCH_UP_SECONDS)
+                if control.beats == heard and monotonic() - asked < patience:
+                    log.warning("taking over: the aggregator that led has not been heard for %.1f s", asked - since)
+                    return True
+                since = monotonic()  # the log itself was away: the leader gets the same time to be heard again
+            await control.poll(self._settings.aggregator.beat_seconds)
+        return not (shutdown.requested or control.finished)
+
+    async def claim(self, producer: Producer, control: ControlView) -> None:
+        """Lead from here on. `producer` is transactional and was opened for this; `control` is up to date afterwards.
+
+        Raises TransactionAborted when another one was quicker.
+        """
+        await control.catch_up(_CATCH_UP_SECONDS)
+        term = 1 if control.leader is None else control.leader.term + 1
+        try:
+            async with producer.transaction() as transaction:
+                await transaction.send(self._topic, self._record(term), key=AGGREGATOR)
+        except Fenced as error:
+            raise TransactionAborted("another aggregator took over first") from error
+        self._term = term
+        log.info("leading, term %d", term)
+
+    async def beat(self, control: ControlView, alive: Callable[[], bool]) -> None:
+        """Say so every `aggregator.beat_seconds` while `alive` says that work goes on. Never returns.
+
+        Raises Fenced when another one has taken over: an aggregator without updates would not notice otherwise.
+        """
+        silent = False
+        async with Delivery(self._broker, Shutdown()) as delivery:
+            while True:
+                if alive():
+                    await delivery.deliver(partial(self._say, left=False))
+                elif not silent:
+                    silent = True
+                    log.error("the aggregation does not come round; a standby may take over")
+                await asyncio.sleep(self._settings.aggregator.beat_seconds)
+                await control.poll(0)
+                self._require_newest(control)
+
+    async def leave(self) -> None:
+        """Hand over in order, so that a standby need not wait. One that cannot say so just goes."""
+        try:
+            async with self._broker.producer() as producer:
+                await self._say(producer, left=True)
+        except BrokerError as error:
+            log.warning("left without a word: %s", error)
+
+    async def superseded(self) -> bool:
+        """Whether another one claims the federation within `aggregator.takeover_seconds` from now.
+
+        Kafka tells a writer that was fenced and one whose transaction took too long the same thing.
+        """
+        async with self._broker.reader([self._topic], start="earliest") as reader:
+            control = ControlView(reader)
+            deadline = monotonic() + self._settings.aggregator.takeover_seconds
+            await control.catch_up(_CATCH_UP_SECONDS)
+            while not self._is_another(control.leader) and monotonic() < deadline:
+                await control.poll(self._settings.aggregator.beat_seconds)
+        return self._is_another(control.leader)
+
+    def _is_free(self, control: ControlView) -> bool:
+        leader = control.leader
+        return leader is None or leader.left or leader.instance == self._instance
+
+    def _is_another(self, leader: Leader | None) -> bool:
+        return leader is not None and leader.term > self._term
+
+    def _require_newest(self, control: ControlView) -> None:
+        if self._is_another(control.leader):
+            raise Fenced("another aggregator has taken over this federation; this one stops")
+
+    def _record(self, term: int, left: bool = False) -> bytes:
+        return dump_leader(Leader(term, self._instance, left))
+
+    async def _say(self, producer: Producer, left: bool) -> None:
+        await producer.send(self._topic, self._record(self._term, left), key=AGGREGATOR)

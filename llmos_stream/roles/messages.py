@@ -1,0 +1,30 @@
+"""One message out of the log, by the place where it begins."""
+
+from time import monotonic
+
+from llmos_stream.broker import Reader, TopicPartition
+from llmos_stream.errors import BrokerUnavailable, Rejected
+from llmos_stream.wire import Assembler, Message, Refusal
+
+
+async def fetch_message(
+    reader: Reader, at: TopicPartition, offset: int, assembler: Assembler, timeout_seconds: float
+) -> Message:
+    """Read the message that begins at `offset`.
+
+    Raises OffsetGone when retention has deleted it, Rejected when there is no such message,
+    BrokerUnavailable past the time-out.
+    """
+    # A seek throws away what has been fetched ahead.
+    if await reader.position(at) != offset:
+        reader.seek(at, offset)
+    deadline = monotonic() + timeout_seconds
+    while (left := deadline - monotonic()) > 0:
+        for record in await reader.poll(left):
+            for outcome in assembler.push(
+                record.value or b"", key=record.key, partition=record.partition, offset=record.offset, now=monotonic()
+            ):
+                if isinstance(outcome, Refusal):
+                    raise Rejected(outcome.reason, f"{at.topic} at offset {offset}: {outcome.detail}")
+                return outcome
+    raise BrokerUnavailable(f"the message at offset {offset} of {at.topic} did not arrive within {timeout_seconds:g} s")

@@ -1,0 +1,104 @@
+"""What an aggregator finds in the log when it starts: the newest version and the state that belongs to it.
+
+The pointers in `<f>.control` lead to each piece, so the time this takes depends on the size of the model
+and not on the length of the history (fedasync reads `staleness.maximum` versions back).
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from torch import Tensor
+
+from llmos_stream.broker import Broker, TopicPartition, Topics
+from llmos_stream.config import Settings
+from llmos_stream.roles.control import ControlView
+from llmos_stream.roles.control_records import Pointer, Progress
+from llmos_stream.roles.log import read_versions
+from llmos_stream.roles.snapshots import fetch_snapshots
+from llmos_stream.roles.versions import Version, decode_version, fetch_version
+from llmos_stream.runtime import Offload
+
+log = logging.getLogger(__name__)
+
+_FETCH_SECONDS = 600.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Recovered:
+    """The newest version with the state to go on from.
+
+    moments: the server optimiser's, by name. history: weights of past versions that fedasync needs, and
+    in `places` where those lie in `<f>.models` that the next version may still need.
+    """
+
+    newest: Version
+    progress: Progress | None
+    sequences: Mapping[str, Sequence[int]]
+    moments: Mapping[str, Tensor] = field(default_factory=dict)
+    history: Mapping[int, Tensor] = field(default_factory=dict)
+    places: Sequence[tuple[int, int]] = ()
+
+
+async def fetch_newest(
+    broker: Broker, topics: Topics, settings: Settings, pointer: Pointer, offload: Offload
+) -> Version:
+    """The version that `pointer` names."""
+    async with broker.reader([topics.models], start="latest") as reader:
+        return await fetch_version(
+            reader, topics.models, pointer, wire=settings.wire, offload=offload, timeout_seconds=_FETCH_SECONDS
+        )
+
+
+async def recover(
+    broker: Broker, topics: Topics, settings: Settings, control: ControlView, newest: Version, offload: Offload
+) -> Recovered:
+    """What was committed with `newest`, the version that `control` points to. `control` gives its sequences away."""
+    sequences, progress = control.drop_sequences(), control.progress
+    if progress is None or progress.version != newest.head.number:
+        log.warning("the log holds no state for version %d: the stop rule and moments start anew", newest.head.number)
+        return Recovered(newest, None, sequences)
+    found = Recovered(newest, progress, sequences, await _moments(broker, topics, settings, progress, newest, offload))
+    if settings.aggregation.strategy != "fedasync" or progress.bases is None:
+        return found
+    return await _with_history(broker, topics, settings, found, progress.bases, offload)
+
+
+async def _moments(
+    broker: Broker, topics: Topics, settings: Settings, progress: Progress, newest: Version, offload: Offload
+) -> dict[str, Tensor]:
+    if not progress.snapshots:
+        return {}
+    async with broker.reader([topics.snapshots], start="latest") as reader:
+        return await fetch_snapshots(
+            reader,
+            progress.snapshots,
+            progress.version,
+            newest.layout,
+            wire=settings.wire,
+            offload=offload,
+            timeout_seconds=_FETCH_SECONDS,
+        )
+
+
+async def _with_history(
+    broker: Broker, topics: Topics, settings: Settings, found: Recovered, bases: int, offload: Offload
+) -> Recovered:
+    """`found`, with the past versions that an update may still name. Those that retention deleted are left out."""
+    present = found.newest.head.number
+    oldest = present - settings.staleness.maximum
+    history: dict[int, Tensor] = {}
+    places = []
+    at = TopicPartition(topics.models, 0)
+    async with broker.reader([topics.models], start="earliest") as reader:
+        begin = await reader.position(at)
+        if begin > bases:
+            log.warning("retention has deleted versions before offset %d: updates on them will be refused", begin)
+        reader.seek(at, max(begin, bases))
+        async for logged in read_versions(reader, settings.wire):
+            number = logged.head.number
+            if oldest < number <= present:
+                places.append((number, logged.offset))
+            if oldest <= number < present:
+                history[number] = (await offload.run(decode_version, logged.head, logged.parts)).weights
+    return replace(found, history=history, places=places)

@@ -1,0 +1,119 @@
+"""An aggregator that starts finds its state in the log, on both brokers: it goes on as if it had never stopped."""
+
+import asyncio
+from typing import Any
+
+import pytest
+import torch
+
+from llmos_stream.broker import Broker
+from llmos_stream.config import Settings
+from llmos_stream.roles import ControlView, decode_version
+from llmos_stream.roles.events import emit, event
+from llmos_stream.types import EventKind
+from tests.roles.aids import Running, aggregator, delta_of, settings_for, update
+
+RULES = {
+    "momentum": {"server_optimizer": {"name": "sgd", "momentum": 0.9}},
+    "adam": {"server_optimizer": {"name": "adam", "lr": 0.1}},
+    "yogi": {"server_optimizer": {"name": "yogi", "lr": 0.1}},
+    "fedasync": {"aggregation": {"strategy": "fedasync", "mixing": 0.5}},
+}
+
+
+async def _run(broker: Broker, settings: Settings, restarts: bool) -> bytes:
+    """Six updates, two of them on old versions; the digest of the last version."""
+    bases = [0, 0, 1, 3, 2, 5]
+    sent = 0
+    digest = b""
+    for share in [1, 2, 3] if restarts else [6]:
+        async with aggregator(broker, settings) as running:
+            for _ in range(share):
+                delta = delta_of(0.1 * (sent + 1))
+                delta[::3] *= -1.7
+                await running.send(update(delta, sequence=sent, base_version=bases[sent], num_examples=sent + 1))
+                sent += 1
+                digest = (await running.version(sent)).head.weights_digest
+            if restarts:
+                await running.kill()
+    return digest
+
+
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+async def test_a_crash_changes_nothing_of_what_is_computed(
+    broker: Broker, federation: str, rule: dict[str, dict[str, Any]]
+) -> None:
+    straight = await _run(broker, settings_for(f"{federation}-a", **rule), restarts=False)
+    assert await _run(broker, settings_for(f"{federation}-b", **rule), restarts=True) == straight
+
+
+async def test_another_optimiser_starts_anew_and_says_so(
+    broker: Broker, federation: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with aggregator(broker, settings_for(federation, **RULES["momentum"])) as running:
+        await running.send(update(delta_of(1.0)))
+        await running.version(1)
+    async with aggregator(broker, settings_for(federation)) as running:
+        await running.send(update(delta_of(1.0), sequence=1, base_version=1))
+        version = await running.version(2)
+    assert torch.equal(decode_version(version.head, version.parts).weights, delta_of(2.0))
+    assert "moments start anew" in caplog.text
+
+
+async def _evaluate(running: Running, *values: float, first: int = 0) -> None:
+    async with running.broker.producer() as producer:
+        for version, value in enumerate(values, first):
+            measured = event(EventKind.EVALUATION, "evaluator", version=version, metrics={"accuracy": value})
+            await emit(producer, running.topics.events, measured)
+
+
+async def test_patience_counts_on_through_restarts(broker: Broker, federation: str) -> None:
+    """Also with what was evaluated while there was no aggregator."""
+    settings = settings_for(federation, stop={"patience": 4})
+    async with aggregator(broker, settings) as running:
+        await running.version(0)
+        await _evaluate(running, 0.5, 0.4)
+        await running.send(update(delta_of(1.0)))
+        await running.version(1)
+        await running.kill()
+    await _evaluate(running, 0.3, first=2)
+    async with aggregator(broker, settings) as running:
+        await running.send(update(delta_of(1.0), sequence=1, base_version=1))
+        await running.version(2)
+        await running.kill()
+    async with aggregator(broker, settings) as running:
+        await _evaluate(running, 0.3, 0.3, first=3)
+        end = await running.task
+    assert end is not None
+    assert end.reason == "patience"
+    assert "0.5 at version 0" in end.detail
+
+
+async def test_time_counts_from_the_start_of_the_run(broker: Broker, federation: str) -> None:
+    """Not from the start of this process: nobody would get to the end of a run whose aggregator is restarted often."""
+    async with aggregator(broker, settings_for(federation)) as running:
+        await running.version(0)
+        begun = asyncio.get_running_loop().time()
+        await running.kill()
+    async with aggregator(broker, settings_for(federation, stop={"max_seconds": 2.5})) as running:
+        end = await running.task
+        took = asyncio.get_running_loop().time() - begun
+    assert end is not None
+    assert end.reason == "max_seconds"
+    assert took < 6.0
+
+
+async def test_what_recovery_needs_does_not_grow_with_the_history(broker: Broker, federation: str) -> None:
+    settings = settings_for(federation, **RULES["fedasync"], staleness={"kind": "constant", "maximum": 3})
+    async with aggregator(broker, settings) as running:
+        for sequence in range(12):
+            await running.send(update(delta_of(1.0), sequence=sequence, base_version=sequence))
+            await running.version(sequence + 1)
+        async with broker.reader([running.topics.control], start="earliest") as reader:
+            control = ControlView(reader, with_sequences=True)
+            await control.catch_up(10.0)
+        ninth = await running.version(9)
+    assert control.progress is not None
+    assert control.progress.version == 12
+    assert control.progress.bases == ninth.offset  # of twelve versions, three back
+    assert len(control.sequences) == 1

@@ -1,0 +1,146 @@
+"""Who leads, on both brokers: a standby waits, takes over, and the one it took over from stops."""
+
+import asyncio
+
+import pytest
+import torch
+
+from llmos_stream.broker import Broker, Transaction, connect
+from llmos_stream.errors import Fenced
+from llmos_stream.roles import ControlView, decode_version
+from llmos_stream.roles.folding import Folding
+from llmos_stream.roles.publisher import Publisher
+from llmos_stream.types import Event
+from tests.conftest import KafkaNode
+from tests.roles.aids import Running, aggregator, delta_of, settings_for, update
+
+
+async def _control(running: Running) -> ControlView:
+    async with running.broker.reader([running.topics.control], start="earliest") as reader:
+        control = ControlView(reader)
+        await control.catch_up(10.0)
+        return control
+
+
+async def _beats(running: Running, count: int) -> None:
+    """Wait until the leader has been heard so often from now on."""
+    async with running.broker.reader([running.topics.control], start="latest") as reader:
+        control = ControlView(reader)
+        while control.beats < count:
+            await control.poll(0.1)
+
+
+async def test_a_second_one_stands_by_until_the_first_leaves(broker: Broker, federation: str) -> None:
+    settings = settings_for(federation, aggregator={"takeover_seconds": 600.0})
+    async with aggregator(broker, settings) as first:
+        await first.send(update(delta_of(1.0)))
+        await first.version(1)
+        async with aggregator(broker, settings) as second:
+            await first.send(update(delta_of(1.0), sequence=1, base_version=1))
+            await first.version(2)
+            await _beats(first, 3)
+            leader = (await _control(first)).leader
+            assert leader is not None
+            assert (leader.term, leader.left) == (1, False)
+            first.shutdown.request()
+            assert await first.task is None
+            # At once: the first said that it leaves.
+            await second.send(update(delta_of(1.0), sequence=2, base_version=2))
+            version = await second.version(3)
+            leader = (await _control(second)).leader
+    assert leader is not None
+    assert leader.term == 2
+    assert torch.equal(decode_version(version.head, version.parts).weights, delta_of(3.0))
+
+
+async def test_it_takes_over_from_one_that_died(broker: Broker, federation: str) -> None:
+    settings = settings_for(federation, aggregation={"buffer_size": 2})
+    async with aggregator(broker, settings) as first, aggregator(broker, settings) as second:
+        for sequence in range(3):  # the third waits in the buffer of the one that dies
+            await first.send(update(delta_of(1.0), sequence=sequence))
+        await first.version(1)
+        await first.kill()
+        await second.send(update(delta_of(1.0), sequence=3, base_version=1))
+        version = await second.version(2)
+    assert [item.sequence for item in version.head.manifest] == [2, 3]
+    assert torch.equal(decode_version(version.head, version.parts).weights, delta_of(2.0))
+
+
+async def test_it_takes_over_from_one_that_hangs_which_then_stops(
+    broker: Broker, federation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a single update: the one that hung hears of its successor in the log."""
+    hung: list[Folding] = []
+    monkeypatch.setattr(Folding, "alive", lambda self: self not in hung)
+    begin = Folding.begin
+
+    async def hangs_at_once(self: Folding, weights: torch.Tensor, version: int = 0) -> None:
+        await begin(self, weights, version)
+        hung.append(self)
+
+    monkeypatch.setattr(Folding, "begin", hangs_at_once)
+    settings = settings_for(federation)
+    async with aggregator(broker, settings) as first:
+        await first.version(0)
+        async with aggregator(broker, settings) as second:
+            await asyncio.wait([first.task])
+            with pytest.raises(Fenced, match="taken over"):
+                first.task.result()
+            await second.send(update(delta_of(1.0)))
+            await second.version(1)
+
+
+async def test_of_two_that_stand_by_one_leads(broker: Broker, federation: str) -> None:
+    settings = settings_for(federation)
+    async with (
+        aggregator(broker, settings) as first,
+        aggregator(broker, settings) as a,
+        aggregator(broker, settings) as b,
+    ):
+        await first.send(update(delta_of(1.0)))
+        await first.version(1)
+        await first.kill()
+        await a.send(update(delta_of(1.0), sequence=1, base_version=1))
+        version = await a.version(2)
+        await _beats(a, 5)
+        assert not [one for one in (a, b) if one.task.done() and one.task.exception() is None]
+    assert torch.equal(decode_version(version.head, version.parts).weights, delta_of(2.0))
+
+
+async def test_the_end_of_the_run_ends_the_standby_too(broker: Broker, federation: str) -> None:
+    settings = settings_for(federation, stop={"max_versions": 1})
+    async with aggregator(broker, settings) as first, aggregator(broker, settings) as second:
+        await first.send(update(delta_of(1.0)))
+        end = await first.task
+        assert end is not None
+        assert await second.task == end
+
+
+@pytest.mark.kafka
+async def test_a_transaction_that_took_too_long_is_no_takeover(
+    kafka: KafkaNode, federation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kafka fences the writer of a transaction that it gave up. Nobody newer is there, so this one goes on."""
+    dawdled: list[Exception] = []
+    write = Publisher._write_waiting
+
+    async def dawdles_once(
+        self: Publisher, transaction: Transaction, events: list[Event], offsets: dict[object, int]
+    ) -> None:
+        while not dawdled:
+            try:
+                await transaction.send(self._topics.events, b"{}", key=b"slow")
+            except Exception as error:
+                dawdled.append(error)
+                raise
+        await write(self, transaction, events, offsets)  # type: ignore[arg-type]
+
+    impatient = kafka.settings().model_copy(update={"transaction_timeout_seconds": 1.0})
+    settings = settings_for(federation)
+    async with connect(impatient) as broker, aggregator(broker, settings) as running:
+        await running.version(0)
+        monkeypatch.setattr(Publisher, "_write_waiting", dawdles_once)
+        await running.send(update(delta_of(1.0)))
+        version = await running.version(1)
+    assert isinstance(dawdled[0], Fenced)
+    assert [item.sequence for item in version.head.manifest] == [0]
