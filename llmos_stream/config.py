@@ -215,7 +215,7 @@ class ClientSettings(Section):
 class AggregatorSettings(Section):
     beat_seconds: Positive = 0.5
     """How often the aggregator that leads says that it is alive."""
-    takeover_seconds: Positive = 4.0
+    takeover_seconds: Positive = 3.0
     """A waiting aggregator takes over when the one that leads was silent for this long."""
 
     @model_validator(mode="after")

@@ -1,14 +1,14 @@
-"""All benchmarks, or one: `python -m tests.bench [codec | pipe]`."""
+"""All benchmarks, or one: `python -m tests.bench [codec | pipe | recovery]`."""
 
 import argparse
 import sys
 from collections.abc import Sequence
 
 from llmos_stream.errors import LlmosError
-from tests.bench import bench_codec, bench_pipe
+from tests.bench import bench_codec, bench_pipe, bench_recovery
 from tests.bench.children import BenchmarkFailed
 
-_MODULES = {"codec": bench_codec, "pipe": bench_pipe}
+_MODULES = {"codec": bench_codec, "pipe": bench_pipe, "recovery": bench_recovery}
 
 
 def main(argv: Sequence[str]) -> int:

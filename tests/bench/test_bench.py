@@ -83,6 +83,17 @@ def test_the_pipe_is_measured_and_every_update_counts_once(kafka: KafkaNode, tmp
     assert asyncio.run(_bench_topics(kafka)) == before
 
 
+@pytest.mark.kafka
+def test_recovery_is_measured(kafka: KafkaNode, tmp_path: Path) -> None:
+    few = ["--signals", "SIGTERM", "--failovers", "1", "--history", "2", "3", "--numel", "100"]
+    assert main(["recovery", *few, "--bootstrap", kafka.bootstrap_servers, "--output", str(tmp_path)]) == 0
+    found = json.loads((tmp_path / "recovery.json").read_text())
+    assert [row["ended by"] for row in found["failover"]] == ["SIGTERM"]
+    assert [row["versions"] for row in found["recovery"]] == [2, 3]
+    for row in [*found["failover"], *found["recovery"]]:
+        assert row["ratio"] == pytest.approx(row["seconds"] / row["reference_seconds"])
+
+
 def test_codecs_are_measured(tmp_path: Path) -> None:
     assert main(["codec", "--width", "16", "--output", str(tmp_path)]) == 0
     results = json.loads((tmp_path / "codec.json").read_text())["results"]

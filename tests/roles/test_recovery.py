@@ -6,11 +6,15 @@ from typing import Any
 import pytest
 import torch
 
-from llmos_stream.broker import Broker
+from llmos_stream.broker import Broker, Topics, connect
+from llmos_stream.codec import Layout
 from llmos_stream.config import Settings
-from llmos_stream.roles import ControlView, decode_version
+from llmos_stream.roles import ControlView, Initial, decode_version, run_aggregator, wait_for_topics
 from llmos_stream.roles.events import emit, event
+from llmos_stream.roles.recovery import fetch_newest, recover
+from llmos_stream.runtime import Offload, Shutdown
 from llmos_stream.types import EventKind
+from tests.conftest import KafkaNode
 from tests.roles.aids import Running, aggregator, delta_of, settings_for, update
 
 RULES = {
@@ -117,3 +121,31 @@ async def test_what_recovery_needs_does_not_grow_with_the_history(broker: Broker
     assert control.progress.version == 12
     assert control.progress.bases == ninth.offset  # of twelve versions, three back
     assert len(control.sequences) == 1
+
+
+@pytest.mark.kafka
+async def test_a_version_of_a_hundred_megabytes_is_one_transaction(kafka: KafkaNode, federation: str) -> None:
+    """At Kafka's default limits and our default time-outs, moments included."""
+    weights = torch.randn(25_000_000, generator=torch.Generator().manual_seed(0))
+    layout = Layout.of({"w": weights})
+    settings = settings_for(federation, server_optimizer={"name": "adam"})
+    topics, shutdown = Topics(federation), Shutdown()
+    async with connect(kafka.settings()) as broker, Offload(2) as offload:
+        task = asyncio.create_task(
+            run_aggregator(broker, settings, lambda: Initial(layout, weights), offload, shutdown)
+        )
+        await wait_for_topics(broker, topics, shutdown)
+        async with broker.reader([topics.control], start="earliest") as reader:
+            control = ControlView(reader)
+            while control.latest is None and not task.done():
+                await control.poll(1.0)
+        shutdown.request()
+        await task
+        assert control.latest is not None
+        assert control.progress is not None
+        newest = await fetch_newest(broker, topics, settings, control.latest, offload)
+        found = await recover(broker, topics, settings, control, newest, offload)
+        await broker.delete_topics([topics.models, topics.snapshots])
+    assert torch.equal(newest.weights, weights)
+    assert set(found.moments) == {"first_moment", "second_moment"}
+    assert newest.head.payload_size > 80_000_000
