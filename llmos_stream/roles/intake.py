@@ -9,6 +9,9 @@ from collections import deque
 from collections.abc import AsyncIterator, Mapping, Sequence
 from time import monotonic
 
+import torch
+from torch import Tensor
+
 from llmos_stream.broker import Reader, Record, TopicPartition
 from llmos_stream.codec import Layout, decode, max_payload_size, payload_digest
 from llmos_stream.config import Settings
@@ -37,6 +40,8 @@ class Intake:
             self._admit, max_pending_bytes=wire.pending_bytes, max_idle_seconds=wire.incomplete_seconds
         )
         self._offsets = SafeOffsets(self._assembler.low_water)
+        # Pages of fresh memory cost more than decoding into them does.
+        self._room: list[Tensor] = []
         self._read_before: dict[TopicPartition, int] = {}
         self._log_time, self._read_at = 0.0, monotonic()
 
@@ -50,13 +55,15 @@ class Intake:
 
     async def receive(self, timeout_seconds: float, version: int) -> AsyncIterator[Update | Refusal]:
         """As many updates are decoded at a time as there are threads, and the next ones when those are taken: each
-        is as large as the model.
+        is as large as the model. Their deltas are good until then.
         """
         self._version = version
         waiting = await self._outcomes(timeout_seconds)
         while waiting:
             group = [waiting.popleft() for _ in range(min(len(waiting), self._offload.workers))]
-            decoded = deque(await run_all(*map(self._decode, group)))
+            while len(self._room) < len(group):
+                self._room.append(torch.empty(self._layout.numel))
+            decoded = deque(await run_all(*map(self._decode, group, self._room)))
             group.clear()
             while decoded:
                 yield decoded.popleft()
@@ -137,11 +144,11 @@ class Intake:
         if head.payload_size > limit:
             raise Rejected(Reason.TOO_LARGE, f"payload of {head.payload_size} bytes, at most {limit} needed")
 
-    async def _decode(self, outcome: Outcome) -> Update | Refusal:
+    async def _decode(self, outcome: Outcome, room: Tensor) -> Update | Refusal:
         if isinstance(outcome, Refusal):
             return outcome
         try:
-            return await self._offload.run(decode_update, outcome, self._layout.numel)
+            return await self._offload.run(decode_update, outcome, self._layout.numel, room)
         except Rejected as error:
             return Refusal(
                 reason=error.reason,
@@ -154,12 +161,12 @@ class Intake:
             )
 
 
-def decode_update(message: Message, numel: int) -> Update:
-    """Verify the payload's digest and decode it. Raises Rejected."""
+def decode_update(message: Message, numel: int, room: Tensor | None = None) -> Update:
+    """Verify the payload's digest and decode it, into `room` where given. Raises Rejected."""
     head = message.head
     if not isinstance(head, UpdateHead):
         raise Rejected(Reason.UNSUPPORTED, "this topic carries updates")
     if payload_digest(message.parts) != head.payload_digest:
         raise Rejected(Reason.WRONG_DIGEST, "the payload does not match its digest")
-    delta = decode(message.parts, head.codec, numel)
+    delta = decode(message.parts, head.codec, numel, out=room)
     return Update(head=head, partition=message.partition, offset=message.first_offset, delta=delta)

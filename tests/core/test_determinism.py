@@ -70,7 +70,7 @@ def test_a_manifest_and_its_deltas_rebuild_the_versions(name_of_strategy: str, n
     for version in published:
         for entry in version.manifest:
             strategy.fold(entry, deltas[entry.offset], now=0.0)
-        weights, manifest = strategy.flush(version.parent, weights)
+        weights, manifest = strategy.flush(version.number - 1, weights)
         assert manifest == version.manifest
         assert same_bytes(weights, version.weights)
 
