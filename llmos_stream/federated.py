@@ -18,6 +18,7 @@ from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 
 from llmos_stream.config import Settings, load
+from llmos_stream.errors import Rejected
 from llmos_stream.roles import LocalModel
 from llmos_stream.roles.membership import Membership
 from llmos_stream.training import Batch, LocalTrainer, Loss
@@ -66,23 +67,33 @@ class FederatedLearning:
 
         Returns the epoch's metrics: `epoch`, `loss`, `accuracy` (where the model classifies),
         `num_examples`, `version` (trained on), `sequence`, `sent_bytes`, `raw_bytes` and
-        `train_seconds`. Once the run has ended nothing is trained, and the answer is `epoch`,
+        `train_seconds`. When so many versions came meanwhile that the update could not count, it is not
+        sent, and `rejected`, the reason, is there in place of `sequence` and the bytes; the next call
+        goes on from the newest. Once the run has ended nothing is trained, and the answer is `epoch`,
         `version` and `finished`, the reason. An exception in training leaves the object usable.
+
+        While the broker does not answer this waits, and says so in the log; an interrupt ends it.
         """
         version = self._membership.newest()
         if self.finished:
             return {"epoch": epoch, "version": version.head.number, "finished": self.finished}
         trained = self._local.train(version.weights, [self._data_loader])
-        published = self._membership.publish(trained, version)
-        return {
+        told: dict[str, float | int | str] = {
             "epoch": epoch,
             **trained.metrics,
             "num_examples": trained.num_examples,
             "version": version.head.number,
+            "train_seconds": trained.seconds,
+        }
+        try:
+            published = self._membership.publish(trained, version)
+        except Rejected as error:
+            return {**told, "rejected": str(error)}
+        return {
+            **told,
             "sequence": published.head.sequence,
             "sent_bytes": published.sent_bytes,
             "raw_bytes": published.raw_bytes,
-            "train_seconds": trained.seconds,
         }
 
     def get_global_model(self) -> nn.Module:

@@ -7,7 +7,8 @@ import math
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
 from pathlib import Path
 
@@ -242,6 +243,21 @@ def test_an_interrupt_in_the_middle_leaves_it_usable(monkeypatch: pytest.MonkeyP
         assert "sequence" in fl.train(1)
 
 
+def test_readers_that_broke_off_are_opened_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = _model()
+    with FederatedLearning(model, _batches(1), torch.optim.SGD(model.parameters(), lr=0.1)) as fl:
+        first = fl._membership._joined
+        sequence = fl.train(0)["sequence"]
+
+        async def broken(_: float) -> None:
+            raise BrokerUnavailable("fetching broke off")
+
+        monkeypatch.setattr(first._control, "poll", broken)
+        answer = fl.train(1)
+        assert fl._membership._joined is not first
+        assert (answer["version"], answer["sequence"]) == (1, int(sequence) + 1)
+
+
 @pytest.mark.parametrize("ending", ["", "raise SystemExit(3)", "raise ValueError('mine')"])
 def test_a_script_that_never_closes_it_ends_by_itself(ending: str) -> None:
     script = f"""
@@ -263,8 +279,17 @@ print(fl.train(0)["version"])
 
 
 @pytest.fixture
-def running(kafka: KafkaNode, federation: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Settings]:
-    """A federation on Kafka with room for two updates a version; its settings are in the environment."""
+def running(
+    request: pytest.FixtureRequest,
+    kafka: KafkaNode,
+    federation: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> Iterator[Settings]:
+    """A federation on Kafka with room for two updates a version, unless the parameter sets something else.
+
+    Its settings are in the environment.
+    """
     for name, value in {
         "BROKER__BOOTSTRAP_SERVERS": kafka.bootstrap_servers,
         "FEDERATION__NAME": federation,
@@ -272,6 +297,7 @@ def running(kafka: KafkaNode, federation: str, monkeypatch: pytest.MonkeyPatch, 
         "CLIENT__WAIT_SECONDS": "20",
         "AGGREGATION__BUFFER_SIZE": "2",
         "AGGREGATION__DEADLINE_SECONDS": "600",
+        **getattr(request, "param", {}),
     }.items():
         monkeypatch.setenv(f"LLMOS_{name}", value)
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
@@ -321,3 +347,105 @@ def test_two_clients_with_one_name_are_refused(running: Settings, monkeypatch: p
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with FederatedLearning(model, _batches(1), optimizer), pytest.raises(StateError, match="running already"):
         FederatedLearning(model, _batches(1), optimizer)
+
+
+class _Between:
+    """Batches; something happens while they are trained on."""
+
+    def __init__(self, happens: Callable[[], object]) -> None:
+        self.happens = happens
+        self.times = 0
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        self.times += 1
+        if self.times == 1:
+            self.happens()
+        return iter(_batches(2))
+
+
+@pytest.mark.kafka
+@pytest.mark.parametrize("running", [{"AGGREGATION__BUFFER_SIZE": "1", "STALENESS__MAXIMUM": "1"}], indirect=True)
+def test_an_update_that_became_too_old_is_told_and_not_sent(running: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    fast, slow = _model(), _model()
+    monkeypatch.setenv("LLMOS_CLIENT__ID", "fast")
+    with FederatedLearning(fast, _batches(1), torch.optim.SGD(fast.parameters(), lr=0.1)) as one:
+
+        def overtake() -> None:
+            assert [one.train(epoch)["version"] for epoch in range(3)] == [0, 1, 2]
+
+        monkeypatch.setenv("LLMOS_CLIENT__ID", "slow")
+        with FederatedLearning(slow, _Between(overtake), torch.optim.SGD(slow.parameters(), lr=0.1)) as other:
+            told = other.train(0)
+            assert told["version"] == 0
+            assert str(told["rejected"]).startswith("too_stale: base version 0 is ")
+            assert "sequence" not in told
+            again = other.train(1)
+    assert int(again["version"]) >= 2
+    assert "sequence" in again
+
+
+@pytest.mark.kafka
+@pytest.mark.parametrize(
+    "running",
+    [{"AGGREGATION__BUFFER_SIZE": "1", "BROKER__CONNECT_TIMEOUT_SECONDS": "1", "CLIENT__WAIT_SECONDS": "3"}],
+    indirect=True,
+)
+def test_a_kafka_that_goes_between_and_during_calls_costs_time_only(running: Settings, kafka: KafkaNode) -> None:
+    node = kafka.own()
+    coming: list[threading.Thread] = []
+
+    def goes() -> None:
+        node.kill()
+        coming.append(threading.Thread(target=node.start))
+        coming[-1].start()
+
+    model = _model()
+    with FederatedLearning(model, _Between(goes), torch.optim.SGD(model.parameters(), lr=0.1)) as fl:
+        answers = [fl.train(0)]
+        coming[0].join()
+        goes()
+        answers += [fl.train(epoch) for epoch in (1, 2)]
+        coming[1].join()
+        sequences = [int(answer["sequence"]) for answer in answers]
+        assert sequences == list(range(sequences[0], sequences[0] + 3))
+        fl.get_global_model()
+
+
+@pytest.mark.kafka
+@pytest.mark.parametrize("running", [{"AGGREGATION__BUFFER_SIZE": "1"}], indirect=True)
+def test_an_update_that_an_earlier_process_left_is_sent(running: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLMOS_CLIENT__ID", "left")
+    model = _model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    async def interrupted(*_: object) -> None:
+        raise asyncio.CancelledError
+
+    with FederatedLearning(model, _batches(1), optimizer) as fl:
+        monkeypatch.setattr(fl._membership._joined, "_send", interrupted)
+        with pytest.raises(CancelledError):
+            fl.train(0)
+    with FederatedLearning(model, _batches(1), optimizer) as fl:
+        versions = [fl._membership.newest().head]  # which sends it
+        while versions[-1].number == 0:
+            fl._membership._published = True  # wait for what comes of it
+            versions.append(fl._membership.newest().head)
+        (contribution,) = versions[-1].manifest
+        assert int(fl.train(1)["sequence"]) == contribution.sequence + 1
+
+
+@pytest.mark.kafka
+def test_closing_while_nobody_answers_takes_seconds(
+    running: Settings, kafka: KafkaNode, caplog: pytest.LogCaptureFixture
+) -> None:
+    node, model = kafka.own(), _model()
+    fl = FederatedLearning(model, _batches(1), torch.optim.SGD(model.parameters(), lr=0.1))
+    fl.train(0)
+    node.kill()
+    try:
+        begun = time.monotonic()
+        fl.close()
+        assert time.monotonic() - begun < 15
+    finally:
+        node.start()
+    assert "the federation was left without a farewell" in caplog.text

@@ -69,11 +69,7 @@ def add_settings(
 
 def load_settings(arguments: argparse.Namespace, defaults: Mapping[str, Mapping[str, Any]] | None = None) -> Settings:
     """Settings from flags, environment and file. `defaults` are a command's own, below all three."""
-    given: dict[str, dict[str, Any]] = {}
-    for dest, value in vars(arguments).items():
-        if is_setting(dest) and value is not None:
-            section, field = dest.removeprefix(_DEST).split(".")
-            given.setdefault(section, {})[field] = _parsed(section, field, value)
+    given = given_settings(arguments)
     settings = load(given, arguments.config)
     if not defaults:
         return settings
@@ -83,6 +79,16 @@ def load_settings(arguments: argparse.Namespace, defaults: Mapping[str, Mapping[
             if field not in already:
                 given.setdefault(section, {})[field] = value
     return load(given, arguments.config)
+
+
+def given_settings(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """What flags alone say, by section and field, not validated yet."""
+    given: dict[str, dict[str, Any]] = {}
+    for dest, value in vars(arguments).items():
+        if is_setting(dest) and value is not None:
+            section, field = dest.removeprefix(_DEST).split(".")
+            given.setdefault(section, {})[field] = _parsed(section, field, value)
+    return given
 
 
 def _parsed(section: str, field: str, value: str) -> object:

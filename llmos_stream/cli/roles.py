@@ -1,10 +1,10 @@
 """`llmos-stream aggregator`, `client` and `evaluate`: the roles of a federation, a process each."""
 
 import argparse
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from llmos_stream.cli.common import Commands, add_command, err, note, print_json, say, start_logging
 from llmos_stream.cli.flags import load_settings
@@ -29,10 +29,17 @@ def add(commands: Commands) -> None:
         sections=(*_SHARED, "topics", "codec", "aggregation", "staleness", "server_optimizer", "stop"),
         examples=(
             "  llmos-stream aggregator --aggregation.buffer-size 8 --stop.target 0.97\n"
-            "  llmos-stream aggregator --aggregation.strategy fedasync --staleness.kind hinge"
+            "  llmos-stream aggregator --aggregation.strategy fedasync --staleness.kind hinge\n"
+            "  llmos-stream aggregator --shadow adam --server-optimizer.name adam"
         ),
     )
     aggregator.add_argument("--quiet", action="store_true", help="no live progress")
+    aggregator.add_argument(
+        "--shadow",
+        metavar="NAME",
+        help="leave the live run alone: fold what it accepts under this command's rule into a federation "
+        "of its own, FEDERATION.shadow.NAME; needs no task",
+    )
     add_command(
         commands,
         "client",
@@ -59,18 +66,28 @@ def run_aggregator_command(arguments: argparse.Namespace) -> int:
     settings = load_settings(arguments)
     end: list[RunEnd | None] = []
 
-    async def role(broker: "Broker", task: "Task", offload: Offload, shutdown: Shutdown) -> None:
+    async def watched(broker: "Broker", shown: Settings, main: Coroutine[Any, Any, "RunEnd | None"]) -> None:
         from llmos_stream.cli.progress import show_progress
-        from llmos_stream.roles import initial_of, run_aggregator
         from llmos_stream.runtime import run_while
 
-        progress = [] if arguments.quiet or arguments.json else [show_progress(broker, settings, err())]
-        main = run_aggregator(broker, settings, lambda: initial_of(task, settings), offload, shutdown)
+        progress = [] if arguments.quiet or arguments.json else [show_progress(broker, shown, err())]
         end.append(await run_while(main, *progress))
 
-    code = _run_role(settings, role)
+    async def role(broker: "Broker", task: "Task", offload: Offload, shutdown: Shutdown) -> None:
+        from llmos_stream.roles import initial_of, run_aggregator
+
+        main = run_aggregator(broker, settings, lambda: initial_of(task, settings), offload, shutdown)
+        await watched(broker, settings, main)
+
+    async def shadow(broker: "Broker", offload: Offload, shutdown: Shutdown) -> None:
+        from llmos_stream.replay import run_shadow, shadow_settings
+
+        shown = shadow_settings(settings, arguments.shadow)
+        await watched(broker, shown, run_shadow(broker, settings, arguments.shadow, offload, shutdown))
+
+    code = _run_role(settings, role) if arguments.shadow is None else _run_connected(settings, shadow)
     if code is ExitCode.DONE:
-        found = end[0]
+        found = end[0] if end else None
         if arguments.json:
             print_json(asdict(found) if found else {"reason": "stopped", "detail": None, "version": None})
         elif found:
@@ -93,10 +110,11 @@ def run_client_command(arguments: argparse.Namespace) -> int:
 
     code = _run_role(settings, role)
     if code is ExitCode.DONE:
+        updates = sent[0] if sent else 0
         if arguments.json:
-            print_json({"updates": sent[0]})
+            print_json({"updates": updates})
         else:
-            say(f"{plural(sent[0], 'update')} sent")
+            say(f"{plural(updates, 'update')} sent")
     return code
 
 
@@ -110,9 +128,9 @@ def run_evaluate_command(arguments: argparse.Namespace) -> int:
         evaluate = evaluate_once if arguments.once else run_evaluator
         last.append(await evaluate(broker, settings, task, offload, shutdown))
 
-    code = _run_role(settings, role)
+    code = _run_role(settings, role, patient=not arguments.once)
     if code is ExitCode.DONE:
-        found = last[0]
+        found = last[0] if last else None
         if arguments.json:
             print_json(asdict(found) if found else dict.fromkeys(("version", "metrics", "num_examples", "seconds")))
         elif found is None:
@@ -123,19 +141,46 @@ def run_evaluate_command(arguments: argparse.Namespace) -> int:
     return code
 
 
-def _run_role(settings: Settings, role: Callable[["Broker", "Task", Offload, Shutdown], Awaitable[None]]) -> ExitCode:
+def _run_role(
+    settings: Settings,
+    role: Callable[["Broker", "Task", Offload, Shutdown], Awaitable[None]],
+    *,
+    patient: bool = True,
+) -> ExitCode:
     """Connect, load the task and run the role under signals."""
+
+    async def with_task(broker: "Broker", offload: Offload, shutdown: Shutdown) -> None:
+        from llmos_stream.training import load_task
+
+        await role(broker, await offload.run(load_task, settings.task, settings.client), offload, shutdown)
+
+    return _run_connected(settings, with_task, patient=patient)
+
+
+def _run_connected(
+    settings: Settings, role: Callable[["Broker", Offload, Shutdown], Awaitable[None]], *, patient: bool = True
+) -> ExitCode:
+    """Connect and run the role under signals.
+
+    A role may be started before its broker and waits for it; one that is not `patient` fails with one clear error.
+    """
 
     async def process(shutdown: Shutdown) -> None:
         from llmos_stream.broker import connect
-        from llmos_stream.training import load_task, use_threads
+        from llmos_stream.roles.retry import keep_trying, until_stop
+        from llmos_stream.training import use_threads
 
         use_threads(settings.runtime)
         async with AsyncExitStack() as stack:
-            broker = await stack.enter_async_context(connect(settings.broker))
+
+            async def connected() -> "Broker":
+                return await until_stop(stack.enter_async_context(connect(settings.broker)), shutdown)
+
+            broker = await (keep_trying(connected, shutdown, "connecting again") if patient else connected())
+            if broker is None:
+                return
             offload = await stack.enter_async_context(Offload(settings.runtime.workers))
-            task = await offload.run(load_task, settings.task, settings.client)
-            await role(broker, task, offload, shutdown)
+            await role(broker, offload, shutdown)
 
     start_logging(settings)
     return run_process(process)

@@ -63,7 +63,7 @@ class History:
         """Fold one event in. Raises Rejected(MALFORMED), and changes nothing, where it is not of the closed table."""
         if fault := fault_of(event):
             raise Rejected(Reason.MALFORMED, fault)
-        self._span.add(event.time_ms, by_server=event.kind not in _CLIENT_KINDS)
+        self._span.add(event.time_ms, by_server=event.kind not in _CLIENT_KINDS and event.role != "client")
         self._folds[event.kind](event.time_ms, event.data)
 
     @property

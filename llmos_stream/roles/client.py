@@ -1,38 +1,47 @@
 """A client's side of the protocol: the newest version in, updates out. It knows nothing of training."""
 
-import hashlib
-import itertools
+import asyncio
 import logging
-import threading
+import secrets
 from collections.abc import Mapping
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
-from time import monotonic, perf_counter
+from time import monotonic
 from types import TracebackType
 from typing import Self
 
-import torch
 from torch import Tensor
 
 from llmos_stream.broker import Broker, Producer, Reader, Topics
-from llmos_stream.codec import ErrorFeedback, Layout, encode, payload_digest, spec_of
+from llmos_stream.codec import Layout
 from llmos_stream.config import Settings
-from llmos_stream.errors import ConfigError, FederationFinished, OffsetGone, TaskError
-from llmos_stream.roles.client_state import ClientState
-from llmos_stream.roles.control import ControlView, RunEnd
+from llmos_stream.errors import (
+    BrokerError,
+    BrokerUnavailable,
+    ConfigError,
+    FederationFinished,
+    OffsetGone,
+    Reason,
+    Rejected,
+)
+from llmos_stream.roles.client_events import joined, left, update_rejected, update_sent
+from llmos_stream.roles.client_state import ClientState, Unsent
+from llmos_stream.roles.control import ControlView, Pointer, RunEnd
 from llmos_stream.roles.delivery import Delivery
-from llmos_stream.roles.events import emit, event
+from llmos_stream.roles.events import emit
+from llmos_stream.roles.outbox import Draft, Outbox
+from llmos_stream.roles.retry import until_stop
 from llmos_stream.roles.versions import Version, fetch_version
 from llmos_stream.runtime import Offload, Shutdown
-from llmos_stream.types import Event, EventKind, UpdateHead
-from llmos_stream.wire import message_id, pack_prelude, split
+from llmos_stream.types import Event, UpdateHead
+from llmos_stream.wire import message_id, split
 
 log = logging.getLogger(__name__)
 
-ROLE = "client"
 _FETCH_SECONDS = 120.0
 _CATCH_UP_SECONDS = 60.0
+_LOOK_SECONDS = 2.0
 _FIRST_LOOK_SECONDS = 0.05
 _LAST_LOOK_SECONDS = 2.0
 _REST_SECONDS = 0.5
@@ -40,16 +49,20 @@ _REST_SECONDS = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """An update that the log has acknowledged."""
+    """An update that the log has acknowledged. How long it was encoded is unknown after a restart."""
 
     head: UpdateHead
     sent_bytes: int
     raw_bytes: int
-    encode_seconds: float
+    encode_seconds: float | None
 
 
 class Client:
-    """One client of a federation; use as an async context manager, then `newest` and `publish` in turn."""
+    """One client of a federation; use as an async context manager, then `newest` and `publish` in turn.
+
+    Writing goes on through broker trouble. Reading raises BrokerUnavailable: open another Client on the
+    same state then, and `send_unsent` before anything else is published.
+    """
 
     def __init__(
         self,
@@ -68,12 +81,9 @@ class Client:
         self._topics = Topics(settings.federation.name)
         self.client_id = client_id
         self._layout = layout
-        self._state = state
+        self._outbox = Outbox(settings, client_id, layout, state)
         self._offload = offload
-        self._codec = spec_of(settings.codec)
-        lossy = settings.codec.name != "float32"
-        self._feedback = ErrorFeedback(layout.numel) if lossy and settings.codec.error_feedback else None
-        self._encoding = threading.Lock()
+        self._max_staleness: int | None = None
         self._stack = AsyncExitStack()
         self._models: Reader
         self._control: ControlView
@@ -84,19 +94,18 @@ class Client:
         return self._control.finished
 
     async def __aenter__(self) -> Self:
+        await until_stop(self._open(), self._shutdown)
+        return self
+
+    async def _open(self) -> None:
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self._delivery)
             self._models = await stack.enter_async_context(self._broker.reader([self._topics.models], start="latest"))
             reader = await stack.enter_async_context(self._broker.reader([self._topics.control], start="earliest"))
             self._control = ControlView(reader)
             await self._control.catch_up(_CATCH_UP_SECONDS)
-            if (
-                self._feedback is not None
-                and (residual := await self._offload.run(self._state.load_residual)) is not None
-            ):
-                self._feedback.residual = residual
+            await self._offload.run(self._outbox.open)
             self._stack = stack.pop_all()
-        return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -105,13 +114,11 @@ class Client:
 
     async def join(self, num_examples: int | None) -> None:
         """Tell the federation that this client takes part."""
-        joined = event(EventKind.CLIENT_JOINED, ROLE, client_id=self.client_id, num_examples=num_examples)
-        await self._emit(joined)
+        await self._emit(joined(self.client_id, num_examples))
 
     async def leave(self, reason: str, updates: int) -> None:
         """Tell the federation that this client goes. Nobody waits for one that cannot say so."""
-        left = event(EventKind.CLIENT_LEFT, ROLE, client_id=self.client_id, reason=reason, updates=updates)
-        await self._emit(left)
+        await self._emit(left(self.client_id, reason, updates))
 
     async def rest(self, seconds: float) -> bool:
         """Let time pass. False when the run has ended or a stop was asked for meanwhile."""
@@ -127,26 +134,39 @@ class Client:
         if self._shutdown.requested or pointer is None or (above is not None and pointer.version <= above):
             return None
         try:
-            version = await fetch_version(
-                self._models,
-                self._topics.models,
-                pointer,
-                wire=self._settings.wire,
-                offload=self._offload,
-                timeout_seconds=_FETCH_SECONDS,
-            )
+            version = await self._fetch(pointer)
         except OffsetGone:
             # Retention overtook the pointer: a newer one is on its way or already there.
-            await self._control.catch_up(_CATCH_UP_SECONDS)
+            await until_stop(self._control.catch_up(_CATCH_UP_SECONDS), self._shutdown)
             if self._control.latest == pointer:
                 raise
             return await self.newest(above, seconds)
+        if version is None:
+            return None
         if version.layout.digest != self._layout.digest:
             raise ConfigError(
                 "task.entry, task.share: this client's shared tensors are not the federation's "
                 f"({_difference(self._layout, version.layout)})"
             )
+        self._max_staleness = _max_staleness(version.head.rule)
         return version
+
+    async def _fetch(self, pointer: Pointer) -> Version | None:
+        """The version that `pointer` names; None when a stop comes first."""
+        fetching = fetch_version(
+            self._models,
+            self._topics.models,
+            pointer,
+            wire=self._settings.wire,
+            offload=self._offload,
+            timeout_seconds=_FETCH_SECONDS,
+        )
+        try:
+            return await until_stop(fetching, self._shutdown)
+        except BrokerUnavailable:
+            if self._shutdown.requested:
+                return None
+            raise
 
     async def publish(
         self,
@@ -157,102 +177,137 @@ class Client:
         metrics: Mapping[str, float],
         train_seconds: float,
     ) -> Published:
-        """Encode `delta` (flat, float32) and send it; returns when the log has acknowledged it.
+        """Encode `delta` (flat, float32), make it durable and send it; returns when the log has acknowledged it.
 
-        Raises FederationFinished when the run has ended, TaskError when the delta is not finite.
+        An earlier update that was not acknowledged is sent first. Raises FederationFinished when the run has
+        ended, Rejected(TOO_STALE) when so many versions came since `base_version` that the update could not
+        count: go on from the newest; TaskError when the delta is not finite; StateError when it cannot be kept.
         """
+        await self._look()
         if self.finished:
             raise FederationFinished(f"the run has ended: {self.finished.reason}")
-        begun = perf_counter()
-        sequence = await self._offload.run(self._state.take_sequence)
-        parts = await self._offload.run(self._encode, delta, sequence)
-        head = UpdateHead(
-            client_id=self.client_id,
-            sequence=sequence,
-            base_version=base_version,
-            num_examples=num_examples,
-            layout_digest=self._layout.digest,
-            codec=self._codec,
-            payload_size=sum(map(len, parts)),
-            payload_digest=await self._offload.run(payload_digest, parts),
-            metrics=metrics,
-        )
-        encode_seconds = perf_counter() - begun
-        prelude = pack_prelude(head)
-        await self._send(head, prelude, parts)
-        if self._feedback is not None:
-            self._feedback.commit()
-            await self._offload.run(self._state.save_residual, self._feedback.residual)
-        published = Published(head, len(prelude) + head.payload_size, 4 * self._layout.numel, encode_seconds)
-        await self._tell(published, train_seconds)
-        return published
+        try:
+            self._check_staleness(base_version)
+        except Rejected as error:
+            await self._tell_rejected(error, None)
+            raise
+        draft = Draft(delta, base_version, num_examples, metrics, train_seconds)
+        while True:
+            update, mine = await self._offload.run(self._outbox.put, draft)
+            if mine:
+                return await self._send(update)
+            with suppress(Rejected):
+                await self._send(update)
 
-    async def _send(self, head: UpdateHead, prelude: bytes, parts: list[bytes]) -> None:
+    async def send_unsent(self) -> Published | None:
+        """Send the update that was not acknowledged, if there is one, with the sequence it has.
+
+        None when there is none, and when it cannot count any more: it is given up then. Call it once `newest`
+        has told what counts.
+        """
+        update = await self._offload.run(self._outbox.unsent)
+        if update is None:
+            return None
+        await self._look()
+        if self.finished:
+            log.warning("update %d is given up: the run has ended", update.head.sequence)
+            await self._offload.run(self._outbox.settle, update.head.sequence)
+            return None
+        log.info("sending update %d, which was not acknowledged", update.head.sequence)
+        try:
+            return await self._send(update)
+        except Rejected:
+            return None
+
+    async def _send(self, update: Unsent) -> Published:
         """Send until acknowledged. A repeat carries the same sequence, so it can only be counted once."""
-        attempts = itertools.count()
+        head = update.head
 
         async def write(producer: Producer) -> None:
+            with suppress(BrokerError):  # for whoever reads next
+                await self._control.poll(0)
+            self._check_staleness(head.base_version)
             records = split(
-                prelude,
-                parts,
+                update.prelude,
+                update.parts,
                 payload_size=head.payload_size,
-                # An id of its own, so that chunks of an earlier attempt are not taken for chunks of this one.
-                message_id=message_id(self.client_id, head.sequence, next(attempts)),
+                # An id of its own, so that chunks of an earlier attempt are not taken for chunks of this one; by
+                # chance, so that no earlier process has used it.
+                message_id=message_id(self.client_id, head.sequence, secrets.randbits(64)),
                 chunk_bytes=self._settings.wire.chunk_bytes,
             )
             await producer.send_all(self._topics.updates, records, key=self.client_id.encode())
 
-        await self._delivery.deliver(write)
+        try:
+            await self._delivery.deliver(write)
+        except Rejected as error:
+            await self._offload.run(self._outbox.settle, head.sequence)
+            await self._tell_rejected(error, head.sequence)
+            raise
+        await self._offload.run(self._outbox.settle, head.sequence)
+        sent_bytes, raw_bytes = len(update.prelude) + head.payload_size, 4 * self._layout.numel
+        sent = update_sent(
+            head,
+            raw_bytes=raw_bytes,
+            sent_bytes=sent_bytes,
+            train_seconds=update.train_seconds,
+            encode_seconds=update.encode_seconds,
+        )
+        await self._tell(sent)
+        return Published(head, sent_bytes, raw_bytes, update.encode_seconds)
 
-    def _encode(self, delta: Tensor, sequence: int) -> list[bytes]:
-        if not bool(torch.isfinite(delta).all()):
-            raise TaskError("training made weights that are not finite; lower client.lr")
-        level, generator = self._settings.codec.zstd_level, _generator(self.client_id, sequence)
-        if self._feedback is None:
-            return list(encode(delta, self._codec, level=level, generator=generator))
-        # A publish that was cancelled may still be encoding in its thread, for nothing.
-        with self._encoding:
-            self._feedback.rollback()
-            return self._feedback.encode(delta, self._codec, level=level, generator=generator)
+    async def _look(self) -> None:
+        """Hear what came while nobody listened, as far as the broker answers in time."""
+        with suppress(BrokerError, TimeoutError):
+            async with asyncio.timeout(_LOOK_SECONDS):
+                await self._control.catch_up(_LOOK_SECONDS)
+
+    def _check_staleness(self, base_version: int) -> None:
+        newest = self._control.latest
+        if newest is None or self._max_staleness is None:
+            return
+        if (staleness := newest.version - base_version) > self._max_staleness:
+            raise Rejected(
+                Reason.TOO_STALE,
+                f"base version {base_version} is {staleness} versions old; staleness.maximum is {self._max_staleness}",
+            )
+
+    async def _tell_rejected(self, error: Rejected, sequence: int | None) -> None:
+        which = "an update" if sequence is None else f"update {sequence}"
+        log.warning("%s was not sent: %s; going on from the newest version", which, error.detail)
+        await self._tell(update_rejected(self.client_id, sequence, error))
+
+    async def _tell(self, entry: Event) -> None:
+        """Emit what is settled already: a stop that comes first must not make it look undone."""
+        try:
+            await self._emit(entry)
+        except BrokerError as error:
+            log.warning("the event %s was not sent: %s", entry.kind, error)
 
     async def _emit(self, entry: Event) -> None:
         await self._delivery.deliver(partial(emit, topic=self._topics.events, entry=entry))
-
-    async def _tell(self, published: Published, train_seconds: float) -> None:
-        head = published.head
-        sent = event(
-            EventKind.UPDATE_SENT,
-            ROLE,
-            client_id=self.client_id,
-            sequence=head.sequence,
-            base_version=head.base_version,
-            num_examples=head.num_examples,
-            raw_bytes=published.raw_bytes,
-            sent_bytes=published.sent_bytes,
-            train_seconds=train_seconds,
-            encode_seconds=published.encode_seconds,
-            metrics=dict(head.metrics),
-        )
-        await self._emit(sent)
 
 
 async def wait_for_topics(broker: Broker, topics: Topics, shutdown: Shutdown) -> bool:
     """Wait until the federation's aggregator has made its topics. False when a stop came and there are still none."""
     pause = _FIRST_LOOK_SECONDS
-    while not {topic.name for topic in await broker.list_topics(f"{topics.federation}.")} >= set(topics.names):
+    while True:
+        found = await until_stop(broker.list_topics(f"{topics.federation}."), shutdown)
+        if {topic.name for topic in found} >= set(topics.names):
+            return True
         if shutdown.requested:
             return False
         if pause == _LAST_LOOK_SECONDS:
             log.info("waiting for federation %s: it has no topics yet", topics.federation)
         await shutdown.wait(pause)
         pause = min(2 * pause, _LAST_LOOK_SECONDS)
-    return True
 
 
-def _generator(client_id: str, sequence: int) -> torch.Generator:
-    """Randomness for stochastic rounding, the same whenever the same update is encoded."""
-    seed = hashlib.blake2b(f"{client_id}\0{sequence}".encode(), digest_size=8).digest()
-    return torch.Generator().manual_seed(int.from_bytes(seed, "little") >> 1)
+def _max_staleness(rule: Mapping[str, object]) -> int | None:
+    """`staleness.maximum` of the rule that a version was made under; it came from the log, so it may be anything."""
+    staleness = rule.get("staleness")
+    maximum = staleness.get("maximum") if isinstance(staleness, Mapping) else None
+    return maximum if isinstance(maximum, int) and not isinstance(maximum, bool) and maximum >= 0 else None
 
 
 def _difference(mine: Layout, theirs: Layout) -> str:

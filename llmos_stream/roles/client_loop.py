@@ -1,21 +1,23 @@
 """The client role: join, then take the newest version, train, publish, until the run ends or it is time to leave."""
 
 import logging
+import math
 import os
 import socket
-from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 from llmos_stream.broker import Broker, Topics
 from llmos_stream.config import Settings
-from llmos_stream.errors import FederationFinished
-from llmos_stream.roles.client import Client, wait_for_topics
+from llmos_stream.errors import FederationFinished, Rejected
+from llmos_stream.roles.client import Client, Published, wait_for_topics
 from llmos_stream.roles.client_state import ClientState
 from llmos_stream.roles.local_model import LocalModel, Trained
+from llmos_stream.roles.retry import keep_trying
 from llmos_stream.roles.versions import Version
 from llmos_stream.runtime import Offload, Shutdown
-from llmos_stream.training import Batch, LocalTrainer, Task
+from llmos_stream.training import LocalTrainer, Task
 
 log = logging.getLogger(__name__)
 
@@ -40,82 +42,127 @@ async def run_client(
 ) -> int:
     """Take part until the run ends, `client.max_updates` is reached or a stop is asked for.
 
-    Returns how many updates were sent.
+    While the broker does not answer it keeps trying and goes on where it was. Returns how many updates were sent.
     """
-    own = settings.client
-    if await shutdown.wait(own.join_delay_seconds):
+    if await shutdown.wait(settings.client.join_delay_seconds):
         return 0
-    if not await wait_for_topics(broker, Topics(settings.federation.name), shutdown):
-        return 0
-    local = await offload.run(_local_model, task, settings)
-    client_id = client_id_of(settings)
-    updates = repeats = 0
-    async with Client(broker, settings, client_id, local.layout, state, offload, shutdown) as client:
-        await client.join(task.num_train_examples(own.shard))
-        reason = "stopped"
-        version: Version | None = None
-        batches = task.train_batches(own.shard)  # one object: it orders each of its passes differently
-        try:
-            while not (shutdown.requested or client.finished or updates == own.max_updates):
-                if version is None:
-                    version = await client.newest(None, _FIRST_VERSION_SECONDS)
-                    continue
-                trained = await _train(client, local, version, task, batches, settings, offload, shutdown)
-                if trained is None:
-                    break
-                published = await client.publish(
-                    trained.delta,
-                    version.head.number,
-                    num_examples=trained.num_examples,
-                    metrics=trained.metrics,
-                    train_seconds=trained.seconds,
-                )
-                updates += 1
-                log.info(
-                    "update %d on version %d: loss %.4f, %d examples, %d bytes",
-                    published.head.sequence,
-                    version.head.number,
-                    trained.metrics["loss"],
-                    trained.num_examples,
-                    published.sent_bytes,
-                )
-                fresh = await client.newest(version.head.number, own.wait_seconds * 2**repeats)
-                # Nobody folds at present, or slowly: another update on the same version is worth less each time.
-                repeats = 0 if fresh else min(repeats + 1, _MOST_DOUBLINGS)
-                version = fresh or version
-        except FederationFinished:
-            log.info("the run ended while this client was training")
+    participation = _Participation(broker, settings, task, state, offload, shutdown)
+    await keep_trying(participation.take_part, shutdown, "joining again")
+    return participation.updates
+
+
+class _Participation:
+    """What a client keeps while it loses the broker and finds it again."""
+
+    def __init__(
+        self, broker: Broker, settings: Settings, task: Task, state: ClientState, offload: Offload, shutdown: Shutdown
+    ) -> None:
+        self._broker = broker
+        self._settings = settings
+        self._own = settings.client
+        self._task = task
+        self._state = state
+        self._offload = offload
+        self._shutdown = shutdown
+        self._batches = task.train_batches(
+            settings.client.shard
+        )  # one object: it orders each of its passes differently
+        self._local: LocalModel | None = None
+        self._version: Version | None = None
+        self._joined = False
+        self._repeats = 0
+        self.updates = 0
+
+    async def take_part(self) -> None:
+        """Raises BrokerUnavailable when the broker does not answer: call it again then."""
+        if not await wait_for_topics(self._broker, Topics(self._settings.federation.name), self._shutdown):
+            return
+        if self._local is None:
+            self._local = await self._offload.run(_local_model, self._task, self._settings)
+        local = self._local
+        client_id = client_id_of(self._settings)
+        async with Client(
+            self._broker, self._settings, client_id, local.layout, self._state, self._offload, self._shutdown
+        ) as client:
+            if not self._joined:
+                await client.join(self._task.num_train_examples(self._own.shard))
+                self._joined = True
+            try:
+                await self._work(client, local)
+            except FederationFinished:
+                log.info("the run ended while this client was training")
+            reason = self._reason(client)
+            log.info("leaving after %d updates: %s", self.updates, reason)
+            await client.leave(reason, self.updates)
+
+    async def _work(self, client: Client, local: LocalModel) -> None:
+        await self._move_on(client, 0.0)
+        while self._version is None and self._goes_on(client):
+            await self._move_on(client, _FIRST_VERSION_SECONDS)
+        if not self._shutdown.requested and (sent := await client.send_unsent()) is not None:
+            self._count(sent)
+        while self._version is not None and self._goes_on(client):
+            trained = await self._train(client, local, self._version)
+            if trained is None:
+                return
+            with suppress(Rejected):  # too old by now, as the client has said
+                self._count(await self._publish(client, trained, self._version))
+            # Nobody folds at present, or slowly: another update on the same version is worth less each time.
+            if await self._move_on(client, self._own.wait_seconds * 2**self._repeats):
+                self._repeats = 0
+            else:
+                self._repeats = min(self._repeats + 1, _MOST_DOUBLINGS)
+
+    def _goes_on(self, client: Client) -> bool:
+        return not (self._shutdown.requested or client.finished or self.updates == self._own.max_updates)
+
+    def _reason(self, client: Client) -> str:
         if client.finished:
-            reason = f"run ended: {client.finished.reason}"
-        elif updates == own.max_updates:
-            reason = "client.max_updates reached"
-        log.info("leaving after %d updates: %s", updates, reason)
-        await client.leave(reason, updates)
-    return updates
+            return f"run ended: {client.finished.reason}"
+        return "client.max_updates reached" if self.updates == self._own.max_updates else "stopped"
+
+    async def _move_on(self, client: Client, seconds: float) -> bool:
+        """Take the newest version. False when there is none newer than the one held, after `seconds`."""
+        above = None if self._version is None else self._version.head.number
+        fresh = await client.newest(above, seconds)
+        self._version = fresh or self._version
+        return fresh is not None
+
+    async def _train(self, client: Client, local: LocalModel, version: Version) -> Trained | None:
+        """One update's training at this client's speed; None when a stop or the end of the run cut it short."""
+        own, shutdown = self._own, self._shutdown
+        # Momentum gathered on an older version does not belong to this one.
+        local.trainer.optimizer = self._task.optimizer(local.trainer.model)
+        batches = [self._batches] * own.epochs
+        trained = await self._offload.run(local.train, version.weights, batches, lambda: shutdown.requested)
+        # A slower device computes the same, later.
+        seconds = max(trained.seconds, own.min_train_seconds) / own.speed
+        if trained.stopped or not await client.rest(max(seconds - trained.seconds, 0.0)):
+            return None
+        return replace(trained, seconds=seconds)
+
+    async def _publish(self, client: Client, trained: Trained, version: Version) -> Published:
+        return await client.publish(
+            trained.delta,
+            version.head.number,
+            num_examples=trained.num_examples,
+            metrics=trained.metrics,
+            train_seconds=trained.seconds,
+        )
+
+    def _count(self, published: Published) -> None:
+        self.updates += 1
+        head = published.head
+        log.info(
+            "update %d on version %d: loss %.4f, %d examples, %d bytes",
+            head.sequence,
+            head.base_version,
+            head.metrics.get("loss", math.nan),
+            head.num_examples,
+            published.sent_bytes,
+        )
 
 
 def _local_model(task: Task, settings: Settings) -> LocalModel:
     model = task.model()
     return LocalModel(LocalTrainer(model, task.optimizer(model), task.loss), settings.task.share)
-
-
-async def _train(
-    client: Client,
-    local: LocalModel,
-    version: Version,
-    task: Task,
-    batches: Iterable[Batch],
-    settings: Settings,
-    offload: Offload,
-    shutdown: Shutdown,
-) -> Trained | None:
-    """One update's training at this client's speed; None when a stop or the end of the run cut it short."""
-    own = settings.client
-    # Momentum gathered on an older version does not belong to this one.
-    local.trainer.optimizer = task.optimizer(local.trainer.model)
-    trained = await offload.run(local.train, version.weights, [batches] * own.epochs, lambda: shutdown.requested)
-    # A slower device computes the same, later.
-    seconds = max(trained.seconds, own.min_train_seconds) / own.speed
-    if trained.stopped or not await client.rest(max(seconds - trained.seconds, 0.0)):
-        return None
-    return replace(trained, seconds=seconds)

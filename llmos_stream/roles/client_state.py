@@ -1,82 +1,154 @@
-"""What a client must not forget: the sequence numbers it used and what its lossy codec still owes.
+"""What a client must not forget: the sequences it used, the update that is on its way, and what its codec still owes.
 
 A state folder holds
 
-    sequence.json         {"client_id": str, "next": int}, written before an update is sent
-    residual.safetensors  the error feedback's residual, written after it was acknowledged
-    lock                  held by the process that uses the folder
+    state.json              what counts, replaced atomically (below)
+    update-N.bin            the message of the unsent update N: prelude and payload, as on the wire
+    residual-N.safetensors  the error feedback's residual after update N was encoded
+    lock                    held by the process that uses the folder
 
-Files are replaced atomically: a kill leaves the old one or the new one.
+    state.json
+    client_id   str
+    next        int         the sequence of the next update
+    unsent      null        nothing waits to be sent; or the update that the log has not acknowledged yet:
+                            {"file": str, "size": int, "digest": hex SHA-256 of the prelude}
+                            (the prelude names the payload's own)
+    residual    null        nothing is owed; or {"file": str, "size": int, "digest": hex SHA-256 of the elements}
+
+An update, its residual and the next sequence become durable together, by one replacement of
+`state.json`: the files it names are on the disk before, the others are deleted after. A kill leaves
+the state before or the state after, and leftovers that the next opening deletes.
+
+A folder of the first release holds `sequence.json` ({"client_id", "next"}) and
+`residual.safetensors` in their place. They are read, and go with the first update.
 """
 
 import fcntl
+import logging
 import os
+import re
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import orjson
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
 from torch import Tensor
 
 from llmos_stream.errors import StateError
+from llmos_stream.roles.client_files import (
+    NamedFile,
+    StateRecord,
+    Unsent,
+    read_residual,
+    read_state,
+    read_update,
+    write_residual,
+    write_state,
+    write_update,
+)
 
-_RESIDUAL = "residual"
+__all__ = ["ClientState", "Unsent"]
+
+log = logging.getLogger(__name__)
+
+_STATE, _OLD_STATE, _OLD_RESIDUAL = "state.json", "sequence.json", "residual.safetensors"
+_OURS = re.compile(r"update-\d+\.bin|residual(-\d+)?\.safetensors|sequence\.json|(state|sequence|residual)\.new")
 
 
 class ClientState:
-    """Sequence numbers and residual of one client, on disk, or in memory only where `folder` is None.
+    """The state of one client, on disk, or in memory only where `folder` is None.
 
-    Raises StateError when the folder cannot be made, is in use, damaged, or another client's.
+    Whoever reads and then changes it holds `mutex` meanwhile. Raises StateError when the folder
+    cannot be made or written, is in use, damaged, or another client's.
     """
 
     def __init__(self, client_id: str, folder: Path | None) -> None:
+        self.mutex = threading.Lock()
         self._client_id = client_id
         self._folder = folder
         self._lock: int | None = None
-        # A client whose disk was lost must not use a number again: without a file, start from the clock.
-        self._next = 0 if folder is None else time.time_ns() // 1_000_000
+        self._unsent: Unsent | None = None
+        self._residual: Tensor | None = None
+        self._record = StateRecord(0)
         if folder is not None:
-            try:
+            with self._told():
                 folder.mkdir(parents=True, exist_ok=True)
                 self._lock = _lock(folder / "lock", client_id)
-            except OSError as error:
-                raise StateError(f"client.state_dir: {folder} cannot be used: {error.strerror or error}") from error
             try:
-                self._next = _read_next(folder / "sequence.json", client_id, otherwise=self._next)
+                with self._told():
+                    self._open(folder)
             except BaseException:
                 self.close()
                 raise
+        self._next = self._record.next
 
     def take_sequence(self) -> int:
-        """The next sequence number, recorded as used before it is returned."""
-        taken = self._next
-        self._next = taken + 1
+        """A sequence number for an update to `spool`; it is not given out again, come of it what may."""
+        self._next += 1
+        return self._next - 1
+
+    def unsent(self) -> Unsent | None:
+        """The update that was not acknowledged, if any."""
+        if self._unsent is None and self._folder is not None and self._record.unsent is not None:
+            path = self._folder / self._record.unsent.file
+            if not path.exists():
+                log.warning("%s is gone: going on without that update", path)
+                with self._told():
+                    self._commit(replace(self._record, next=self._next, unsent=None))
+                return None
+            self._unsent = read_update(path, self._record.unsent, self._client_id)
+        return self._unsent
+
+    def residual(self) -> Tensor | None:
+        """The residual after the last update (flat, float32; not a copy), or None."""
+        if self._residual is None and self._folder is not None and self._record.residual is not None:
+            path = self._folder / self._record.residual.file
+            if not path.exists():
+                log.warning("%s is gone: going on without error feedback's memory", path)
+                return None
+            self._residual = read_residual(path, self._record.residual)
+        return self._residual
+
+    def spool(self, update: Unsent, residual: Tensor | None) -> None:
+        """Make an update and the residual that it leaves (None: as it was) durable, in one step.
+
+        Raises ValueError when there is an unsent update already. After a StateError nothing has changed,
+        but that the sequence of `update` is used up.
+        """
+        if self._record.unsent is not None or self._unsent is not None:
+            raise ValueError("settle the unsent update before the next")
         if self._folder is not None:
-            _replace(self._folder / "sequence.json", orjson.dumps({"client_id": self._client_id, "next": self._next}))
-        return taken
+            number = update.head.sequence
+            with self._told():
+                written = write_update(self._folder / f"update-{number}.bin", update)
+                owed = self._record.residual
+                if residual is not None:
+                    owed = write_residual(self._folder / f"residual-{number}.safetensors", residual)
+                self._commit(StateRecord(self._next, written, owed))
+        self._unsent = update
+        if residual is not None:
+            self._residual = residual
 
-    def load_residual(self) -> Tensor | None:
-        """The residual kept last (flat, float32), or None."""
-        if self._folder is None or not (path := self._folder / "residual.safetensors").exists():
-            return None
-        try:
-            return load_file(path)[_RESIDUAL]
-        except (SafetensorError, KeyError, OSError) as error:
-            raise StateError(
-                f"{path} is damaged ({error}); delete it to go on without error feedback's memory"
-            ) from error
-
-    def save_residual(self, residual: Tensor | None) -> None:
-        if self._folder is not None and residual is not None:
-            _replace(self._folder / "residual.safetensors", save({_RESIDUAL: residual}))
+    def settle(self, sequence: int) -> None:
+        """The update was acknowledged, or is given up: forget it. Does nothing when it is forgotten already."""
+        if self._unsent is None or self._unsent.head.sequence != sequence:
+            return
+        if self._folder is not None:
+            with self._told():
+                self._commit(replace(self._record, next=self._next, unsent=None))
+        self._unsent = None
 
     def close(self) -> None:
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        """Let go of the folder, once a thread that writes to it has ended."""
+        with self.mutex:
+            if self._lock is not None:
+                os.close(self._lock)
+                self._lock = None
 
     def __enter__(self) -> Self:
         return self
@@ -86,18 +158,43 @@ class ClientState:
     ) -> None:
         self.close()
 
+    def _open(self, folder: Path) -> None:
+        old = folder / _OLD_STATE
+        if (folder / _STATE).exists():
+            self._record = read_state(folder / _STATE, self._client_id)
+        elif old.exists():
+            residual = folder / _OLD_RESIDUAL
+            kept = NamedFile(residual.name, residual.stat().st_size, None) if residual.exists() else None
+            self._record = replace(read_state(old, self._client_id), residual=kept)
+        else:
+            # A client whose disk was lost must not use a number again: without a file, start from the clock.
+            self._record = StateRecord(time.time_ns() // 1_000_000)
+        self._sweep(folder)
 
-def _read_next(path: Path, client_id: str, otherwise: int) -> int:
-    if not path.exists():
-        return otherwise
-    try:
-        state = orjson.loads(path.read_bytes())
-        owner, following = state["client_id"], int(state["next"])
-    except (orjson.JSONDecodeError, KeyError, TypeError, ValueError) as error:
-        raise StateError(f"{path} is damaged ({error}); delete it to start with new sequence numbers") from error
-    if owner != client_id:
-        raise StateError(f"{path} belongs to client {owner}; set client.state_dir or client.id")
-    return following
+    def _commit(self, record: StateRecord) -> None:
+        if self._folder is None:
+            raise ValueError("a state in memory has no record")
+        write_state(self._folder / _STATE, self._client_id, record)
+        self._record = record
+        self._sweep(self._folder)
+
+    def _sweep(self, folder: Path) -> None:
+        """Delete what the state does not name."""
+        named = {file.file for file in (self._record.unsent, self._record.residual) if file is not None}
+        if not (folder / _STATE).exists():
+            named.add(_OLD_STATE)
+        with suppress(OSError):  # a leftover costs room and nothing else; the next sweep may do better
+            for path in list(folder.iterdir()):
+                if _OURS.fullmatch(path.name) and path.name not in named:
+                    path.unlink()
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, SafetensorError) as error:
+            why = (error.strerror if isinstance(error, OSError) else None) or error
+            raise StateError(f"client.state_dir: {self._folder} cannot be used: {why}") from error
 
 
 def _lock(path: Path, client_id: str) -> int:
@@ -111,18 +208,3 @@ def _lock(path: Path, client_id: str) -> int:
             "give this one a client.id of its own"
         ) from None
     return handle
-
-
-def _replace(path: Path, data: bytes) -> None:
-    fresh = path.with_suffix(".new")
-    with fresh.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    fresh.replace(path)
-    # The new name must be on the disk too, or a loss of power brings the old file back.
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

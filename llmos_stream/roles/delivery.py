@@ -1,21 +1,14 @@
 """Writing through broker trouble: again with backoff, through a new producer, until it is acknowledged."""
 
-import logging
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Self
 
 from llmos_stream.broker import Broker, Producer
-from llmos_stream.errors import BrokerError
+from llmos_stream.errors import BrokerError, BrokerUnavailable
+from llmos_stream.roles.retry import keep_trying, until_stop
 from llmos_stream.runtime import Shutdown
-
-log = logging.getLogger(__name__)
-
-T = TypeVar("T")
-
-_FIRST_RETRY_SECONDS = 0.5
-_LAST_RETRY_SECONDS = 10.0
 
 
 class Delivery:
@@ -31,22 +24,25 @@ class Delivery:
         self._opened = AsyncExitStack()
         self._producer: Producer | None = None
 
-    async def deliver(self, write: Callable[[Producer], Awaitable[T]]) -> T:
-        """Call `write` until it succeeds. Raises its error when that is not retriable or a stop is asked for."""
-        delay = _FIRST_RETRY_SECONDS
-        while True:
+    async def deliver(self, write: Callable[[Producer], Awaitable[object]]) -> None:
+        """Call `write` until it succeeds.
+
+        Raises its error when that is not retriable, BrokerUnavailable when a stop comes before it has succeeded.
+        """
+
+        async def attempt() -> bool:
             try:
                 if self._producer is None:
                     self._producer = await self._opened.enter_async_context(self._broker.producer())
-                return await write(self._producer)
-            except BrokerError as error:
+                await write(self._producer)
+            except BrokerError:
                 self._producer = None
                 await self._opened.aclose()
-                if not error.retriable or self._shutdown.requested:
-                    raise
-                log.warning("not delivered (%s); again in %.1f s", error, delay)
-            await self._shutdown.wait(delay)
-            delay = min(2 * delay, _LAST_RETRY_SECONDS)
+                raise
+            return True
+
+        if not await until_stop(keep_trying(attempt, self._shutdown, "sending again"), self._shutdown):
+            raise BrokerUnavailable("a stop was asked for before the broker acknowledged what was sent")
 
     async def __aenter__(self) -> Self:
         return self

@@ -1,8 +1,8 @@
 """The evaluator: measures versions on held-out data and publishes what it found."""
 
 import logging
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
 from functools import partial
 from time import monotonic, perf_counter
@@ -11,10 +11,11 @@ from llmos_stream.broker import Broker, Reader, TopicPartition, Topics
 from llmos_stream.config import Settings
 from llmos_stream.errors import ConfigError, OffsetGone, Rejected
 from llmos_stream.roles.client import wait_for_topics
-from llmos_stream.roles.control import ControlView
+from llmos_stream.roles.control import ControlView, Pointer
 from llmos_stream.roles.delivery import Delivery
 from llmos_stream.roles.events import emit, event
 from llmos_stream.roles.local_model import LocalModel
+from llmos_stream.roles.retry import QUIET_SECONDS, keep_trying, until_stop
 from llmos_stream.roles.versions import Version, decode_version, fetch_version, version_assembler, version_head
 from llmos_stream.runtime import Offload, Shutdown
 from llmos_stream.training import LocalTrainer, Task, evaluate
@@ -41,47 +42,77 @@ class Evaluation:
 async def run_evaluator(
     broker: Broker, settings: Settings, task: Task, offload: Offload, shutdown: Shutdown
 ) -> Evaluation | None:
-    """Evaluate every `evaluator.every`-th version and the last, until the run ends. Returns the last evaluation."""
-    topics = Topics(settings.federation.name)
-    if not await wait_for_topics(broker, topics, shutdown):
-        return None
-    judge = await offload.run(Judge, task, settings)
-    last: Evaluation | None = None
-    async with AsyncExitStack() as stack:
-        delivery = await stack.enter_async_context(Delivery(broker, shutdown))
-        control = ControlView(await stack.enter_async_context(broker.reader([topics.control], start="earliest")))
-        models = await stack.enter_async_context(broker.reader([topics.models], start="earliest"))
+    """Evaluate every `evaluator.every`-th version and the last, until the run ends. Returns the last evaluation.
+
+    While the broker does not answer it keeps trying, and goes on after the last version that it evaluated.
+    """
+    measuring = _Measuring(broker, settings, task, offload, shutdown)
+    await keep_trying(measuring.follow, shutdown, "looking for versions again")
+    return measuring.last
+
+
+class _Measuring:
+    """What the evaluator keeps while it loses the broker and finds it again."""
+
+    def __init__(self, broker: Broker, settings: Settings, task: Task, offload: Offload, shutdown: Shutdown) -> None:
+        self._broker = broker
+        self._settings = settings
+        self._topics = Topics(settings.federation.name)
+        self._task = task
+        self._offload = offload
+        self._shutdown = shutdown
+        self._judge: Judge | None = None
+        self._next: Pointer | None = None  # from where to read on
+        self._passed_over: Version | None = None
+        self.last: Evaluation | None = None
+
+    async def follow(self) -> None:
+        """Raises BrokerUnavailable when the broker does not answer: call it again then."""
+        if not await wait_for_topics(self._broker, self._topics, self._shutdown):
+            return
+        if self._judge is None:
+            self._judge = await self._offload.run(Judge, self._task, self._settings)
+        async with AsyncExitStack() as stack:
+            delivery = await stack.enter_async_context(Delivery(self._broker, self._shutdown))
+            control, models = await until_stop(self._open(stack), self._shutdown)
+            versions = _versions(models, control, self._settings, self._offload, self._shutdown)
+            async with aclosing(versions):
+                async for version, following in versions:
+                    if version.head.number % self._settings.evaluator.every:
+                        self._passed_over = version
+                    else:
+                        await self._measure(self._judge, version, delivery)
+                    self._next = following
+                    if self._shutdown.requested:
+                        return
+            if self._passed_over is not None and not self._shutdown.requested:
+                await self._measure(
+                    self._judge, self._passed_over, delivery
+                )  # the run has ended with a version in between
+
+    async def _open(self, stack: AsyncExitStack) -> tuple[ControlView, Reader]:
+        topics = self._topics
+        control = ControlView(await stack.enter_async_context(self._broker.reader([topics.control], start="earliest")))
+        models = await stack.enter_async_context(self._broker.reader([topics.models], start="earliest"))
         await control.catch_up(_CATCH_UP_SECONDS)
-        if control.latest:
-            models.seek(TopicPartition(topics.models, control.latest.partition), control.latest.offset)
-        passed_over: Version | None = None
-        async for version in _versions(models, control, settings, offload, shutdown):
-            if version.head.number % settings.evaluator.every:
-                passed_over = version
-            else:
-                passed_over, last = None, await _measure(judge, version, offload, delivery, topics)
-            if shutdown.requested:
-                return last
-        if passed_over is not None:  # the run has ended with a version in between
-            last = await _measure(judge, passed_over, offload, delivery, topics)
-    return last
+        if begin := self._next or control.latest:
+            models.seek(TopicPartition(topics.models, begin.partition), begin.offset)
+        return control, models
 
-
-async def _measure(
-    judge: "Judge", version: Version, offload: Offload, delivery: Delivery, topics: Topics
-) -> Evaluation:
-    found = await offload.run(judge.evaluate, version)
-    log.info("version %d: %s", found.version, ", ".join(f"{name} {value:.4f}" for name, value in found.metrics.items()))
-    measured = event(
-        EventKind.EVALUATION,
-        ROLE,
-        version=found.version,
-        metrics=found.metrics,
-        num_examples=found.num_examples,
-        seconds=found.seconds,
-    )
-    await delivery.deliver(partial(emit, topic=topics.events, entry=measured))
-    return found
+    async def _measure(self, judge: "Judge", version: Version, delivery: Delivery) -> None:
+        found = await self._offload.run(judge.evaluate, version)
+        self._passed_over, self.last = None, found
+        metrics = ", ".join(f"{name} {value:.4f}" for name, value in found.metrics.items())
+        log.info("version %d: %s", found.version, metrics)
+        measured = event(
+            EventKind.EVALUATION,
+            ROLE,
+            version=found.version,
+            metrics=found.metrics,
+            num_examples=found.num_examples,
+            seconds=found.seconds,
+        )
+        await delivery.deliver(partial(emit, topic=self._topics.events, entry=measured))
 
 
 async def evaluate_once(
@@ -133,30 +164,38 @@ class Judge:
 
 async def _versions(
     models: Reader, control: ControlView, settings: Settings, offload: Offload, shutdown: Shutdown
-) -> AsyncIterator[Version]:
-    """Each version in the order of the log, until the run has ended with the last of them, or a stop is asked for."""
+) -> AsyncGenerator[tuple[Version, Pointer], None]:
+    """Each version in the order of the log, and where the next may begin.
+
+    Until the run has ended with the last of them, or a stop is asked for.
+    """
     assembler = version_assembler(settings.wire)
+    heard = monotonic()
     while not shutdown.requested:
         # The end is written after the last version: once it is known, what there is to read is all there will be.
         await control.poll(0)
-        if control.finished and await models.lag() == 0:
+        if control.finished and await until_stop(models.lag(), shutdown) == 0:
             return
         try:
             records = await models.poll(_POLL_SECONDS)
         except OffsetGone as error:
             log.warning("retention deleted versions before they were evaluated (%s); going on with the newest", error)
             assembler = version_assembler(settings.wire)
-            await models.seek_to_beginning()
+            await until_stop(models.seek_to_beginning(), shutdown)
             if control.latest:
                 models.seek(TopicPartition(models.partitions[0].topic, control.latest.partition), control.latest.offset)
             continue
+        heard = monotonic() if records else heard
+        if monotonic() - heard > QUIET_SECONDS:
+            await until_stop(models.lag(), shutdown)  # polls of a broker that is gone find nothing, for ever
+            heard = monotonic()
         for record in records:
             outcomes = assembler.push(
                 record.value or b"", key=record.key, partition=record.partition, offset=record.offset, now=monotonic()
             )
             for outcome in outcomes:
                 if version := await _decoded(outcome, offload):
-                    yield version
+                    yield version, Pointer(version.head.number + 1, record.partition, record.offset + 1)
 
 
 async def _decoded(outcome: Message | Refusal, offload: Offload) -> Version | None:

@@ -2,9 +2,10 @@
 
 The leader claims the federation with a record in `<f>.control` that carries a term, one above the last.
 The claim is written in a transaction of the producer whose transactional id fences every older one, so
-terms rise in the order of the fencing. From then on the leader beats. A standby takes over when no beat
-has come for `aggregator.takeover_seconds`, or at once when the leader left in order. A takeover that was
-not needed costs the other one its place and the log nothing: only the newest can commit.
+terms rise in the order of the fencing. From then on the leader beats. When no beat has come for
+`aggregator.takeover_seconds` the standbys stand as candidates, and the first one in the log takes over;
+when the leader left in order, at once. A takeover that was not needed costs the other one its place and
+the log nothing: only the newest can commit.
 """
 
 import asyncio
@@ -18,7 +19,7 @@ from llmos_stream.broker import Broker, Producer, Topics
 from llmos_stream.config import Settings
 from llmos_stream.errors import BrokerError, Fenced, TransactionAborted
 from llmos_stream.roles.control import ControlView
-from llmos_stream.roles.control_records import AGGREGATOR, Leader, dump_leader
+from llmos_stream.roles.control_records import AGGREGATOR, CANDIDATE, Leader, dump_candidate, dump_leader
 from llmos_stream.roles.delivery import Delivery
 from llmos_stream.runtime import Shutdown
 
@@ -44,17 +45,15 @@ class Leadership:
             return True
         log.info("standing by: another aggregator leads, or did until a moment ago")
         patience = self._settings.aggregator.takeover_seconds
-        heard, since = control.beats, monotonic()
+        heard, since = self._heard(control), monotonic()
         while not (shutdown.requested or control.finished or self._is_free(control)):
-            if control.beats != heard:
-                heard, since = control.beats, monotonic()
+            if self._heard(control) != heard:
+                heard, since = self._heard(control), monotonic()
             elif monotonic() - since >= patience:
-                asked = monotonic()
-                await control.catch_up(_CATCH_UP_SECONDS)
-                if control.beats == heard and monotonic() - asked < patience:
-                    log.warning("taking over: the aggregator that led has not been heard for %.1f s", asked - since)
+                if await self._is_elected(control, patience):
+                    log.warning("taking over: the aggregator that led was silent for %.1f s", monotonic() - since)
                     return True
-                since = monotonic()  # the log itself was away: the leader gets the same time to be heard again
+                since = monotonic()
             await control.poll(self._settings.aggregator.beat_seconds)
         return not (shutdown.requested or control.finished)
 
@@ -110,6 +109,22 @@ class Leadership:
             while not self._is_another(control.leader) and monotonic() < deadline:
                 await control.poll(self._settings.aggregator.beat_seconds)
         return self._is_another(control.leader)
+
+    async def _is_elected(self, control: ControlView, patience: float) -> bool:
+        """Stand as a candidate. Whether this is the first one in the log since the leader was heard last.
+
+        Not when the log itself was away: then the leader gets the same time to be heard again.
+        """
+        asked, beats = monotonic(), control.beats
+        control.candidates.clear()  # who stood before and did not come to lead is gone
+        async with self._broker.producer() as producer:
+            await producer.send(self._topic, dump_candidate(self._instance), key=CANDIDATE)
+        await control.catch_up(_CATCH_UP_SECONDS)
+        first = control.candidates[:1] == [self._instance]
+        return first and control.beats == beats and monotonic() - asked < patience
+
+    def _heard(self, control: ControlView) -> tuple[int, int]:
+        return control.beats, len(control.candidates)
 
     def _is_free(self, control: ControlView) -> bool:
         leader = control.leader

@@ -6,6 +6,7 @@ same background loop.
 
 import asyncio
 import logging
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 
 from torch import Tensor
@@ -13,12 +14,13 @@ from torch import Tensor
 from llmos_stream.broker import Broker, MemoryBroker, Topics, connect
 from llmos_stream.codec import Layout
 from llmos_stream.config import Settings
-from llmos_stream.errors import BrokerUnavailable, Closed, LlmosError
+from llmos_stream.errors import BrokerError, BrokerUnavailable, Closed, LlmosError
 from llmos_stream.roles.aggregator import Initial, run_aggregator
 from llmos_stream.roles.client import Client, Published, wait_for_topics
 from llmos_stream.roles.client_loop import client_id_of, state_folder
 from llmos_stream.roles.client_state import ClientState
 from llmos_stream.roles.local_model import Trained
+from llmos_stream.roles.retry import keep_trying
 from llmos_stream.roles.versions import Version
 from llmos_stream.runtime import Background, Offload, Shutdown, run_while
 
@@ -45,6 +47,9 @@ class Membership:
         self._stack = AsyncExitStack()
         self._updates = 0
         self._client: Client | None = None
+        self._entered = AsyncExitStack()  # holds the client, which is opened anew after broker trouble
+        self._in_trouble = False
+        self._make_client: Callable[[], Client]
         self._shutdown = Shutdown()
         try:
             self._background.run(self._open())
@@ -66,11 +71,14 @@ class Membership:
     def newest(self) -> Version:
         """The newest version. After an update of this client on the one it holds, waits a while for a newer one.
 
-        Raises BrokerUnavailable when the federation has no version at all.
+        Raises BrokerUnavailable when the federation has no version at all. When the broker is gone, this and
+        `publish` wait until it is there again.
         """
-        return self._background.run(self._newest(self._joined))
+        _ = self._joined
+        return self._background.run(self._newest())
 
     def publish(self, trained: Trained, base: Version) -> Published:
+        """Raises Rejected when `base` is too old by now: go on from the newest."""
         published = self._background.run(
             self._joined.publish(
                 trained.delta,
@@ -107,12 +115,23 @@ class Membership:
             client_id = client_id_of(settings)
             folder = None if embedded and settings.client.state_dir is None else state_folder(settings, client_id)
             state = stack.enter_context(ClientState(client_id, folder))
-            client = await stack.enter_async_context(
-                Client(broker, settings, client_id, self._layout, state, offload, self._shutdown)
+            self._make_client = lambda: Client(
+                broker, settings, client_id, self._layout, state, offload, self._shutdown
             )
-            await client.join(None)
+            await stack.enter_async_context(self._entered)
+            client = await self._entered.enter_async_context(self._make_client())
+            await self._join(client)
             self._client = client
             self._stack = stack.pop_all()
+
+    async def _join(self, client: Client) -> None:
+        try:
+            async with asyncio.timeout(_JOIN_SECONDS):
+                await client.join(None)
+        except TimeoutError:
+            raise BrokerUnavailable(
+                f"federation {self._settings.federation.name} could not be joined within {_JOIN_SECONDS:g} s"
+            ) from None
 
     async def _wait_for_topics(self, broker: Broker) -> None:
         name = self._settings.federation.name
@@ -140,16 +159,36 @@ class Membership:
         if self._failure is not None:
             raise self._failure
 
-    async def _newest(self, client: Client) -> Version:
+    async def _newest(self) -> Version:
         held = self._current
         above = None if held is None else held.head.number
         seconds = _JOIN_SECONDS if held is None else self._settings.client.wait_seconds if self._published else 0.0
-        fresh = await run_while(client.newest(above, seconds), self._aggregator_fails())
+
+        async def look() -> Version | None:
+            client = await self._working_client()
+            try:
+                fresh = await run_while(client.newest(above, seconds), self._aggregator_fails())
+            except BrokerError:
+                self._in_trouble = True
+                raise
+            if self._current is None and fresh is not None:
+                await client.send_unsent()  # of an earlier process; the version has told what still counts
+            return fresh
+
+        fresh = await keep_trying(look, self._shutdown, "asking again")
         if fresh is not None:
             self._current, self._published = fresh, False
         if self._current is None:
             raise BrokerUnavailable(f"federation {self._settings.federation.name} published no version; is it running?")
         return self._current
+
+    async def _working_client(self) -> Client:
+        """The client, opened anew if its readers have broken off. Updates and their sequences are in its state."""
+        if self._in_trouble:
+            await self._entered.aclose()
+            self._client = await self._entered.enter_async_context(self._make_client())
+            self._in_trouble = False
+        return self._joined
 
     async def _close(self) -> None:
         self._shutdown.request()

@@ -11,13 +11,16 @@ from dataclasses import dataclass, field, replace
 from torch import Tensor
 
 from llmos_stream.broker import Broker, TopicPartition, Topics
+from llmos_stream.codec import Layout
 from llmos_stream.config import Settings
+from llmos_stream.errors import Reason, Rejected
 from llmos_stream.roles.control import ControlView
 from llmos_stream.roles.control_records import Pointer, Progress
-from llmos_stream.roles.log import read_versions
+from llmos_stream.roles.log import read_heads, read_versions
 from llmos_stream.roles.snapshots import fetch_snapshots
 from llmos_stream.roles.versions import Version, decode_version, fetch_version
 from llmos_stream.runtime import Offload
+from llmos_stream.types import VersionHead
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +51,20 @@ async def fetch_newest(
         return await fetch_version(
             reader, topics.models, pointer, wire=settings.wire, offload=offload, timeout_seconds=_FETCH_SECONDS
         )
+
+
+async def fetch_layout(broker: Broker, topics: Topics, pointer: Pointer) -> Layout:
+    """The layout of the version that `pointer` names, from its head alone.
+
+    Raises OffsetGone when retention has deleted it, Rejected when no full version begins there.
+    """
+    async with broker.reader([topics.models], start="latest") as reader:
+        reader.seek(TopicPartition(topics.models, pointer.partition), pointer.offset)
+        async for logged in read_heads(reader, VersionHead):
+            if logged.head.number == pointer.version and logged.head.tensors is not None:
+                return Layout.from_specs(logged.head.tensors)
+            break
+    raise Rejected(Reason.MALFORMED, f"version {pointer.version} does not begin at offset {pointer.offset}")
 
 
 async def recover(

@@ -1,19 +1,23 @@
 """Going on through broker trouble: the same work again, with growing pauses, saying why each time."""
 
+import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from time import monotonic
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from llmos_stream.errors import BrokerError
-from llmos_stream.runtime import Shutdown
+from llmos_stream.errors import BrokerError, BrokerUnavailable
+from llmos_stream.runtime import Shutdown, run_while
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+QUIET_SECONDS = 10.0
+"""Who has read nothing for this long asks the broker whether it is there."""
 _FIRST_PAUSE_SECONDS = 0.5
 _LAST_PAUSE_SECONDS = 10.0
+_FAREWELL_SECONDS = 3.0
 
 
 async def keep_trying(work: Callable[[], Awaitable[T]], shutdown: Shutdown, what: str) -> T | None:
@@ -38,3 +42,17 @@ async def keep_trying(work: Callable[[], Awaitable[T]], shutdown: Shutdown, what
         if await shutdown.wait(pause):
             return None
         pause = min(2 * pause, _LAST_PAUSE_SECONDS)
+
+
+async def until_stop(work: Coroutine[Any, Any, T], shutdown: Shutdown) -> T:
+    """Await what the broker is asked for; once a stop is asked for too, for a few more seconds only.
+
+    Raises BrokerUnavailable then: a broker that is gone holds nobody up.
+    """
+    return await run_while(work, _give_up(shutdown))
+
+
+async def _give_up(shutdown: Shutdown) -> None:
+    await shutdown.wait()
+    await asyncio.sleep(_FAREWELL_SECONDS)
+    raise BrokerUnavailable(f"no answer from the broker in the {_FAREWELL_SECONDS:g} s that a stop leaves it")

@@ -23,7 +23,12 @@ _COMMANDS = (
 )
 
 
-@pytest.mark.parametrize("command", [*_COMMANDS, ["demo"]], ids=" ".join)
+_WAITING = (["aggregator"], ["client"], ["evaluate"])
+
+
+@pytest.mark.parametrize(
+    "command", [*(command for command in _COMMANDS if command not in _WAITING), ["demo"]], ids=" ".join
+)
 def test_no_broker_at_the_address(llmos: Run, nobody: str, command: list[str]) -> None:
     begun = time.monotonic()
     done = llmos(*command, "--broker.bootstrap-servers", nobody, "--broker.connect-timeout-seconds", "0.3")
@@ -33,6 +38,45 @@ def test_no_broker_at_the_address(llmos: Run, nobody: str, command: list[str]) -
     assert said.startswith(f"error: no Kafka answers at {nobody} after 0.3 s")
     assert said.endswith("check LLMOS_BROKER__BOOTSTRAP_SERVERS, or start one with `llmos-stream broker start`")
     assert "Traceback" not in done.err
+
+
+@pytest.mark.parametrize("command", _WAITING, ids=" ".join)
+def test_a_role_waits_for_its_broker_and_can_be_stopped(start: Start, nobody: str, command: list[str]) -> None:
+    role = start(*command, "--json", "--broker.bootstrap-servers", nobody, "--broker.connect-timeout-seconds", "0.3")
+    said = role.line("err", "no Kafka answers")
+    assert f"no Kafka answers at {nobody} after 0.3 s" in said
+    assert "start one with `llmos-stream broker start`; connecting again in 0.5 s" in said
+    role.line("err", "connecting again in 1.0 s")
+    role.signal(signal.SIGTERM)
+    begun = time.monotonic()
+    done = role.wait()
+    assert time.monotonic() - begun < 10
+    assert done.status == 0, done
+    assert "Traceback" not in done.err
+    assert set(done.json().values()) <= {0, None, "stopped"}
+
+
+@pytest.mark.kafka
+def test_roles_started_before_their_broker_take_part(
+    start: Start, llmos: Run, on_kafka: str, kafka: KafkaNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLMOS_CLIENT__WAIT_SECONDS", "0.2")
+    monkeypatch.setenv("LLMOS_BROKER__CONNECT_TIMEOUT_SECONDS", "0.5")
+    monkeypatch.setenv("LLMOS_AGGREGATION__BUFFER_SIZE", "1")
+    monkeypatch.setenv("LLMOS_STOP__MAX_VERSIONS", "2")
+    node = kafka.own()
+    node.stop()
+    try:
+        roles = [start("aggregator"), start("client"), start("evaluate")]
+        for role in roles:
+            role.line("err", "connecting again")
+    finally:
+        node.start()
+    for role in roles:
+        done = role.wait()
+        assert done.status == 0, done
+        assert "Traceback" not in done.err
+    assert [row["version"] for row in llmos("versions", "list", "--json").json()] == [0, 1, 2]
 
 
 @pytest.mark.parametrize("command", _COMMANDS, ids=" ".join)

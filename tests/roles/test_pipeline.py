@@ -127,6 +127,30 @@ async def test_slow_late_and_leaving_clients_block_nothing(broker: Broker, feder
     assert all(float(str(data["train_seconds"])) >= 0.02 / 0.02 for data in slow)
 
 
+async def test_a_client_that_is_too_slow_is_told_and_starts_from_the_newest(broker: Broker, federation: str) -> None:
+    settings = _settings(
+        federation,
+        staleness={"maximum": 0},
+        aggregation={"buffer_size": 1},
+        stop={"target": None, "max_versions": 10},
+        client={"wait_seconds": 0.2},
+    )
+    clients = [_client(settings, 0, min_train_seconds=0.02), _client(settings, 1, min_train_seconds=0.2)]
+    run = Federation(broker, settings, clients)
+    end = await run.run()
+    assert end is not None
+    assert end.version == 10
+    told = [event for event in run.of("update_rejected") if event.role == "client"]
+    assert {(event.data["client_id"], event.data["reason"]) for event in told} >= {("client-1", "too_stale")}
+    assert all("staleness.maximum is 0" in str(event.data["detail"]) for event in told)
+    # What it was told of was not sent, and it went on.
+    left = {str(event.data["client_id"]): event.data for event in run.of("client_left")}
+    sent = [event for event in run.of("update_sent") if event.data["client_id"] == "client-1"]
+    assert left["client-1"]["updates"] == len(sent)
+    trained_on = [event.data["base_version"] for event in sent]
+    assert len(trained_on) == len(set(trained_on))
+
+
 @pytest.mark.kafka
 async def test_a_restart_of_kafka_costs_time_and_nothing_else(kafka: KafkaNode, federation: str) -> None:
     node = kafka.own()
@@ -194,7 +218,7 @@ async def test_a_client_keeps_its_sequence_and_residual_across_restarts(federati
     used = [int(str(event.data["sequence"])) for event in run.of("update_sent")]
     with ClientState("client-0", tmp_path / "client-0") as state:
         assert state.take_sequence() > max(used)
-        residual = state.load_residual()
+        residual = state.residual()
     assert residual is not None
     assert float(residual.abs().max()) > 0  # int8 owes something after two updates
 

@@ -1,0 +1,104 @@
+"""Standing by, leading, leaving: what an aggregator and its shadows do alike, whatever they aggregate."""
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+
+from llmos_stream.broker import Broker, Producer, Reader, Topics
+from llmos_stream.config import Settings
+from llmos_stream.errors import FederationFinished, Fenced, TransactionAborted
+from llmos_stream.roles.control import ControlView, Pointer, RunEnd
+from llmos_stream.roles.folding import Folding
+from llmos_stream.roles.leadership import Leadership
+from llmos_stream.roles.publisher import Publisher, group_of
+from llmos_stream.roles.recovery import fetch_newest, recover
+from llmos_stream.roles.retry import keep_trying
+from llmos_stream.runtime import Offload, Shutdown, run_while
+
+log = logging.getLogger(__name__)
+
+_CATCH_UP_SECONDS = 60.0
+
+
+class Aggregation(ABC):
+    """One process's part in a federation that it may come to lead, through all its attempts."""
+
+    def __init__(self, broker: Broker, settings: Settings, offload: Offload, shutdown: Shutdown) -> None:
+        self._broker = broker
+        self._settings = settings
+        self._topics = Topics(settings.federation.name)
+        self._offload = offload
+        self._shutdown = shutdown
+        self._leadership = Leadership(broker, self._topics, settings)
+        self._first = True
+
+    async def run(self) -> RunEnd | None:
+        """Until the run has ended (returned) or a stop is asked for (None), through broker trouble.
+
+        Raises FederationFinished when the run had ended before, Fenced when another process has taken over.
+        """
+        return await keep_trying(self._attempt, self._shutdown, "starting again from the log")
+
+    @abstractmethod
+    async def _prepare(self, stack: AsyncExitStack, control: ControlView) -> bool:
+        """Before standing by: refuse, by an error, what must not lead here. False when a stop was asked for."""
+
+    @abstractmethod
+    async def _lead(self, stack: AsyncExitStack, publisher: Publisher, control: ControlView) -> RunEnd | None:
+        """Aggregate, after this process's claim: what older ones wrote is settled, and `control` knows it."""
+
+    async def _attempt(self) -> RunEnd | None:
+        await self._broker.create_topics(self._topics.specs(self._settings.topics))
+        async with AsyncExitStack() as stack:
+            control = ControlView(await self._follow(stack, self._topics.control), with_sequences=True)
+            await control.catch_up(_CATCH_UP_SECONDS)
+            if control.finished and self._first:
+                raise FederationFinished(
+                    f"federation {self._topics.federation} ended at version {control.finished.version} "
+                    f"({control.finished.reason}); start a new one under another name"
+                )
+            self._first = False
+            if not await self._prepare(stack, control):
+                return None
+            if not await self._leadership.await_turn(control, self._shutdown):
+                return control.finished
+            try:
+                # The producer comes first: from here on an older one is fenced and its transaction settled.
+                producer: Producer = self._broker.producer(group_of(self._settings))
+                await stack.enter_async_context(producer)
+                await self._leadership.claim(producer, control)
+                end = await self._lead(stack, Publisher(producer, self._topics, self._settings), control)
+            except Fenced as error:
+                if await self._leadership.superseded():
+                    raise
+                raise TransactionAborted(
+                    "the broker gave up a transaction that took too long; if this comes again, raise "
+                    "LLMOS_BROKER__TRANSACTION_TIMEOUT_SECONDS"
+                ) from error
+        await self._leadership.leave()
+        if end is not None:
+            log.info("the run has ended: %s", end.detail)
+        return end
+
+    async def _fold(
+        self, folding: Folding, control: ControlView, begin: Callable[[Folding], Awaitable[None]]
+    ) -> RunEnd | None:
+        """Go on from what the log holds, or `begin` where there is nothing, then fold; and say so all the while."""
+
+        async def main() -> RunEnd | None:
+            if control.latest is None:
+                await begin(folding)
+            else:
+                await self._resume(folding, control, control.latest)
+            return await folding.run(self._shutdown)
+
+        return await run_while(main(), self._leadership.beat(control, folding.alive))
+
+    async def _resume(self, folding: Folding, control: ControlView, pointer: Pointer) -> None:
+        log.info("going on from version %d", pointer.version)
+        newest = await fetch_newest(self._broker, self._topics, self._settings, pointer, self._offload)
+        await folding.resume(await recover(self._broker, self._topics, self._settings, control, newest, self._offload))
+
+    async def _follow(self, stack: AsyncExitStack, topic: str) -> Reader:
+        return await stack.enter_async_context(self._broker.reader([topic], start="earliest"))
