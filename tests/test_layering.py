@@ -29,11 +29,15 @@ _MAY: dict[str, tuple[set[str], set[str]]] = {
         {"torch", "orjson", "safetensors"},
         _BASE | {"codec", "wire", "core", "broker", "training", "runtime"},
     ),
+    "replay": (
+        {"torch"},
+        _BASE | {"codec", "wire", "core", "broker", "training", "runtime", "roles"},
+    ),
     "federated": ({"torch"}, _BASE | {"roles", "training"}),
     "demo": (set(), _BASE | {"broker", "roles", "runtime", "training"}),
     "cli": (
         {"rich", "pydantic", "pydantic_core", "orjson", "safetensors", "torch"},
-        _BASE | {"broker", "demo", "reporting", "roles", "runtime", "training", "wire", "__init__"},
+        _BASE | {"broker", "demo", "replay", "reporting", "roles", "runtime", "training", "wire", "__init__"},
     ),
     "__main__": (set(), {"cli"}),
     "__init__": (set(), {"federated"}),

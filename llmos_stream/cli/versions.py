@@ -2,7 +2,6 @@
 
 import argparse
 import asyncio
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,7 +10,9 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 
 from llmos_stream.cli.common import Commands, add_command, note, out, plain_table, print_json, say, start_logging
+from llmos_stream.cli.export import check_target, write_weights
 from llmos_stream.cli.flags import load_settings
+from llmos_stream.cli.told import told
 from llmos_stream.config import Settings
 from llmos_stream.errors import ConfigError
 from llmos_stream.reporting.wording import plain, plural, size
@@ -151,7 +152,7 @@ def _show(version: "LoggedVersion", as_json: bool) -> int:
     console = out()
     for name, value in found.items():
         if name not in ("manifest", "tensors") and value not in (None, {}):
-            console.print(Text.assemble((name, "bold"), f"  {_told(value)}"), soft_wrap=True)
+            console.print(Text.assemble((name, "bold"), f"  {told(value)}"), soft_wrap=True)
     console.print(Text.assemble(("tensors", "bold"), f"  {len(head.tensors or ())}"))
     if not head.manifest:
         say("no contributions: the initial weights")
@@ -172,40 +173,15 @@ def _show(version: "LoggedVersion", as_json: bool) -> int:
     return 0
 
 
-def _told(value: object) -> str:
-    """A value in words; a section of settings as `name=value` pairs."""
-    if not isinstance(value, Mapping):
-        return plain(str(value))
-    return ", ".join(
-        f"{name} ({_told(inner)})" if isinstance(inner, Mapping) else f"{name}={_told(inner)}"
-        for name, inner in value.items()
-    )
-
-
 def _export(version: "LoggedVersion", path: Path, as_json: bool, federation: str) -> int:
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
     from llmos_stream.roles import decode_version
 
-    if not path.parent.is_dir():
-        raise ConfigError(f"--to: there is no folder {path.parent}")
-    decoded = decode_version(version.head, version.parts)
-    # safetensors wants tensors of their own, laid out densely, not views of one vector.
-    tensors = {name: tensor.contiguous().clone() for name, tensor in decoded.layout.unflatten(decoded.weights).items()}
+    check_target(path)
     digest = version.head.weights_digest.hex()
     metadata = {"federation": federation, "version": str(version.head.number), "weights_digest": digest}
-    fresh = path.with_name(path.name + ".new")
-    try:
-        save_file(tensors, fresh, metadata=metadata)
-        fresh.replace(path)
-    except (OSError, SafetensorError) as error:  # the latter where safetensors itself cannot write
-        fresh.unlink(missing_ok=True)
-        raise ConfigError(f"--to: cannot write {path}: {error}") from None
+    tensors = write_weights(decode_version(version.head, version.parts), path, metadata)
     if as_json:
-        print_json(
-            {"file": str(path), "version": version.head.number, "tensors": len(tensors), "weights_digest": digest}
-        )
+        print_json({"file": str(path), "version": version.head.number, "tensors": tensors, "weights_digest": digest})
     else:
-        note(f"wrote version {version.head.number}, {len(tensors)} tensors, to {path}")
+        note(f"wrote version {version.head.number}, {tensors} tensors, to {path}")
     return 0

@@ -10,7 +10,19 @@ import pytest
 from llmos_stream import __version__
 from tests.cli.aids import Run
 
-_COMMANDS = ("demo", "aggregator", "client", "evaluate", "topics", "versions", "inspect", "broker", "settings")
+_COMMANDS = (
+    "demo",
+    "aggregator",
+    "client",
+    "evaluate",
+    "topics",
+    "versions",
+    "replay",
+    "audit",
+    "inspect",
+    "broker",
+    "settings",
+)
 
 _SCRIPT = f"""
 import contextlib, io, json, sys

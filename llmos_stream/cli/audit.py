@@ -1,0 +1,127 @@
+"""`llmos-stream audit`: where a version comes from, and whether its updates are still in the log."""
+
+import argparse
+import asyncio
+from typing import TYPE_CHECKING
+
+from rich.text import Text
+
+from llmos_stream.cli.common import Commands, add_command, err, out, plain_table, print_json, say, start_logging
+from llmos_stream.cli.flags import load_settings
+from llmos_stream.cli.told import told
+from llmos_stream.config import Settings
+from llmos_stream.errors import ConfigError
+from llmos_stream.reporting.wording import plain
+
+if TYPE_CHECKING:
+    from llmos_stream.replay import Audit
+
+_FEDBUFF = "share: weight x clip / sum of examples, what the delta was multiplied with; they sum to 1 or less (stale)"
+_FEDASYNC = "share: the rate at which the client's whole model was mixed in"
+_HIDDEN = ("manifest", "tensors", "signature", "kind")
+
+
+def add(commands: Commands) -> None:
+    parser = add_command(
+        commands,
+        "audit",
+        run,
+        text="show what a version was made of, and whether that is still in the log",
+        sections=("federation", "broker", "wire", "runtime"),
+        examples="  llmos-stream audit 12\n  llmos-stream audit --json    # the newest version",
+    )
+    parser.add_argument("number", nargs="?", type=int, help="which version; default: the newest")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    settings = load_settings(arguments)
+    start_logging(settings)
+    found = asyncio.run(_audit(settings, arguments.number))
+    if arguments.json:
+        print_json(_plain(found))
+    else:
+        _show(found)
+    return 0
+
+
+async def _audit(settings: Settings, number: int | None) -> "Audit":
+    from llmos_stream.broker import connect
+    from llmos_stream.replay import ReplayLog, audit
+    from llmos_stream.runtime import Offload
+
+    async with (
+        connect(settings.broker) as broker,
+        Offload(settings.runtime.workers) as offload,
+        ReplayLog(broker, settings, offload) as log,
+    ):
+        with err().status("reading the log ..."):
+            numbers = log.index.numbers
+            if not numbers:
+                raise ConfigError(f"federation {settings.federation.name} has no versions in the log")
+            wanted = numbers[-1] if number is None else number
+            if wanted not in log.index.versions:
+                raise ConfigError(
+                    f"version {wanted} is not in the log, which holds {numbers.start} to {numbers.stop - 1}"
+                )
+            return await audit(log, wanted)
+
+
+def _plain(found: "Audit") -> dict[str, object]:
+    from llmos_stream.wire import describe
+
+    head = found.entry.head
+    described = describe(head)
+    described.pop("signature")
+    manifest = [
+        {
+            "client_id": item.contribution.client_id,
+            "sequence": item.contribution.sequence,
+            "partition": item.contribution.partition,
+            "offset": item.contribution.offset,
+            "base_version": item.base_version,
+            "num_examples": item.contribution.num_examples,
+            "staleness": item.contribution.staleness,
+            "weight": item.contribution.weight,
+            "clip": item.contribution.clip,
+            "share": item.share,
+            "payload_digest": item.contribution.payload_digest.hex(),
+            "log": str(item.presence),
+            "detail": item.detail or None,
+        }
+        for item in found.items
+    ]
+    place = {"partition": found.entry.at.partition, "offset": found.entry.at.offset}
+    return described | {"manifest": manifest, "moments_kept": found.moments_kept} | place
+
+
+def _show(found: "Audit") -> None:
+    head = found.entry.head
+    console = out()
+    for name, value in _plain(found).items():
+        if name not in _HIDDEN and value not in (None, {}):
+            console.print(Text.assemble((name, "bold"), f"  {told(value)}"), soft_wrap=True)
+    if not found.items:
+        say("no contributions: the weights the log begins with")
+        return
+    table = plain_table("client", "seq", "offset", "n", "stale", "weight", "clip", "share", "payload", "log")
+    for item in found.items:
+        one = item.contribution
+        table.add_row(
+            plain(one.client_id),
+            str(one.sequence),
+            f"{one.partition}:{one.offset}",
+            str(one.num_examples),
+            str(one.staleness),
+            f"{one.weight:.4g}",
+            f"{one.clip:.3g}",
+            "-" if item.share is None else f"{item.share:.1%}",
+            one.payload_digest.hex()[:8],
+            str(item.presence),
+        )
+    console.print(table)
+    rule = head.rule.get("aggregation")
+    is_async = isinstance(rule, dict) and rule.get("strategy") == "fedasync"
+    say(_FEDASYNC if is_async else _FEDBUFF)
+    for item in found.items:
+        if item.detail:
+            say(plain(item.detail))

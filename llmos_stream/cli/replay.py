@@ -1,0 +1,201 @@
+"""`llmos-stream replay`: rebuild versions from the log and compare digests, or ask what if."""
+
+import argparse
+import asyncio
+import re
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, get_args
+
+from llmos_stream.cli.common import Commands, add_command, err, note, out, plain_table, print_json, say, start_logging
+from llmos_stream.cli.export import check_target, write_weights
+from llmos_stream.cli.flags import given_settings, load_settings
+from llmos_stream.cli.told import told
+from llmos_stream.config import SECTIONS, Settings
+from llmos_stream.errors import ConfigError
+from llmos_stream.reporting.wording import plural
+
+if TYPE_CHECKING:
+    from llmos_stream.replay import Index, ReplayLog, Verdict
+
+RULE = ("aggregation", "staleness", "server_optimizer")
+_RECORDED = {name: dict.fromkeys(SECTIONS[name].model_fields, "as recorded in the log") for name in RULE}
+_STRATEGY, _KIND = ("aggregation", "strategy"), ("staleness", "kind")
+
+
+def add(commands: Commands) -> None:
+    parser = add_command(
+        commands,
+        "replay",
+        run,
+        text="rebuild versions from the log and compare digests, or ask what if",
+        sections=("federation", "broker", "wire", "runtime", "task", "evaluator", *RULE),
+        defaults=_RECORDED,
+        examples=(
+            "  llmos-stream replay                       # every version that can be\n"
+            "  llmos-stream replay 5-12\n"
+            "  llmos-stream replay --without client-7    # and compare the accuracy\n"
+            "  llmos-stream replay --strategy fedasync --staleness hinge\n"
+            "  llmos-stream replay --server-optimizer.lr 0.5 --to what-if.safetensors"
+        ),
+    )
+    parser.add_argument("versions", nargs="?", metavar="N|N-M", help="which versions; default: all that the log holds")
+    parser.add_argument(
+        "--without",
+        action="append",
+        default=[],
+        metavar="CLIENT",
+        help="what if this client's updates were left out? Repeatable",
+    )
+    parser.add_argument(
+        "--strategy", choices=_choices(*_STRATEGY), help="what if? Short for --aggregation.strategy, below"
+    )
+    parser.add_argument("--staleness", choices=_choices(*_KIND), help="what if? Short for --staleness.kind, below")
+    parser.add_argument("--every", type=int, metavar="N", help="what if: compare evaluations at every N-th version too")
+    parser.add_argument("--no-evaluation", action="store_true", help="what if: compare weights alone; needs no task")
+    parser.add_argument("--to", type=Path, metavar="FILE", help="write the resulting weights (safetensors)")
+
+
+def _choices(section: str, field: str) -> tuple[str, ...]:
+    return get_args(SECTIONS[section].model_fields[field].annotation)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    changes = changes_of(arguments)
+    settings = load_settings(arguments)
+    if arguments.to is not None:
+        check_target(arguments.to)
+    if arguments.every is not None and arguments.every < 1:
+        raise ConfigError("--every: at least 1")
+    start_logging(settings)
+    if changes or arguments.without:
+        from llmos_stream.cli.whatif import run_what_if
+
+        return run_what_if(arguments, settings, changes)
+    return asyncio.run(_rebuild(settings, arguments))
+
+
+def changes_of(arguments: argparse.Namespace) -> dict[str, dict[str, object]]:
+    """What flags say of the rule. Environment and file describe the federation that runs, not one that might have."""
+    given = given_settings(arguments)
+    for section, field, value in ((*_STRATEGY, arguments.strategy), (*_KIND, arguments.staleness)):
+        if value is not None:
+            given.setdefault(section, {})[field] = value
+    return {section: fields for section, fields in given.items() if section in RULE}
+
+
+@asynccontextmanager
+async def opened(settings: Settings) -> "AsyncIterator[ReplayLog]":
+    """The log, with its index read."""
+    from llmos_stream.broker import connect
+    from llmos_stream.replay import ReplayLog
+    from llmos_stream.runtime import Offload
+    from llmos_stream.training import use_threads
+
+    use_threads(settings.runtime)
+    async with connect(settings.broker) as broker, Offload(settings.runtime.workers) as offload:
+        log = ReplayLog(broker, settings, offload)
+        with err().status("reading the log ..."):
+            await log.__aenter__()
+        try:
+            yield log
+        finally:
+            await log.__aexit__(None, None, None)
+
+
+def numbers_of(text: str | None, index: "Index", federation: str) -> range:
+    """The versions that `N` or `N-M` means; all without it. Raises ConfigError for some that are not there."""
+    there = index.numbers
+    if not there:
+        raise ConfigError(f"federation {federation} has no versions in the log; is its aggregator running?")
+    if text is None:
+        return there
+    if (found := re.fullmatch(r"(\d+)(?:-(\d+))?", text)) is None:
+        raise ConfigError(f"versions are a number or a range such as 5-12, not {text!r}")
+    first, last = int(found[1]), int(found[2] or found[1])
+    if first > last or first not in there or last not in there:
+        raise ConfigError(f"versions {text}: the log holds {there.start} to {there.stop - 1}")
+    return range(first, last + 1)
+
+
+@contextmanager
+def bar(what: str, total: int) -> Iterator[Callable[[], None]]:
+    """A progress bar on standard error, where that is a terminal; gives what moves it on by one."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = err()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(what, total=total)
+        yield lambda: progress.advance(task)
+
+
+async def _rebuild(settings: Settings, arguments: argparse.Namespace) -> int:
+    from llmos_stream.replay import Outcome, Rebuilding
+
+    verdicts = []
+    async with opened(settings) as log:
+        numbers = numbers_of(arguments.versions, log.index, settings.federation.name)
+        rebuilding = Rebuilding(log, numbers)
+        with bar("rebuilding versions", len(numbers)) as step:
+            async for verdict in rebuilding.verdicts():
+                verdicts.append(verdict)
+                step()
+    if arguments.json:
+        print_json(_plain(verdicts))
+    else:
+        _show(verdicts)
+    if arguments.to is not None and rebuilding.last is not None:
+        last = rebuilding.last.head.number
+        digest = next(verdict.rebuilt_digest for verdict in verdicts if verdict.version == last)
+        named = {"federation": settings.federation.name, "version": str(last), "weights_digest": digest}
+        write_weights(rebuilding.last, arguments.to, named | {"replay": "rebuilt from the log"})
+        note(f"wrote version {last}, as rebuilt, to {arguments.to}")
+    counted = Counter(verdict.outcome for verdict in verdicts)
+    asked_for_in_vain = arguments.versions is not None and counted[Outcome.GONE]
+    return 1 if counted[Outcome.DIFFERS] or asked_for_in_vain else 0
+
+
+def _plain(verdicts: "list[Verdict]") -> dict[str, object]:
+    from llmos_stream.roles.versions import build
+
+    counted = Counter(str(verdict.outcome) for verdict in verdicts)
+    rows = [asdict(verdict) | {"build": dict(verdict.build)} for verdict in verdicts]
+    totals = {name: counted[name] for name in ("initial", "match", "differs", "gone")}
+    return {"versions": rows, **totals, "build": dict(build())}
+
+
+def _show(verdicts: "list[Verdict]") -> None:
+    from llmos_stream.replay import Outcome
+    from llmos_stream.roles.versions import build
+
+    table = plain_table("version", "contributions", "verdict", "published", "max difference", "relative L2")
+    for verdict in verdicts:
+        apart = verdict.difference
+        table.add_row(
+            str(verdict.version),
+            str(verdict.contributions),
+            str(verdict.outcome),
+            verdict.published_digest[:12] or "-",
+            f"{apart.max_abs:.3g}" if apart else "-",
+            f"{apart.relative_l2:.3g}" if apart else "-",
+        )
+    out().print(table)
+    for verdict in verdicts:
+        if verdict.detail:
+            say(f"version {verdict.version}: {verdict.detail}")
+    differing = [verdict for verdict in verdicts if verdict.outcome is Outcome.DIFFERS]
+    for recorded in {told(verdict.build): None for verdict in differing}:
+        say(f"computed first on {recorded}; here on {told(build())}: kernels may round differently elsewhere")
+    counted = Counter(verdict.outcome for verdict in verdicts)
+    words = {
+        Outcome.MATCH: "rebuilt, every digest as published",
+        Outcome.DIFFERS: "rebuilt with another result",
+        Outcome.GONE: "not to be rebuilt any more",
+        Outcome.INITIAL: "where the log begins",
+    }
+    told_of = [f"{plural(counted[outcome], 'version')} {text}" for outcome, text in words.items() if counted[outcome]]
+    say("; ".join(told_of))

@@ -1,0 +1,133 @@
+"""The what-if half of `llmos-stream replay`: the run told again, and the two compared."""
+
+import argparse
+import asyncio
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from llmos_stream.cli.common import note, out, plain_table, print_json, say
+from llmos_stream.cli.export import write_weights
+from llmos_stream.cli.replay import bar, numbers_of, opened
+from llmos_stream.config import Settings
+from llmos_stream.reporting.wording import listed, plain, plural
+
+if TYPE_CHECKING:
+    from llmos_stream.replay import Change, Changes, Told
+    from llmos_stream.roles import Judge
+
+_CAVEAT = (
+    "Later updates were trained on models that contained the removed contributions; those updates are folded as "
+    "they were sent, so what is left of the removed clients' influence in them stays."
+)
+
+
+def run_what_if(arguments: argparse.Namespace, settings: Settings, changes: "Changes") -> int:
+    from llmos_stream.replay import Change
+
+    change = Change(frozenset(arguments.without), _validated(settings, changes))
+    told = asyncio.run(_tell(settings, arguments, change))
+    if arguments.json:
+        print_json(_plain(told, change))
+    else:
+        _show(told, change)
+    if arguments.to is not None:
+        metadata = {
+            "federation": settings.federation.name,
+            "version": str(told.last),
+            "weights_digest": told.digest,
+            "what_if": _what(change),
+        }
+        write_weights(told.final, arguments.to, metadata)
+        note(f"wrote the weights to {arguments.to}")
+    return 0
+
+
+def _validated(settings: Settings, changes: "Changes") -> "Changes":
+    """The changes as settings have them, from text; `settings` were loaded with them and found good."""
+    from llmos_stream.config import load
+
+    parsed = load({section: dict(fields) for section, fields in changes.items()})
+    return {
+        section: {name: getattr(getattr(parsed, section), name) for name in changes[section]} for section in changes
+    }
+
+
+async def _tell(settings: Settings, arguments: argparse.Namespace, change: "Change") -> "Told":
+    from llmos_stream.replay import WhatIf
+
+    async with opened(settings) as log:
+        numbers = numbers_of(arguments.versions, log.index, settings.federation.name)
+        judge = None if arguments.no_evaluation else await log.offload.run(_judge, settings)
+        story = WhatIf(log, change, judge=judge, every=arguments.every)
+        with bar("telling the run again", len(numbers)) as step:
+            return await story.run(numbers, lambda _: step())
+
+
+def _judge(settings: Settings) -> "Judge":
+    from llmos_stream.roles import Judge
+    from llmos_stream.training import load_task
+
+    return Judge(load_task(settings.task, settings.client), settings)
+
+
+def _what(change: "Change") -> str:
+    """The change in words."""
+    parts = [f"without {listed(plain(name) for name in sorted(change.without))}"] if change.without else []
+    parts += [
+        f"{section}.{name} {value}" for section, fields in change.settings.items() for name, value in fields.items()
+    ]
+    return ", ".join(parts)
+
+
+def _plain(told: "Told", change: "Change") -> dict[str, object]:
+    return {
+        "without": sorted(change.without),
+        "settings": change.settings,
+        "first": told.first,
+        "last": told.last,
+        "deleted_before": told.deleted,
+        "moments_start_anew": told.anew,
+        "versions": told.final.head.number - told.first,
+        "original_versions": told.last - told.first,
+        "folded": told.folded,
+        "removed": told.removed,
+        "refused": dict(told.refused),
+        "original_digest": told.original_digest,
+        "digest": told.digest,
+        "difference": None if told.apart is None else asdict(told.apart),
+        "evaluations": [asdict(point) for point in told.points],
+        "note": _CAVEAT if change.without else None,
+    }
+
+
+def _show(told: "Told", change: "Change") -> None:
+    say(f"what if: {_what(change)}")
+    if told.deleted:
+        say(f"begins at version {told.first}: {told.deleted}")
+    if told.anew:
+        say(f"the server optimiser's moments start anew: the log does not hold those of version {told.first}")
+    _show_points(told)
+    skipped = "".join(f", {count} refused ({reason})" for reason, count in sorted(told.refused.items()))
+    say(
+        f"{plural(told.folded, 'update')} folded, {told.removed} removed{skipped}; "
+        f"{plural(told.final.head.number - told.first, 'version')} in place of {told.last - told.first}"
+    )
+    if told.digest == told.original_digest:
+        say(f"the weights are those of version {told.last}, bit for bit")
+    elif told.apart is not None:
+        apart = told.apart
+        say(f"the weights lie {apart.relative_l2:.3g} (relative L2) from those of version {told.last}")
+    if change.without:
+        say(_CAVEAT)
+
+
+def _show_points(told: "Told") -> None:
+    if not told.points:
+        return
+    table = plain_table("version", "metric", "original", "what if", "difference")
+    for point in told.points:
+        for name, value in sorted(point.original.metrics.items()):
+            other = point.changed.metrics[name]
+            row = (str(point.version), plain(name), f"{value:.4f}", f"{other:.4f}", f"{other - value:+.4f}")
+            table.add_row(*row)
+    out().print(table)

@@ -1,0 +1,125 @@
+"""A federation's log, opened for replay: weights, moments and updates by what names them."""
+
+from collections import OrderedDict
+from collections.abc import Iterable
+from contextlib import AsyncExitStack
+from types import TracebackType
+from typing import Self
+
+from torch import Tensor
+
+from llmos_stream.broker import Broker, Reader, Topics
+from llmos_stream.codec import Layout
+from llmos_stream.config import Settings
+from llmos_stream.core import Update
+from llmos_stream.errors import OffsetGone, Rejected
+from llmos_stream.replay.errors import Missing
+from llmos_stream.replay.index import Index, read_index
+from llmos_stream.replay.naming import live_of
+from llmos_stream.replay.updates import UpdateSource, decode_recorded
+from llmos_stream.roles import Version, fetch_version
+from llmos_stream.roles.snapshots import fetch_snapshots
+from llmos_stream.runtime import Offload
+from llmos_stream.types import Contribution
+
+_FETCH_SECONDS = 120.0
+_HELD_BYTES = 256 << 20
+_FEWEST_HELD = 2
+
+
+class ReplayLog:
+    """Use as an async context manager; not for two tasks at once. Some models are held, as `_HELD_BYTES` allows."""
+
+    index: Index
+
+    def __init__(self, broker: Broker, settings: Settings, offload: Offload) -> None:
+        self.offload = offload
+        self._broker = broker
+        self._wire = settings.wire
+        self._topics = Topics(settings.federation.name)
+        self._live = live_of(settings.federation.name)
+        self._opened = AsyncExitStack()
+        self._readers: dict[str, Reader] = {}
+        self._held: OrderedDict[int, Tensor] = OrderedDict()
+
+    async def __aenter__(self) -> Self:
+        self.index = await read_index(self._broker, self._topics)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._opened.aclose()
+
+    async def version(self, number: int) -> Version:
+        """A published version with its weights, verified. Raises Missing."""
+        return Version(self.index.entry(number).head, self.index.layout(number), await self.weights(number))
+
+    async def weights(self, number: int) -> Tensor:
+        """The published weights of a version (flat; not to be written to). Raises Missing."""
+        if number in self._held:
+            self._held.move_to_end(number)
+            return self._held[number]
+        pointer = self.index.entry(number).at
+        topic = self._topics.models
+        try:
+            found = await fetch_version(
+                await self._reader(topic),
+                topic,
+                pointer,
+                wire=self._wire,
+                offload=self.offload,
+                timeout_seconds=_FETCH_SECONDS,
+            )
+        except OffsetGone:
+            raise Missing(f"version {number} at {topic} offset {pointer.offset} has just been deleted") from None
+        except Rejected as error:
+            raise Missing(f"version {number} at {topic} offset {pointer.offset} cannot be read: {error}") from None
+        self.remember(number, found.weights)
+        return found.weights
+
+    def remember(self, number: int, weights: Tensor) -> None:
+        """Hold the weights of a version: they were computed anew and are those published, bit for bit."""
+        self._held[number] = weights
+        most = max(_FEWEST_HELD, _HELD_BYTES // max(4 * weights.numel(), 1))
+        while len(self._held) > most:
+            self._held.popitem(last=False)
+
+    async def moments(self, number: int) -> dict[str, Tensor]:
+        """The moments kept with a version, by name; empty where the log has none. Raises Missing for damaged ones."""
+        offsets = {name: pointer.offset for name, pointer in self.index.moments.get(number, {}).items()}
+        if not offsets:
+            return {}
+        try:
+            return await fetch_snapshots(
+                await self._reader(self._topics.snapshots),
+                offsets,
+                number,
+                self.index.layout(number),
+                wire=self._wire,
+                offload=self.offload,
+                timeout_seconds=_FETCH_SECONDS,
+            )
+        except (OffsetGone, Rejected) as error:
+            raise Missing(f"the moments of version {number} cannot be read: {error}") from None
+
+    async def updates(self, ahead: Iterable[Contribution], layout: Layout) -> UpdateSource:
+        """A source of the updates of `ahead`, in that order. One at a time."""
+        topics = self._topics if self._live is None else Topics(self._live)
+        reader = await self._reader(topics.updates)
+        source = UpdateSource(reader, ahead, numel=layout.numel, wire=self._wire)
+        await source.begin()
+        return source
+
+    async def take(self, source: UpdateSource, item: Contribution, base_version: int, layout: Layout) -> Update:
+        """One update, verified against its contribution and decoded. Raises UpdateMissing."""
+        message = await source.take(item)
+        # A shadow names its own versions in the manifest, and its updates name the live run's.
+        base = None if self._live else base_version
+        return await self.offload.run(decode_recorded, message, item, base, layout.numel)
+
+    async def _reader(self, topic: str) -> Reader:
+        if topic not in self._readers:
+            reader = self._broker.reader([topic], start="latest", check_crcs=False)
+            self._readers[topic] = await self._opened.enter_async_context(reader)
+        return self._readers[topic]

@@ -1,0 +1,161 @@
+"""Versions computed again, each from its parent's weights and its manifest, and compared with what was published."""
+
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum, unique
+from time import perf_counter
+
+from torch import Tensor
+
+from llmos_stream.codec import weights_digest
+from llmos_stream.core import Strategy
+from llmos_stream.core.replay import Rule
+from llmos_stream.errors import Rejected
+from llmos_stream.replay.difference import Difference, difference
+from llmos_stream.replay.errors import Missing
+from llmos_stream.replay.log import ReplayLog
+from llmos_stream.replay.updates import UpdateSource
+from llmos_stream.roles import Version
+from llmos_stream.types import Contribution, VersionHead
+
+
+@unique
+class Outcome(StrEnum):
+    INITIAL = "initial"  # has no parent: its weights are where the log begins, and match their digest
+    MATCH = "match"  # the same bytes
+    DIFFERS = "differs"
+    GONE = "gone"  # cannot be rebuilt: something it is made of is not in the log
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What became of one version. `difference` is there where it differs, `build` is what computed it first."""
+
+    version: int
+    outcome: Outcome
+    contributions: int = 0
+    seconds: float = 0.0
+    published_digest: str = ""
+    rebuilt_digest: str = ""
+    detail: str = ""
+    difference: Difference | None = None
+    build: Mapping[str, str] = field(default_factory=dict)
+
+
+class Rebuilding:
+    """One walk through versions, in order. `last` is the newest version rebuilt, if any.
+
+    A version's parent has the weights that were published, which are those rebuilt wherever they match. The
+    moments of a server optimiser are carried along, or taken from the parent's snapshot; where the log has
+    no snapshot of the first version's parent, the walk begins further back.
+    """
+
+    def __init__(self, log: ReplayLog, numbers: range) -> None:
+        self.last: Version | None = None
+        self._log = log
+        self._numbers = numbers
+        self._strategy: Strategy | None = None
+        self._rule: Rule | None = None
+        self._stands: int | None = None  # the version that the strategy's moments belong to
+        self._source: UpdateSource
+
+    async def verdicts(self) -> AsyncIterator[Verdict]:
+        """One for each version asked for."""
+        if not self._numbers:
+            return
+        walk = range(self._first(), self._numbers.stop)
+        index = self._log.index
+        ahead = (item for number in walk if number in index.versions for item in index.versions[number].head.manifest)
+        self._source = await self._log.updates(ahead, index.layout(index.numbers[-1]))
+        for number in walk:
+            verdict = await self._verdict(number)
+            if number in self._numbers:
+                yield verdict
+
+    def _first(self) -> int:
+        """Where to begin so that the moments at the first version asked for are known, if they can be."""
+        index, first = self._log.index, self._numbers.start
+        while first in index.versions:
+            head = index.versions[first].head
+            parent = head.parent
+            if parent is None or parent in index.moments or parent not in index.versions:
+                return first
+            try:
+                if not Rule.of(head.rule).moments:
+                    return first
+            except Rejected:
+                return first
+            first = parent
+        return self._numbers.start
+
+    async def _verdict(self, number: int) -> Verdict:
+        begun = perf_counter()
+        try:
+            head = self._log.index.entry(number).head
+        except Missing as missing:
+            return Verdict(number, Outcome.GONE, detail=str(missing))
+        count, digest = len(head.manifest), head.weights_digest.hex()
+        try:
+            if head.parent is None:
+                self.last = await self._log.version(number)
+                return Verdict(number, Outcome.INITIAL, 0, perf_counter() - begun, digest, digest)
+            rebuilt = await self._rebuild(head, head.parent)
+            found = await self._log.offload.run(weights_digest, rebuilt)
+            outcome, differs = Outcome.MATCH, None
+            if found == head.weights_digest:
+                self._log.remember(number, rebuilt)
+            else:
+                published = await self._log.weights(number)
+                outcome, differs = Outcome.DIFFERS, await self._log.offload.run(difference, rebuilt, published)
+        except (Missing, Rejected) as missing:
+            for item in head.manifest:
+                self._source.drop(item)
+            self._strategy = self._stands = None
+            return Verdict(number, Outcome.GONE, count, perf_counter() - begun, digest, detail=str(missing))
+        # Moments carried through a difference differ too: recorded ones are better, where there are any.
+        self._stands = None if differs and number in self._log.index.moments else number
+        self.last = Version(head, self._log.index.layout(number), rebuilt)
+        seconds = perf_counter() - begun
+        return Verdict(number, outcome, count, seconds, digest, found.hex(), "", differs, head.build)
+
+    async def _rebuild(self, head: VersionHead, parent: int) -> Tensor:
+        """The weights that the manifest makes of the parent's. Raises Missing or Rejected."""
+        rule = Rule.of(head.rule)
+        if not head.manifest or (rule.aggregation.strategy == "fedasync" and len(head.manifest) > 1):
+            raise Missing(f"version {head.number} names {len(head.manifest)} contributions, which no rule makes one of")
+        for item in head.manifest:
+            self._source.check_kept(item)  # before the others are read in vain
+        weights = await self._log.weights(parent)
+        strategy = await self._strategy_at(parent, weights, rule, head.manifest)
+        layout = self._log.index.layout(head.number)
+        for item in head.manifest:
+            update = await self._log.take(self._source, item, parent - item.staleness, layout)
+            await self._log.offload.run(strategy.fold, item, update.delta, 0.0)
+        rebuilt, _ = await self._log.offload.run(strategy.flush, parent, weights)
+        return rebuilt
+
+    async def _strategy_at(
+        self, parent: int, weights: Tensor, rule: Rule, manifest: tuple[Contribution, ...]
+    ) -> Strategy:
+        """A strategy as it was when the parent had been published."""
+        if rule.aggregation.strategy == "fedasync":
+            bases = {parent - item.staleness for item in manifest}
+            self._strategy = None
+            return rule.strategy(parent, weights, {base: await self._log.weights(base) for base in bases - {parent}})
+        carried = self._strategy if self._stands == parent else None
+        if carried is not None and self._rule == rule:
+            return carried
+        strategy = rule.strategy(parent, weights)
+        if rule.moments:
+            moments = carried.state_tensors() if carried is not None else await self._log.moments(parent)
+            if moments.keys() == rule.moments:
+                strategy.load(moments)
+            elif self._had_moments(parent, rule):
+                raise Missing(f"the moments of the server optimiser at version {parent} are not in the log")
+        self._strategy, self._rule = strategy, rule
+        return strategy
+
+    def _had_moments(self, parent: int, rule: Rule) -> bool:
+        """Whether the parent left moments that this rule goes on with; they start anew where the optimiser changed."""
+        before = self._log.index.entry(parent).head
+        return before.parent is not None and Rule.of(before.rule).moments == rule.moments

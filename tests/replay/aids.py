@@ -1,0 +1,131 @@
+"""Logs to replay: made by a real aggregator, from random updates or from training that one client poisons."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llmos_stream.broker import Broker, Topics
+from llmos_stream.config import Settings
+from llmos_stream.replay import Outcome, Rebuilding, ReplayLog, Verdict
+from llmos_stream.roles import Initial, LocalModel, decode_version, initial_of, run_aggregator, wait_for_topics
+from llmos_stream.runtime import Offload, Shutdown
+from llmos_stream.training import Batch, LocalTrainer, Task, load_task
+from tests.roles.aids import LAYOUT, NUMEL, Running, settings_for, update
+
+RULES: dict[str, dict[str, dict[str, Any]]] = {
+    "sgd": {"aggregation": {"buffer_size": 2, "clip_norm": 5.0}, "staleness": {"kind": "polynomial"}},
+    "momentum": {"aggregation": {"buffer_size": 2}, "server_optimizer": {"name": "sgd", "lr": 0.7, "momentum": 0.5}},
+    "adam": {"aggregation": {"buffer_size": 2}, "server_optimizer": {"name": "adam", "lr": 0.03}},
+    "fedasync": {"aggregation": {"strategy": "fedasync"}, "staleness": {"kind": "hinge", "a": 1.0, "b": 1.0}},
+}
+CLIENTS = ("a", "b", "c")
+FLIPPER = "flipper"
+
+
+@contextlib.asynccontextmanager
+async def running_from(broker: Broker, settings: Settings, initial: Initial) -> AsyncIterator[Running]:
+    """An aggregator that begins with `initial`, until the block ends."""
+    shutdown = Shutdown()
+    async with Offload(2) as offload:
+        task = asyncio.create_task(run_aggregator(broker, settings, lambda: initial, offload, shutdown))
+        running = Running(broker, settings, task, shutdown)
+        try:
+            await wait_for_topics(broker, running.topics, shutdown)
+            await running.version(0)
+            yield running
+        finally:
+            shutdown.request()
+            await asyncio.wait([task])
+    task.result()
+
+
+def random_delta(generator: torch.Generator) -> Tensor:
+    return torch.randn(NUMEL, generator=generator)
+
+
+async def write_random(broker: Broker, federation: str, rule: str, versions: int = 6, **sections: Any) -> Settings:
+    """A run of random updates, some of them stale and in several chunks, under one of RULES."""
+    given = {section: dict(fields) for section, fields in RULES[rule].items()}
+    for section, fields in sections.items():
+        given.setdefault(section, {}).update(fields)
+    settings = settings_for(federation, **given)
+    generator = torch.Generator().manual_seed(3)
+    each = 1 if settings.aggregation.strategy == "fedasync" else settings.aggregation.buffer_size
+    initial = Initial(LAYOUT, random_delta(generator))
+    async with running_from(broker, settings, initial) as running:
+        for number in range(versions):
+            for place in range(each):
+                client = CLIENTS[(number * each + place) % len(CLIENTS)]
+                base = max(0, number - (number + place) % 3)
+                records = update(
+                    random_delta(generator),
+                    100,
+                    client_id=client,
+                    sequence=number * each + place,
+                    base_version=base,
+                    num_examples=10 + 7 * place,
+                )
+                await running.send(records, client)
+            await running.version(number + 1)
+    return settings
+
+
+async def write_poisoned(broker: Broker, federation: str, rounds: int = 6) -> Settings:
+    """Real training on `blobs` by two clients and a third that has flipped its labels and claims many examples."""
+    settings = settings_for(
+        federation,
+        task={"entry": "blobs", "shards": 2, "alpha": 100.0},
+        aggregation={"buffer_size": 3},
+        staleness={"kind": "polynomial"},
+        client={"lr": 0.02},
+    )
+    task = load_task(settings.task, settings.client)
+    initial = initial_of(task, settings)
+    clients = {client: _local(task, settings) for client in ("good-0", "good-1", FLIPPER)}
+    weights = initial.weights
+    async with running_from(broker, settings, initial) as running:
+        for number in range(rounds):
+            for shard, (client, local) in enumerate(clients.items()):
+                batches: list[Batch] = list(task.train_batches(shard % 2))
+                if client == FLIPPER:
+                    batches = [(inputs, (targets + 2) % 4) for inputs, targets in batches]
+                trained = local.train(weights, [batches])
+                records = update(
+                    trained.delta,
+                    client_id=client,
+                    sequence=number,
+                    base_version=number,
+                    num_examples=trained.num_examples * (2 if client == FLIPPER else 1),
+                    layout_digest=local.layout.digest,
+                )
+                await running.send(records, client)
+            logged = await running.version(number + 1)
+            weights = decode_version(logged.head, logged.parts).weights
+    return settings
+
+
+def _local(task: Task, settings: Settings) -> LocalModel:
+    model = task.model()
+    return LocalModel(LocalTrainer(model, task.optimizer(model), task.loss), settings.task.share)
+
+
+@contextlib.asynccontextmanager
+async def replay_log(broker: Broker, settings: Settings) -> AsyncIterator[ReplayLog]:
+    async with Offload(2) as offload, ReplayLog(broker, settings, offload) as log:
+        yield log
+
+
+async def verdicts_of(log: ReplayLog, numbers: range | None = None) -> list[Verdict]:
+    return [verdict async for verdict in Rebuilding(log, log.index.numbers if numbers is None else numbers).verdicts()]
+
+
+def outcomes(verdicts: list[Verdict]) -> list[Outcome]:
+    return [verdict.outcome for verdict in verdicts]
+
+
+def topics_of(settings: Settings) -> Topics:
+    return Topics(settings.federation.name)

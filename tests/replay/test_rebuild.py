@@ -1,0 +1,161 @@
+"""Versions rebuilt from the log on both brokers: the same bytes, or exactly what is missing."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from aiokafka import TopicPartition as TheirPartition
+from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
+
+from llmos_stream.broker import Broker, MemoryBroker, connect
+from llmos_stream.config import Settings
+from llmos_stream.replay import Index, Outcome, Rebuilding, ReplayLog
+from llmos_stream.roles.versions import encode_version
+from llmos_stream.wire import message_id, pack_prelude, split
+from tests.conftest import KafkaNode
+from tests.replay.aids import RULES, outcomes, replay_log, topics_of, verdicts_of, write_random
+
+
+@pytest.mark.parametrize("rule", RULES)
+async def test_every_version_is_rebuilt_bit_for_bit(broker: Broker, federation: str, rule: str) -> None:
+    settings = await write_random(broker, federation, rule, topics={"updates_partitions": 2})
+    async with replay_log(broker, settings) as log:
+        verdicts = await verdicts_of(log)
+        assert outcomes(verdicts) == [Outcome.INITIAL] + [Outcome.MATCH] * 6
+        assert all(verdict.rebuilt_digest == verdict.published_digest for verdict in verdicts)
+        assert len({verdict.rebuilt_digest for verdict in verdicts}) == 7
+        staleness = {item.staleness for entry in log.index.versions.values() for item in entry.head.manifest}
+        assert staleness == {0, 1, 2}
+        assert outcomes(await verdicts_of(log, range(4, 6))) == [Outcome.MATCH] * 2
+        assert bool(log.index.moments) == (rule in ("momentum", "adam"))
+
+
+async def test_the_first_deltas_clip_is_taken_from_the_manifest(federation: str) -> None:
+    broker = MemoryBroker()
+    settings = await write_random(broker, federation, "sgd")
+    async with replay_log(broker, settings) as log:
+        clips = {item.clip for entry in log.index.versions.values() for item in entry.head.manifest}
+    assert max(clips) < 1.0
+
+
+async def test_moments_are_carried_from_further_back_where_there_is_no_snapshot(federation: str) -> None:
+    broker = MemoryBroker()
+    settings = await write_random(broker, federation, "adam")
+    async with replay_log(broker, settings) as log:
+        log.index = Index(log.index.versions, {})
+        assert outcomes(await verdicts_of(log, range(5, 7))) == [Outcome.MATCH] * 2
+        kept = {number: entry for number, entry in log.index.versions.items() if number >= 3}
+        log.index = Index(kept, {})
+        verdicts = await verdicts_of(log)
+    assert outcomes(verdicts) == [Outcome.GONE] * 4
+    assert verdicts[0].detail == "version 2 has been deleted by retention (the oldest kept is 3)"
+    assert verdicts[1].detail == "the moments of the server optimiser at version 3 are not in the log"
+
+
+async def test_a_version_computed_elsewhere_is_said_to_differ_and_by_how_much(broker: Broker, federation: str) -> None:
+    settings = await write_random(broker, federation, "sgd")
+    await _publish_another(broker, settings, shift=0.5)
+    async with replay_log(broker, settings) as log:
+        (last,) = await verdicts_of(log, range(7, 8))
+        original = log.index.versions[6].head.weights_digest.hex()
+    assert last.outcome is Outcome.DIFFERS
+    assert last.build == {"torch": "0.1", "cpu": "abacus"}
+    assert last.rebuilt_digest == original != last.published_digest
+    assert last.difference is not None
+    assert last.difference.max_abs == pytest.approx(0.5, rel=1e-5)
+    assert 0 < last.difference.relative_l2 < 1
+
+
+async def _publish_another(broker: Broker, settings: Settings, shift: float) -> None:
+    """Version 7: the parent and the manifest of version 6, weights that are off, another build."""
+    async with replay_log(broker, settings) as log:
+        original = await log.version(6)
+    head, parts = encode_version(
+        7,
+        original.weights + shift,
+        original.layout,
+        parent=5,
+        manifest=original.head.manifest,
+        rule=original.head.rule,
+        time_ms=original.head.time_ms,
+    )
+    head = replace(head, build={"torch": "0.1", "cpu": "abacus"})
+    records = split(
+        pack_prelude(head), parts, payload_size=head.payload_size, message_id=message_id("x", 7), chunk_bytes=1024
+    )
+    async with broker.producer() as producer:
+        await producer.send_all(topics_of(settings).models, records, key=b"7", partition=0)
+
+
+async def test_updates_deleted_by_retention_are_named(federation: str) -> None:
+    broker = MemoryBroker(partition_bytes=1 << 14)
+    settings = await write_random(broker, federation, "sgd")
+    topic = topics_of(settings).updates
+    async with broker.producer() as producer:
+        while True:
+            async with broker.reader([topic], start="earliest") as reader:
+                oldest = await reader.position(reader.partitions[0])
+            if oldest:
+                break
+            await producer.send(topic, bytes(256), key=b"x", partition=0)
+    async with replay_log(broker, settings) as log:
+        verdicts = await verdicts_of(log)
+        first = log.index.versions[1].head.manifest[0]
+    assert outcomes(verdicts)[:2] == [Outcome.INITIAL, Outcome.GONE]
+    assert outcomes(verdicts)[-1] == Outcome.MATCH
+    assert verdicts[1].detail == (
+        f"update a/0 at {topic}[0] offset {first.offset} has been deleted by retention (the oldest kept is {oldest})"
+    )
+
+
+@pytest.mark.kafka
+async def test_updates_deleted_on_a_real_kafka_are_named(kafka: KafkaNode, federation: str) -> None:
+    async with connect(kafka.settings()) as broker:
+        settings = await write_random(broker, federation, "sgd")
+        topic = topics_of(settings).updates
+        async with replay_log(broker, settings) as log:
+            cut = log.index.versions[3].head.manifest[0].offset
+            await _delete(kafka, topic, cut)
+            verdicts = await verdicts_of(log)
+    assert outcomes(verdicts) == [Outcome.INITIAL, Outcome.GONE, Outcome.GONE] + [Outcome.MATCH] * 4
+    assert verdicts[2].detail.endswith(f"has been deleted by retention (the oldest kept is {cut})")
+
+
+async def _delete(kafka: KafkaNode, topic: str, before: int) -> None:
+    admin = AIOKafkaAdminClient(bootstrap_servers=kafka.bootstrap_servers)
+    await admin.start()
+    await admin.delete_records({TheirPartition(topic, 0): RecordsToDelete(before)})
+    await admin.close()
+
+
+async def test_the_rebuilt_weights_are_at_hand(federation: str) -> None:
+    broker = MemoryBroker()
+    settings = await write_random(broker, federation, "sgd")
+    async with replay_log(broker, settings) as log:
+        rebuilding = Rebuilding(log, range(3, 4))
+        assert [verdict.version async for verdict in rebuilding.verdicts()] == [3]
+        published = await log.weights(3)
+    assert rebuilding.last is not None
+    assert torch.equal(rebuilding.last.weights, published)
+
+
+async def test_an_empty_federation_has_nothing_to_rebuild(federation: str) -> None:
+    broker = MemoryBroker()
+    settings = await write_random(broker, federation, "sgd", versions=0)
+    async with replay_log(broker, settings) as log:
+        assert outcomes(await verdicts_of(log)) == [Outcome.INITIAL]
+        assert await verdicts_of(log, range(0)) == []
+
+
+async def test_heads_of_large_versions_are_found_without_reading_them(
+    federation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every payload of more than a chunk is passed over by a seek here; nothing is lost by that."""
+    broker = MemoryBroker()
+    settings = await write_random(broker, federation, "adam", wire={"chunk_bytes": 1024})
+    monkeypatch.setattr("llmos_stream.roles.log._WORTH_A_SEEK", 0)
+    async with replay_log(broker, settings) as log:
+        assert list(log.index.versions) == list(range(7))
+        assert sorted(log.index.moments) == list(range(7))
+        assert outcomes(await verdicts_of(log)) == [Outcome.INITIAL] + [Outcome.MATCH] * 6
+    assert isinstance(log, ReplayLog)
