@@ -3,9 +3,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+N ?= 200
+SEED ?= 0
+JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test lint bench chaos clean
 
 help: ## show these lines
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -28,8 +31,11 @@ lint: $(READY) ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(READY) ## measure: codecs, and the whole pipe on a real Kafka (ONLY=codec or ONLY=pipe for one)
+bench: $(READY) ## measure: codecs, the whole pipe and recovery on a real Kafka (ONLY=codec, pipe or recovery for one)
 	$(BIN)/python -m tests.bench $(ONLY)
+
+chaos: $(READY) ## kill and cut everything at random, N=200 times from SEED=0 on, JOBS=2 at a time, and count the updates
+	@$(BIN)/python -m tests.faults --runs $(N) --seed $(SEED) --jobs $(JOBS)
 
 clean: ## delete everything that was made here
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis report.html

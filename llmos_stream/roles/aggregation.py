@@ -7,13 +7,13 @@ from contextlib import AsyncExitStack
 
 from llmos_stream.broker import Broker, Producer, Reader, Topics
 from llmos_stream.config import Settings
-from llmos_stream.errors import FederationFinished, Fenced, TransactionAborted
+from llmos_stream.errors import BrokerError, FederationFinished, Fenced, TransactionAborted
 from llmos_stream.roles.control import ControlView, Pointer, RunEnd
 from llmos_stream.roles.folding import Folding
 from llmos_stream.roles.leadership import Leadership
 from llmos_stream.roles.publisher import Publisher, group_of
 from llmos_stream.roles.recovery import fetch_newest, recover
-from llmos_stream.roles.retry import keep_trying
+from llmos_stream.roles.retry import keep_trying, until_stop
 from llmos_stream.runtime import Offload, Shutdown, run_while
 
 log = logging.getLogger(__name__)
@@ -70,13 +70,19 @@ class Aggregation(ABC):
                 await self._leadership.claim(producer, control)
                 end = await self._lead(stack, Publisher(producer, self._topics, self._settings), control)
             except Fenced as error:
+                settled = self._leadership.is_settled
                 if await self._leadership.superseded():
-                    raise
+                    if settled:
+                        raise
+                    raise TransactionAborted("another standby took over at the same moment") from error
                 raise TransactionAborted(
                     "the broker gave up a transaction that took too long; if this comes again, raise "
                     "LLMOS_BROKER__TRANSACTION_TIMEOUT_SECONDS"
                 ) from error
-        await self._leadership.leave()
+        try:
+            await until_stop(self._leadership.leave(), self._shutdown)
+        except BrokerError as error:
+            log.warning("left without a word: %s", error)
         if end is not None:
             log.info("the run has ended: %s", end.detail)
         return end

@@ -9,7 +9,6 @@ from llmos_stream.broker import Reader, Record
 from llmos_stream.errors import BrokerUnavailable
 from llmos_stream.roles.control_records import (
     AGGREGATOR,
-    CANDIDATE,
     LATEST,
     RUN,
     SEQUENCES,
@@ -49,8 +48,6 @@ class ControlView:
         self.leader: Leader | None = None
         self.beats = 0
         """How often the leader has been heard. One that was superseded is not listened to."""
-        self.candidates: list[str] = []
-        """Who wants to take over, in the order of the log, since the leader was heard last."""
 
     async def catch_up(self, timeout_seconds: float) -> None:
         """Read what is there now. Raises BrokerUnavailable when that takes longer than the time-out."""
@@ -96,8 +93,6 @@ class ControlView:
                 self.progress = load_progress(value)
             elif record.key == AGGREGATOR:
                 self._apply_leader(load_leader(value))
-            elif record.key == CANDIDATE:
-                self.candidates.append(str(value["instance"]))
             elif record.key == RUN:
                 self.finished = load_run_end(value) or self.finished
         except (orjson.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError):
@@ -108,7 +103,6 @@ class ControlView:
         if self.leader is None or leader.term >= self.leader.term:
             self.leader = leader
             self.beats += 1
-            self.candidates.clear()
 
     def _apply_sequences(self, client_id: str, value: bytes | None) -> None:
         if not self._with_sequences:

@@ -4,7 +4,6 @@ latest      {"version": int, "partition": int, "offset": int}   where the newest
 run         {"state": "finished", "reason": str, "detail": str, "version": int}
 aggregator  {"term": int, "instance": str, "left": bool}   who leads: written at the takeover (a higher term),
                                                            again at every beat, and when it leaves in order
-candidate   {"instance": str}   a standby that finds the leader silent: the first one in the log takes over
 state       what an aggregator must know beside the newest version to go on from it (see `Progress`)
 sequences/CLIENT  [highest, version, words...]   which of a client's updates were folded; a tombstone once any
                                                  repeat of it would be too stale
@@ -19,7 +18,6 @@ import orjson
 LATEST = b"latest"
 RUN = b"run"
 AGGREGATOR = b"aggregator"
-CANDIDATE = b"candidate"
 STATE = b"state"
 SEQUENCES = b"sequences/"
 
@@ -96,10 +94,6 @@ def dump_leader(leader: Leader) -> bytes:
 
 def load_leader(value: Mapping[str, Any]) -> Leader:
     return Leader(int(value["term"]), str(value["instance"]), bool(value["left"]))
-
-
-def dump_candidate(instance: str) -> bytes:
-    return orjson.dumps({"instance": instance})
 
 
 def dump_progress(progress: Progress) -> bytes:

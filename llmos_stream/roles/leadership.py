@@ -2,10 +2,13 @@
 
 The leader claims the federation with a record in `<f>.control` that carries a term, one above the last.
 The claim is written in a transaction of the producer whose transactional id fences every older one, so
-terms rise in the order of the fencing. From then on the leader beats. When no beat has come for
-`aggregator.takeover_seconds` the standbys stand as candidates, and the first one in the log takes over;
-when the leader left in order, at once. A takeover that was not needed costs the other one its place and
-the log nothing: only the newest can commit.
+terms rise in the order of the fencing. From then on the leader beats. A standby takes over when no beat
+has come for `aggregator.takeover_seconds`, or at once when the leader left in order. Of several that do so
+at the same moment the last one leads, and the others stand by again. A takeover that was not needed costs
+the other one its place and the log nothing: only the newest can commit.
+
+Standbys cannot vote in the log: a leader that died in a transaction keeps everything after it from readers
+until its producer is fenced, which is the takeover.
 """
 
 import asyncio
@@ -17,9 +20,9 @@ from uuid import uuid4
 
 from llmos_stream.broker import Broker, Producer, Topics
 from llmos_stream.config import Settings
-from llmos_stream.errors import BrokerError, Fenced, TransactionAborted
+from llmos_stream.errors import Fenced, TransactionAborted
 from llmos_stream.roles.control import ControlView
-from llmos_stream.roles.control_records import AGGREGATOR, CANDIDATE, Leader, dump_candidate, dump_leader
+from llmos_stream.roles.control_records import AGGREGATOR, Leader, dump_leader
 from llmos_stream.roles.delivery import Delivery
 from llmos_stream.runtime import Shutdown
 
@@ -37,6 +40,7 @@ class Leadership:
         self._settings = settings
         self._instance = uuid4().hex[:12]
         self._term = 0
+        self._claimed = 0.0
 
     async def await_turn(self, control: ControlView, shutdown: Shutdown) -> bool:
         """Stand by until nobody leads. False when the run ends or a stop is asked for before."""
@@ -45,15 +49,17 @@ class Leadership:
             return True
         log.info("standing by: another aggregator leads, or did until a moment ago")
         patience = self._settings.aggregator.takeover_seconds
-        heard, since = self._heard(control), monotonic()
+        heard, since = control.beats, monotonic()
         while not (shutdown.requested or control.finished or self._is_free(control)):
-            if self._heard(control) != heard:
-                heard, since = self._heard(control), monotonic()
+            if control.beats != heard:
+                heard, since = control.beats, monotonic()
             elif monotonic() - since >= patience:
-                if await self._is_elected(control, patience):
+                asked = monotonic()
+                await control.catch_up(_CATCH_UP_SECONDS)
+                if control.beats == heard and monotonic() - asked < patience:
                     log.warning("taking over: the aggregator that led was silent for %.1f s", monotonic() - since)
                     return True
-                since = monotonic()
+                since = monotonic()  # the log itself was away: the leader gets the same time to be heard again
             await control.poll(self._settings.aggregator.beat_seconds)
         return not (shutdown.requested or control.finished)
 
@@ -69,7 +75,7 @@ class Leadership:
                 await transaction.send(self._topic, self._record(term), key=AGGREGATOR)
         except Fenced as error:
             raise TransactionAborted("another aggregator took over first") from error
-        self._term = term
+        self._term, self._claimed = term, monotonic()
         log.info("leading, term %d", term)
 
     async def beat(self, control: ControlView, alive: Callable[[], bool]) -> None:
@@ -90,12 +96,14 @@ class Leadership:
                 self._require_newest(control)
 
     async def leave(self) -> None:
-        """Hand over in order, so that a standby need not wait. One that cannot say so just goes."""
-        try:
-            async with self._broker.producer() as producer:
-                await self._say(producer, left=True)
-        except BrokerError as error:
-            log.warning("left without a word: %s", error)
+        """Hand over in order, so that a standby need not wait."""
+        async with self._broker.producer() as producer:
+            await self._say(producer, left=True)
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether it has led for a while. One that is overtaken before that lost a race between standbys."""
+        return monotonic() - self._claimed > self._settings.aggregator.takeover_seconds
 
     async def superseded(self) -> bool:
         """Whether another one claims the federation within `aggregator.takeover_seconds` from now.
@@ -109,22 +117,6 @@ class Leadership:
             while not self._is_another(control.leader) and monotonic() < deadline:
                 await control.poll(self._settings.aggregator.beat_seconds)
         return self._is_another(control.leader)
-
-    async def _is_elected(self, control: ControlView, patience: float) -> bool:
-        """Stand as a candidate. Whether this is the first one in the log since the leader was heard last.
-
-        Not when the log itself was away: then the leader gets the same time to be heard again.
-        """
-        asked, beats = monotonic(), control.beats
-        control.candidates.clear()  # who stood before and did not come to lead is gone
-        async with self._broker.producer() as producer:
-            await producer.send(self._topic, dump_candidate(self._instance), key=CANDIDATE)
-        await control.catch_up(_CATCH_UP_SECONDS)
-        first = control.candidates[:1] == [self._instance]
-        return first and control.beats == beats and monotonic() - asked < patience
-
-    def _heard(self, control: ControlView) -> tuple[int, int]:
-        return control.beats, len(control.candidates)
 
     def _is_free(self, control: ControlView) -> bool:
         leader = control.leader

@@ -76,9 +76,11 @@ async def recover(
         log.warning("the log holds no state for version %d: the stop rule and moments start anew", newest.head.number)
         return Recovered(newest, None, sequences)
     found = Recovered(newest, progress, sequences, await _moments(broker, topics, settings, progress, newest, offload))
-    if settings.aggregation.strategy != "fedasync" or progress.bases is None:
+    if settings.aggregation.strategy != "fedasync" or control.latest is None:
         return found
-    return await _with_history(broker, topics, settings, found, progress.bases, offload)
+    # A version that nothing older is needed with was committed before its own place was known.
+    bases = control.latest.offset if progress.bases is None else progress.bases
+    return await _with_history(broker, topics, settings, found, bases, offload)
 
 
 async def _moments(

@@ -1,6 +1,7 @@
 """What only a real Kafka can do: be unreachable, restart, crash, delete records, ask for credentials."""
 
 import asyncio
+import gc
 import shutil
 import socket
 import subprocess
@@ -45,6 +46,20 @@ async def test_an_unreachable_broker_is_one_clear_error_in_time(use: str, caplog
         assert part in str(caught.value)
     assert caught.value.retriable
     assert caplog.records == []
+
+
+@pytest.mark.kafka
+async def test_a_start_that_is_cancelled_leaves_no_connection_open(kafka: KafkaNode) -> None:
+    """A warning about an unclosed transport would fail this test. Cancelled at a dozen points between 0 and 33 ms."""
+    for milliseconds in range(0, 36, 3):
+        broker = connect(kafka.settings())
+        opening = asyncio.create_task(broker.producer().__aenter__())
+        await asyncio.wait([opening], timeout=milliseconds / 1000)
+        opening.cancel()
+        await asyncio.wait([opening])
+        if not opening.cancelled():
+            await opening.result().__aexit__(None, None, None)
+        gc.collect()
 
 
 async def test_somebody_who_never_answers_is_unreachable_too() -> None:

@@ -12,7 +12,7 @@ from typing import IO
 import pytest
 
 from llmos_stream.broker import LocalKafka
-from llmos_stream.broker.local import jars
+from llmos_stream.broker.local import LocalCluster, files, jars
 from llmos_stream.broker.local.leash import Leashed
 from llmos_stream.errors import BrokerError
 from tests.broker.helpers import PATIENCE_SECONDS
@@ -126,5 +126,33 @@ def test_starting_twice_and_stopping_twice_is_fine(kafka: KafkaNode) -> None:
     never = LocalKafka()
     never.stop()
     never.stop()
+    with pytest.raises(ValueError, match="start it first"):
+        assert never.bootstrap_servers
+
+
+def _properties(place: files.Place) -> dict[str, str]:
+    lines = (place.folder / "server.properties").read_text().splitlines()
+    return dict(line.split("=", 1) for line in lines)
+
+
+def test_one_node_keeps_one_copy_and_three_keep_three(tmp_path: Path) -> None:
+    places = [files.Place(number, tmp_path / str(number), 20_000 + number, 30_000 + number) for number in (1, 2, 3)]
+    files.write(places[0], places[:1], {"min.insync.replicas": "9"})
+    alone = _properties(places[0])
+    assert (alone["default.replication.factor"], alone["transaction.state.log.min.isr"]) == ("1", "1")
+    assert alone["min.insync.replicas"] == "9"  # what is given overrides
+    files.write(places[1], places, {})
+    second = _properties(places[1])
+    assert second["node.id"] == "2"
+    assert second["controller.quorum.voters"] == "1@127.0.0.1:30001,2@127.0.0.1:30002,3@127.0.0.1:30003"
+    assert (second["offsets.topic.replication.factor"], second["min.insync.replicas"]) == ("3", "2")
+
+
+def test_a_cluster_has_nodes_and_addresses_once_started() -> None:
+    with pytest.raises(ValueError, match="at least one node"):
+        LocalCluster(0)
+    never = LocalCluster()
+    never.stop()
+    assert not never.running(1)
     with pytest.raises(ValueError, match="start it first"):
         assert never.bootstrap_servers

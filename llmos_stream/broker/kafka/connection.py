@@ -15,6 +15,7 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.helpers import create_ssl_context
 
 from llmos_stream.broker.kafka.quiet import calm_aiokafka, collected_reasons
+from llmos_stream.broker.kafka.quirks import uninterrupted
 from llmos_stream.broker.kafka.translate import AIOKAFKA_ERRORS, translate
 from llmos_stream.broker.rules import topic_missing
 from llmos_stream.config import BrokerSettings
@@ -32,6 +33,7 @@ _NOT_LET_IN = (
 _FIRST_PAUSE_SECONDS = 0.1
 _LONGEST_PAUSE_SECONDS = 2.0
 _TOPIC_SECONDS = 1.0
+_SETTLE_SECONDS = 1.0
 
 
 class Connection:
@@ -80,7 +82,7 @@ class Connection:
                     while True:
                         client = make()
                         try:
-                            await start(client)
+                            await uninterrupted(start(client), seconds=_SETTLE_SECONDS)
                         except BaseException as error:
                             await stop(client)
                             if not isinstance(error, AIOKAFKA_ERRORS):

@@ -1,6 +1,7 @@
 """Where aiokafka (0.12 to 0.14) needs help. All that touches its private names is in this module."""
 
 import asyncio
+from collections.abc import Awaitable
 from contextlib import suppress
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
@@ -19,6 +20,22 @@ def reader_error(client: AIOKafkaConsumer) -> BaseException | None:
     """What killed the task that fetches, if anything did; polls would find nothing for ever."""
     task = client._fetcher.error_future
     return task.exception() if task.done() and not task.cancelled() else None
+
+
+async def uninterrupted(start: Awaitable[None], *, seconds: float) -> None:
+    """Await `start`. Cancelled, let it come to its end for about this long first.
+
+    Cancelled while it asks for metadata for the first time, aiokafka forgets to close that connection.
+    """
+    starting = asyncio.gather(start)
+    try:
+        await asyncio.shield(starting)
+    except asyncio.CancelledError:
+        await asyncio.wait([starting], timeout=seconds)
+        starting.cancel()
+        with suppress(Exception, asyncio.CancelledError):
+            await starting
+        raise
 
 
 async def close_producer(client: AIOKafkaProducer, *, flush: bool, seconds: float) -> None:

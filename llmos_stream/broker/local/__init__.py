@@ -1,5 +1,6 @@
 """A developer's Kafka on this machine."""
 
+from llmos_stream.broker.local.cluster import LocalCluster
 from llmos_stream.broker.local.server import LocalKafka
 
-__all__ = ["LocalKafka"]
+__all__ = ["LocalCluster", "LocalKafka"]

@@ -1,15 +1,16 @@
-"""The files that a single-node Kafka is started with."""
+"""The files that a node of a local Kafka is started with."""
 
 import base64
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 # A node that was killed cannot come back before its old session has timed out, so that is short.
 _SERVER = """\
 process.roles=broker,controller
-node.id=1
-controller.quorum.voters=1@127.0.0.1:{controller_port}
+node.id={number}
+controller.quorum.voters={voters}
 listeners=CLIENTS://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port}
 advertised.listeners=CLIENTS://127.0.0.1:{port}
 listener.security.protocol.map=CLIENTS:PLAINTEXT,CONTROLLER:PLAINTEXT
@@ -17,16 +18,17 @@ controller.listener.names=CONTROLLER
 inter.broker.listener.name=CLIENTS
 log.dirs={folder}/log
 auto.create.topics.enable=false
-default.replication.factor=1
+default.replication.factor={replicas}
+min.insync.replicas={in_sync}
 num.partitions=1
 offsets.topic.num.partitions=4
-offsets.topic.replication.factor=1
+offsets.topic.replication.factor={replicas}
 transaction.state.log.num.partitions=4
-transaction.state.log.replication.factor=1
-transaction.state.log.min.isr=1
+transaction.state.log.replication.factor={replicas}
+transaction.state.log.min.isr={in_sync}
 share.coordinator.state.topic.num.partitions=1
-share.coordinator.state.topic.replication.factor=1
-share.coordinator.state.topic.min.isr=1
+share.coordinator.state.topic.replication.factor={replicas}
+share.coordinator.state.topic.min.isr={in_sync}
 group.initial.rebalance.delay.ms=0
 broker.heartbeat.interval.ms=500
 broker.session.timeout.ms=3000
@@ -43,16 +45,35 @@ _LOGGING = """\
 """
 
 
-def write(folder: Path, port: int, controller_port: int, more: Mapping[str, str]) -> None:
-    """Put `server.properties` and `log4j2.xml` into `folder`; the log's own data goes to `folder/log`.
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a node listens on loopback and keeps its files."""
 
-    `more` adds to the properties and overrides them. The listener for clients is called CLIENTS.
+    number: int
+    folder: Path
+    port: int
+    controller_port: int
+
+
+def write(place: Place, nodes: Sequence[Place], more: Mapping[str, str]) -> None:
+    """Put `server.properties` and `log4j2.xml` into the place's folder; the log's own data goes to its `log`.
+
+    Every one of `nodes` has a copy of each partition, and all but one must have taken a record before it counts as
+    written. `more` adds to the properties and overrides them. The listener for clients is called CLIENTS.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    text = _SERVER.format(port=port, controller_port=controller_port, folder=folder.resolve())
+    place.folder.mkdir(parents=True, exist_ok=True)
+    text = _SERVER.format(
+        number=place.number,
+        port=place.port,
+        controller_port=place.controller_port,
+        voters=",".join(f"{node.number}@127.0.0.1:{node.controller_port}" for node in nodes),
+        folder=place.folder.resolve(),
+        replicas=len(nodes),
+        in_sync=max(len(nodes) - 1, 1),
+    )
     text += "".join(f"{name}={value}\n" for name, value in more.items())  # the last one of a name counts
-    (folder / "server.properties").write_text(text)
-    (folder / "log4j2.xml").write_text(_LOGGING)
+    (place.folder / "server.properties").write_text(text)
+    (place.folder / "log4j2.xml").write_text(_LOGGING)
 
 
 def formatted(folder: Path) -> bool:

@@ -1,0 +1,79 @@
+"""The roles of a run, over a broker that strikes them: real aggregators, and real clients that do not train."""
+
+import random
+from pathlib import Path
+
+from llmos_stream.broker import Broker
+from llmos_stream.config import Settings
+from llmos_stream.errors import FederationFinished
+from llmos_stream.roles import Client, ClientState, run_aggregator, wait_for_topics
+from llmos_stream.roles.retry import keep_trying
+from llmos_stream.runtime import Offload, Shutdown
+from tests.faults.faulty import FaultyBroker
+from tests.faults.injector import Injector
+from tests.faults.journal import Journal
+from tests.faults.model import delta_of, examples_of, initial_of, layout_of
+from tests.faults.plan import AGGREGATOR, Plan
+
+_PATIENCE_SECONDS = (0.0, 0.05, 0.3, 0.3)
+
+
+def journal_of(folder: Path, role: str) -> Journal:
+    return Journal(folder / role / "journal")
+
+
+def state_of(folder: Path, role: str) -> Path:
+    return folder / role / "state"
+
+
+async def drive(
+    role: str, broker: Broker, injector: Injector, settings: Settings, plan: Plan, folder: Path, shutdown: Shutdown
+) -> None:
+    """Run one role to its end: an aggregator until it is asked to stop, a client until its updates are published."""
+    faulty = FaultyBroker(broker, injector, settings.federation.name)
+    try:
+        if role.startswith(AGGREGATOR):
+            async with Offload(1) as offload:
+                await run_aggregator(faulty, settings, lambda: initial_of(plan), offload, shutdown)
+        else:
+            await keep_trying(
+                lambda: _publish_all(role, faulty, settings, plan, folder, shutdown), shutdown, "starting again"
+            )
+    except FederationFinished:
+        pass  # that is an end too, for one who comes back after it
+
+
+async def _publish_all(
+    name: str, broker: FaultyBroker, settings: Settings, plan: Plan, folder: Path, shutdown: Shutdown
+) -> None:
+    journal = journal_of(folder, name)
+    if not await wait_for_topics(broker, broker.topics, shutdown):
+        return
+    async with Offload(1) as offload:
+        with ClientState(name, state_of(folder, name)) as state:
+            async with Client(broker, settings, name, layout_of(plan), state, offload, shutdown) as client:
+                version = None
+                while version is None and not shutdown.requested:
+                    if client.finished:
+                        return
+                    version = await client.newest(None, 5.0)
+                await client.send_unsent()
+                while version is not None and len(journal.numbers("sending")) < plan.updates:
+                    if shutdown.requested:
+                        break
+                    # What was begun before a kill is on the client's disk by now, or its training is lost.
+                    number = max(journal.numbers("begun"), default=-1) + 1
+                    journal.write("begun", number)
+                    await client.publish(
+                        delta_of(plan, name, number),
+                        version.head.number,
+                        num_examples=examples_of(plan, name, number),
+                        metrics={"n": float(number)},
+                        train_seconds=0.0,
+                    )
+                    journal.write("published", number)
+                    patience = random.Random(f"{plan.seed} {name} {number}").choice(_PATIENCE_SECONDS)  # noqa: S311
+                    version = await client.newest(version.head.number, patience) or version
+    if broker.holds:
+        async with broker.inner.producer() as producer:
+            await broker.send_held(producer)
