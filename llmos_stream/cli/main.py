@@ -19,7 +19,7 @@ start here:
 
 a federation on your Kafka:
   export LLMOS_BROKER__BOOTSTRAP_SERVERS=host:9092
-  llmos-stream aggregator               one (of each federation)
+  llmos-stream aggregator               one; a second one stands by
   llmos-stream client --client.shard 0  one for each shard of the data
   llmos-stream evaluate                 measures every version
   llmos-stream versions list            what the log holds
