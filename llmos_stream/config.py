@@ -217,6 +217,8 @@ class AggregatorSettings(Section):
     """How often the aggregator that leads says that it is alive."""
     takeover_seconds: Positive = 3.0
     """A waiting aggregator takes over when the one that leads was silent for this long."""
+    utilisation: Fraction = 0.9
+    """Share of its time that the aggregator means to be busy; clients are told to send less often beyond that."""
 
     @model_validator(mode="after")
     def _one_beat_may_be_missed(self) -> Self:

@@ -157,6 +157,9 @@ class Reader(Protocol):
     async def lag(self) -> int:
         """How many offsets lie between the positions and the ends, over all partitions."""
 
+    async def known_lag(self) -> int:
+        """As `lag`, by what the broker said when records were fetched last: costs no request."""
+
     async def committed(self, at: TopicPartition) -> int | None:
         """The next offset the group has committed, if any."""
 

@@ -2,6 +2,7 @@
 
 from llmos_stream.core.dedup import Sequences, SequenceWindow
 from llmos_stream.core.effects import Duplicate, Effect, Folded, NewVersion, Refused
+from llmos_stream.core.pace import Pace
 from llmos_stream.core.staleness import discount, staleness_of
 from llmos_stream.core.state import State, start
 from llmos_stream.core.step import next_deadline, screen, step, tick
@@ -14,6 +15,7 @@ __all__ = [
     "Effect",
     "Folded",
     "NewVersion",
+    "Pace",
     "Refused",
     "SequenceWindow",
     "Sequences",

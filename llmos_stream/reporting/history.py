@@ -32,6 +32,7 @@ class History:
         self.versions: Thinned[VersionPoint] = Thinned(limit)
         self.scores = Scores(limit)
         self.traffic = Traffic(limit)
+        self.lag: int | None = None
         self.refusals = Refusals()
         self.rate = Rate()
         self.staleness = Mean()
@@ -236,6 +237,7 @@ class History:
         mean = amount(data.get("mean_staleness"))
         self.versions.add(VersionPoint(version, time_ms, contributions, mean, size))
         self.traffic.add(time_ms, broadcast=size)
+        self.lag = whole(data.get("lag"))
 
     def _evaluation(self, time_ms: int, data: Mapping[str, object]) -> None:
         self.scores.add(whole(data["version"]) or 0, time_ms, metrics(data["metrics"]) or {})

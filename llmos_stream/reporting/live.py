@@ -116,6 +116,8 @@ def _header(history: History, now_ms: int) -> Text:
     now = history.finish.time_ms if history.finish else now_ms
     parts.append(Text(f"{wording.number(history.rate.per_second(now))} updates/s"))
     parts.append(Text(f"staleness {wording.told(history.staleness.value, '{:.1f}'.format)}"))
+    if history.lag:
+        parts.append(Text(f"{wording.count(history.lag)} records behind"))
     if history.traffic.saved_percent is not None:
         parts.append(Text(f"{history.traffic.saved_percent:.0f} % saved"))
     return Text("  ").join(parts)

@@ -99,7 +99,7 @@ class Aggregation(ABC):
                 await self._resume(folding, control, control.latest)
             return await folding.run(self._shutdown)
 
-        return await run_while(main(), self._leadership.beat(control, folding.alive))
+        return await run_while(main(), self._leadership.beat(control, folding.load))
 
     async def _resume(self, folding: Folding, control: ControlView, pointer: Pointer) -> None:
         log.info("going on from version %d", pointer.version)

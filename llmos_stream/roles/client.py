@@ -45,6 +45,7 @@ _LOOK_SECONDS = 2.0
 _FIRST_LOOK_SECONDS = 0.05
 _LAST_LOOK_SECONDS = 2.0
 _REST_SECONDS = 0.5
+_LONGEST_PACE_SECONDS = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +93,12 @@ class Client:
     def finished(self) -> RunEnd | None:
         """Why the run has ended, as far as this client has heard."""
         return self._control.finished
+
+    @property
+    def pace_seconds(self) -> float:
+        """How long the aggregator asks every client to leave from one update to its next; 0 where it asks nothing."""
+        leader = self._control.leader
+        return 0.0 if leader is None else min(max(leader.pace_seconds, 0.0), _LONGEST_PACE_SECONDS)
 
     async def __aenter__(self) -> Self:
         await until_stop(self._open(), self._shutdown)

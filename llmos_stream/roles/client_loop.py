@@ -7,6 +7,7 @@ import socket
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from time import monotonic
 
 from llmos_stream.broker import Broker, Topics
 from llmos_stream.config import Settings
@@ -102,6 +103,7 @@ class _Participation:
         if not self._shutdown.requested and (sent := await client.send_unsent()) is not None:
             self._count(sent)
         while self._version is not None and self._goes_on(client):
+            begun = monotonic()
             trained = await self._train(client, local, self._version)
             if trained is None:
                 return
@@ -112,6 +114,10 @@ class _Participation:
                 self._repeats = 0
             else:
                 self._repeats = min(self._repeats + 1, _MOST_DOUBLINGS)
+            if (early := client.pace_seconds - (monotonic() - begun)) > 0:
+                log.debug("%.1f s too early for the pace that the aggregator asks for", early)
+                await client.rest(early)
+                await self._move_on(client, 0.0)
 
     def _goes_on(self, client: Client) -> bool:
         return not (self._shutdown.requested or client.finished or self.updates == self._own.max_updates)

@@ -2,13 +2,14 @@
 
 latest      {"version": int, "partition": int, "offset": int}   where the newest full version begins
 run         {"state": "finished", "reason": str, "detail": str, "version": int}
-aggregator  {"term": int, "instance": str, "left": bool}   who leads: written at the takeover (a higher term),
-                                                           again at every beat, and when it leaves in order
+aggregator  {"term": int, "instance": str, "left": bool, "pace_seconds": float, "lag": int}
+                who leads: written at the takeover (a higher term), again at every beat, and when it leaves in order
 state       what an aggregator must know beside the newest version to go on from it (see `Progress`)
 sequences/CLIENT  [highest, version, words...]   which of a client's updates were folded; a tombstone once any
                                                  repeat of it would be too stale
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -42,11 +43,17 @@ class RunEnd:
 
 @dataclass(frozen=True, slots=True)
 class Leader:
-    """Who aggregates. Terms rise with every takeover; `left` when it handed over in order."""
+    """Who aggregates. Terms rise with every takeover; `left` when it handed over in order.
+
+    `pace_seconds` is how long every client should leave from one update to its next, `lag` how many records of
+    its source the leader has still to read.
+    """
 
     term: int
     instance: str
     left: bool = False
+    pace_seconds: float = 0.0
+    lag: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +100,14 @@ def dump_leader(leader: Leader) -> bytes:
 
 
 def load_leader(value: Mapping[str, Any]) -> Leader:
-    return Leader(int(value["term"]), str(value["instance"]), bool(value["left"]))
+    pace = float(value.get("pace_seconds", 0.0))
+    return Leader(
+        int(value["term"]),
+        str(value["instance"]),
+        bool(value["left"]),
+        pace if math.isfinite(pace) else 0.0,
+        int(value.get("lag", 0)),
+    )
 
 
 def dump_progress(progress: Progress) -> bytes:

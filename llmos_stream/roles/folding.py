@@ -16,6 +16,7 @@ from llmos_stream.core import (
     Effect,
     Folded,
     NewVersion,
+    Pace,
     Refused,
     State,
     Update,
@@ -28,6 +29,7 @@ from llmos_stream.errors import StateError
 from llmos_stream.roles.control_records import Progress, RunEnd
 from llmos_stream.roles.ending import Ending
 from llmos_stream.roles.events import event, now_ms
+from llmos_stream.roles.leadership import Load
 from llmos_stream.roles.publisher import ROLE, Outgoing, Publisher
 from llmos_stream.roles.recovery import Recovered
 from llmos_stream.roles.snapshots import EncodedSnapshot, encode_snapshot
@@ -74,12 +76,19 @@ class Folding:
         self._buffered: dict[tuple[str, int], _Buffered] = {}
         self._places: deque[tuple[int, int]] = deque()  # versions that fedasync holds, and where they lie
         self._fold_seconds = 0.0
+        self._pace = Pace(settings.aggregator.utilisation)
+        self._load = Load()
         self._flushed = self._round = monotonic()
         self._state: State
 
-    def alive(self) -> bool:
-        """Whether the loop comes round. A transaction that takes longer than this is aborted by the broker anyway."""
-        return monotonic() - self._round < 2 * self._settings.broker.transaction_timeout_seconds
+    def load(self) -> Load | None:
+        """How busy this is; None when the loop has not come round for so long that it must hang.
+
+        A transaction that takes longer than that is aborted by the broker anyway.
+        """
+        if monotonic() - self._round > 2 * self._settings.broker.transaction_timeout_seconds:
+            return None
+        return self._load
 
     async def begin(self, weights: Tensor, version: int = 0) -> None:
         """Publish `weights` as the first version of a new federation."""
@@ -100,6 +109,7 @@ class Folding:
         end: RunEnd | None = None
         while end is None and not shutdown.requested:
             self._round = monotonic()
+            self._load = self._load._replace(lag=await self._source.lag())
             async for received in self._source.receive(self._patience(), self._state.version):
                 if self._end is None:
                     await self._take(received)
@@ -196,7 +206,7 @@ class Folding:
         self._source.release(refusal.partition, refusal.offset)
 
     async def _publish(self, new: NewVersion) -> None:
-        number, manifest = new.number, new.manifest
+        number, manifest, begun = new.number, new.manifest, perf_counter()
         head, parts = await self._offload.run(
             encode_version,
             number,
@@ -230,6 +240,9 @@ class Folding:
             self._places.append((number, pointer.offset))
             while self._places and self._places[0][0] <= number - self._settings.staleness.maximum:
                 self._places.popleft()
+        busy = self._source.take_seconds() + self._fold_seconds + perf_counter() - begun
+        self._pace.observe(len(manifest), busy)
+        self._load = self._load._replace(pace_seconds=self._pace.interval(len(self._state.sequences)))
         self._fold_seconds = 0.0
         self._flushed = self._round = monotonic()
 
@@ -245,6 +258,8 @@ class Folding:
             fold_seconds=self._fold_seconds,
             mean_staleness=sum(item.staleness for item in head.manifest) / max(len(head.manifest), 1),
             weights_digest=head.weights_digest.hex(),
+            lag=self._load.lag,
+            pace_seconds=self._load.pace_seconds,
         )
 
     def _folded(self, item: Contribution, version: int) -> Event:

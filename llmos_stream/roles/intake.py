@@ -7,7 +7,7 @@ decompression and decoding run off the event loop.
 import logging
 from collections import deque
 from collections.abc import AsyncIterator, Mapping, Sequence
-from time import monotonic
+from time import monotonic, perf_counter
 
 import torch
 from torch import Tensor
@@ -42,6 +42,7 @@ class Intake:
         self._offsets = SafeOffsets(self._assembler.low_water)
         # Pages of fresh memory cost more than decoding into them does.
         self._room: list[Tensor] = []
+        self._decode_seconds = 0.0
         self._read_before: dict[TopicPartition, int] = {}
         self._log_time, self._read_at = 0.0, monotonic()
 
@@ -63,7 +64,9 @@ class Intake:
             group = [waiting.popleft() for _ in range(min(len(waiting), self._offload.workers))]
             while len(self._room) < len(group):
                 self._room.append(torch.empty(self._layout.numel))
+            begun = perf_counter()
             decoded = deque(await run_all(*map(self._decode, group, self._room)))
+            self._decode_seconds += perf_counter() - begun
             group.clear()
             while decoded:
                 yield decoded.popleft()
@@ -76,6 +79,13 @@ class Intake:
 
     def committed(self, offsets: Mapping[TopicPartition, int], manifest: Sequence[Contribution] = ()) -> None:
         self._offsets.committed(offsets, self._settled(manifest))
+
+    async def lag(self) -> int:
+        return await self._reader.known_lag()
+
+    def take_seconds(self) -> float:
+        taken, self._decode_seconds = self._decode_seconds, 0.0
+        return taken
 
     def remember(self, version: int) -> dict[str, object]:
         return {}

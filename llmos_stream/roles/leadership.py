@@ -16,6 +16,7 @@ import logging
 from collections.abc import Callable
 from functools import partial
 from time import monotonic
+from typing import NamedTuple
 from uuid import uuid4
 
 from llmos_stream.broker import Broker, Producer, Topics
@@ -29,6 +30,13 @@ from llmos_stream.runtime import Shutdown
 log = logging.getLogger(__name__)
 
 _CATCH_UP_SECONDS = 60.0
+
+
+class Load(NamedTuple):
+    """How busy the leader is (see `control_records.Leader`)."""
+
+    pace_seconds: float = 0.0
+    lag: int = 0
 
 
 class Leadership:
@@ -72,22 +80,22 @@ class Leadership:
         term = 1 if control.leader is None else control.leader.term + 1
         try:
             async with producer.transaction() as transaction:
-                await transaction.send(self._topic, self._record(term), key=AGGREGATOR)
+                await transaction.send(self._topic, dump_leader(Leader(term, self._instance)), key=AGGREGATOR)
         except Fenced as error:
             raise TransactionAborted("another aggregator took over first") from error
         self._term, self._claimed = term, monotonic()
         log.info("leading, term %d", term)
 
-    async def beat(self, control: ControlView, alive: Callable[[], bool]) -> None:
-        """Say so every `aggregator.beat_seconds` while `alive` says that work goes on. Never returns.
+    async def beat(self, control: ControlView, load: Callable[[], Load | None]) -> None:
+        """Say so, and how busy it is, every `aggregator.beat_seconds`; not while `load` is None. Never returns.
 
         Raises Fenced when another one has taken over: an aggregator without updates would not notice otherwise.
         """
         silent = False
         async with Delivery(self._broker, Shutdown()) as delivery:
             while True:
-                if alive():
-                    await delivery.deliver(partial(self._say, left=False))
+                if (present := load()) is not None:
+                    await delivery.deliver(partial(self._say, load=present))
                 elif not silent:
                     silent = True
                     log.error("the aggregation does not come round; a standby may take over")
@@ -98,7 +106,7 @@ class Leadership:
     async def leave(self) -> None:
         """Hand over in order, so that a standby need not wait."""
         async with self._broker.producer() as producer:
-            await self._say(producer, left=True)
+            await self._say(producer, Load(), left=True)
 
     @property
     def is_settled(self) -> bool:
@@ -129,8 +137,6 @@ class Leadership:
         if self._is_another(control.leader):
             raise Fenced("another aggregator has taken over this federation; this one stops")
 
-    def _record(self, term: int, left: bool = False) -> bytes:
-        return dump_leader(Leader(term, self._instance, left))
-
-    async def _say(self, producer: Producer, left: bool) -> None:
-        await producer.send(self._topic, self._record(self._term, left), key=AGGREGATOR)
+    async def _say(self, producer: Producer, load: Load, left: bool = False) -> None:
+        record = dump_leader(Leader(self._term, self._instance, left, load.pace_seconds, load.lag))
+        await producer.send(self._topic, record, key=AGGREGATOR)

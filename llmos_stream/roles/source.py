@@ -32,5 +32,11 @@ class Source(Protocol):
     def committed(self, offsets: Mapping[TopicPartition, int], manifest: Sequence[Contribution] = ()) -> None:
         """A transaction with `offsets` has been committed, and a version with `manifest` with it."""
 
+    async def lag(self) -> int:
+        """How many records are known to be still to be read. Asks nobody."""
+
+    def take_seconds(self) -> float:
+        """How long verifying and decoding took since this was asked last."""
+
     def remember(self, version: int) -> Mapping[str, object]:
         """What `resume` must know, as JSON can say it, once `version` is committed."""

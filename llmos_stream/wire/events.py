@@ -118,6 +118,8 @@ FIELDS: Mapping[EventKind, Mapping[str, Field]] = MappingProxyType(
             "payload_bytes": Field(whole),
             "raw_bytes": Field(whole),
             "fold_seconds": Field(amount),
+            "lag": Field(whole),
+            "pace_seconds": Field(amount),
             "mean_staleness": Field(amount),
             "weights_digest": Field(text),
         },

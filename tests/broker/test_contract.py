@@ -533,3 +533,13 @@ async def test_rules_of_transactions(broker: Broker, federation: str) -> None:
                     pass
         with pytest.raises(ValueError, match="has ended"):
             await transaction.send(topic, b"x")
+
+
+async def test_the_lag_is_known_from_what_was_fetched(broker: Broker, federation: str) -> None:
+    topic = await make_topic(broker, federation)
+    async with broker.producer() as producer, broker.reader([topic], start="earliest") as reader:
+        await producer.send_all(topic, [b"x"] * 5)
+        taken = 0
+        while taken < 3:
+            taken += len(await reader.poll(PATIENCE_SECONDS, max_records=3 - taken))
+        assert await reader.known_lag() == await reader.lag() == 2

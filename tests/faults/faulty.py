@@ -240,6 +240,10 @@ class _Reader:
         await self._injector.gate()
         return await self._inner.lag()
 
+    async def known_lag(self) -> int:
+        await self._injector.gate()
+        return await self._inner.known_lag()
+
     async def committed(self, at: TopicPartition) -> int | None:
         await self._injector.gate()
         return await self._inner.committed(at)

@@ -110,6 +110,13 @@ class KafkaReader:
         ends = await self.end_offsets()
         return sum([max(0, end - await self.position(at)) for at, end in ends.items()])
 
+    async def known_lag(self) -> int:
+        lag = 0
+        for at, theirs in self._assigned.items():
+            end = self._client.last_stable_offset(theirs)
+            lag += 0 if end is None else max(0, end - await self.position(at))
+        return lag
+
     async def committed(self, at: TopicPartition) -> int | None:
         self._require_group()
         async with self._translating():

@@ -78,6 +78,9 @@ class MemoryReader:
     async def lag(self) -> int:
         return sum(max(0, end - self._positions[at]) for at, end in (await self.end_offsets()).items())
 
+    async def known_lag(self) -> int:
+        return await self.lag()
+
     async def committed(self, at: TopicPartition) -> int | None:
         return self._cluster.committed(self._grouped(), self._own(at))
 
