@@ -193,7 +193,7 @@ class ClientSettings(Section):
     shard: Annotated[int, Field(ge=0)] = 0
     """Which shard of the task's data this client holds."""
     state_dir: Path | None = None
-    """Folder for the sequence number and the residual. Unset: one for this client in the user's state folder."""
+    """Folder for the sequence, the residual and the unsent update. Unset: one of its own in the user's state folder."""
     epochs: Count = 1
     """Local epochs between two updates."""
     batch_size: Count = 32

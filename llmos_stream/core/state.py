@@ -30,6 +30,8 @@ class State:
     staleness: StalenessSettings
     strategy: Strategy
     sequences: Sequences = field(default_factory=Sequences)
+    floor: int = 0
+    """The oldest base version that an update may name: repeats of older ones are not known any more."""
 
 
 def start(
@@ -43,13 +45,15 @@ def start(
     history: Mapping[int, Tensor] | None = None,
     moments: Mapping[str, Tensor] | None = None,
     sequences: Mapping[str, Sequence[int]] | None = None,
+    floor: int = 0,
 ) -> State:
     """The state at `version`, with an empty buffer.
 
     `weights` (flat) is not copied and must not be written to afterwards. `history` gives fedasync
     the weights of earlier versions, read back from the log; without it, updates on those bases are
     refused. `moments` (copied) and `sequences` are what `NewVersion` said must be remembered with
-    this version; without them the server optimiser starts anew and no update counts as seen.
+    this version; without them the server optimiser starts anew and no update counts as seen. `floor` is
+    that of the state that is gone on with.
     Settings left out take their defaults.
 
     Raises ValueError for weights that are no flat vector or empty, StateError for moments of another
@@ -62,7 +66,7 @@ def start(
     staleness = staleness or StalenessSettings()
     optimizer = server_optimizer or ServerOptimizerSettings()
     strategy = make_strategy(version, weights, aggregation, staleness, optimizer, history=history)
-    state = State(version, weights, layout_digest, aggregation, staleness, strategy)
+    state = State(version, weights, layout_digest, aggregation, staleness, strategy, floor=floor)
     if moments is not None:
         strategy.load(moments)
     if sequences is not None:

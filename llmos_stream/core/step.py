@@ -8,7 +8,7 @@ one or a duplicate leaves the state bit for bit as it was. The state given is co
 from llmos_stream.core.effects import Duplicate, Effect, Folded, NewVersion, Refused
 from llmos_stream.core.state import State
 from llmos_stream.core.validate import Update, check_delta, check_head, clip_factor
-from llmos_stream.errors import Rejected
+from llmos_stream.errors import Reason, Rejected
 from llmos_stream.types import Contribution, UpdateHead
 
 
@@ -67,6 +67,11 @@ def _staleness(state: State, head: UpdateHead) -> int:
         aggregation=state.aggregation,
         staleness=state.staleness,
     )
+    if head.base_version < state.floor:
+        raise Rejected(
+            Reason.TOO_STALE,
+            f"base version {head.base_version}: what was folded before version {state.floor} is forgotten by now",
+        )
     state.strategy.check_base(head.base_version)
     return tau
 
@@ -92,7 +97,9 @@ def _publish(state: State) -> NewVersion:
     parent = state.version
     state.weights, manifest = state.strategy.flush(parent, state.weights)
     state.version = parent + 1
-    forgotten = state.sequences.forget_before(state.version - state.staleness.maximum)
+    # It never falls, whatever becomes of staleness.maximum in later runs: what is forgotten stays forgotten.
+    state.floor = max(state.floor, state.version - state.staleness.maximum)
+    forgotten = state.sequences.forget_before(state.floor)
     sequences: dict[str, list[int] | None] = dict.fromkeys(forgotten)
     # One that this very version made old is forgotten already.
     kept = {item.client_id for item in manifest} - sequences.keys()

@@ -2,7 +2,7 @@
 
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import replace
 
 from llmos_stream.broker import Reader, TopicPartition
@@ -72,7 +72,7 @@ class AcceptedUpdates:
                     "the log does not hold which versions stand in for which: staleness will be wrong for a while"
                 )
 
-    async def receive(self, timeout_seconds: float, version: int) -> AsyncIterator[Update | Refusal]:
+    async def receive(self, timeout_seconds: float, version: int) -> AsyncGenerator[Update | Refusal, None]:
         """The contributions of one live version."""
         self._version = version
         if not self._waiting:

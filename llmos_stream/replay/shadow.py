@@ -24,7 +24,6 @@ from llmos_stream.runtime import Offload, Shutdown
 
 log = logging.getLogger(__name__)
 
-_CATCH_UP_SECONDS = 60.0
 _LOOK_SECONDS = 0.5
 
 
@@ -62,12 +61,13 @@ class _Shadow(Aggregation):
 
     async def _prepare(self, stack: AsyncExitStack, control: ControlView) -> bool:
         self._live = ControlView(await self._follow(stack, self._live_topics.control))
-        await self._live.catch_up(_CATCH_UP_SECONDS)
+        await self._live.catch_up()
         while self._live.latest is None and not self._shutdown.requested:
             await self._live.newer_than(None, _LOOK_SECONDS, self._shutdown)
         return self._live.latest is not None
 
     async def _lead(self, stack: AsyncExitStack, publisher: Publisher, control: ControlView) -> RunEnd | None:
+        await self._live.catch_up()  # it may have stood by for long
         settings, broker, live = self._settings, self._broker, self._live.latest
         if live is None:
             raise ValueError("prepare first")

@@ -18,7 +18,7 @@ from llmos_stream.runtime import Offload, Shutdown, run_while
 
 log = logging.getLogger(__name__)
 
-_CATCH_UP_SECONDS = 60.0
+_DRAIN_SECONDS = 8.0
 
 
 class Aggregation(ABC):
@@ -38,7 +38,11 @@ class Aggregation(ABC):
 
         Raises FederationFinished when the run had ended before, Fenced when another process has taken over.
         """
-        return await keep_trying(self._attempt, self._shutdown, "starting again from the log")
+
+        async def attempt() -> RunEnd | None:
+            return await until_stop(self._attempt(), self._shutdown, _DRAIN_SECONDS)
+
+        return await keep_trying(attempt, self._shutdown, "starting again from the log")
 
     @abstractmethod
     async def _prepare(self, stack: AsyncExitStack, control: ControlView) -> bool:
@@ -52,7 +56,7 @@ class Aggregation(ABC):
         await self._broker.create_topics(self._topics.specs(self._settings.topics))
         async with AsyncExitStack() as stack:
             control = ControlView(await self._follow(stack, self._topics.control), with_sequences=True)
-            await control.catch_up(_CATCH_UP_SECONDS)
+            await control.catch_up()
             if control.finished and self._first:
                 raise FederationFinished(
                     f"federation {self._topics.federation} ended at version {control.finished.version} "
@@ -68,7 +72,9 @@ class Aggregation(ABC):
                 producer: Producer = self._broker.producer(group_of(self._settings))
                 await stack.enter_async_context(producer)
                 await self._leadership.claim(producer, control)
-                end = await self._lead(stack, Publisher(producer, self._topics, self._settings), control)
+                # The run may have ended in the last transaction of the one that led before.
+                publisher = Publisher(producer, self._topics, self._settings)
+                end = control.finished or await self._lead(stack, publisher, control)
             except Fenced as error:
                 settled = self._leadership.is_settled
                 if await self._leadership.superseded():

@@ -40,7 +40,6 @@ from llmos_stream.wire import message_id, split
 log = logging.getLogger(__name__)
 
 _FETCH_SECONDS = 120.0
-_CATCH_UP_SECONDS = 60.0
 _LOOK_SECONDS = 2.0
 _FIRST_LOOK_SECONDS = 0.05
 _LAST_LOOK_SECONDS = 2.0
@@ -110,7 +109,7 @@ class Client:
             self._models = await stack.enter_async_context(self._broker.reader([self._topics.models], start="latest"))
             reader = await stack.enter_async_context(self._broker.reader([self._topics.control], start="earliest"))
             self._control = ControlView(reader)
-            await self._control.catch_up(_CATCH_UP_SECONDS)
+            await self._control.catch_up()
             await self._offload.run(self._outbox.open)
             self._stack = stack.pop_all()
 
@@ -144,7 +143,7 @@ class Client:
             version = await self._fetch(pointer)
         except OffsetGone:
             # Retention overtook the pointer: a newer one is on its way or already there.
-            await until_stop(self._control.catch_up(_CATCH_UP_SECONDS), self._shutdown)
+            await until_stop(self._control.catch_up(), self._shutdown)
             if self._control.latest == pointer:
                 raise
             return await self.newest(above, seconds)

@@ -201,8 +201,10 @@ def _lock(path: Path, client_id: str) -> int:
     handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except OSError as error:
         os.close(handle)
+        if not isinstance(error, BlockingIOError):
+            raise
         raise StateError(
             f"client {client_id} is running already (its folder {path.parent} is in use); "
             "give this one a client.id of its own"

@@ -1,5 +1,6 @@
 """`<f>.control` as everyone sees it: the newest version, who aggregates, and whether the run has ended."""
 
+import asyncio
 import logging
 from time import monotonic
 
@@ -29,6 +30,9 @@ __all__ = ["ControlView", "Leader", "Pointer", "Progress", "RunEnd"]
 log = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.5
+_CATCH_UP_SECONDS = 60.0
+_QUIET_SECONDS = 10.0
+_ANSWER_SECONDS = 3.0
 
 
 class ControlView:
@@ -46,10 +50,11 @@ class ControlView:
         self.finished: RunEnd | None = None
         self.progress: Progress | None = None
         self.leader: Leader | None = None
+        self._quiet_since = monotonic()
         self.beats = 0
         """How often the leader has been heard. One that was superseded is not listened to."""
 
-    async def catch_up(self, timeout_seconds: float) -> None:
+    async def catch_up(self, timeout_seconds: float = _CATCH_UP_SECONDS) -> None:
         """Read what is there now. Raises BrokerUnavailable when that takes longer than the time-out."""
         deadline = monotonic() + timeout_seconds
         while await self._reader.lag() > 0:
@@ -58,8 +63,24 @@ class ControlView:
             await self.poll(_POLL_SECONDS)
 
     async def poll(self, timeout_seconds: float) -> None:
-        for record in await self._reader.poll(timeout_seconds):
+        """Take in what comes. Raises BrokerUnavailable when nothing has come for long and nobody answers."""
+        records = await self._reader.poll(timeout_seconds)
+        for record in records:
             self._apply(record)
+        if records:
+            self._quiet_since = monotonic()
+        elif monotonic() - self._quiet_since > _QUIET_SECONDS:
+            await self._ask()
+            self._quiet_since = monotonic()
+
+    async def _ask(self) -> None:
+        try:
+            async with asyncio.timeout(_ANSWER_SECONDS):
+                await self._reader.lag()
+        except TimeoutError:
+            raise BrokerUnavailable(
+                f"the broker has been silent for {_QUIET_SECONDS:g} s and does not answer"
+            ) from None
 
     async def newer_than(self, version: int | None, seconds: float, shutdown: Shutdown) -> None:
         """Wait for a version above `version`, the end of the run, the shutdown or the time-out."""

@@ -65,7 +65,7 @@ class Progress:
     strategy needs the weights of past versions (fedasync).
     stop: what the stop rule learnt (`StopRule.dump`). events: the next offset of `<f>.events` to look at.
     started_ms: when the run started, in milliseconds since the epoch.
-    intake: what the source of the updates wants back after a restart.
+    floor: see `core.State`. intake: what the source of the updates wants back after a restart.
     """
 
     version: int
@@ -74,6 +74,7 @@ class Progress:
     stop: Mapping[str, object] = field(default_factory=dict)
     snapshots: Mapping[str, int] = field(default_factory=dict)
     bases: int | None = None
+    floor: int = 0
     intake: Mapping[str, object] = field(default_factory=dict)
 
 
@@ -123,6 +124,7 @@ def load_progress(value: Mapping[str, Any]) -> Progress:
         stop=dict(value["stop"]),
         snapshots={str(name): int(offset) for name, offset in value["snapshots"].items()},
         bases=None if value["bases"] is None else int(value["bases"]),
+        floor=int(value.get("floor", 0)),
         intake=dict(value["intake"]),
     )
 

@@ -18,7 +18,8 @@ class Delivery:
     apart from its repeat by its reader: updates by their sequence, events by what they are about.
     """
 
-    def __init__(self, broker: Broker, shutdown: Shutdown) -> None:
+    def __init__(self, broker: Broker, shutdown: Shutdown, longest_pause_seconds: float = 10.0) -> None:
+        self._longest_pause_seconds = longest_pause_seconds
         self._broker = broker
         self._shutdown = shutdown
         self._opened = AsyncExitStack()
@@ -41,7 +42,8 @@ class Delivery:
                 raise
             return True
 
-        if not await until_stop(keep_trying(attempt, self._shutdown, "sending again"), self._shutdown):
+        trying = keep_trying(attempt, self._shutdown, "sending again", self._longest_pause_seconds)
+        if not await until_stop(trying, self._shutdown):
             raise BrokerUnavailable("a stop was asked for before the broker acknowledged what was sent")
 
     async def __aenter__(self) -> Self:

@@ -94,7 +94,7 @@ class _Measuring:
         topics = self._topics
         control = ControlView(await stack.enter_async_context(self._broker.reader([topics.control], start="earliest")))
         models = await stack.enter_async_context(self._broker.reader([topics.models], start="earliest"))
-        await control.catch_up(_CATCH_UP_SECONDS)
+        await control.catch_up()
         if begin := self._next or control.latest:
             models.seek(TopicPartition(topics.models, begin.partition), begin.offset)
         return control, models
@@ -125,7 +125,7 @@ async def evaluate_once(
     judge = await offload.run(Judge, task, settings)
     async with broker.reader([topics.control], start="earliest") as reader:
         control = ControlView(reader)
-        await control.catch_up(_CATCH_UP_SECONDS)
+        await control.catch_up()
         while control.latest is None and not shutdown.requested:
             await control.newer_than(None, _POLL_SECONDS, shutdown)
     if control.latest is None:

@@ -3,6 +3,7 @@
 import logging
 from collections import deque
 from collections.abc import Mapping, Sequence
+from contextlib import aclosing
 from functools import partial
 from time import monotonic, perf_counter
 from typing import NamedTuple
@@ -78,7 +79,8 @@ class Folding:
         self._fold_seconds = 0.0
         self._pace = Pace(settings.aggregator.utilisation)
         self._load = Load()
-        self._flushed = self._round = monotonic()
+        self._flushed = monotonic()
+        self._round: float | None = None  # recovery before the first one may take long
         self._state: State
 
     def load(self) -> Load | None:
@@ -86,7 +88,10 @@ class Folding:
 
         A transaction that takes longer than that is aborted by the broker anyway.
         """
-        if monotonic() - self._round > 2 * self._settings.broker.transaction_timeout_seconds:
+        if (
+            self._round is not None
+            and monotonic() - self._round > 2 * self._settings.broker.transaction_timeout_seconds
+        ):
             return None
         return self._load
 
@@ -110,10 +115,12 @@ class Folding:
         while end is None and not shutdown.requested:
             self._round = monotonic()
             self._load = self._load._replace(lag=await self._source.lag())
-            async for received in self._source.receive(self._patience(), self._state.version):
-                if self._end is None:
+            async with aclosing(self._source.receive(self._patience(), self._state.version)) as updates:
+                async for received in updates:
                     await self._take(received)
-                del received  # as large as the model, and the next one is on its way
+                    del received  # as large as the model, and the next one is on its way
+                    if self._end is not None or shutdown.requested:
+                        break  # what is left is held: it is read again
             if self._end is None:
                 await self._tick()
             end = self._end or await self._observe()
@@ -135,7 +142,10 @@ class Folding:
         return end
 
     def _resumed(self, found: Recovered) -> State:
-        begin = partial(self._start, found.newest.weights, found.newest.head.number, found.history, found.sequences)
+        floor = 0 if found.progress is None else found.progress.floor
+        begin = partial(
+            self._start, found.newest.weights, found.newest.head.number, found.history, found.sequences, floor
+        )
         try:
             return begin(found.moments)
         except StateError as error:
@@ -150,6 +160,7 @@ class Folding:
         version: int,
         history: Mapping[int, Tensor] | None = None,
         sequences: Mapping[str, Sequence[int]] | None = None,
+        floor: int = 0,
         moments: Mapping[str, Tensor] | None = None,
     ) -> State:
         settings = self._settings
@@ -163,6 +174,7 @@ class Folding:
             history=history,
             moments=moments,
             sequences=sequences,
+            floor=floor,
         )
 
     def _patience(self) -> float:
@@ -226,6 +238,7 @@ class Folding:
             events=await self._ending.position(),
             stop=self._ending.learnt(),
             bases=self._places[0][1] if self._places else None,
+            floor=self._state.floor,
             intake=self._source.remember(number),
         )
         events = [self._folded(item, number) for item in manifest]

@@ -6,7 +6,7 @@ decompression and decoding run off the event loop.
 
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from time import monotonic, perf_counter
 
 import torch
@@ -54,7 +54,7 @@ class Intake:
         """
         self._read_before = await self._reader.end_offsets()
 
-    async def receive(self, timeout_seconds: float, version: int) -> AsyncIterator[Update | Refusal]:
+    async def receive(self, timeout_seconds: float, version: int) -> AsyncGenerator[Update | Refusal, None]:
         """As many updates are decoded at a time as there are threads, and the next ones when those are taken: each
         is as large as the model. Their deltas are good until then.
         """
@@ -103,10 +103,7 @@ class Intake:
             log.error(
                 "updates were deleted by retention before they were read (%s); going on with the oldest left", error
             )
-            for at in self._reader.partitions:
-                self._assembler.forget(at.partition)
-            # Partitions that lost nothing are read again too: what was folded is known and dropped.
-            await self._reader.seek_to_beginning()
+            await self._overtaken()
             return deque()
         outcomes: deque[Outcome] = deque()
         for record in records:
@@ -114,8 +111,19 @@ class Intake:
         # By the log's own time, so that an aggregator that was held up does not take what waits for what is missing.
         if records:
             self._log_time, self._read_at = max(record.timestamp_ms / 1000 for record in records), monotonic()
-        outcomes += self._assembler.expire(self._log_time + (0.0 if records else monotonic() - self._read_at))
+        expired = self._assembler.expire(self._log_time + (0.0 if records else monotonic() - self._read_at))
+        outcomes += self._held(expired)
         return outcomes
+
+    async def _overtaken(self) -> None:
+        """Go on with the oldest left where retention has deleted what was to be read next, elsewhere as before."""
+        before = {at: await self._reader.position(at) for at in self._reader.partitions}
+        await self._reader.seek_to_beginning()
+        for at, position in before.items():
+            if await self._reader.position(at) > position:
+                self._assembler.forget(at.partition)
+            else:
+                self._reader.seek(at, position)
 
     def _push(self, record: Record) -> list[Outcome]:
         at = TopicPartition(record.topic, record.partition)
@@ -127,10 +135,14 @@ class Intake:
             now=record.timestamp_ms / 1000,
         )
         self._offsets.read(at, record.offset)
+        return self._held([outcome for outcome in outcomes if not self._is_old_tail(at, outcome)])
+
+    def _held(self, outcomes: list[Outcome]) -> list[Outcome]:
+        """`outcomes`, none of which may be committed past before somebody has settled it."""
         for outcome in outcomes:
-            if isinstance(outcome, Message):
-                self._offsets.hold(at, outcome.first_offset)
-        return [outcome for outcome in outcomes if not self._is_old_tail(at, outcome)]
+            offset = outcome.first_offset if isinstance(outcome, Message) else outcome.offset
+            self._offsets.hold(TopicPartition(self._topic, outcome.partition), offset)
+        return outcomes
 
     def _is_old_tail(self, at: TopicPartition, outcome: Outcome) -> bool:
         return (

@@ -29,8 +29,6 @@ from llmos_stream.runtime import Shutdown
 
 log = logging.getLogger(__name__)
 
-_CATCH_UP_SECONDS = 60.0
-
 
 class Load(NamedTuple):
     """How busy the leader is (see `control_records.Leader`)."""
@@ -52,23 +50,24 @@ class Leadership:
 
     async def await_turn(self, control: ControlView, shutdown: Shutdown) -> bool:
         """Stand by until nobody leads. False when the run ends or a stop is asked for before."""
-        await control.catch_up(_CATCH_UP_SECONDS)
+        await control.catch_up()
         if self._is_free(control):
-            return True
+            return control.finished is None
         log.info("standing by: another aggregator leads, or did until a moment ago")
-        patience = self._settings.aggregator.takeover_seconds
-        heard, since = control.beats, monotonic()
+        patience, beat = self._settings.aggregator.takeover_seconds, self._settings.aggregator.beat_seconds
+        heard, silent = control.beats, 0.0
         while not (shutdown.requested or control.finished or self._is_free(control)):
-            if control.beats != heard:
-                heard, since = control.beats, monotonic()
-            elif monotonic() - since >= patience:
-                asked = monotonic()
-                await control.catch_up(_CATCH_UP_SECONDS)
+            asked = monotonic()
+            if silent >= patience:
+                await control.catch_up()
                 if control.beats == heard and monotonic() - asked < patience:
-                    log.warning("taking over: the aggregator that led was silent for %.1f s", monotonic() - since)
+                    log.warning("taking over: the aggregator that led was silent for %.1f s", silent)
                     return True
-                since = monotonic()  # the log itself was away: the leader gets the same time to be heard again
-            await control.poll(self._settings.aggregator.beat_seconds)
+                silent = 0.0  # the log itself was away: the leader gets the same time to be heard again
+            await control.poll(beat)
+            # Where this process itself stood still, so may the leader have: a long stall counts as one beat missed.
+            silent = silent + min(monotonic() - asked, beat) if control.beats == heard else 0.0
+            heard = control.beats
         return not (shutdown.requested or control.finished)
 
     async def claim(self, producer: Producer, control: ControlView) -> None:
@@ -76,7 +75,7 @@ class Leadership:
 
         Raises TransactionAborted when another one was quicker.
         """
-        await control.catch_up(_CATCH_UP_SECONDS)
+        await control.catch_up()
         term = 1 if control.leader is None else control.leader.term + 1
         try:
             async with producer.transaction() as transaction:
@@ -91,15 +90,15 @@ class Leadership:
 
         Raises Fenced when another one has taken over: an aggregator without updates would not notice otherwise.
         """
-        silent = False
-        async with Delivery(self._broker, Shutdown()) as delivery:
+        silent, beat = False, self._settings.aggregator.beat_seconds
+        async with Delivery(self._broker, Shutdown(), longest_pause_seconds=beat) as delivery:
             while True:
                 if (present := load()) is not None:
                     await delivery.deliver(partial(self._say, load=present))
                 elif not silent:
                     silent = True
                     log.error("the aggregation does not come round; a standby may take over")
-                await asyncio.sleep(self._settings.aggregator.beat_seconds)
+                await asyncio.sleep(beat)
                 await control.poll(0)
                 self._require_newest(control)
 
@@ -121,7 +120,7 @@ class Leadership:
         async with self._broker.reader([self._topic], start="earliest") as reader:
             control = ControlView(reader)
             deadline = monotonic() + self._settings.aggregator.takeover_seconds
-            await control.catch_up(_CATCH_UP_SECONDS)
+            await control.catch_up()
             while not self._is_another(control.leader) and monotonic() < deadline:
                 await control.poll(self._settings.aggregator.beat_seconds)
         return self._is_another(control.leader)

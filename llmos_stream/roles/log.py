@@ -46,7 +46,7 @@ async def read_versions(reader: Reader, wire: WireSettings) -> AsyncIterator[Log
     assembler = version_assembler(wire)
     ends = await reader.end_offsets()
     while any([await reader.position(at) < end for at, end in ends.items()]):
-        for record in await reader.poll(_POLL_SECONDS):
+        for record in await _some(reader):
             for outcome in assembler.push(
                 record.value or b"", key=record.key, partition=record.partition, offset=record.offset, now=monotonic()
             ):
@@ -54,12 +54,22 @@ async def read_versions(reader: Reader, wire: WireSettings) -> AsyncIterator[Log
                     yield LoggedVersion(version_head(outcome), outcome.parts, outcome.partition, outcome.first_offset)
 
 
+async def _some(reader: Reader) -> list[Record]:
+    """What comes within a while. Raises BrokerUnavailable when nothing does because nobody answers."""
+    if not (records := await reader.poll(_POLL_SECONDS)):
+        await reader.lag()
+    return records
+
+
 async def read_heads(reader: Reader, kind: type[H]) -> AsyncIterator[LoggedHead[H]]:
     """The heads of all messages of a kind, from the reader's position to the present end, in order."""
     heads = HeadReader(reader, kind)
     ends = await reader.end_offsets()
     while any([await reader.position(at) < end for at, end in ends.items()]):
-        for head in await heads.poll(_POLL_SECONDS):
+        found = await heads.poll(_POLL_SECONDS)
+        if not found:
+            await reader.lag()  # raises when nothing comes because nobody answers
+        for head in found:
             yield head
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from llmos_stream.broker import Broker, TopicPartition, Topics
 from llmos_stream.codec import Layout
 from llmos_stream.config import Settings
-from llmos_stream.errors import Reason, Rejected
+from llmos_stream.errors import OffsetGone, Reason, Rejected
 from llmos_stream.roles.control import ControlView
 from llmos_stream.roles.control_records import Pointer, Progress
 from llmos_stream.roles.log import read_heads, read_versions
@@ -88,16 +88,20 @@ async def _moments(
 ) -> dict[str, Tensor]:
     if not progress.snapshots:
         return {}
-    async with broker.reader([topics.snapshots], start="latest") as reader:
-        return await fetch_snapshots(
-            reader,
-            progress.snapshots,
-            progress.version,
-            newest.layout,
-            wire=settings.wire,
-            offload=offload,
-            timeout_seconds=_FETCH_SECONDS,
-        )
+    try:
+        async with broker.reader([topics.snapshots], start="latest") as reader:
+            return await fetch_snapshots(
+                reader,
+                progress.snapshots,
+                progress.version,
+                newest.layout,
+                wire=settings.wire,
+                offload=offload,
+                timeout_seconds=_FETCH_SECONDS,
+            )
+    except OffsetGone as error:
+        log.error("topics.snapshots_retention_gib: too little, the moments of the newest version are gone (%s)", error)
+        return {}
 
 
 async def _with_history(

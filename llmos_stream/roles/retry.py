@@ -20,13 +20,15 @@ _LAST_PAUSE_SECONDS = 10.0
 _FAREWELL_SECONDS = 3.0
 
 
-async def keep_trying(work: Callable[[], Awaitable[T]], shutdown: Shutdown, what: str) -> T | None:
+async def keep_trying(
+    work: Callable[[], Awaitable[T]], shutdown: Shutdown, what: str, longest_seconds: float = _LAST_PAUSE_SECONDS
+) -> T | None:
     """Call `work` until it returns; None when a stop is asked for while it fails.
 
     Raises at once what a repeat would not mend (see `LlmosError.retriable`). `what` says in the log what
-    comes next, as in "starting again from the log".
+    comes next, as in "starting again from the log". Pauses grow up to `longest_seconds`.
     """
-    pause = _FIRST_PAUSE_SECONDS
+    pause = min(_FIRST_PAUSE_SECONDS, longest_seconds)
     while True:
         begun = monotonic()
         try:
@@ -41,18 +43,20 @@ async def keep_trying(work: Callable[[], Awaitable[T]], shutdown: Shutdown, what
             log.error("%s; %s in %.1f s", error, what, pause)
         if await shutdown.wait(pause):
             return None
-        pause = min(2 * pause, _LAST_PAUSE_SECONDS)
+        pause = min(2 * pause, longest_seconds)
 
 
-async def until_stop(work: Coroutine[Any, Any, T], shutdown: Shutdown) -> T:
+async def until_stop(
+    work: Coroutine[Any, Any, T], shutdown: Shutdown, farewell_seconds: float = _FAREWELL_SECONDS
+) -> T:
     """Await what the broker is asked for; once a stop is asked for too, for a few more seconds only.
 
     Raises BrokerUnavailable then: a broker that is gone holds nobody up.
     """
-    return await run_while(work, _give_up(shutdown))
+    return await run_while(work, _give_up(shutdown, farewell_seconds))
 
 
-async def _give_up(shutdown: Shutdown) -> None:
+async def _give_up(shutdown: Shutdown, seconds: float) -> None:
     await shutdown.wait()
-    await asyncio.sleep(_FAREWELL_SECONDS)
-    raise BrokerUnavailable(f"no answer from the broker in the {_FAREWELL_SECONDS:g} s that a stop leaves it")
+    await asyncio.sleep(seconds)
+    raise BrokerUnavailable(f"not done in the {seconds:g} s that a stop leaves")

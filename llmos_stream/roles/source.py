@@ -1,6 +1,6 @@
 """Where an aggregator's updates come from: its clients (`intake.Intake`), or what another run has accepted."""
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Protocol
 
 from llmos_stream.broker import TopicPartition
@@ -20,7 +20,7 @@ class Source(Protocol):
     async def resume(self, remembered: Mapping[str, object]) -> None:
         """Go on after a restart with what `remember` gave when the newest version was committed."""
 
-    def receive(self, timeout_seconds: float, version: int) -> AsyncIterator[Update | Refusal]:
+    def receive(self, timeout_seconds: float, version: int) -> AsyncGenerator[Update | Refusal, None]:
         """What the next records amount to; nothing at the time-out. `version` is the aggregator's present one."""
 
     def release(self, partition: int, offset: int) -> None:

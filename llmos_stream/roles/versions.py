@@ -61,11 +61,26 @@ def check_fits(layout: Layout, settings: Settings) -> None:
             f"task.share, aggregation.buffer_size: a version's head has no room for {len(layout.tensors)} tensors and "
             f"{settings.aggregation.buffer_size} contributions ({error}); share fewer or make the buffer smaller"
         ) from None
+    flat_bytes = 4 * layout.numel
+    for name, gib, needed in (
+        ("topics.models_retention_gib", settings.topics.models_retention_gib, size),
+        ("topics.snapshots_retention_gib", settings.topics.snapshots_retention_gib, _moments(settings) * flat_bytes),
+    ):
+        if needed > gib * (1 << 30):
+            raise ConfigError(
+                f"{name}: {gib:g} GiB do not hold what one version needs ({needed / (1 << 30):.2f} GiB); raise it"
+            )
     if size > settings.wire.pending_bytes:
         raise ConfigError(
             f"wire.pending_bytes: {settings.wire.pending_bytes} is less than a version takes ({size} bytes); "
             "raise it for every role"
         )
+
+
+def _moments(settings: Settings) -> int:
+    """How many flat vectors the server optimiser remembers."""
+    optimizer = settings.server_optimizer
+    return int(optimizer.momentum > 0) if optimizer.name == "sgd" else 2
 
 
 def rule_of(settings: Settings) -> dict[str, object]:

@@ -8,11 +8,11 @@ import torch
 
 from llmos_stream.broker import Broker, MemoryBroker, Record, TopicPartition
 from llmos_stream.codec import Layout
-from llmos_stream.errors import ConfigError, FederationFinished, OffsetGone
+from llmos_stream.errors import BrokerUnavailable, ConfigError, FederationFinished
 from llmos_stream.roles import ControlView, Initial, decode_version, run_aggregator
 from llmos_stream.roles.events import emit, event
 from llmos_stream.roles.intake import Intake
-from llmos_stream.roles.publisher import group_of
+from llmos_stream.roles.publisher import Publisher, group_of
 from llmos_stream.runtime import Offload, Shutdown
 from llmos_stream.types import EventKind, TensorSpec
 from tests.roles.aids import LAYOUT, aggregator, delta_of, initial, settings_for, update
@@ -231,8 +231,8 @@ async def test_updates_that_retention_deleted_are_passed_over(federation: str) -
     assert [item.client_id for item in version.head.manifest] == ["after"]
 
 
-class _Overtaken:
-    """A reader that finds its position deleted once, when told to."""
+class _Rewound:
+    """A reader that goes back to the beginning once, when told to."""
 
     def __init__(self, reader: Any, told: asyncio.Event) -> None:
         self._reader, self._told = reader, told
@@ -243,7 +243,7 @@ class _Overtaken:
     async def poll(self, timeout_seconds: float, max_records: int = 500) -> list[Record]:
         if self._told.is_set():
             self._told.clear()
-            raise OffsetGone("deleted by retention")
+            await self._reader.seek_to_beginning()
         records: list[Record] = await self._reader.poll(timeout_seconds, max_records)
         return records
 
@@ -256,10 +256,10 @@ async def test_a_buffered_update_that_is_read_again_still_holds_its_offset(
     settings = settings_for(federation, aggregation={"buffer_size": 2})
     build = Intake.__init__
 
-    def overtaken(self: Intake, reader: Any, *rest: Any) -> None:
-        build(self, _Overtaken(reader, told), *rest)
+    def rewound(self: Intake, reader: Any, *rest: Any) -> None:
+        build(self, _Rewound(reader, told), *rest)
 
-    monkeypatch.setattr(Intake, "__init__", overtaken)
+    monkeypatch.setattr(Intake, "__init__", rewound)
     async with aggregator(broker, settings) as running:
         for _ in range(2):
             await running.send(update(delta_of(1.0)))
@@ -280,3 +280,96 @@ async def test_one_client_with_many_updates_on_several_partitions(broker: Broker
         version = await running.version(1)
     assert {item.client_id for item in version.head.manifest} == set("abcdef")
     assert len({item.partition for item in version.head.manifest}) > 1
+
+
+async def test_a_stop_does_not_wait_for_the_backlog(
+    broker: Broker, federation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What has been read but not folded is read again: nothing is lost by leaving it."""
+    settings, commit = settings_for(federation), Publisher.commit
+    async with aggregator(broker, settings) as running:
+        await running.version(0)
+
+        async def stops_at_two(self: Publisher, offsets: Any, version: Any = None, end: Any = None) -> Any:
+            if version is not None and version.head.number == 2:
+                running.shutdown.request()
+            return await commit(self, offsets, version, end)
+
+        monkeypatch.setattr(Publisher, "commit", stops_at_two)
+        async with broker.producer() as producer:
+            records = [record for sequence in range(20) for record in update(delta_of(1.0), sequence=sequence)]
+            await producer.send_all(running.topics.updates, records, key=b"a")
+        await running.task
+    monkeypatch.setattr(Publisher, "commit", commit)
+    async with aggregator(broker, settings) as running:
+        version = await running.version(20)
+        published = await running.events("version_published", 21)
+    assert torch.equal(decode_version(version.head, version.parts).weights, delta_of(20.0))
+    assert [event.data["version"] for event in published] == list(range(21))
+
+
+async def test_no_offset_passes_rubbish_that_is_not_in_quarantine(
+    broker: Broker, federation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A crash right after a version must not swallow the bad frame behind it."""
+    told: list[tuple[int, int]] = []
+    commit = Publisher.commit
+
+    async def noted(self: Publisher, offsets: Any, version: Any = None, end: Any = None) -> Any:
+        told.append((max(offsets.values(), default=0), len(self._quarantine)))
+        return await commit(self, offsets, version, end)
+
+    monkeypatch.setattr(Publisher, "commit", noted)
+    async with aggregator(broker, settings_for(federation)) as running:
+        await running.version(0)
+        async with broker.producer() as producer:
+            good = update(delta_of(1.0))
+            first = await producer.send_all(running.topics.updates, [*good, b"rubbish"], key=b"a")
+        entry = (await running.quarantined(1))[0]
+    rubbish = first.offset + len(good)
+    assert entry["offset"] == rubbish
+    assert all(entries for offset, entries in told if offset > rubbish), told
+
+
+async def test_what_was_forgotten_is_refused_under_a_longer_memory_too(broker: Broker, federation: str) -> None:
+    """staleness.maximum is raised by a restart: repeats of what the shorter one forgot must not count again."""
+    short = settings_for(federation, staleness={"kind": "constant", "maximum": 1})
+    async with aggregator(broker, short) as running:
+        await running.send(update(delta_of(1.0), client_id="gone"), "gone")
+        for number in range(1, 4):
+            await running.version(number)
+            await running.send(update(delta_of(1.0), client_id="here", sequence=number, base_version=number), "here")
+        await running.version(4)
+    async with aggregator(broker, settings_for(federation, staleness={"maximum": 20})) as running:
+        await running.send(update(delta_of(1.0), client_id="gone"), "gone")
+        await running.send(update(delta_of(1.0), client_id="here", sequence=4, base_version=4), "here")
+        version = await running.version(5)
+        entry = (await running.quarantined(1))[0]
+    assert entry["reason"] == "too_stale"
+    assert [item.client_id for item in version.head.manifest] == ["here"]
+
+
+async def test_an_end_whose_acknowledgement_was_lost_is_the_end(
+    broker: Broker, federation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, commit = settings_for(federation, stop={"max_versions": 2}), Publisher.commit
+
+    async def unheard(self: Publisher, offsets: Any, version: Any = None, end: Any = None) -> Any:
+        pointer = await commit(self, offsets, version, end)
+        if end is not None:
+            raise BrokerUnavailable("whether the commit holds is unknown")
+        return pointer
+
+    monkeypatch.setattr(Publisher, "commit", unheard)
+    async with aggregator(broker, settings) as running:
+        await running.version(0)
+        for sequence in range(5):
+            await running.send(update(delta_of(1.0), sequence=sequence))
+        end = await running.task
+        async with broker.reader([running.topics.control], start="earliest") as reader:
+            control = ControlView(reader)
+            await control.catch_up()
+    assert end is not None
+    assert end == control.finished
+    assert control.latest is not None
+    assert control.latest.version == end.version == 2

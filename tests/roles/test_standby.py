@@ -1,11 +1,12 @@
 """Who leads, on both brokers: a standby waits, takes over, and the one it took over from stops."""
 
 import asyncio
+from time import monotonic
 
 import pytest
 import torch
 
-from llmos_stream.broker import Broker, Transaction, connect
+from llmos_stream.broker import Broker, MemoryBroker, Transaction, connect
 from llmos_stream.errors import Fenced
 from llmos_stream.roles import ControlView, decode_version
 from llmos_stream.roles.folding import Folding
@@ -89,6 +90,22 @@ async def test_it_takes_over_from_one_that_hangs_which_then_stops(
                 first.task.result()
             await second.send(update(delta_of(1.0)))
             await second.version(1)
+
+
+async def test_a_machine_that_stood_still_is_no_silence(federation: str) -> None:
+    """Leader and standby on it stood still together: the time in which nobody could speak does not count."""
+    broker, settings = MemoryBroker(), settings_for(federation)
+    async with aggregator(broker, settings) as first, aggregator(broker, settings) as second:
+        await _beats(first, 3)
+        until = monotonic() + 1.5 * settings.aggregator.takeover_seconds
+        while monotonic() < until:
+            pass  # nothing in this process gets to run
+        await _beats(first, 3)
+        leader = (await _control(first)).leader
+        assert not first.task.done()
+        assert not second.task.done()
+    assert leader is not None
+    assert leader.term == 1
 
 
 async def test_of_two_that_stand_by_one_leads(broker: Broker, federation: str) -> None:
