@@ -62,7 +62,7 @@ def test_models_events_control_quarantine(llmos: Run, logged: Logged) -> None:
     event = _inspect(llmos, "events")
     assert (event["value"]["kind"], event["value"]["data"]["version"]) == ("version_published", 0)
     control = _inspect(llmos, "control")
-    assert (control["key"], control["value"]) == ("latest", {"version": 0, "partition": 0, "offset": 0})
+    assert (control["key"], control["value"]["term"]) == ("aggregator", 1)  # before anything else, it says who leads
     entries = [_inspect(llmos, "quarantine", "--offset", offset) for offset in (0, 1)]
     reasons = {(entry["key"], entry["value"]["offset"]): entry["value"]["reason"] for entry in entries}
     assert reasons == {(STRANGE, logged.rubbish): "malformed", ("d", logged.rubbish + 1): "not_finite"}

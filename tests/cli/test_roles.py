@@ -65,7 +65,7 @@ def test_roles_started_before_their_broker_take_part(
     monkeypatch.setenv("LLMOS_AGGREGATION__BUFFER_SIZE", "1")
     monkeypatch.setenv("LLMOS_STOP__MAX_VERSIONS", "2")
     node = kafka.own()
-    node.stop()
+    node.kill()
     try:
         roles = [start("aggregator"), start("client"), start("evaluate")]
         for role in roles:
@@ -124,7 +124,7 @@ def test_a_federation_of_processes(start: Start, llmos: Run, on_kafka: str, monk
     done = llmos("aggregator", "--runtime.log-level", "error")
     assert done.status == 1
     assert done.error() == (
-        f"federation {on_kafka} ended at version 3 (max_versions); start a new one under another federation.name"
+        f"federation {on_kafka} ended at version 3 (max_versions); start a new one under another name"
     )
     late = llmos("client", "--json", "--client.id", "late")
     assert (late.status, late.json()) == (0, {"updates": 0})

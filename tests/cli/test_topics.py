@@ -5,7 +5,7 @@ import pytest
 from tests.cli.aids import Run
 
 pytestmark = pytest.mark.kafka
-_ROOMS = ("control", "events", "models", "quarantine", "updates")
+_ROOMS = ("control", "events", "models", "quarantine", "snapshots", "updates")
 
 
 def test_create_and_list(llmos: Run, on_kafka: str) -> None:
@@ -23,7 +23,7 @@ def test_create_and_list(llmos: Run, on_kafka: str) -> None:
 
     again = llmos("topics", "create")
     assert again.status == 0
-    assert again.out.count("was there") == 5
+    assert again.out.count("was there") == 6
     assert "now" not in again.out.split()
     # It differs from what would be created now: said, and left alone.
     assert f"topic {on_kafka}.updates exists and is left as it is: 3 partitions, not 1" in again.err
@@ -47,4 +47,4 @@ def test_a_federation_whose_name_begins_the_same_is_another(llmos: Run, on_kafka
     other = f"{on_kafka}.b"
     llmos("topics", "create", "--federation.name", other)
     assert llmos("topics", "list", "--json").json() == []
-    assert len(llmos("topics", "list", "--json", "--federation.name", other).json()) == 5
+    assert len(llmos("topics", "list", "--json", "--federation.name", other).json()) == 6

@@ -60,7 +60,7 @@ async def test_a_stop_reaches_every_process(on_kafka: str, tmp_path: Path) -> No
     assert children.keys() == {"aggregator", "evaluate", "client-0"}
     assert not any(child.is_running() for child in children.values())
     assert not [event for event in events if event.kind is EventKind.RUN_FINISHED]
-    assert (tmp_path / "client-0" / "sequence.json").exists()
+    assert (tmp_path / "client-0" / "state.json").exists()
 
 
 def test_a_child_that_cannot_start_ends_the_demo_with_its_own_words(llmos: Run, tmp_path: Path) -> None:
