@@ -1,12 +1,14 @@
 """Settings on the command line: a flag each, what wins over what, and what is said about a mistake."""
 
 import argparse
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from llmos_stream.cli.flags import Setting, add_settings, load_settings, settings_of
+from llmos_stream.cli.main import main
 from llmos_stream.config import SECTIONS, Settings
 from tests.cli.aids import Run
 
@@ -135,3 +137,13 @@ def test_the_table_of_settings_fits_80_columns_and_cuts_nothing_off(llmos: Run) 
     assert words["topics.updates-partitions"] == "5"
     assert words["stop.target"] == "unset"
     assert words.keys() >= {setting.flag.removeprefix("--") for setting in settings_of()}
+
+
+def test_every_section_is_a_flag_of_the_role_that_reads_it(capsys: pytest.CaptureFixture[str]) -> None:
+    """Each section of the settings can be given by a flag of some command."""
+    found = set()
+    for command in ("aggregator", "client", "evaluate", "topics"):
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        found |= set(re.findall(r"--([a-z-]+)\.[a-z-]+", capsys.readouterr().out))
+    assert {section.replace("_", "-") for section in SECTIONS} <= found
