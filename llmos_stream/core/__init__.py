@@ -5,7 +5,7 @@ from llmos_stream.core.effects import Duplicate, Effect, Folded, NewVersion, Ref
 from llmos_stream.core.pace import Pace
 from llmos_stream.core.staleness import discount, staleness_of
 from llmos_stream.core.state import State, start
-from llmos_stream.core.step import next_deadline, screen, step, tick
+from llmos_stream.core.step import next_deadline, step, tick
 from llmos_stream.core.stopping import Stop, StopRule
 from llmos_stream.core.strategy import Strategy, make_strategy
 from llmos_stream.core.validate import Update, check_delta, check_head, clip_factor
@@ -30,7 +30,6 @@ __all__ = [
     "discount",
     "make_strategy",
     "next_deadline",
-    "screen",
     "staleness_of",
     "start",
     "step",

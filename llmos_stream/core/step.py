@@ -12,20 +12,6 @@ from llmos_stream.errors import Reason, Rejected
 from llmos_stream.types import Contribution, UpdateHead
 
 
-def screen(state: State, head: UpdateHead, partition: int, offset: int) -> Duplicate | Refused | None:
-    """What `step` would do about this head, before its payload is decoded; None if it needs the payload to tell.
-
-    Changes nothing. `step` decides again: the version may be another one by then.
-    """
-    if state.sequences.seen(head.client_id, head.sequence):
-        return Duplicate(head.client_id, head.sequence, partition, offset)
-    try:
-        _staleness(state, head)
-    except Rejected as rejected:
-        return Refused(rejected.reason, rejected.detail, head.client_id, head.sequence, partition, offset)
-    return None
-
-
 def step(state: State, update: Update, now: float) -> tuple[State, tuple[Effect, ...]]:
     """Fold one update at time `now` (seconds, of any clock that does not go back).
 

@@ -15,6 +15,7 @@ from llmos_stream.core import Update
 from llmos_stream.errors import BrokerUnavailable, OffsetGone, Reason, Rejected
 from llmos_stream.replay.errors import UpdateMissing
 from llmos_stream.roles.intake import decode_update
+from llmos_stream.roles.messages import skip_deleted
 from llmos_stream.types import Contribution, Head, UpdateHead
 from llmos_stream.wire import Assembler, Message, Outcome, Refusal
 
@@ -159,13 +160,10 @@ class UpdateSource:
 
     async def _overtaken(self) -> None:
         """Retention deleted what was to be read next: go on with the oldest left where that happened."""
-        before = {at: await self._reader.position(at) for at in self._oldest}
-        await self._look_for_oldest()
-        for at, position in before.items():
-            if position < self._oldest[at]:
-                self._assembler.forget(at.partition)
-                self._begun = {begun for begun in self._begun if begun.partition != at.partition}
-            self._reader.seek(at, max(position, self._oldest[at]))
+        for at in await skip_deleted(self._reader):
+            self._assembler.forget(at.partition)
+            self._begun = {begun for begun in self._begun if begun.partition != at.partition}
+            self._oldest[at] = await self._reader.position(at)
 
     async def _look_for_oldest(self) -> None:
         await self._reader.seek_to_beginning()

@@ -23,6 +23,7 @@ from llmos_stream.roles.control_records import (
     load_progress,
     load_run_end,
 )
+from llmos_stream.roles.retry import QUIET_SECONDS
 from llmos_stream.runtime import Shutdown
 
 __all__ = ["ControlView", "Leader", "Pointer", "Progress", "RunEnd"]
@@ -31,7 +32,6 @@ log = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.5
 _CATCH_UP_SECONDS = 60.0
-_QUIET_SECONDS = 10.0
 _ANSWER_SECONDS = 3.0
 
 
@@ -69,7 +69,7 @@ class ControlView:
             self._apply(record)
         if records:
             self._quiet_since = monotonic()
-        elif monotonic() - self._quiet_since > _QUIET_SECONDS:
+        elif monotonic() - self._quiet_since > QUIET_SECONDS:
             await self._ask()
             self._quiet_since = monotonic()
 
@@ -78,9 +78,7 @@ class ControlView:
             async with asyncio.timeout(_ANSWER_SECONDS):
                 await self._reader.lag()
         except TimeoutError:
-            raise BrokerUnavailable(
-                f"the broker has been silent for {_QUIET_SECONDS:g} s and does not answer"
-            ) from None
+            raise BrokerUnavailable(f"the broker has been silent for {QUIET_SECONDS:g} s and does not answer") from None
 
     async def newer_than(self, version: int | None, seconds: float, shutdown: Shutdown) -> None:
         """Wait for a version above `version`, the end of the run, the shutdown or the time-out."""

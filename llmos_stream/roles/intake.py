@@ -17,6 +17,7 @@ from llmos_stream.codec import Layout, decode, max_payload_size, payload_digest
 from llmos_stream.config import Settings
 from llmos_stream.core import Update, check_head
 from llmos_stream.errors import OffsetGone, Reason, Rejected
+from llmos_stream.roles.messages import skip_deleted
 from llmos_stream.roles.offsets import SafeOffsets
 from llmos_stream.runtime import Offload, run_all
 from llmos_stream.types import Contribution, Head, UpdateHead
@@ -103,7 +104,8 @@ class Intake:
             log.error(
                 "updates were deleted by retention before they were read (%s); going on with the oldest left", error
             )
-            await self._overtaken()
+            for at in await skip_deleted(self._reader):
+                self._assembler.forget(at.partition)
             return deque()
         outcomes: deque[Outcome] = deque()
         for record in records:
@@ -114,16 +116,6 @@ class Intake:
         expired = self._assembler.expire(self._log_time + (0.0 if records else monotonic() - self._read_at))
         outcomes += self._held(expired)
         return outcomes
-
-    async def _overtaken(self) -> None:
-        """Go on with the oldest left where retention has deleted what was to be read next, elsewhere as before."""
-        before = {at: await self._reader.position(at) for at in self._reader.partitions}
-        await self._reader.seek_to_beginning()
-        for at, position in before.items():
-            if await self._reader.position(at) > position:
-                self._assembler.forget(at.partition)
-            else:
-                self._reader.seek(at, position)
 
     def _push(self, record: Record) -> list[Outcome]:
         at = TopicPartition(record.topic, record.partition)

@@ -1,10 +1,26 @@
-"""One message out of the log, by the place where it begins."""
+"""Ways through a topic: one message by the place where it begins, and on where retention has deleted."""
 
 from time import monotonic
 
 from llmos_stream.broker import Reader, TopicPartition
 from llmos_stream.errors import BrokerUnavailable, Rejected
 from llmos_stream.wire import Assembler, Message, Refusal
+
+
+async def skip_deleted(reader: Reader) -> list[TopicPartition]:
+    """After OffsetGone: go on with the oldest record left where the next one was deleted, elsewhere as before.
+
+    Returns the partitions that lost something.
+    """
+    before = {at: await reader.position(at) for at in reader.partitions}
+    await reader.seek_to_beginning()
+    overtaken = []
+    for at, position in before.items():
+        if await reader.position(at) > position:
+            overtaken.append(at)
+        else:
+            reader.seek(at, position)
+    return overtaken
 
 
 async def fetch_message(

@@ -19,7 +19,6 @@ from llmos_stream.core import (
     State,
     Update,
     next_deadline,
-    screen,
     start,
     step,
     tick,
@@ -110,25 +109,6 @@ def test_an_update_out_of_order_is_counted_once() -> None:
         state, effects = step(state, update([1.0, 1.0], sequence, base=4), now=0.0)
         kinds.append(type(effects[0]))
     assert kinds == [Folded, Folded, Folded, Duplicate, Duplicate, Folded]
-
-
-@pytest.mark.parametrize(("bad", "reason"), REFUSED)
-def test_screening_a_head_says_what_a_step_would_and_changes_nothing(bad: Update, reason: Reason) -> None:
-    state = begin()
-    before = fingerprint(state)
-    screened = screen(state, bad.head, bad.partition, bad.offset)
-    assert fingerprint(state) == before
-    _, effects = step(state, bad, now=0.0)
-    needs_payload = reason is Reason.NOT_FINITE or bad.delta.numel() != 2
-    assert screened == (None if needs_payload else effects[0])
-
-
-def test_screening_knows_duplicates() -> None:
-    state = begin()
-    once = update([1.0, 1.0], 7, base=4)
-    assert screen(state, once.head, 0, 1) is None
-    state, _ = step(state, once, now=0.0)
-    assert screen(state, once.head, 0, 2) == Duplicate("ann", 7, 0, 2)
 
 
 def test_a_buffer_becomes_a_version_when_it_is_full() -> None:

@@ -2,15 +2,17 @@
 
 import asyncio
 from time import monotonic
+from typing import Any
 
 import pytest
 import torch
 
 from llmos_stream.broker import Broker, MemoryBroker, Transaction, connect
 from llmos_stream.errors import Fenced
-from llmos_stream.roles import ControlView, decode_version
+from llmos_stream.roles import ControlView, RunEnd, aggregation, decode_version
 from llmos_stream.roles.folding import Folding
 from llmos_stream.roles.publisher import Publisher
+from llmos_stream.roles.recovery import fetch_newest
 from llmos_stream.types import Event
 from tests.conftest import KafkaNode
 from tests.roles.aids import Running, aggregator, delta_of, settings_for, update
@@ -71,17 +73,18 @@ async def test_it_takes_over_from_one_that_hangs_which_then_stops(
     broker: Broker, federation: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without a single update: the one that hung hears of its successor in the log."""
+    observe = Folding._observe
     hung: list[Folding] = []
-    load = Folding.load
-    monkeypatch.setattr(Folding, "load", lambda self: None if self in hung else load(self))
-    begin = Folding.begin
 
-    async def hangs_at_once(self: Folding, weights: torch.Tensor, version: int = 0) -> None:
-        await begin(self, weights, version)
-        hung.append(self)
+    async def hangs_once(self: Folding) -> RunEnd | None:
+        if not hung:
+            hung.append(self)
+        if self in hung:
+            await asyncio.Event().wait()
+        return await observe(self)
 
-    monkeypatch.setattr(Folding, "begin", hangs_at_once)
-    settings = settings_for(federation)
+    monkeypatch.setattr(Folding, "_observe", hangs_once)
+    settings = settings_for(federation, broker={"transaction_timeout_seconds": 0.2})
     async with aggregator(broker, settings) as first:
         await first.version(0)
         async with aggregator(broker, settings) as second:
@@ -90,6 +93,22 @@ async def test_it_takes_over_from_one_that_hangs_which_then_stops(
                 first.task.result()
             await second.send(update(delta_of(1.0)))
             await second.version(1)
+
+
+async def test_a_long_recovery_is_no_hang(broker: Broker, federation: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is heard all the while: a standby that took over would take as long, and be taken over from in turn."""
+    settings = settings_for(federation, broker={"transaction_timeout_seconds": 0.05})
+    async with aggregator(broker, settings) as running:
+        await running.version(0)
+
+    async def long(*given: Any) -> Any:
+        await _beats(running, 8)  # beats come every 0.1 s, and the loop would count as hung after 0.1 s
+        return await fetch_newest(*given)
+
+    monkeypatch.setattr(aggregation, "fetch_newest", long)
+    async with aggregator(broker, settings) as running:
+        await running.send(update(delta_of(1.0)))
+        await running.version(1)
 
 
 async def test_a_machine_that_stood_still_is_no_silence(federation: str) -> None:
