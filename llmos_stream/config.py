@@ -66,6 +66,21 @@ class BrokerSettings(Section):
     """This client's certificate (PEM), for mutual TLS."""
     ssl_keyfile: Path | None = None
     """The key of ssl_certfile (PEM)."""
+    max_partition_fetch_bytes: Annotated[int, Field(ge=1024, le=1 << 30)] = 1924 * 1024
+    """Bytes that one fetch takes from one partition: two records of wire.chunk_bytes. More suits links with a long
+    round trip; a reader takes about four times as much memory."""
+    fetch_max_bytes: Annotated[int, Field(ge=1024, le=1 << 30)] = 8 << 20
+    """Bytes that one fetch takes from all partitions together."""
+    fetch_max_wait_ms: Annotated[int, Field(ge=1, le=30_000)] = 500
+    """How long the broker holds a fetch while there is nothing new."""
+    max_batch_size: Annotated[int, Field(ge=1, le=1_000_000)] = 64 * 1024
+    """Bytes of small records that wait for the request before them and then go as one batch."""
+    linger_ms: Annotated[int, Field(ge=0, le=60_000)] = 0
+    """How long a batch waits for more records."""
+    compression_type: Literal["none", "gzip", "snappy", "lz4", "zstd"] = "none"
+    """Kafka's own compression. Payloads are compressed already; all but gzip need the package cramjam everywhere."""
+    heap_bytes: Annotated[int, Field(ge=0, le=1 << 40)] = 32 << 20
+    """Freed memory that a process on Kafka keeps for its next records (glibc). 0 leaves malloc as it is."""
 
     @model_validator(mode="after")
     def _sasl_is_whole(self) -> Self:
@@ -99,12 +114,16 @@ class WireSettings(Section):
     """A half-received message is dropped when no chunk of it came for this long."""
     pending_bytes: Annotated[int, Field(ge=1 << 20)] = 4 << 30
     """Bytes of half-received messages held at most; past that the longest idle one is dropped."""
+    memory_bytes: Annotated[int, Field(ge=0)] = 32 << 20
+    """How much of pending_bytes is held in memory; the rest lies in a temporary file."""
+    spool_dir: Path | None = None
+    """Folder of that file, on a disk with room for pending_bytes. Unset: the system's folder for such files."""
 
 
 class CodecSettings(Section):
     name: Literal["float32", "float16", "bfloat16", "int8", "int4", "topk"] = "int8"
     """Codec of the updates."""
-    block: Annotated[int, Field(ge=32, le=1024), AfterValidator(_power_of_two)] = 256
+    block: Annotated[int, Field(ge=32, le=1024), AfterValidator(_power_of_two)] = 512
     """Elements that share a scale (int8, int4); a power of two."""
     rounding: Literal["stochastic", "nearest"] = "stochastic"
     """Rounding of int8, int4 and the values of top-k."""
@@ -155,6 +174,16 @@ class ServerOptimizerSettings(Section):
     """Second moment's decay (adam, yogi)."""
     epsilon: Positive = 1e-3
     """Degree of adaptivity: tau in the FedOpt paper."""
+
+
+class VersionSettings(Section):
+    full_every: Annotated[int, Field(ge=1, le=4096)] = 16
+    """Every n-th version is written in full, lossless; those between as a quantised delta on what readers hold. 1:
+    every version is full."""
+    codec: Literal["int8", "int4"] = "int4"
+    """Codec of the versions between; what it leaves out of one goes into the next."""
+    block: Annotated[int, Field(ge=32, le=1024), AfterValidator(_power_of_two)] = 256
+    """Elements of a version that share a scale; a power of two."""
 
 
 class StopSettings(Section):
@@ -219,6 +248,12 @@ class AggregatorSettings(Section):
     """A waiting aggregator takes over when the one that leads was silent for this long."""
     utilisation: Fraction = 0.9
     """Share of its time that the aggregator means to be busy; clients are told to send less often beyond that."""
+    decode_bytes: Annotated[int, Field(ge=0)] = 1 << 30
+    """How much memory a decoded update may take; a larger one is decoded twice, slice by slice. int8 and int4 take 1
+    byte a parameter, float32 takes 4, top-k 8 for each that it keeps."""
+    device: Literal["cpu", "cuda", "auto"] = "cpu"
+    """Where updates are folded. cuda: weights, sum and moments lie on the GPU, and the versions are the same bit for
+    bit. auto: there where there is one."""
 
     @model_validator(mode="after")
     def _one_beat_may_be_missed(self) -> Self:
@@ -260,6 +295,7 @@ class Settings(BaseSettings):
     staleness: StalenessSettings = StalenessSettings()
     aggregation: AggregationSettings = AggregationSettings()
     server_optimizer: ServerOptimizerSettings = ServerOptimizerSettings()
+    versions: VersionSettings = VersionSettings()
     stop: StopSettings = StopSettings()
     task: TaskSettings = TaskSettings()
     client: ClientSettings = ClientSettings()

@@ -294,6 +294,7 @@ def running(
         "BROKER__BOOTSTRAP_SERVERS": kafka.bootstrap_servers,
         "FEDERATION__NAME": federation,
         "CODEC__NAME": "float32",
+        "VERSIONS__FULL_EVERY": "1",
         "CLIENT__WAIT_SECONDS": "20",
         "AGGREGATION__BUFFER_SIZE": "2",
         "AGGREGATION__DEADLINE_SECONDS": "600",

@@ -53,5 +53,5 @@ def markdown() -> str:
     for setting in settings_of():
         name = f"`{setting.section}.{setting.field}`"
         kind = setting.kind.replace("|", ", ")
-        rows.append(f"| {name} | {setting.default} | {kind} | {setting.text} |")
+        rows.append(f"| {name} | {setting.default} | {kind} | {' '.join(setting.text.split())} |")
     return "\n".join(rows)

@@ -85,7 +85,7 @@ async def _list(settings: Settings, as_json: bool) -> int:
             str(row.version),
             datetime.fromtimestamp(row.time_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S"),
             f"{row.contributions} from {plural(row.clients, 'client')}" if row.contributions else "initial weights",
-            size(row.payload_bytes),
+            size(row.payload_bytes) + (" delta" if row.kind == "delta" else ""),
             str(row.offset),
             row.weights_digest[:12],
         )
@@ -112,8 +112,8 @@ async def _one(settings: Settings, arguments: argparse.Namespace) -> int:
     version = await _find(settings, arguments.number)
     if arguments.action == "show":
         return _show(version, arguments.json)
-    name = settings.federation.name
-    return _export(version, arguments.to or Path(f"{name}-v{version.head.number}.safetensors"), arguments.json, name)
+    path = arguments.to or Path(f"{settings.federation.name}-v{version.head.number}.safetensors")
+    return await _export(settings, version.head.number, path, arguments.json)
 
 
 async def _find(settings: Settings, number: int | None) -> "LoggedVersion":
@@ -173,15 +173,23 @@ def _show(version: "LoggedVersion", as_json: bool) -> int:
     return 0
 
 
-def _export(version: "LoggedVersion", path: Path, as_json: bool, federation: str) -> int:
-    from llmos_stream.roles import decode_version
+async def _export(settings: Settings, number: int, path: Path, as_json: bool) -> int:
+    from llmos_stream.broker import connect
+    from llmos_stream.replay import ReplayLog
+    from llmos_stream.runtime import Offload
 
     check_target(path)
+    async with (
+        connect(settings.broker) as broker,
+        Offload(settings.runtime.workers) as offload,
+        ReplayLog(broker, settings, offload) as log,
+    ):
+        version = await log.version(number)
     digest = version.head.weights_digest.hex()
-    metadata = {"federation": federation, "version": str(version.head.number), "weights_digest": digest}
-    tensors = write_weights(decode_version(version.head, version.parts), path, metadata)
+    metadata = {"federation": settings.federation.name, "version": str(number), "weights_digest": digest}
+    tensors = write_weights(version, path, metadata)
     if as_json:
-        print_json({"file": str(path), "version": version.head.number, "tensors": tensors, "weights_digest": digest})
+        print_json({"file": str(path), "version": number, "tensors": tensors, "weights_digest": digest})
     else:
-        note(f"wrote version {version.head.number}, {tensors} tensors, to {path}")
+        note(f"wrote version {number}, {tensors} tensors, to {path}")
     return 0

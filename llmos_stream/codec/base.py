@@ -3,6 +3,8 @@
 A codec knows nothing of slices beyond the one it is given, of zstd or of sections (see `payload`). It writes a slice as
 planes: byte streams whose statistics differ, so that zstd gets a block of its own for each. The body of a slice is
 its planes end to end; all numbers in it are little endian.
+
+A decoded slice may also be kept in a compact form (see `compact`), from which any run of its values follows quickly.
 """
 
 from typing import Protocol
@@ -10,6 +12,9 @@ from typing import Protocol
 from torch import Generator, Tensor
 
 from llmos_stream.codec.scratch import Scratch
+
+STEP = 1 << 19
+"""Elements to which one operation after the other is applied: 2 MiB of float32, so that they stay in cache."""
 
 
 class Codec(Protocol):
@@ -32,4 +37,30 @@ class Codec(Protocol):
 
     def bounds(self, count: int) -> tuple[int, int]:
         """Least and most bytes of the body of `count` elements."""
+        ...
+
+    def compact_size(self, count: int) -> int:
+        """Bytes of the compact form of `count` elements; never more than 4 an element, and a scale for each block."""
+        ...
+
+    def in_place(self) -> bool:
+        """Whether a body is as long as its compact form, and `condense` takes the same memory for both."""
+        ...
+
+    def condense(self, body: Tensor, count: int, compact: Tensor, scratch: Scratch) -> float:
+        """Write the compact form of `body` into `compact` (1-D uint8 of `compact_size(count)`, aligned for float32).
+
+        Returns a number that no magnitude among the values exceeds; infinity or NaN where that is not known at once.
+        Raises as `decode` does.
+        """
+        ...
+
+    def expand(
+        self, compact: Tensor, count: int, begin: int, end: int, scratch: Scratch, factor: float | None = None
+    ) -> Tensor:
+        """The values (1-D float32) from `begin`, a multiple of STEP, to `end`: what `decode` writes there, bit for bit,
+        each multiplied by `factor` where there is one.
+
+        To be read only, and valid until the next call with this scratch.
+        """
         ...

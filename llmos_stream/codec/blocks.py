@@ -24,7 +24,8 @@ from torch import Generator, Tensor
 from torch.nn import functional
 
 from llmos_stream.codec import planes
-from llmos_stream.codec.scratch import Scratch
+from llmos_stream.codec.base import STEP
+from llmos_stream.codec.scratch import Scratch, times
 
 _MAX = torch.finfo(torch.float32).max
 _LEAST_SCALE_BITS = 0x0080
@@ -45,13 +46,47 @@ class Blocks:
         return [*planes.split(scales, scratch), steps.view(torch.uint8) if self.bits == 8 else _pack(steps, scratch)]
 
     def decode(self, body: Tensor, out: Tensor, scratch: Scratch) -> None:
-        size = 2 * -(-out.numel() // self.block)
-        steps = body[size:].view(torch.int8) if self.bits == 8 else _unpack(body[size:], out.numel(), scratch)
+        count, size = out.numel(), self._scales_size(out.numel())
+        if self.bits == 8:
+            steps = body[size:].view(torch.int8)
+        else:
+            steps = _unpack(body[size:], scratch.take("steps", count, torch.int8), scratch)
         dequantise(body[:size], steps, self.block, out, scratch)
 
     def bounds(self, count: int) -> tuple[int, int]:
-        size = 2 * -(-count // self.block) + -(-count * self.bits // 8)
+        size = self._scales_size(count) + -(-count * self.bits // 8)
         return size, size
+
+    def compact_size(self, count: int) -> int:
+        """The compact form is the scales (bfloat16), then the steps with a byte each."""
+        return self._scales_size(count) + count
+
+    def in_place(self) -> bool:
+        return self.bits == 8
+
+    def condense(self, body: Tensor, count: int, compact: Tensor, scratch: Scratch) -> float:
+        size = self._scales_size(count)
+        bits = scratch.take("scales", size // 2, torch.int16)
+        planes.join(body[:size], bits, scratch)
+        if self.bits == 4:
+            _unpack(body[size:], compact[size:].view(torch.int8), scratch)
+        elif compact.data_ptr() != body.data_ptr():
+            compact[size:].copy_(body[size:])
+        compact[:size].view(torch.int16).copy_(bits)
+        # The step below the least that is ever written can stand in the bytes all the same.
+        return float(bits.view(torch.bfloat16).abs().max()) * (1 << self.bits - 1)
+
+    def expand(
+        self, compact: Tensor, count: int, begin: int, end: int, scratch: Scratch, factor: float | None = None
+    ) -> Tensor:
+        size = self._scales_size(count)
+        scales = compact[:size].view(torch.bfloat16)[begin // self.block : -(-end // self.block)].float()
+        values = scratch.take("values", end - begin, torch.float32)
+        _multiply(compact[size + begin : size + end].view(torch.int8), scales, self.block, values)
+        return times(values, factor, scratch)
+
+    def _scales_size(self, count: int) -> int:
+        return 2 * -(-count // self.block)
 
 
 def noise_of(stochastic: bool, generator: Generator | None) -> Generator | None:
@@ -92,10 +127,17 @@ def dequantise(scale_planes: Tensor, steps: Tensor, block: int, out: Tensor, scr
     bits = torch.empty(scale_planes.numel() // 2, dtype=torch.int16)
     planes.join(scale_planes, bits, scratch)
     scales = bits.view(torch.bfloat16).float()
+    for begin in range(0, out.numel(), STEP):
+        end = begin + STEP
+        _multiply(steps[begin:end], scales[begin // block :], block, out[begin:end])
+
+
+def _multiply(steps: Tensor, scales: Tensor, block: int, out: Tensor) -> None:
     out.copy_(steps)
     whole = out.numel() // block
     out[: whole * block].view(-1, block).mul_(scales[:whole, None])
-    out[whole * block :].mul_(scales[-1])
+    if whole * block < out.numel():
+        out[whole * block :].mul_(scales[-1])
 
 
 def _scale_bits(largest: Tensor, levels: int) -> Tensor:
@@ -122,7 +164,10 @@ def _pack(steps: Tensor, scratch: Scratch) -> Tensor:
     return scratch.take("packed", pairs.numel(), torch.uint8).copy_(shifted.bitwise_or_(pairs))
 
 
-def _unpack(packed: Tensor, count: int, scratch: Scratch) -> Tensor:
-    pairs = scratch.take("pairs", packed.numel(), torch.int16).copy_(packed)
-    shifted = torch.bitwise_left_shift(pairs, 4, out=scratch.take("shifted pairs", pairs.numel(), torch.int16))
-    return pairs.bitwise_or_(shifted).bitwise_and_(0x0F0F).view(torch.int8).sub_(8)[:count]
+def _unpack(packed: Tensor, out: Tensor, scratch: Scratch) -> Tensor:
+    for begin in range(0, out.numel(), STEP):
+        part, halves = out[begin : begin + STEP], packed[begin // 2 : (begin + STEP) // 2]
+        pairs = scratch.take("pairs", halves.numel(), torch.int16).copy_(halves)
+        shifted = torch.bitwise_left_shift(pairs, 4, out=scratch.take("shifted pairs", pairs.numel(), torch.int16))
+        torch.sub(pairs.bitwise_or_(shifted).bitwise_and_(0x0F0F).view(torch.int8)[: part.numel()], 8, out=part)
+    return out

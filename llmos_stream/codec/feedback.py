@@ -5,11 +5,13 @@ sum of what was sent is the sum of the deltas less the last residual: nothing is
 Karimireddy et al. 2019).
 """
 
+from collections.abc import Iterator
+
 import torch
 from torch import Generator, Tensor
 
 from llmos_stream.codec.layout import check_flat
-from llmos_stream.codec.payload import encode
+from llmos_stream.codec.payload import SLICE, encode
 from llmos_stream.errors import StateError
 from llmos_stream.types import CodecSpec
 
@@ -17,14 +19,18 @@ from llmos_stream.types import CodecSpec
 class ErrorFeedback:
     """The residual of one client for a layout of `numel` elements.
 
-    `encode` leaves the residual as it is; `commit` puts the new one in its place once the update is durable, and
-    `rollback` drops the new one if it is not. Not for use by two threads at a time.
+    `encode` and `sections` leave the residual as it is; `commit` puts the new one in its place once the update is
+    durable, and `rollback` drops the new one if it is not. Not for use by two threads at a time.
+
+    Two vectors are used in turn, since fresh pages cost several times what the arithmetic does: a residual that was
+    given out is written over by the next update but one.
     """
 
     def __init__(self, numel: int) -> None:
         self._numel = numel
         self._residual: Tensor | None = None
         self._pending: Tensor | None = None
+        self._spare: Tensor | None = None
 
     @property
     def residual(self) -> Tensor | None:
@@ -33,7 +39,10 @@ class ErrorFeedback:
 
     @residual.setter
     def residual(self, value: Tensor | None) -> None:
-        """Take over a stored residual. Raises StateError if it is not finite or of another layout."""
+        """Take over a stored residual; it is this object's from then on.
+
+        Raises StateError if it is not finite or of another layout.
+        """
         if value is not None:
             try:
                 check_flat(value, self._numel)
@@ -43,6 +52,12 @@ class ErrorFeedback:
                 raise StateError("the stored residual is damaged: it holds NaN or infinity")
         self._residual = value
         self._pending = None
+        self._spare = None  # it may be what was given
+
+    @property
+    def pending(self) -> Tensor | None:
+        """The residual that `commit` would put in place (not a copy), or None where there is none."""
+        return self._pending
 
     def encode(
         self, delta: Tensor, spec: CodecSpec, *, level: int = 1, generator: Generator | None = None
@@ -52,25 +67,46 @@ class ErrorFeedback:
         Raises ValueError: for a delta of another length or with NaN or infinity, or if the last payload has been
         neither committed nor rolled back. Then nothing has changed.
         """
+        return list(self.sections(delta, spec, level=level, generator=generator))
+
+    def sections(
+        self, delta: Tensor, spec: CodecSpec, *, level: int = 1, generator: Generator | None = None
+    ) -> Iterator[bytes]:
+        """As `encode`, each section made when it is asked for.
+
+        NaN and infinity are found when it is their slice's turn. The new residual is there to commit once all sections
+        have been drawn; before, and after an error, nothing has changed. `delta` must not change meanwhile.
+        """
         if self._pending is not None:
             raise ValueError("commit or roll back the last update before encoding the next")
         delta = check_flat(delta, self._numel).detach()
-        total = delta.clone() if self._residual is None else delta + self._residual
-        if not _is_finite(total):
-            raise ValueError("the delta holds NaN or infinity")
-        parts = list(encode(total, spec, level=level, generator=generator, lost=total))
+        total = torch.empty(self._numel) if self._spare is None else self._spare
+        self._spare = None
+        return self._drawn(delta, total, encode(total, spec, level=level, generator=generator, lost=total))
+
+    def _drawn(self, delta: Tensor, total: Tensor, sections: Iterator[bytes]) -> Iterator[bytes]:
+        """Fill each slice of `total` just before its section is made of it, so that it is in the cache by then."""
+        for begin in range(0, self._numel, SLICE):
+            values = total[begin : begin + SLICE]
+            if self._residual is None:
+                values.copy_(delta[begin : begin + SLICE])
+            else:
+                torch.add(delta[begin : begin + SLICE], self._residual[begin : begin + SLICE], out=values)
+            if not _is_finite(values):
+                raise ValueError("the delta holds NaN or infinity")
+            yield next(sections)
         self._pending = total
-        return parts
 
     def commit(self) -> None:
         """The encoded update is durable: keep what it left out. Raises ValueError if there is none."""
         if self._pending is None:
             raise ValueError("there is no encoded update to commit")
-        self._residual, self._pending = self._pending, None
+        self._residual, self._pending, self._spare = self._pending, None, self._residual
 
     def rollback(self) -> None:
         """The encoded update, if any, will not be sent: keep the old residual."""
-        self._pending = None
+        if self._pending is not None:
+            self._pending, self._spare = None, self._pending
 
 
 def _is_finite(flat: Tensor) -> bool:

@@ -11,13 +11,14 @@ A finite element beyond the range of the 16-bit format becomes its largest finit
 stays usable, and error feedback keeps what was cut off. Infinities and NaN stay what they are.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Generator, Tensor
 
 from llmos_stream.codec import planes
-from llmos_stream.codec.scratch import Scratch
+from llmos_stream.codec.scratch import Scratch, times
 
 _BITS = {torch.float32: torch.int32, torch.float16: torch.int16, torch.bfloat16: torch.int16}
 
@@ -41,8 +42,27 @@ class Floating:
             out.copy_(narrow)
 
     def bounds(self, count: int) -> tuple[int, int]:
-        size = count * self.dtype.itemsize
+        size = self.compact_size(count)
         return size, size
+
+    def compact_size(self, count: int) -> int:
+        """The compact form is the elements themselves, as `dtype`."""
+        return count * self.dtype.itemsize
+
+    def in_place(self) -> bool:
+        return False
+
+    def condense(self, body: Tensor, count: int, compact: Tensor, scratch: Scratch) -> float:
+        planes.join(body, compact.view(_BITS[self.dtype]), scratch)
+        return math.inf
+
+    def expand(
+        self, compact: Tensor, count: int, begin: int, end: int, scratch: Scratch, factor: float | None = None
+    ) -> Tensor:
+        values = compact.view(self.dtype)[begin:end]
+        if self.dtype != torch.float32:
+            values = scratch.take("values", end - begin, torch.float32).copy_(values)
+        return times(values, factor, scratch)
 
     def _narrow(self, values: Tensor, scratch: Scratch) -> Tensor:
         narrow = scratch.take("narrow", values.numel(), self.dtype)

@@ -21,3 +21,11 @@ class Scratch:
         if buffer is None or buffer.numel() < size:
             buffer = self._buffers[name] = torch.empty(size, dtype=torch.uint8)
         return buffer[:size].view(dtype)
+
+
+def times(values: Tensor, factor: float | None, scratch: Scratch) -> Tensor:
+    """`values` (1-D float32) if `factor` is None, else their products with it in the scratch's "values", where they may
+    lie already."""
+    if factor is None:
+        return values
+    return torch.mul(values, factor, out=scratch.take("values", values.numel(), torch.float32))

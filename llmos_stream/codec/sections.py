@@ -1,13 +1,14 @@
 """Sections of a payload: reading them across parts, and zstd with every size known beforehand.
 
-python-zstandard allocates what a frame's header claims, whatever `max_output_size` says. So the header is read first
-and held against the size that codec and slice length imply.
+A frame's header is read first and held against the size that codec and slice length imply. Then the frame is
+decompressed where its body is wanted: zstd does that in one go, without a window of its own, where the whole frame
+goes in and everything fits. (`ZstdDecompressor.decompress` would allocate its output afresh, and by what the header
+claims, whatever `max_output_size` says.)
 """
 
 import struct
 from collections.abc import Iterable, Sequence
 
-import numpy as np
 import torch
 import zstandard
 from torch import Tensor
@@ -18,6 +19,9 @@ from llmos_stream.types import Part
 
 LENGTH = struct.Struct("<I")
 _LEAST_WINDOW = 1024
+_BLOCK_HEADER = 3
+_REPEATED = 1
+_CHECKSUM = 4
 _UNKNOWN_SIZE = zstandard.CONTENTSIZE_UNKNOWN
 
 
@@ -96,20 +100,45 @@ def unpack(reader: PartReader, zstd: zstandard.ZstdDecompressor, least: int, mos
     Raises Rejected: TRUNCATED where the payload ends within the section, DECOMPRESSION_BOMB where its length or
     its frame's header claim more than `most` implies, CORRUPT_PAYLOAD for anything else zstd or the format object to.
     """
+    return inflate(cut(reader, most), zstd, least, most, scratch.take("body", most, torch.uint8))
+
+
+def cut(reader: PartReader, most: int) -> Part:
+    """The frame of the next section, for a body of at most `most` bytes. Raises as `unpack` does."""
     (length,) = LENGTH.unpack(reader.take(LENGTH.size))
     if length > frame_bound(most):
         raise Rejected(Reason.DECOMPRESSION_BOMB, f"a section of {length} bytes for a body of at most {most}")
-    frame = reader.take(length)
+    return reader.take(length)
+
+
+def inflate(frame: Part, zstd: zstandard.ZstdDecompressor, least: int, most: int, room: Tensor) -> Tensor:
+    """The body of a frame that `cut` gave: the beginning of `room` (1-D uint8, of `most`). Raises as `unpack` does."""
     try:
         header = zstandard.get_frame_parameters(frame)
         _check(header, least, most)
-        body = zstd.decompress(frame, allow_extra_data=False)
+        _check_end(frame, header)
+        body = room[: header.content_size]
+        size = zstd.stream_reader(frame).readinto(body.numpy().data)
     except zstandard.ZstdError as error:
         raise Rejected(Reason.CORRUPT_PAYLOAD, f"zstd: {error}") from None
-    # torch takes writable memory only, so the bytes are copied; beside decompression that is nothing.
-    copy = scratch.take("body", len(body), torch.uint8)
-    copy.numpy()[:] = np.frombuffer(body, np.uint8)
-    return copy
+    if size != header.content_size:
+        raise Rejected(Reason.CORRUPT_PAYLOAD, f"zstd: {size} bytes where {header.content_size} are claimed")
+    return body
+
+
+def _check_end(frame: Part, header: zstandard.FrameParameters) -> None:
+    """Raise unless the frame's blocks (RFC 8878, section 3.1.1.2) end where the section does."""
+    at, last = zstandard.frame_header_size(frame), False
+    while not last:
+        if at + _BLOCK_HEADER > len(frame):
+            raise Rejected(Reason.CORRUPT_PAYLOAD, "a zstd frame ends within its blocks")
+        block = int.from_bytes(frame[at : at + _BLOCK_HEADER], "little")
+        last = bool(block & 1)
+        # A block of one byte that is repeated names its length after repeating.
+        at += _BLOCK_HEADER + (1 if block >> 1 & 3 == _REPEATED else block >> 3)
+    at += _CHECKSUM if header.has_checksum else 0
+    if at != len(frame):
+        raise Rejected(Reason.CORRUPT_PAYLOAD, f"a section of {len(frame)} bytes, its zstd frame has {at}")
 
 
 def _check(header: zstandard.FrameParameters, least: int, most: int) -> None:

@@ -22,7 +22,7 @@ from torch import Generator, Tensor
 
 from llmos_stream.codec import planes
 from llmos_stream.codec.blocks import dequantise, noise_of, quantise
-from llmos_stream.codec.scratch import Scratch
+from llmos_stream.codec.scratch import Scratch, times
 from llmos_stream.errors import Reason, Rejected
 
 _BLOCK = 4096
@@ -52,13 +52,8 @@ class TopK:
 
     def decode(self, body: Tensor, out: Tensor, scratch: Scratch) -> None:
         count = self._kept(out.numel())
-        size = self._values_size(count)
-        places = _places(body[size:].numpy(), count, out.numel())
-        kept = torch.empty(count)
-        if self.bits == 32:
-            planes.join(body[:size], kept.view(torch.int32), scratch)
-        else:
-            dequantise(body[: size - count], body[size - count : size].view(torch.int8), _BLOCK, kept, scratch)
+        kept = scratch.take("kept", count, torch.float32)
+        places = self._read(body, out.numel(), kept, scratch)
         out.zero_()
         out.numpy()[places] = kept.numpy()
 
@@ -66,6 +61,47 @@ class TopK:
         kept = self._kept(count)
         least = self._values_size(kept) + kept
         return least, least + (count - kept) // _ESCAPE
+
+    def compact_size(self, count: int) -> int:
+        """The compact form is the kept values (float32), then their places (int32); or all values if that is less."""
+        return 4 * min(2 * self._kept(count), count)
+
+    def in_place(self) -> bool:
+        return False
+
+    def condense(self, body: Tensor, count: int, compact: Tensor, scratch: Scratch) -> float:
+        if self._is_dense(count):
+            self.decode(body, compact.view(torch.float32), scratch)
+            return math.inf
+        kept, places = compact.view(2, -1)
+        kept = kept.view(torch.float32)
+        places.view(torch.int32).numpy()[:] = self._read(body, count, kept, scratch)
+        return float(kept.abs().max())
+
+    def expand(
+        self, compact: Tensor, count: int, begin: int, end: int, scratch: Scratch, factor: float | None = None
+    ) -> Tensor:
+        if self._is_dense(count):
+            return times(compact.view(torch.float32)[begin:end], factor, scratch)
+        kept, places = compact.view(torch.int32).view(2, -1).numpy()
+        first, last = np.searchsorted(places, (begin, end))
+        values = scratch.take("values", end - begin, torch.float32).zero_()
+        values.numpy()[places[first:last] - begin] = kept.view(np.float32)[first:last]
+        return times(values, factor, scratch)
+
+    def _read(self, body: Tensor, total: int, kept: Tensor, scratch: Scratch) -> NDArray[np.int64]:
+        """Write the kept values into `kept` and return their places."""
+        count = kept.numel()
+        size = self._values_size(count)
+        places = _places(body[size:].numpy(), count, total)
+        if self.bits == 32:
+            planes.join(body[:size], kept.view(torch.int32), scratch)
+        else:
+            dequantise(body[: size - count], body[size - count : size].view(torch.int8), _BLOCK, kept, scratch)
+        return places
+
+    def _is_dense(self, count: int) -> bool:
+        return 2 * self._kept(count) >= count
 
     def _kept(self, count: int) -> int:
         return math.ceil(self.fraction * count)

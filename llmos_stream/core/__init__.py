@@ -1,6 +1,8 @@
 """Aggregation as pure functions: updates in, versions out. No clock, no I/O, no global random state."""
 
 from llmos_stream.core.dedup import Sequences, SequenceWindow
+from llmos_stream.core.delta import Delta, Whole
+from llmos_stream.core.device import device_for
 from llmos_stream.core.effects import Duplicate, Effect, Folded, NewVersion, Refused
 from llmos_stream.core.pace import Pace
 from llmos_stream.core.staleness import discount, staleness_of
@@ -8,9 +10,10 @@ from llmos_stream.core.state import State, start
 from llmos_stream.core.step import next_deadline, step, tick
 from llmos_stream.core.stopping import Stop, StopRule
 from llmos_stream.core.strategy import Strategy, make_strategy
-from llmos_stream.core.validate import Update, check_delta, check_head, clip_factor
+from llmos_stream.core.validate import Update, check_and_clip, check_delta, check_head, clip_factor
 
 __all__ = [
+    "Delta",
     "Duplicate",
     "Effect",
     "Folded",
@@ -24,9 +27,12 @@ __all__ = [
     "StopRule",
     "Strategy",
     "Update",
+    "Whole",
+    "check_and_clip",
     "check_delta",
     "check_head",
     "clip_factor",
+    "device_for",
     "discount",
     "make_strategy",
     "next_deadline",

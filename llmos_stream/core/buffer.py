@@ -9,31 +9,46 @@ not a full one in a stale direction.
 import torch
 from torch import Tensor
 
-from llmos_stream.core.flat import add_scaled
+from llmos_stream.core.delta import Delta, as_delta
+from llmos_stream.core.device import Upload
 from llmos_stream.types import Contribution
 
 
 class Buffer:
-    """Updates waiting to become a version.
+    """Updates waiting to become a version, their sum on `device`.
 
     capacity: how many make it full. deadline_seconds: it is due this long after its first update.
     """
 
-    def __init__(self, capacity: int, deadline_seconds: float) -> None:
+    def __init__(self, capacity: int, deadline_seconds: float, device: torch.device | None = None) -> None:
         self.capacity = capacity
         self.deadline_seconds = deadline_seconds
+        self._device = device or torch.device("cpu")
+        self._upload = Upload(self._device)
         self.opened_at: float | None = None
         self.contributions: list[Contribution] = []
         self._total: Tensor | None = None
 
-    def fold(self, contribution: Contribution, delta: Tensor, now: float) -> None:
-        """Add `weight * clip * delta`. `delta` is only read and not kept."""
-        factor = contribution.weight * contribution.clip
-        if self._total is None:
-            self._total = torch.mul(delta, factor)
-            self.opened_at = now
-        else:
-            add_scaled(self._total, delta, factor)
+    def fold(self, contribution: Contribution, delta: Tensor | Delta, now: float) -> None:
+        """Add `weight * clip * delta`, in one pass over the sum. `delta` is only read and not kept.
+
+        What a delta raises while it is walked through leaves a sum of no use: start again from the log.
+        """
+        delta, factor = as_delta(delta), contribution.weight * contribution.clip
+        first = self._total is None
+        total = torch.empty(delta.numel, device=self._device) if self._total is None else self._total
+        at = 0
+        for part in self._upload.blocks(delta.slices(factor)):
+            sums = total[at : at + part.numel()]
+            if first:
+                sums.copy_(part)
+            else:
+                sums.add_(part)
+            at += part.numel()
+        if at != total.numel():
+            raise ValueError(f"a delta of {at} elements where {total.numel()} are summed up")
+        if first:
+            self._total, self.opened_at = total, now
         self.contributions.append(contribution)
 
     def deadline(self) -> float | None:
@@ -45,15 +60,14 @@ class Buffer:
         deadline = self.deadline()
         return deadline is not None and (len(self.contributions) >= self.capacity or now >= deadline)
 
-    def drain(self) -> tuple[Tensor, tuple[Contribution, ...]]:
-        """The pseudo-gradient, which is the caller's to overwrite, and the manifest. Leaves the buffer empty.
+    def drain(self) -> tuple[Tensor, float, tuple[Contribution, ...]]:
+        """The sum, which is the caller's to overwrite, the examples to divide it by, and the manifest.
 
-        Raises ValueError if it was empty already.
+        Leaves the buffer empty. Raises ValueError if it was empty already.
         """
         if self._total is None:
             raise ValueError("an empty buffer has no pseudo-gradient")
         examples = sum(contribution.num_examples for contribution in self.contributions)
-        delta = self._total.div_(float(examples))  # as a float: the sum of 64-bit counts may need more bits
-        manifest = tuple(self.contributions)
+        drained = self._total, float(examples), tuple(self.contributions)  # the sum of 64-bit counts may need more bits
         self._total, self.opened_at, self.contributions = None, None, []
-        return delta, manifest
+        return drained

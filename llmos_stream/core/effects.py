@@ -42,13 +42,14 @@ class Refused:
 class NewVersion:
     """A version to publish.
 
-    `weights` is a flat vector that no later step writes to, so it can be encoded and sent while the
-    aggregation goes on. The receiver must not write to it either: the state reads it.
+    `weights` is a flat vector on the CPU that no later step writes to, so it can be encoded and sent while the
+    aggregation goes on. The receiver may overwrite it before the next step, with what its readers will have, and
+    then tells the state (see `State.adopt`); after that the state reads it.
 
     `sequences` is what must be remembered with the version so that a repeat is known after a restart:
     the window of each client in the manifest (see `dedup.SequenceWindow.dump`), and None for a client
-    that is forgotten. `moments` are the server optimiser's (see `Strategy.state_tensors`): the live tensors,
-    to be written out before the next step.
+    that is forgotten. `moments` are the server optimiser's (see `Strategy.state_tensors`): the live tensors
+    (copies, where a GPU folds), to be written out before the next step.
     """
 
     number: int

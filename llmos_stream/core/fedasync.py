@@ -4,7 +4,7 @@
 
 The client's model `w_base + Delta` is mixed in, not its delta, so the weights of the last
 `staleness.maximum + 1` versions are held: they are the published tensors, not copies, but that many
-models must fit in memory. The number of examples plays no part in this rule.
+models must fit in memory (the GPU's, where that folds). The number of examples plays no part in this rule.
 """
 
 from collections.abc import Mapping
@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from llmos_stream.config import AggregationSettings, StalenessSettings
-from llmos_stream.core.flat import blocks, require_flat, scratch
+from llmos_stream.core.delta import Delta, as_delta
+from llmos_stream.core.device import Upload
+from llmos_stream.core.flat import require_flat, scratch
 from llmos_stream.core.staleness import discount
 from llmos_stream.errors import Reason, Rejected, StateError
 from llmos_stream.types import Contribution
@@ -26,7 +28,7 @@ class FedAsync:
         self._mixing = aggregation.mixing
         self._staleness = staleness
         self._history = dict(history)
-        self._waiting: tuple[Contribution, Tensor] | None = None
+        self._waiting: tuple[Contribution, Delta] | None = None
 
     def check_base(self, base_version: int) -> None:
         """Raises Rejected UNKNOWN_BASE_VERSION if its weights are not held (not read back after a restart)."""
@@ -37,10 +39,10 @@ class FedAsync:
         """`alpha s(tau_i)`, from the alpha of the settings every time."""
         return self._mixing * discount(tau, self._staleness)
 
-    def fold(self, contribution: Contribution, delta: Tensor, now: float) -> None:
+    def fold(self, contribution: Contribution, delta: Tensor | Delta, now: float) -> None:
         if self._waiting is not None:
             raise ValueError("flush before the next fold: every update is a version")
-        self._waiting = (contribution, delta)
+        self._waiting = (contribution, as_delta(delta))
 
     def due(self, now: float) -> bool:
         return self._waiting is not None
@@ -82,14 +84,19 @@ def held(
     history = {number: flat for number, flat in sorted((past or {}).items()) if oldest <= number < version}
     for flat in history.values():
         require_flat(flat, weights.numel())
-    return {**history, version: weights}
+    return {**{number: flat.to(weights.device) for number, flat in history.items()}, version: weights}
 
 
-def _mix(weights: Tensor, base: Tensor, delta: Tensor, clip: float, rate: float) -> Tensor:
+def _mix(weights: Tensor, base: Tensor, delta: Delta, clip: float, rate: float) -> Tensor:
     """`(1 - rate) weights + rate (base + clip delta)`, in a fresh tensor."""
     mixed = torch.empty_like(weights)
     room = scratch(weights)
-    for out, w, b, d in blocks(mixed, weights, base, delta):
-        torch.mul(d, clip, out=out).add_(b).mul_(rate)
+    at = 0
+    for d in Upload(weights.device).blocks(delta.slices(clip)):
+        out, w, b = (flat[at : at + d.numel()] for flat in (mixed, weights, base))
+        torch.add(d, b, out=out).mul_(rate)
         out.add_(torch.mul(w, 1.0 - rate, out=room[: w.numel()]))
+        at += d.numel()
+    if at != mixed.numel():
+        raise ValueError(f"a delta of {at} elements for {mixed.numel()} weights")
     return mixed

@@ -1,20 +1,25 @@
 """The flat vector: one contiguous 1-D float32 CPU tensor. Its form, its blocks and its L2 norm.
 
+What is folded may lie on a GPU as well (see `state.start`), where norms are not taken: a GPU adds up in another order.
+
 Everything here gives the same bits for any number of threads. Element by element that holds because
 each operation is rounded on its own, as IEEE 754 says. A fused multiply-add (`add_` with `alpha`,
 `addcmul`, `lerp`) is avoided: it rounds once in the vector loop and may round twice in the scalar
-tail, and where the tails lie depends on how the work was split over threads.
+tail, and where the tails lie depends on how the work was split over threads. So it is from one device
+to another too: add, subtract, multiply, divide and square root are rounded alike by CPUs and GPUs. (A
+division by a Python number is none on a GPU, where torch multiplies with the reciprocal: see `divisor`.)
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor
 
 BLOCK = 1 << 19
 """Elements handled at a time: 2 MiB each, so that a chain of operations on a block stays in cache."""
-_ROW = 4096
+ROW = 4096
+"""Elements that are summed up in float32."""
 _SMALL = 1e-10
 
 
@@ -38,11 +43,9 @@ def scratch(flat: Tensor) -> Tensor:
     return flat.new_empty(min(BLOCK, flat.numel()))
 
 
-def add_scaled(total: Tensor, flat: Tensor, factor: float) -> None:
-    """`total += factor * flat`, in place, in one pass over memory and without a full-size temporary."""
-    room = scratch(flat)
-    for part, addend in blocks(total, flat):
-        part.add_(torch.mul(addend, factor, out=room[: part.numel()]))
+def divisor(number: float, flat: Tensor) -> Tensor:
+    """`number`, rounded to float32, to divide blocks of `flat` by: a tensor beside it, so that a GPU divides too."""
+    return torch.tensor(number, dtype=torch.float32, device=flat.device)
 
 
 def l2_norm(flat: Tensor) -> float:
@@ -51,20 +54,28 @@ def l2_norm(flat: Tensor) -> float:
     One float32 pass over rows of fixed width, which are then combined in float64; a second one, in
     float64, where squares overflowed, underflowed or were never finite.
     """
-    norm = math.hypot(*_row_norms(flat))
+    return norm_of(row_norms(flat), lambda: torch.split(flat, BLOCK))
+
+
+def norm_of(rows: Iterable[float], again: Callable[[], Iterable[Tensor]]) -> float:
+    """The L2 norm that `l2_norm` gives, from the `row_norms` of all slices of a flat vector in order.
+
+    `again` gives the slices once more, which few vectors need. Every slice but the last is a multiple of ROW long.
+    """
+    norm = math.hypot(*rows)
     if _SMALL < norm < math.inf:
         return norm
-    return math.hypot(*(part for (block,) in blocks(flat) for part in _row_norms(block.double())))
+    return math.hypot(*(row for part in again() for row in row_norms(part.double())))
 
 
-def _row_norms(flat: Tensor) -> list[float]:
-    """Norms of rows of `_ROW` elements and of what is left over.
+def row_norms(flat: Tensor) -> list[float]:
+    """Norms of rows of `ROW` elements and of what is left over.
 
     A reduction of the whole vector may be split at places that depend on the number of threads; a
     row is reduced by one thread, always in the same order.
     """
-    whole = flat.numel() // _ROW * _ROW
-    norms: list[float] = torch.linalg.vector_norm(flat[:whole].view(-1, _ROW), dim=1).tolist()
+    whole = flat.numel() // ROW * ROW
+    norms: list[float] = torch.linalg.vector_norm(flat[:whole].view(-1, ROW), dim=1).tolist()
     if whole < flat.numel():
         norms.append(torch.linalg.vector_norm(flat[whole:]).item())
     return norms

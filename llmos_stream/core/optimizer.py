@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from llmos_stream.config import ServerOptimizerSettings
-from llmos_stream.core.flat import blocks, require_flat, scratch
+from llmos_stream.core.flat import blocks, divisor, require_flat, scratch
 from llmos_stream.errors import ConfigError, StateError
 
 
@@ -31,9 +31,22 @@ class ServerOptimizer(ABC):
         self.lr = settings.lr
         self._tensors: dict[str, Tensor] = {}
 
+    def apply(self, weights: Tensor, delta: Tensor, examples: float | None = None) -> Tensor:
+        """The new weights, written over `delta`, which is theirs from now on. `weights` are only read.
+
+        `examples` is what `delta` is still to be divided by: done block by block with the rest, it costs no pass.
+        """
+        by = None if examples is None else divisor(examples, delta)
+        room, more = scratch(delta), scratch(delta)
+        for x, d, *moments in blocks(weights, delta, *self._tensors.values()):
+            if by is not None:
+                d.div_(by)
+            self._move(x, d, moments, room[: d.numel()], more[: d.numel()])
+        return delta
+
     @abstractmethod
-    def apply(self, weights: Tensor, delta: Tensor) -> Tensor:
-        """The new weights, written over `delta`, which is theirs from now on. `weights` are only read."""
+    def _move(self, x: Tensor, d: Tensor, moments: list[Tensor], a: Tensor, b: Tensor) -> None:
+        """Write the new weights over `d`, and the new moments over the old; `a` and `b` may be overwritten."""
 
     def state_tensors(self) -> dict[str, Tensor]:
         """The moments by name: the live tensors, which the next `apply` overwrites."""
@@ -55,39 +68,38 @@ class ServerOptimizer(ABC):
 class Sgd(ServerOptimizer):
     """`x = x + lr Delta`, or with the moving sum of Delta where momentum is set."""
 
-    def __init__(self, settings: ServerOptimizerSettings, numel: int) -> None:
+    def __init__(self, settings: ServerOptimizerSettings, numel: int, device: torch.device) -> None:
         super().__init__(settings)
         self.momentum = settings.momentum
         if self.momentum:
-            self._tensors["momentum"] = _zeros(numel)
+            self._tensors["momentum"] = torch.zeros(numel, device=device)
 
-    def apply(self, weights: Tensor, delta: Tensor) -> Tensor:
-        if not self.momentum:
-            return (delta if self.lr == 1.0 else delta.mul_(self.lr)).add_(weights)
-        for x, d, m in blocks(weights, delta, self._tensors["momentum"]):
+    def _move(self, x: Tensor, d: Tensor, moments: list[Tensor], a: Tensor, b: Tensor) -> None:
+        if moments:
+            (m,) = moments
             m.mul_(self.momentum).add_(d)
-            torch.mul(m, self.lr, out=d).add_(x)
-        return delta
+            torch.mul(m, self.lr, out=d)
+        elif self.lr != 1.0:
+            d.mul_(self.lr)
+        d.add_(x)
 
 
 class _Adaptive(ServerOptimizer):
     """What Adagrad, Yogi and Adam share; they differ in the second moment."""
 
-    def __init__(self, settings: ServerOptimizerSettings, numel: int) -> None:
+    def __init__(self, settings: ServerOptimizerSettings, numel: int, device: torch.device) -> None:
         super().__init__(settings)
         self.beta1, self.beta2, self.epsilon = settings.beta1, settings.beta2, settings.epsilon
         _require_float32("epsilon", "its square", self.epsilon * self.epsilon)
-        self._tensors = {"first_moment": _zeros(numel), "second_moment": _zeros(numel).add_(self.epsilon**2)}
+        first, second = torch.zeros(numel, device=device), torch.zeros(numel, device=device).add_(self.epsilon**2)
+        self._tensors = {"first_moment": first, "second_moment": second}
 
-    def apply(self, weights: Tensor, delta: Tensor) -> Tensor:
-        room, more = scratch(delta), scratch(delta)
-        for x, d, m, v in blocks(weights, delta, self._tensors["first_moment"], self._tensors["second_moment"]):
-            a, b = room[: d.numel()], more[: d.numel()]
-            m.mul_(self.beta1).add_(torch.mul(d, 1.0 - self.beta1, out=a))
-            self._second_moment(v, torch.mul(d, d, out=a), b)
-            torch.sqrt(v, out=a).add_(self.epsilon)
-            torch.div(m, a, out=d).mul_(self.lr).add_(x)
-        return delta
+    def _move(self, x: Tensor, d: Tensor, moments: list[Tensor], a: Tensor, b: Tensor) -> None:
+        m, v = moments
+        m.mul_(self.beta1).add_(torch.mul(d, 1.0 - self.beta1, out=a))
+        self._second_moment(v, torch.mul(d, d, out=a), b)
+        torch.sqrt(v, out=a).add_(self.epsilon)
+        torch.div(m, a, out=d).mul_(self.lr).add_(x)
 
     @abstractmethod
     def _second_moment(self, v: Tensor, square: Tensor, room: Tensor) -> None:
@@ -124,16 +136,14 @@ _RULES: dict[str, type[Sgd] | type[Adagrad] | type[Yogi] | type[Adam]] = {
 }
 
 
-def make_optimizer(settings: ServerOptimizerSettings, numel: int) -> ServerOptimizer:
-    """The optimiser that `settings.name` names, with fresh moments for `numel` weights.
+def make_optimizer(
+    settings: ServerOptimizerSettings, numel: int, device: torch.device | None = None
+) -> ServerOptimizer:
+    """The optimiser that `settings.name` names, with fresh moments for `numel` weights on `device` (else the CPU).
 
     Raises ConfigError for an `lr` or a squared `epsilon` outside float32.
     """
-    return _RULES[settings.name](settings, numel)
-
-
-def _zeros(numel: int) -> Tensor:
-    return torch.zeros(numel, dtype=torch.float32, device="cpu")
+    return _RULES[settings.name](settings, numel, device or torch.device("cpu"))
 
 
 def _require_float32(name: str, what: str, value: float) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from llmos_stream.config import AggregationSettings, Section, ServerOptimizerSettings, StalenessSettings
 from llmos_stream.core.strategy import Strategy, make_strategy
-from llmos_stream.core.validate import Update, check_delta, check_head, clip_factor
+from llmos_stream.core.validate import Update, check_and_clip, check_head
 from llmos_stream.errors import Reason, Rejected
 from llmos_stream.types import Contribution
 
@@ -120,7 +120,7 @@ class Retelling:
 
         `base` is the weights of its base version, which fedasync needs. Raises Rejected as a `step` would.
         """
-        norm = check_delta(update.delta, self.weights.numel())
+        clip = check_and_clip(update.delta, self.weights.numel(), self._known.aggregation.clip_norm)
         if self.needs_base:
             history = {} if base is None else {self.version - staleness: base}
             self._strategy = self._known.strategy(self.version, self.weights, history)
@@ -129,7 +129,7 @@ class Retelling:
             contribution,
             staleness=staleness,
             weight=self._strategy.weigh(contribution.num_examples, staleness),
-            clip=clip_factor(norm, self._known.aggregation.clip_norm),
+            clip=clip,
         )
         self._strategy.fold(again, update.delta, 0.0)
 

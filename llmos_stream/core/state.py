@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from llmos_stream.config import AggregationSettings, ServerOptimizerSettings, StalenessSettings
@@ -21,6 +22,8 @@ class State:
     allocation, but the second version after this one would overwrite it while it is still being
     encoded; and fedasync has to keep old versions as they were. With fedbuff the accumulator itself
     becomes the new weights, so that a version costs no copy.
+
+    Where a GPU folds, `weights`, the accumulator, moments and history lie there.
     """
 
     version: int
@@ -32,6 +35,14 @@ class State:
     sequences: Sequences = field(default_factory=Sequences)
     floor: int = 0
     """The oldest base version that an update may name: repeats of older ones are not known any more."""
+
+    def adopt(self, weights: Tensor) -> None:
+        """Go on from `weights`, those of the newest `NewVersion` after its receiver has overwritten them.
+
+        On the CPU that is where they are; elsewhere they are copied there.
+        """
+        if self.weights is not weights:
+            self.weights.copy_(weights)
 
 
 def start(
@@ -46,6 +57,7 @@ def start(
     moments: Mapping[str, Tensor] | None = None,
     sequences: Mapping[str, Sequence[int]] | None = None,
     floor: int = 0,
+    device: torch.device | str = "cpu",
 ) -> State:
     """The state at `version`, with an empty buffer.
 
@@ -53,8 +65,8 @@ def start(
     the weights of earlier versions, read back from the log; without it, updates on those bases are
     refused. `moments` (copied) and `sequences` are what `NewVersion` said must be remembered with
     this version; without them the server optimiser starts anew and no update counts as seen. `floor` is
-    that of the state that is gone on with.
-    Settings left out take their defaults.
+    that of the state that is gone on with. All is folded on `device`; the versions are the same bit for bit, since
+    a GPU rounds these operations as a CPU does (see `flat`). Settings left out take their defaults.
 
     Raises ValueError for weights that are no flat vector or empty, StateError for moments of another
     rule or model and for damaged sequences, ConfigError for settings that float32 cannot hold.
@@ -65,6 +77,7 @@ def start(
     aggregation = aggregation or AggregationSettings()
     staleness = staleness or StalenessSettings()
     optimizer = server_optimizer or ServerOptimizerSettings()
+    weights = weights.to(device)
     strategy = make_strategy(version, weights, aggregation, staleness, optimizer, history=history)
     state = State(version, weights, layout_digest, aggregation, staleness, strategy, floor=floor)
     if moments is not None:

@@ -2,12 +2,13 @@
 
 The result depends on nothing else: the same updates in the same order give the same bytes, whatever
 the number of threads. An update is validated completely before anything changes, so that a refused
-one or a duplicate leaves the state bit for bit as it was. The state given is consumed (see `state.State`).
+one or a duplicate leaves the state bit for bit as it was (a delta that is decoded while it is walked through is
+walked through for that: see `delta.Delta`). The state given is consumed (see `state.State`).
 """
 
 from llmos_stream.core.effects import Duplicate, Effect, Folded, NewVersion, Refused
 from llmos_stream.core.state import State
-from llmos_stream.core.validate import Update, check_delta, check_head, clip_factor
+from llmos_stream.core.validate import Update, check_and_clip, check_head
 from llmos_stream.errors import Reason, Rejected
 from llmos_stream.types import Contribution, UpdateHead
 
@@ -65,7 +66,7 @@ def _staleness(state: State, head: UpdateHead) -> int:
 def _contribution(state: State, update: Update) -> Contribution:
     head = update.head
     tau = _staleness(state, head)
-    norm = check_delta(update.delta, state.weights.numel())
+    clip = check_and_clip(update.delta, state.weights.numel(), state.aggregation.clip_norm)
     return Contribution(
         client_id=head.client_id,
         sequence=head.sequence,
@@ -74,7 +75,7 @@ def _contribution(state: State, update: Update) -> Contribution:
         num_examples=head.num_examples,
         staleness=tau,
         weight=state.strategy.weigh(head.num_examples, tau),
-        clip=clip_factor(norm, state.aggregation.clip_norm),
+        clip=clip,
         payload_digest=head.payload_digest,
     )
 
@@ -90,4 +91,6 @@ def _publish(state: State) -> NewVersion:
     # One that this very version made old is forgotten already.
     kept = {item.client_id for item in manifest} - sequences.keys()
     sequences |= {client_id: state.sequences.dump_of(client_id) for client_id in sorted(kept)}
-    return NewVersion(state.version, parent, state.weights, manifest, sequences, state.strategy.state_tensors())
+    # On the CPU these are the tensors themselves; a GPU gives them up in one copy a version.
+    moments = {name: tensor.cpu() for name, tensor in state.strategy.state_tensors().items()}
+    return NewVersion(state.version, parent, state.weights.cpu(), manifest, sequences, moments)

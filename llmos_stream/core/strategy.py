@@ -10,6 +10,7 @@ from typing import Protocol
 from torch import Tensor
 
 from llmos_stream.config import AggregationSettings, ServerOptimizerSettings, StalenessSettings
+from llmos_stream.core.delta import Delta
 from llmos_stream.core.fedasync import FedAsync, held
 from llmos_stream.core.fedbuff import FedBuff
 from llmos_stream.core.optimizer import make_optimizer
@@ -25,8 +26,11 @@ class Strategy(Protocol):
     def weigh(self, num_examples: int, tau: int) -> float:
         """The weight that the manifest records, before clipping and normalising."""
 
-    def fold(self, contribution: Contribution, delta: Tensor, now: float) -> None:
-        """Take one update in. `delta` is only read, and not kept past the next flush."""
+    def fold(self, contribution: Contribution, delta: Tensor | Delta, now: float) -> None:
+        """Take one update in. `delta` is only read, and not kept past the next flush.
+
+        What a delta raises while it is walked through leaves the strategy of no use.
+        """
 
     def due(self, now: float) -> bool:
         """Whether what is held must become a version. Never when nothing is held."""
@@ -40,7 +44,8 @@ class Strategy(Protocol):
     def flush(self, version: int, weights: Tensor) -> tuple[Tensor, tuple[Contribution, ...]]:
         """The weights of `version + 1` in a tensor never written again, and the manifest. Holds nothing after.
 
-        `weights` are those of `version` and only read. Raises ValueError when nothing is held.
+        `weights` are those of `version` and only read, on the device that this was made for. Raises ValueError when
+        nothing is held.
         """
 
     def state_tensors(self) -> dict[str, Tensor]:
@@ -59,7 +64,11 @@ def make_strategy(
     *,
     history: Mapping[int, Tensor] | None = None,
 ) -> Strategy:
-    """The strategy that `aggregation.strategy` names, at `version`. `history` is what fedasync holds of the past."""
+    """The strategy that `aggregation.strategy` names, at `version`. `history` is what fedasync holds of the past.
+
+    It folds where the `weights` lie.
+    """
     if aggregation.strategy == "fedasync":
         return FedAsync(aggregation, staleness, held(version, weights, history, staleness))
-    return FedBuff(aggregation, staleness, make_optimizer(server_optimizer, weights.numel()))
+    optimizer = make_optimizer(server_optimizer, weights.numel(), weights.device)
+    return FedBuff(aggregation, staleness, optimizer, weights.device)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from llmos_stream.config import AggregationSettings, StalenessSettings
-from llmos_stream.core.flat import l2_norm, require_flat
+from llmos_stream.core.delta import Delta, as_delta
 from llmos_stream.core.staleness import staleness_of
 from llmos_stream.errors import Reason, Rejected
 from llmos_stream.types import UpdateHead
@@ -18,19 +18,21 @@ Its square fits float32 (the second moments of the server optimisers), and so do
 deltas as long as this with 64-bit example counts: 2048 * 2^64 * 1e15 < 3.4e38. No accumulator can overflow.
 """
 _LARGEST_SEQUENCE = 2**63 - 1
+_MARGIN = 1 + 1e-4
+"""More than the norm as it is computed can be off: so what it decides never depends on whether it was computed."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Update:
     """A client's update: its head, where in the log it stands, and its decoded delta.
 
-    `delta` is a flat vector and is only read here. It is not kept once a step has returned.
+    `delta` is a flat vector, or what yields one, and is only read here. It is not kept once a step has returned.
     """
 
     head: UpdateHead
     partition: int
     offset: int
-    delta: Tensor
+    delta: Tensor | Delta
 
 
 def check_head(
@@ -60,16 +62,35 @@ def check_head(
     return staleness_of(head.base_version, version, staleness)
 
 
-def check_delta(delta: Tensor, numel: int) -> float:
-    """L2 norm of a decoded delta, which also proves that every element is finite.
+def check_delta(delta: Tensor | Delta, numel: int) -> float:
+    """L2 norm of a delta, which also proves that every element is finite.
 
-    Raises Rejected: WRONG_LAYOUT if there are not `numel` elements, NOT_FINITE. Raises ValueError if
-    it is no flat vector at all, which is the decoder's fault and not the client's.
+    Raises Rejected: WRONG_LAYOUT if there are not `numel` elements, NOT_FINITE, or what decoding only now raises.
+    Raises ValueError for a tensor that is no flat vector, which is the decoder's fault and not the client's.
     """
-    require_flat(delta)
-    if delta.numel() != numel:
-        raise Rejected(Reason.WRONG_LAYOUT, f"{delta.numel()} elements, the layout has {numel}")
-    norm = l2_norm(delta)
+    return _norm(_as_long(delta, numel))
+
+
+def check_and_clip(delta: Tensor | Delta, numel: int, limit: float | None) -> float:
+    """`clip_factor(check_delta(delta, numel), limit)`, without the norm where its bound shows that it is small enough.
+
+    Raises as the two do.
+    """
+    delta = _as_long(delta, numel)
+    if delta.bound() * _MARGIN <= min(LARGEST_NORM, math.inf if limit is None else limit):
+        return 1.0
+    return clip_factor(_norm(delta), limit)
+
+
+def _as_long(delta: Tensor | Delta, numel: int) -> Delta:
+    delta = as_delta(delta)
+    if delta.numel != numel:
+        raise Rejected(Reason.WRONG_LAYOUT, f"{delta.numel} elements, the layout has {numel}")
+    return delta
+
+
+def _norm(delta: Delta) -> float:
+    norm = delta.norm()
     if not math.isfinite(norm):
         raise Rejected(Reason.NOT_FINITE, "the delta holds NaN or infinity")
     return norm

@@ -1,7 +1,7 @@
 """What the log holds to replay from: the heads of all versions and snapshots, and where each begins."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from llmos_stream.broker import Broker, Topics
 from llmos_stream.codec import Layout
@@ -9,7 +9,8 @@ from llmos_stream.errors import TopicMissing
 from llmos_stream.replay.errors import Missing
 from llmos_stream.roles import Pointer
 from llmos_stream.roles.log import read_heads
-from llmos_stream.types import SnapshotHead, VersionHead
+from llmos_stream.roles.snapshots import RESIDUAL
+from llmos_stream.types import SnapshotHead, VersionHead, VersionKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,10 +23,14 @@ class Entry:
 
 @dataclass(frozen=True)
 class Index:
-    """The versions kept, in order of their numbers, and the moments kept for some of them, by name."""
+    """The versions kept, in order of their numbers, and for some of them the moments, by name, and the residual.
+
+    Deltas of a chain whose full version is not kept are left out.
+    """
 
     versions: Mapping[int, Entry]
     moments: Mapping[int, Mapping[str, Pointer]]
+    residuals: Mapping[int, Pointer] = field(default_factory=dict)
 
     @property
     def numbers(self) -> range:
@@ -45,33 +50,45 @@ class Index:
 
     def layout(self, number: int) -> Layout:
         """The layout of a version. Raises Missing."""
-        tensors = self.entry(number).head.tensors
-        if tensors is None:
-            raise Missing(f"version {number} is no full version")
-        return Layout.from_specs(tensors)
+        full = self.entry(self.entry(number).at.beginning.version).head
+        if full.tensors is None or full.layout_digest != self.entry(number).head.layout_digest:
+            raise Missing(f"version {number} does not stand on a full version of its layout")
+        return Layout.from_specs(full.tensors)
 
 
 async def read_index(broker: Broker, topics: Topics) -> Index:
     """Go through `<f>.models` and `<f>.snapshots` once, keeping heads alone."""
     versions: dict[int, Entry] = {}
     head: VersionHead | None = None
+    full: Pointer | None = None
     async with broker.reader([topics.models], start="earliest") as reader:
         async for found in read_heads(reader, VersionHead):
             head = _shared(found.head, head)
-            versions[head.number] = Entry(head, Pointer(head.number, found.partition, found.offset))
-    return Index(dict(sorted(versions.items())), await _read_moments(broker, topics))
+            if head.kind is VersionKind.FULL:
+                at = full = Pointer(head.number, found.partition, found.offset)
+            elif full is None:
+                continue
+            else:
+                at = Pointer(head.number, found.partition, found.offset, full)
+            versions[head.number] = Entry(head, at)
+    moments, residuals = await _read_snapshots(broker, topics)
+    return Index(dict(sorted(versions.items())), moments, residuals)
 
 
-async def _read_moments(broker: Broker, topics: Topics) -> dict[int, dict[str, Pointer]]:
+async def _read_snapshots(broker: Broker, topics: Topics) -> tuple[dict[int, dict[str, Pointer]], dict[int, Pointer]]:
     moments: dict[int, dict[str, Pointer]] = {}
+    residuals: dict[int, Pointer] = {}
     try:
         async with broker.reader([topics.snapshots], start="earliest") as reader:
             async for found in read_heads(reader, SnapshotHead):
                 pointer = Pointer(found.head.version, found.partition, found.offset)
-                moments.setdefault(found.head.version, {})[found.head.tensor] = pointer
+                if found.head.tensor == RESIDUAL:
+                    residuals[found.head.version] = pointer
+                else:
+                    moments.setdefault(found.head.version, {})[found.head.tensor] = pointer
     except TopicMissing:  # a federation older than this topic
-        return {}
-    return moments
+        pass
+    return moments, residuals
 
 
 def _shared(head: VersionHead, before: VersionHead | None) -> VersionHead:

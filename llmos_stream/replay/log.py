@@ -1,7 +1,7 @@
 """A federation's log, opened for replay: weights, moments and updates by what names them."""
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Self
@@ -9,7 +9,7 @@ from typing import Self
 from torch import Tensor
 
 from llmos_stream.broker import Broker, Reader, Topics
-from llmos_stream.codec import Layout
+from llmos_stream.codec import Layout, Residual
 from llmos_stream.config import Settings
 from llmos_stream.core import Update
 from llmos_stream.errors import OffsetGone, Rejected
@@ -17,10 +17,10 @@ from llmos_stream.replay.errors import Missing
 from llmos_stream.replay.index import Index, read_index
 from llmos_stream.replay.naming import live_of
 from llmos_stream.replay.updates import UpdateSource, decode_recorded
-from llmos_stream.roles import Version, fetch_version
-from llmos_stream.roles.snapshots import fetch_snapshots
+from llmos_stream.roles import Replica, Version
+from llmos_stream.roles.snapshots import RESIDUAL, Kept, fetch_snapshots
 from llmos_stream.runtime import Offload
-from llmos_stream.types import Contribution
+from llmos_stream.types import Contribution, VersionKind
 
 _FETCH_SECONDS = 120.0
 _HELD_BYTES = 256 << 20
@@ -40,6 +40,7 @@ class ReplayLog:
         self._live = live_of(settings.federation.name)
         self._opened = AsyncExitStack()
         self._readers: dict[str, Reader] = {}
+        self._replica: Replica | None = None
         self._held: OrderedDict[int, Tensor] = OrderedDict()
 
     async def __aenter__(self) -> Self:
@@ -62,21 +63,17 @@ class ReplayLog:
             return self._held[number]
         pointer = self.index.entry(number).at
         topic = self._topics.models
+        if self._replica is None:
+            self._replica = Replica(await self._reader(topic), topic, self._wire, self.offload)
         try:
-            found = await fetch_version(
-                await self._reader(topic),
-                topic,
-                pointer,
-                wire=self._wire,
-                offload=self.offload,
-                timeout_seconds=_FETCH_SECONDS,
-            )
+            found = await self._replica.move_to(pointer, _FETCH_SECONDS)
         except OffsetGone:
             raise Missing(f"version {number} at {topic} offset {pointer.offset} has just been deleted") from None
         except Rejected as error:
             raise Missing(f"version {number} at {topic} offset {pointer.offset} cannot be read: {error}") from None
-        self.remember(number, found.weights)
-        return found.weights
+        weights = found.weights.clone()  # the replica goes on to others
+        self.remember(number, weights)
+        return weights
 
     def remember(self, number: int, weights: Tensor) -> None:
         """Hold the weights of a version: they were computed anew and are those published, bit for bit."""
@@ -85,11 +82,22 @@ class ReplayLog:
         while len(self._held) > most:
             self._held.popitem(last=False)
 
-    async def moments(self, number: int) -> dict[str, Tensor]:
+    async def moments(self, number: int) -> Mapping[str, Tensor]:
         """The moments kept with a version, by name; empty where the log has none. Raises Missing for damaged ones."""
         offsets = {name: pointer.offset for name, pointer in self.index.moments.get(number, {}).items()}
+        return (await self._kept(number, offsets)).moments
+
+    async def residual(self, number: int) -> Residual | None:
+        """What readers of a version are owed; None after a full one. Raises Missing where it is not kept."""
+        if self.index.entry(number).head.kind is VersionKind.FULL:
+            return None
+        if number not in self.index.residuals:
+            raise Missing(f"what version {number} left out (its residual) is not in the log")
+        return (await self._kept(number, {RESIDUAL: self.index.residuals[number].offset})).residual
+
+    async def _kept(self, number: int, offsets: Mapping[str, int]) -> Kept:
         if not offsets:
-            return {}
+            return Kept({}, None)
         try:
             return await fetch_snapshots(
                 await self._reader(self._topics.snapshots),
@@ -101,7 +109,8 @@ class ReplayLog:
                 timeout_seconds=_FETCH_SECONDS,
             )
         except (OffsetGone, Rejected) as error:
-            raise Missing(f"the moments of version {number} cannot be read: {error}") from None
+            names = " and ".join(sorted(offsets))
+            raise Missing(f"the {names} of version {number} cannot be read: {error}") from None
 
     async def updates(self, ahead: Iterable[Contribution], layout: Layout) -> UpdateSource:
         """A source of the updates of `ahead`, in that order. One at a time."""

@@ -7,7 +7,7 @@ from time import perf_counter
 
 from torch import Tensor
 
-from llmos_stream.codec import weights_digest
+from llmos_stream.codec import Residual, encode_delta, settle, weights_digest
 from llmos_stream.core import Strategy
 from llmos_stream.core.replay import Rule
 from llmos_stream.errors import Rejected
@@ -16,7 +16,7 @@ from llmos_stream.replay.errors import Missing
 from llmos_stream.replay.log import ReplayLog
 from llmos_stream.replay.updates import UpdateSource
 from llmos_stream.roles import Version
-from llmos_stream.types import Contribution, VersionHead
+from llmos_stream.types import Contribution, VersionHead, VersionKind
 
 
 @unique
@@ -46,8 +46,8 @@ class Rebuilding:
     """One walk through versions, in order. `last` is the newest version rebuilt, if any.
 
     A version's parent has the weights that were published, which are those rebuilt wherever they match. The
-    moments of a server optimiser are carried along, or taken from the parent's snapshot; where the log has
-    no snapshot of the first version's parent, the walk begins further back.
+    moments of a server optimiser, and what a chain of deltas owes its readers, are carried along, or taken from the
+    parent's snapshots; where the log has none of the first version's parent, the walk begins further back.
     """
 
     def __init__(self, log: ReplayLog, numbers: range) -> None:
@@ -57,6 +57,7 @@ class Rebuilding:
         self._strategy: Strategy | None = None
         self._rule: Rule | None = None
         self._stands: int | None = None  # the version that the strategy's moments belong to
+        self._residual: tuple[int, Residual] | None = None  # and what its readers are owed
         self._source: UpdateSource
 
     async def verdicts(self) -> AsyncIterator[Verdict]:
@@ -73,20 +74,24 @@ class Rebuilding:
                 yield verdict
 
     def _first(self) -> int:
-        """Where to begin so that the moments at the first version asked for are known, if they can be."""
+        """Where to begin so that what the first version asked for was made with is known, if it can be."""
         index, first = self._log.index, self._numbers.start
         while first in index.versions:
             head = index.versions[first].head
-            parent = head.parent
-            if parent is None or parent in index.moments or parent not in index.versions:
+            if head.parent is None or head.parent not in index.versions or self._is_known(head, head.parent):
                 return first
-            try:
-                if not Rule.of(head.rule).moments:
-                    return first
-            except Rejected:
-                return first
-            first = parent
+            first = head.parent
         return self._numbers.start
+
+    def _is_known(self, head: VersionHead, parent: int) -> bool:
+        """Whether the log has the parent's moments and its residual, as far as there were any."""
+        index = self._log.index
+        if index.versions[parent].head.kind is VersionKind.DELTA and parent not in index.residuals:
+            return False
+        try:
+            return parent in index.moments or not Rule.of(head.rule).moments
+        except Rejected:
+            return True
 
     async def _verdict(self, number: int) -> Verdict:
         begun = perf_counter()
@@ -110,10 +115,12 @@ class Rebuilding:
         except (Missing, Rejected) as missing:
             for item in head.manifest:
                 self._source.drop(item)
-            self._strategy = self._stands = None
+            self._strategy = self._stands = self._residual = None
             return Verdict(number, Outcome.GONE, count, perf_counter() - begun, digest, detail=str(missing))
         # Moments carried through a difference differ too: recorded ones are better, where there are any.
         self._stands = None if differs and number in self._log.index.moments else number
+        if differs:
+            self._residual = None
         self.last = Version(head, self._log.index.layout(number), rebuilt)
         seconds = perf_counter() - begun
         return Verdict(number, outcome, count, seconds, digest, found.hex(), "", differs, head.build)
@@ -132,7 +139,21 @@ class Rebuilding:
             update = await self._log.take(self._source, item, parent - item.staleness, layout)
             await self._log.offload.run(strategy.fold, item, update.delta, 0.0)
         rebuilt, _ = await self._log.offload.run(strategy.flush, parent, weights)
+        await self._tell(head, parent, weights, rebuilt)
         return rebuilt
+
+    async def _tell(self, head: VersionHead, parent: int, before: Tensor, weights: Tensor) -> None:
+        """Make of `weights` what readers were told, in place, as the aggregator did."""
+        carried = self._residual
+        residual = carried[1] if carried is not None and carried[0] == parent else await self._log.residual(parent)
+        if head.kind is VersionKind.FULL:
+            await self._log.offload.run(settle, weights, residual)
+        else:
+            try:
+                told = await self._log.offload.run(encode_delta, before, weights, residual, head.codec)
+            except ValueError as error:
+                raise Missing(f"version {head.number} is no delta that can be made again: {error}") from None
+            self._residual = (head.number, told.residual)
 
     async def _strategy_at(
         self, parent: int, weights: Tensor, rule: Rule, manifest: tuple[Contribution, ...]

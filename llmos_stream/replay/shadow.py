@@ -2,7 +2,7 @@
 
 It is a federation of its own, `<f>.shadow.NAME`, which `versions`, `evaluate` and `replay` find under that
 name. Its aggregator is the usual one, except for where the updates come from (see `AcceptedUpdates`). It
-begins with the live run's newest version, whose number it keeps, and ends when the live run has.
+begins with the live run's newest full version, whose number it keeps, and ends when the live run has.
 """
 
 import logging
@@ -89,10 +89,12 @@ class _Shadow(Aggregation):
         folding = Folding(source, ending, publisher, settings, self._offload, layout)
 
         async def begin(folding: Folding) -> None:
-            log.info("shadowing %s from version %d on", self._live_topics.federation, live.version)
-            await source.begin(live.version, live.offset)
-            newest = await fetch_newest(broker, self._live_topics, settings, live, self._offload)
-            await folding.begin(newest.weights, live.version)
+            # A full one: what a delta left out of the version before is not known to its readers.
+            full = live.beginning
+            log.info("shadowing %s from version %d on", self._live_topics.federation, full.version)
+            await source.begin(full.version, full.offset)
+            first = await fetch_newest(broker, self._live_topics, settings, full, self._offload)
+            await folding.begin(first.weights, full.version)
 
         return await self._fold(folding, control, begin)
 

@@ -14,7 +14,7 @@ from llmos_stream.config import WireSettings
 from llmos_stream.core import Update
 from llmos_stream.errors import BrokerUnavailable, OffsetGone, Reason, Rejected
 from llmos_stream.replay.errors import UpdateMissing
-from llmos_stream.roles.intake import decode_update
+from llmos_stream.roles.decoding import decode_update
 from llmos_stream.roles.messages import skip_deleted
 from llmos_stream.types import Contribution, Head, UpdateHead
 from llmos_stream.wire import Assembler, Message, Outcome, Refusal
@@ -90,7 +90,7 @@ class UpdateSource:
             raise UpdateMissing(f"{self._name(item)} is beyond the end ({self._ends[at]})", gone=False)
 
     async def take(self, item: Contribution) -> Message:
-        """The message of one contribution; its payload is not verified yet (see `roles.intake.decode_update`).
+        """The message of one contribution; its payload is not verified yet (see `roles.decoding.decode_update`).
 
         Raises UpdateMissing that says what is missing. Never waits for more than the log held at the start;
         raises BrokerUnavailable when what it held does not come.

@@ -3,9 +3,10 @@
 What the clients did stays as it was: their updates were trained on the versions that were really
 published. Each one's base version is taken to be what stood in that version's place here.
 
-Time plays no part. Where the original and the changed rule are both fedbuff with the same buffer, a
-version is made wherever the run made one (which with nothing changed gives the same bytes throughout);
-otherwise buffers are filled by count, and what is left at the end makes a last version.
+Time plays no part. Where the original and the changed rule are both fedbuff with the same buffer, or both fedasync, a
+version is made wherever the run made one, and rounded as the run's was where that is a delta (which with
+nothing changed gives the same bytes throughout); otherwise buffers are filled by count, what is left at
+the end makes a last version, and none is rounded.
 """
 
 from collections import Counter
@@ -14,7 +15,7 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
-from llmos_stream.codec import weights_digest
+from llmos_stream.codec import Residual, encode_delta, fits_delta, settle, weights_digest
 from llmos_stream.core import Update
 from llmos_stream.core.replay import Changes, Retelling, Rule
 from llmos_stream.errors import ConfigError, Rejected
@@ -23,7 +24,7 @@ from llmos_stream.replay.errors import Missing
 from llmos_stream.replay.log import ReplayLog
 from llmos_stream.replay.span import kept_span
 from llmos_stream.roles import Evaluation, Judge, Version
-from llmos_stream.types import Contribution, VersionHead
+from llmos_stream.types import Contribution, VersionHead, VersionKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +81,7 @@ class WhatIf:
         self._stand_ins: dict[int, int] = {}
         self._bases: Counter[int] = Counter()  # base versions that updates ahead name, where their weights are needed
         self._held: dict[int, Tensor] = {}
+        self._residual: Residual | None = None
         self._retelling: Retelling
         self._told: Told
 
@@ -96,6 +98,7 @@ class WhatIf:
         anew = begin.head.parent is not None and not moments and bool(self._rule(heads[0]).moments)
         self._told = Told(first, numbers.stop - 1, deleted, anew, begin)
         self._retelling = Retelling(first, begin.weights, moments)
+        self._residual = await self._owed(first)
         for head in heads:
             parent = head.number - 1
             recorded, rule = Rule.of(head.rule), self._rule(head)
@@ -108,7 +111,9 @@ class WhatIf:
                 await self._fold(item, await self._log.take(source, item, base, layout), base, head.layout_digest)
                 if not _by_boundary(recorded, rule) and self._retelling.full:
                     await self._flush()
-            if head is heads[-1] or _by_boundary(recorded, rule):
+            if _by_boundary(recorded, rule):
+                await self._flush(head)
+            elif head is heads[-1]:
                 await self._flush()
             self._stand_ins[head.number] = self._retelling.version
             if self._bases[head.number]:
@@ -169,9 +174,26 @@ class WhatIf:
             if not self._bases[base]:
                 self._held.pop(base, None)
 
-    async def _flush(self) -> None:
+    async def _flush(self, told: VersionHead | None = None) -> None:
+        """Make a version of what is buffered, and round it as the version `told` was."""
         if self._retelling.pending:
-            await self._log.offload.run(self._retelling.flush)
+            await self._log.offload.run(self._make, told)
+
+    def _make(self, told: VersionHead | None) -> None:
+        before = self._retelling.weights
+        self._retelling.flush()
+        weights = self._retelling.weights
+        if told is not None and told.kind is VersionKind.DELTA and fits_delta(before, weights):
+            _, self._residual = encode_delta(before, weights, self._residual, told.codec)
+        else:
+            settle(weights, self._residual)
+            self._residual = None
+
+    async def _owed(self, first: int) -> Residual | None:
+        try:
+            return await self._log.residual(first)
+        except Missing:
+            return None
 
     async def _measure(self, head: VersionHead, *, final: bool) -> None:
         if self._judge is None or not (final or (self._every and head.number % self._every == 0)):
@@ -200,4 +222,4 @@ class WhatIf:
 def _by_boundary(recorded: Rule, rule: Rule) -> bool:
     """Whether versions are made where the run made them."""
     one, other = recorded.aggregation, rule.aggregation
-    return one.strategy == other.strategy == "fedbuff" and one.buffer_size == other.buffer_size
+    return one.strategy == other.strategy and (one.strategy == "fedasync" or one.buffer_size == other.buffer_size)

@@ -9,25 +9,28 @@ from llmos_stream.roles.evaluator import Evaluation, Judge, evaluate_once, run_e
 from llmos_stream.roles.local_model import LocalModel
 from llmos_stream.roles.log import LoggedVersion, read_versions
 from llmos_stream.roles.monitor import follow_events
-from llmos_stream.roles.versions import Version, decode_version, fetch_version
+from llmos_stream.roles.replica import Follower, Replica, decoded_versions
+from llmos_stream.roles.versions import Version, decode_version
 
 __all__ = [
     "Client",
     "ClientState",
     "ControlView",
     "Evaluation",
+    "Follower",
     "Initial",
     "Judge",
     "LocalModel",
     "LoggedVersion",
     "Pointer",
     "Published",
+    "Replica",
     "RunEnd",
     "Version",
     "client_id_of",
     "decode_version",
+    "decoded_versions",
     "evaluate_once",
-    "fetch_version",
     "follow_events",
     "initial_of",
     "read_versions",

@@ -109,8 +109,9 @@ class Aggregation(ABC):
 
     async def _resume(self, folding: Folding, control: ControlView, pointer: Pointer) -> None:
         log.info("going on from version %d", pointer.version)
-        newest = await fetch_newest(self._broker, self._topics, self._settings, pointer, self._offload)
-        await folding.resume(await recover(self._broker, self._topics, self._settings, control, newest, self._offload))
+        log_of = (self._broker, self._topics, self._settings)
+        newest = await fetch_newest(*log_of, pointer, self._offload)
+        await folding.resume(await recover(*log_of, control, pointer, newest, self._offload))
 
     async def _follow(self, stack: AsyncExitStack, topic: str) -> Reader:
         return await stack.enter_async_context(self._broker.reader([topic], start="earliest"))

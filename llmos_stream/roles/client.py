@@ -13,7 +13,7 @@ from typing import Self
 
 from torch import Tensor
 
-from llmos_stream.broker import Broker, Producer, Reader, Topics
+from llmos_stream.broker import Broker, Producer, Topics
 from llmos_stream.codec import Layout
 from llmos_stream.config import Settings
 from llmos_stream.errors import (
@@ -31,8 +31,9 @@ from llmos_stream.roles.control import ControlView, Pointer, RunEnd
 from llmos_stream.roles.delivery import Delivery
 from llmos_stream.roles.events import emit
 from llmos_stream.roles.outbox import Draft, Outbox
+from llmos_stream.roles.replica import Replica
 from llmos_stream.roles.retry import until_stop
-from llmos_stream.roles.versions import Version, fetch_version
+from llmos_stream.roles.versions import Version
 from llmos_stream.runtime import Offload, Shutdown
 from llmos_stream.types import Event, UpdateHead
 from llmos_stream.wire import message_id, split
@@ -85,7 +86,7 @@ class Client:
         self._offload = offload
         self._max_staleness: int | None = None
         self._stack = AsyncExitStack()
-        self._models: Reader
+        self._replica: Replica
         self._control: ControlView
 
     @property
@@ -106,7 +107,11 @@ class Client:
     async def _open(self) -> None:
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self._delivery)
-            self._models = await stack.enter_async_context(self._broker.reader([self._topics.models], start="latest"))
+            # Versions carry digests of their own.
+            models = self._broker.reader([self._topics.models], start="latest", check_crcs=False)
+            self._replica = Replica(
+                await stack.enter_async_context(models), self._topics.models, self._settings.wire, self._offload
+            )
             reader = await stack.enter_async_context(self._broker.reader([self._topics.control], start="earliest"))
             self._control = ControlView(reader)
             await self._control.catch_up()
@@ -134,7 +139,10 @@ class Client:
         return not (self.finished or self._shutdown.requested)
 
     async def newest(self, above: int | None, seconds: float) -> Version | None:
-        """The newest version above `above`; None when there is none after `seconds`, at shutdown or at the end."""
+        """The newest version above `above`; None when there is none after `seconds`, at shutdown or at the end.
+
+        Its weights are good until the next call.
+        """
         await self._control.newer_than(above, seconds, self._shutdown)
         pointer = self._control.latest
         if self._shutdown.requested or pointer is None or (above is not None and pointer.version <= above):
@@ -159,16 +167,8 @@ class Client:
 
     async def _fetch(self, pointer: Pointer) -> Version | None:
         """The version that `pointer` names; None when a stop comes first."""
-        fetching = fetch_version(
-            self._models,
-            self._topics.models,
-            pointer,
-            wire=self._settings.wire,
-            offload=self._offload,
-            timeout_seconds=_FETCH_SECONDS,
-        )
         try:
-            return await until_stop(fetching, self._shutdown)
+            return await until_stop(self._replica.move_to(pointer, _FETCH_SECONDS), self._shutdown)
         except BrokerUnavailable:
             if self._shutdown.requested:
                 return None

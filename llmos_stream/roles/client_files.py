@@ -1,10 +1,12 @@
 """The files of a client's state folder, written and read (what each holds: see `client_state`)."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
+from zlib import crc32
 
 import orjson
 from safetensors import SafetensorError
@@ -14,10 +16,22 @@ from torch import Tensor
 from llmos_stream.codec import payload_digest, weights_digest
 from llmos_stream.errors import Rejected, StateError
 from llmos_stream.roles import durable
+from llmos_stream.roles.durable import DurableFile, FileParts
 from llmos_stream.types import Part, UpdateHead
-from llmos_stream.wire import unpack_prelude
+from llmos_stream.wire import MAX_PRELUDE_BYTES, MAX_SIGNATURE_BYTES, unpack_prelude
 
 _RESIDUAL = "residual"
+_CRC = "crc32:"
+
+
+@dataclass(frozen=True, slots=True)
+class Payload:
+    """The payload of an update. `parts` may be walked any number of times: of `file`, or in memory where it is None."""
+
+    parts: Iterable[Part]
+    size: int
+    digest: bytes
+    file: DurableFile | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,18 +40,24 @@ class Unsent:
 
     head: UpdateHead
     prelude: bytes
-    parts: Sequence[Part]
+    payload: Payload
     train_seconds: float | None = None
     encode_seconds: float | None = None
+
+    @property
+    def parts(self) -> Iterable[Part]:
+        """The payload's parts, which may be walked any number of times. Walking raises StateError when it cannot."""
+        return self.payload.parts
 
 
 @dataclass(frozen=True, slots=True)
 class NamedFile:
-    """A file that the state names. No digest: of the first release."""
+    """A file that the state names (see `client_state`). No digest: of the first release."""
 
     file: str
     size: int
     digest: str | None
+    payload: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +71,12 @@ class StateRecord:
 
 def write_state(path: Path, client_id: str, record: StateRecord) -> None:
     """Replace the state file."""
-    durable.replace(path, orjson.dumps({"client_id": client_id, **asdict(record)}))
+    files = {"unsent": record.unsent, "residual": record.residual}
+    named = {
+        name: file and {key: value for key, value in asdict(file).items() if value is not None or key == "digest"}
+        for name, file in files.items()
+    }
+    durable.replace(path, orjson.dumps({"client_id": client_id, "next": record.next, **named}))
 
 
 def read_state(path: Path, client_id: str) -> StateRecord:
@@ -85,12 +110,37 @@ def _file(value: object, name: str) -> NamedFile | None:
     digest = value["digest"]
     if digest is not None and not isinstance(digest, str):
         raise ValueError("a digest must be text")
-    return NamedFile(value["file"], _number(value["size"]), digest)
+    payload = value.get("payload")
+    return NamedFile(value["file"], _number(value["size"]), digest, None if payload is None else _number(payload))
 
 
-def write_update(path: Path, update: Unsent) -> NamedFile:
-    durable.write_parts(path, [update.prelude, *update.parts])
-    return NamedFile(path.name, len(update.prelude) + update.head.payload_size, sha256(update.prelude).hexdigest())
+def write_payload(path: Path, sections: Iterable[Part]) -> Payload:
+    """Write the sections into a new file as they are made. What they raise is raised on, and the file is gone."""
+    digest = sha256()
+    file = DurableFile.create(path)
+    try:
+        for section in sections:
+            file.write(section)
+            digest.update(section)
+    except Exception:
+        with suppress(OSError):
+            path.unlink()
+        raise
+    return Payload(FileParts(file, 0, file.size), file.size, digest.digest(), file)
+
+
+def keep_payload(sections: Iterable[Part]) -> Payload:
+    """The same in memory."""
+    parts = list(sections)
+    return Payload(parts, sum(map(len, parts)), payload_digest(parts))
+
+
+def finish_update(file: DurableFile, update: Unsent) -> NamedFile:
+    """Add the prelude to the payload's file, and have both on the disk."""
+    payload = file.size
+    file.write(update.prelude)
+    file.sync()
+    return NamedFile(file.path.name, file.size, sha256(update.prelude).hexdigest(), payload)
 
 
 def read_update(path: Path, named: NamedFile, client_id: str) -> Unsent:
@@ -102,23 +152,42 @@ def read_update(path: Path, named: NamedFile, client_id: str) -> Unsent:
 
 
 def _checked_update(path: Path, named: NamedFile, client_id: str) -> Unsent:
-    data = memoryview(path.read_bytes())
-    if len(data) != named.size:
-        raise ValueError(f"{len(data)} bytes, not {named.size}")
+    file = DurableFile.open(path)
+    if file.size != named.size:
+        raise ValueError(f"{file.size} bytes, not {named.size}")
+    # A release before this one wrote the prelude first.
+    at = named.payload or 0
+    data = file.read(min(max(file.size - at, 0), MAX_PRELUDE_BYTES + MAX_SIGNATURE_BYTES), at)
     prelude = unpack_prelude(data)
     if prelude is None or sha256(data[: prelude.size]).hexdigest() != named.digest:
         raise ValueError("not the message that was written")
-    head, payload = prelude.head, data[prelude.size :]
+    head = prelude.head
     if not isinstance(head, UpdateHead) or head.client_id != client_id:
         raise ValueError("not an update of this client")
-    if len(payload) != head.payload_size or payload_digest([payload]) != head.payload_digest:
+    if file.size != prelude.size + head.payload_size:
+        raise ValueError("not the size that its head names")
+    parts = FileParts(file, prelude.size if named.payload is None else 0, head.payload_size)
+    if payload_digest(parts) != head.payload_digest:
         raise ValueError("the payload does not match its digest")
-    return Unsent(head, bytes(data[: prelude.size]), [payload])
+    return Unsent(head, data[: prelude.size], Payload(parts, head.payload_size, head.payload_digest, file))
 
 
-def write_residual(path: Path, residual: Tensor) -> NamedFile:
-    durable.write_tensor(path, _RESIDUAL, residual)
-    return NamedFile(path.name, path.stat().st_size, weights_digest(residual).hex())
+def write_residual(path: Path, residual: Tensor, over: Path | None) -> NamedFile:
+    """Write a safetensors file of one tensor, straight from its memory; in the place of `over`, where given."""
+    elements = _bytes_of(residual)
+    entry = {"dtype": "F32", "shape": list(residual.shape), "data_offsets": [0, len(elements)]}
+    header = orjson.dumps({_RESIDUAL: entry})
+    header += b" " * (-len(header) % 8)
+    file = DurableFile.create(path, over)
+    file.write(len(header).to_bytes(8, "little") + header)
+    file.write(elements)
+    file.sync()
+    return NamedFile(path.name, file.size, f"{_CRC}{crc32(elements):08x}")
+
+
+def _bytes_of(flat: Tensor) -> Part:
+    elements = flat.detach().numpy().astype("<f4", copy=False)
+    return elements.data.cast("B") if elements.size else b""  # an empty view cannot be cast
 
 
 def read_residual(path: Path, named: NamedFile) -> Tensor:
@@ -132,7 +201,12 @@ def read_residual(path: Path, named: NamedFile) -> Tensor:
 def _checked_residual(path: Path, named: NamedFile) -> Tensor:
     if (size := path.stat().st_size) != named.size:
         raise ValueError(f"{size} bytes, not {named.size}")
-    residual = load_file(path)[_RESIDUAL]
-    if named.digest is not None and weights_digest(residual).hex() != named.digest:
+    residual = load_file(path)[_RESIDUAL].clone()  # for the file may be written over, and is mapped
+    if named.digest is not None and _digest_like(named.digest, residual) != named.digest:
         raise ValueError("the elements do not match their digest")
     return residual
+
+
+def _digest_like(digest: str, residual: Tensor) -> str:
+    # SHA-256, of a release before this one, took as long as half of the encoding.
+    return f"{_CRC}{crc32(_bytes_of(residual)):08x}" if digest.startswith(_CRC) else weights_digest(residual).hex()

@@ -3,7 +3,8 @@
 A state folder holds
 
     state.json              what counts, replaced atomically (below)
-    update-N.bin            the message of the unsent update N: prelude and payload, as on the wire
+    update-N.bin            the message of the unsent update N, as on the wire but for the order: the payload, which
+                            is written slice by slice as it is encoded, then the prelude, which is known only then
     residual-N.safetensors  the error feedback's residual after update N was encoded
     lock                    held by the process that uses the folder
 
@@ -11,16 +12,20 @@ A state folder holds
     client_id   str
     next        int         the sequence of the next update
     unsent      null        nothing waits to be sent; or the update that the log has not acknowledged yet:
-                            {"file": str, "size": int, "digest": hex SHA-256 of the prelude}
-                            (the prelude names the payload's own)
-    residual    null        nothing is owed; or {"file": str, "size": int, "digest": hex SHA-256 of the elements}
+                            {"file": str, "size": int, "digest": hex SHA-256 of the prelude, "payload": int}
+                            (the prelude names the payload's own digest; "payload" is its bytes, which come first)
+    residual    null        nothing is owed; or {"file": str, "size": int, "digest": "crc32:" and eight hex digits}
+                            (CRC-32 of the elements: it guards against damage, not against malice)
 
 An update, its residual and the next sequence become durable together, by one replacement of
-`state.json`: the files it names are on the disk before, the others are deleted after. A kill leaves
-the state before or the state after, and leftovers that the next opening deletes.
+`state.json`: the files it names are on the disk before, the others are deleted after, but for the last
+residual, which the next is written over. A kill leaves the state before or the state after, and leftovers
+that the next opening deletes.
 
-A folder of the first release holds `sequence.json` ({"client_id", "next"}) and
-`residual.safetensors` in their place. They are read, and go with the first update.
+Folders of older releases are read, and become as above with the first update. In state.json of the second
+release "payload" is missing: the prelude comes first there, and the residual's digest is the hex SHA-256 of
+its elements. A folder of the first release holds `sequence.json` ({"client_id", "next"}) and
+`residual.safetensors` in their place.
 """
 
 import fcntl
@@ -29,7 +34,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -42,17 +47,21 @@ from torch import Tensor
 from llmos_stream.errors import StateError
 from llmos_stream.roles.client_files import (
     NamedFile,
+    Payload,
     StateRecord,
     Unsent,
+    finish_update,
+    keep_payload,
     read_residual,
     read_state,
     read_update,
+    write_payload,
     write_residual,
     write_state,
-    write_update,
 )
+from llmos_stream.types import Part
 
-__all__ = ["ClientState", "Unsent"]
+__all__ = ["ClientState", "Payload", "Unsent"]
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +83,7 @@ class ClientState:
         self._lock: int | None = None
         self._unsent: Unsent | None = None
         self._residual: Tensor | None = None
+        self._spare: Path | None = None  # a residual that the state no longer names
         self._record = StateRecord(0)
         if folder is not None:
             with self._told():
@@ -105,7 +115,7 @@ class ClientState:
         return self._unsent
 
     def residual(self) -> Tensor | None:
-        """The residual after the last update (flat, float32; not a copy), or None."""
+        """The residual after the last update (flat, float32; not a copy: good until the next), or None."""
         if self._residual is None and self._folder is not None and self._record.residual is not None:
             path = self._folder / self._record.residual.file
             if not path.exists():
@@ -114,8 +124,19 @@ class ClientState:
             self._residual = read_residual(path, self._record.residual)
         return self._residual
 
+    def write(self, sequence: int, sections: Iterable[Part]) -> Payload:
+        """Write the payload of an update to `spool`, section after section as they are made.
+
+        What `sections` raises is raised on; then, as after a StateError, nothing is left of it.
+        """
+        if self._folder is None:
+            return keep_payload(sections)
+        with self._told():
+            return write_payload(self._folder / f"update-{sequence}.bin", sections)
+
     def spool(self, update: Unsent, residual: Tensor | None) -> None:
-        """Make an update and the residual that it leaves (None: as it was) durable, in one step.
+        """Make an update, whose payload `write` gave, and the residual that it leaves (None: as it was) durable, in one
+        step.
 
         Raises ValueError when there is an unsent update already. After a StateError nothing has changed,
         but that the sequence of `update` is used up.
@@ -123,16 +144,22 @@ class ClientState:
         if self._record.unsent is not None or self._unsent is not None:
             raise ValueError("settle the unsent update before the next")
         if self._folder is not None:
-            number = update.head.sequence
+            if update.payload.file is None:
+                raise ValueError("the payload was not written to this folder")
             with self._told():
-                written = write_update(self._folder / f"update-{number}.bin", update)
+                written = finish_update(update.payload.file, update)
                 owed = self._record.residual
                 if residual is not None:
-                    owed = write_residual(self._folder / f"residual-{number}.safetensors", residual)
+                    owed = self._write_residual(self._folder, update.head.sequence, residual)
                 self._commit(StateRecord(self._next, written, owed))
         self._unsent = update
         if residual is not None:
             self._residual = residual
+
+    def _write_residual(self, folder: Path, sequence: int, residual: Tensor) -> NamedFile:
+        spare, self._spare = self._spare, None
+        over = spare if spare is not None and spare.exists() else None
+        return write_residual(folder / f"residual-{sequence}.safetensors", residual, over)
 
     def settle(self, sequence: int) -> None:
         """The update was acknowledged, or is given up: forget it. Does nothing when it is forgotten already."""
@@ -175,12 +202,16 @@ class ClientState:
         if self._folder is None:
             raise ValueError("a state in memory has no record")
         write_state(self._folder / _STATE, self._client_id, record)
-        self._record = record
+        before, self._record = self._record, record
+        if before.residual is not None and before.residual != record.residual:
+            self._spare = self._folder / before.residual.file
         self._sweep(self._folder)
 
     def _sweep(self, folder: Path) -> None:
-        """Delete what the state does not name."""
+        """Delete what the state does not name and nothing is to be written over."""
         named = {file.file for file in (self._record.unsent, self._record.residual) if file is not None}
+        if self._spare is not None:
+            named.add(self._spare.name)
         if not (folder / _STATE).exists():
             named.add(_OLD_STATE)
         with suppress(OSError):  # a leftover costs room and nothing else; the next sweep may do better

@@ -1,6 +1,7 @@
 """What `<f>.control` holds: its keys, and their values as JSON.
 
-latest      {"version": int, "partition": int, "offset": int}   where the newest full version begins
+latest      {"version": int, "partition": int, "offset": int, "full": null or as the whole}
+                where the newest version begins, and the full one that it stands on where it is a delta
 run         {"state": "finished", "reason": str, "detail": str, "version": int}
 aggregator  {"term": int, "instance": str, "left": bool, "pace_seconds": float, "lag": int}
                 who leads: written at the takeover (a higher term), again at every beat, and when it leaves in order
@@ -25,11 +26,17 @@ SEQUENCES = b"sequences/"
 
 @dataclass(frozen=True, slots=True)
 class Pointer:
-    """Where a version begins in `<f>.models`."""
+    """Where a version begins in `<f>.models`; `full` is the full version it stands on, where it is a delta."""
 
     version: int
     partition: int
     offset: int
+    full: "Pointer | None" = None
+
+    @property
+    def beginning(self) -> "Pointer":
+        """Where to read from to know the version's weights: all deltas since then are needed too."""
+        return self.full or self
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +67,10 @@ class Leader:
 class Progress:
     """The aggregator's own state at `version`, committed with it.
 
-    snapshots: each moment of the server optimiser, and where its message begins in `<f>.snapshots`.
-    bases: where the oldest version that an update may still name begins in `<f>.models`, where the
-    strategy needs the weights of past versions (fedasync).
+    snapshots: each moment of the server optimiser, and the residual of a delta version, and where its message
+    begins in `<f>.snapshots`.
+    bases: where the full version begins in `<f>.models` that the oldest one which an update may still name
+    stands on, where the strategy needs the weights of past versions (fedasync).
     stop: what the stop rule learnt (`StopRule.dump`). events: the next offset of `<f>.events` to look at.
     started_ms: when the run started, in milliseconds since the epoch.
     floor: see `core.State`. intake: what the source of the updates wants back after a restart.
@@ -83,7 +91,13 @@ def dump_latest(pointer: Pointer) -> bytes:
 
 
 def load_latest(value: Mapping[str, Any]) -> Pointer:
-    return Pointer(int(value["version"]), int(value["partition"]), int(value["offset"]))
+    full = value.get("full")
+    return Pointer(
+        int(value["version"]),
+        int(value["partition"]),
+        int(value["offset"]),
+        None if full is None else load_latest(full),
+    )
 
 
 def dump_run_end(end: RunEnd) -> bytes:

@@ -15,8 +15,9 @@ from llmos_stream.roles.control import ControlView, Pointer
 from llmos_stream.roles.delivery import Delivery
 from llmos_stream.roles.events import emit, event
 from llmos_stream.roles.local_model import LocalModel
+from llmos_stream.roles.replica import Follower, Replica
 from llmos_stream.roles.retry import QUIET_SECONDS, keep_trying, until_stop
-from llmos_stream.roles.versions import Version, decode_version, fetch_version, version_assembler, version_head
+from llmos_stream.roles.versions import Version, version_assembler, version_head
 from llmos_stream.runtime import Offload, Shutdown
 from llmos_stream.training import LocalTrainer, Task, evaluate
 from llmos_stream.types import EventKind
@@ -62,6 +63,7 @@ class _Measuring:
         self._offload = offload
         self._shutdown = shutdown
         self._judge: Judge | None = None
+        self._follower = Follower()
         self._next: Pointer | None = None  # from where to read on
         self._passed_over: Version | None = None
         self.last: Evaluation | None = None
@@ -75,9 +77,12 @@ class _Measuring:
         async with AsyncExitStack() as stack:
             delivery = await stack.enter_async_context(Delivery(self._broker, self._shutdown))
             control, models = await until_stop(self._open(stack), self._shutdown)
-            versions = _versions(models, control, self._settings, self._offload, self._shutdown)
+            first = self._next or control.latest
+            versions = _versions(models, control, self._follower, self._settings, self._offload, self._shutdown)
             async with aclosing(versions):
                 async for version, following in versions:
+                    if first is not None and version.head.number < first.version:
+                        continue  # only what the first one stands on
                     if version.head.number % self._settings.evaluator.every:
                         self._passed_over = version
                     else:
@@ -85,17 +90,20 @@ class _Measuring:
                     self._next = following
                     if self._shutdown.requested:
                         return
-            if self._passed_over is not None and not self._shutdown.requested:
-                await self._measure(
-                    self._judge, self._passed_over, delivery
-                )  # the run has ended with a version in between
+            last = self._passed_over
+            # The run has ended with a version in between. A later one that could not be read has spoilt it.
+            if last is not None and last is self._follower.version and not self._shutdown.requested:
+                await self._measure(self._judge, last, delivery)
 
     async def _open(self, stack: AsyncExitStack) -> tuple[ControlView, Reader]:
         topics = self._topics
         control = ControlView(await stack.enter_async_context(self._broker.reader([topics.control], start="earliest")))
         models = await stack.enter_async_context(self._broker.reader([topics.models], start="earliest"))
         await control.catch_up()
-        if begin := self._next or control.latest:
+        begin = self._next
+        if self._follower.version is None and control.latest is not None:
+            begin = control.latest.beginning
+        if begin is not None:
             models.seek(TopicPartition(topics.models, begin.partition), begin.offset)
         return control, models
 
@@ -131,14 +139,8 @@ async def evaluate_once(
     if control.latest is None:
         return None
     async with broker.reader([topics.models], start="latest") as models:
-        version = await fetch_version(
-            models,
-            topics.models,
-            control.latest,
-            wire=settings.wire,
-            offload=offload,
-            timeout_seconds=_CATCH_UP_SECONDS,
-        )
+        replica = Replica(models, topics.models, settings.wire, offload)
+        version = await replica.move_to(control.latest, _CATCH_UP_SECONDS)
     return await offload.run(judge.evaluate, version)
 
 
@@ -163,9 +165,14 @@ class Judge:
 
 
 async def _versions(
-    models: Reader, control: ControlView, settings: Settings, offload: Offload, shutdown: Shutdown
+    models: Reader,
+    control: ControlView,
+    follower: Follower,
+    settings: Settings,
+    offload: Offload,
+    shutdown: Shutdown,
 ) -> AsyncGenerator[tuple[Version, Pointer], None]:
-    """Each version in the order of the log, and where the next may begin.
+    """Each version in the order of the log, and where the next may begin. Its weights are good until the next one.
 
     Until the run has ended with the last of them, or a stop is asked for.
     """
@@ -183,7 +190,8 @@ async def _versions(
             assembler = version_assembler(settings.wire)
             await until_stop(models.seek_to_beginning(), shutdown)
             if control.latest:
-                models.seek(TopicPartition(models.partitions[0].topic, control.latest.partition), control.latest.offset)
+                begin = control.latest.beginning
+                models.seek(TopicPartition(models.partitions[0].topic, begin.partition), begin.offset)
             continue
         heard = monotonic() if records else heard
         if monotonic() - heard > QUIET_SECONDS:
@@ -194,16 +202,20 @@ async def _versions(
                 record.value or b"", key=record.key, partition=record.partition, offset=record.offset, now=monotonic()
             )
             for outcome in outcomes:
-                if version := await _decoded(outcome, offload):
+                if version := await _decoded(outcome, follower, offload):
                     yield version, Pointer(version.head.number + 1, record.partition, record.offset + 1)
 
 
-async def _decoded(outcome: Message | Refusal, offload: Offload) -> Version | None:
+async def _decoded(outcome: Message | Refusal, follower: Follower, offload: Offload) -> Version | None:
     if isinstance(outcome, Refusal):
         log.error("a version at offset %d cannot be read: %s", outcome.offset, outcome.detail)
         return None
+    head = version_head(outcome)
     try:
-        return await offload.run(decode_version, version_head(outcome), outcome.parts)
+        version = await offload.run(follower.take, head, outcome.parts)
     except Rejected as error:
         log.error("a version at offset %d cannot be read: %s", outcome.first_offset, error.detail)
         return None
+    if version is None:
+        log.warning("version %d is passed over: what it stands on was not read", head.number)
+    return version

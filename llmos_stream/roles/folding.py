@@ -21,13 +21,15 @@ from llmos_stream.core import (
     Refused,
     State,
     Update,
+    device_for,
     next_deadline,
     start,
     step,
     tick,
 )
 from llmos_stream.errors import StateError
-from llmos_stream.roles.control_records import Progress, RunEnd
+from llmos_stream.roles.chain import Chain
+from llmos_stream.roles.control_records import Pointer, Progress, RunEnd
 from llmos_stream.roles.ending import Ending
 from llmos_stream.roles.events import event, now_ms
 from llmos_stream.roles.leadership import Load
@@ -35,7 +37,7 @@ from llmos_stream.roles.publisher import ROLE, Outgoing, Publisher
 from llmos_stream.roles.recovery import Recovered
 from llmos_stream.roles.snapshots import EncodedSnapshot, encode_snapshot
 from llmos_stream.roles.source import Source
-from llmos_stream.roles.versions import encode_version, rule_of
+from llmos_stream.roles.spool import Spools
 from llmos_stream.runtime import Offload, Shutdown
 from llmos_stream.types import Contribution, Event, EventKind, UpdateHead, VersionHead
 from llmos_stream.wire import Refusal
@@ -73,9 +75,12 @@ class Folding:
         self._settings = settings
         self._offload = offload
         self._layout = layout
+        self._device = device_for(settings.aggregator.device)
         self._end: RunEnd | None = None  # as committed with the last version
         self._buffered: dict[tuple[str, int], _Buffered] = {}
-        self._places: deque[tuple[int, int]] = deque()  # versions that fedasync holds, and where they lie
+        self._spools = Spools(settings.wire.memory_bytes, settings.wire.spool_dir)
+        self._chain = Chain(settings, layout, self._spools)
+        self._places: deque[Pointer] = deque()  # versions that fedasync holds
         self._fold_seconds = 0.0
         self._pace = Pace(settings.aggregator.utilisation)
         self._load = Load()
@@ -98,7 +103,8 @@ class Folding:
     async def begin(self, weights: Tensor, version: int = 0) -> None:
         """Publish `weights` as the first version of a new federation."""
         self._state = self._start(weights, version)
-        await self._publish(NewVersion(version, None, weights, (), {}, self._state.strategy.state_tensors()))
+        moments = {name: tensor.cpu() for name, tensor in self._state.strategy.state_tensors().items()}
+        await self._publish(NewVersion(version, None, weights, (), {}, moments))
 
     async def resume(self, found: Recovered) -> None:
         """Go on from what the log holds."""
@@ -107,6 +113,7 @@ class Folding:
             self._ending.resume(progress.started_ms, progress.stop, progress.events)
         await self._source.resume({} if progress is None else progress.intake)
         self._places.extend(found.places)
+        self._chain.resume(found.newest.weights, found.residual, found.full)
         self._state = self._resumed(found)
 
     async def run(self, shutdown: Shutdown) -> RunEnd | None:
@@ -175,6 +182,7 @@ class Folding:
             moments=moments,
             sequences=sequences,
             floor=floor,
+            device=self._device,
         )
 
     def _patience(self) -> float:
@@ -219,45 +227,43 @@ class Folding:
 
     async def _publish(self, new: NewVersion) -> None:
         number, manifest, begun = new.number, new.manifest, perf_counter()
-        head, parts = await self._offload.run(
-            encode_version,
-            number,
-            new.weights,
-            self._layout,
-            parent=new.parent,
-            manifest=manifest,
-            rule=rule_of(self._settings),
-            time_ms=now_ms(),
-        )
-        snapshots: list[EncodedSnapshot] = []
+        encoded = await self._offload.run(self._chain.encode, new, now_ms())
+        await self._offload.run(self._state.adopt, new.weights)
+        snapshots: list[EncodedSnapshot] = [] if encoded.residual is None else [encoded.residual]
         for name, tensor in new.moments.items():
-            snapshots.append(await self._offload.run(encode_snapshot, number, name, tensor, self._layout))
+            store = self._spools.new()
+            snapshots.append(await self._offload.run(encode_snapshot, number, name, tensor, self._layout, store))
         progress = Progress(
             version=number,
             started_ms=self._ending.started_ms,
             events=await self._ending.position(),
             stop=self._ending.learnt(),
-            bases=self._places[0][1] if self._places else None,
+            bases=self._places[0].beginning.offset if self._places else None,
             floor=self._state.floor,
             intake=self._source.remember(number),
         )
         events = [self._folded(item, number) for item in manifest]
-        events.append(self._published(head))
-        outgoing = Outgoing(head, parts, snapshots, new.sequences, progress, events)
+        events.append(self._published(encoded.head))
+        outgoing = Outgoing(encoded, snapshots, new.sequences, progress, events)
         safe = self._source.safe(manifest)
         # The last version by number ends the run in its own transaction, so that no client trains on it in vain.
         self._end = self._ending.at_version(number)
         pointer = await self._publisher.commit(safe, outgoing, self._end)
         self._source.committed(safe, manifest)
-        if pointer is not None and self._settings.aggregation.strategy == "fedasync":
-            self._places.append((number, pointer.offset))
-            while self._places and self._places[0][0] <= number - self._settings.staleness.maximum:
-                self._places.popleft()
+        if pointer is not None:
+            self._remember(pointer)
         busy = self._source.take_seconds() + self._fold_seconds + perf_counter() - begun
         self._pace.observe(len(manifest), busy)
         self._load = self._load._replace(pace_seconds=self._pace.interval(len(self._state.sequences)))
         self._fold_seconds = 0.0
         self._flushed = self._round = monotonic()
+
+    def _remember(self, pointer: Pointer) -> None:
+        self._chain.committed(pointer)
+        if self._settings.aggregation.strategy == "fedasync":
+            self._places.append(pointer)
+            while self._places and self._places[0].version <= pointer.version - self._settings.staleness.maximum:
+                self._places.popleft()
 
     def _published(self, head: VersionHead) -> Event:
         return event(

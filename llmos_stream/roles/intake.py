@@ -1,7 +1,7 @@
 """From records of `<f>.updates` to decoded updates and refusals.
 
-The cheap checks run on the head as soon as it is there, before the payload is collected; digest,
-decompression and decoding run off the event loop.
+The cheap checks run on the head as soon as it is there, before the payload is collected. Collecting
+(which may write to a file), hashing, decompression and decoding run off the event loop.
 """
 
 import logging
@@ -9,17 +9,16 @@ from collections import deque
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from time import monotonic, perf_counter
 
-import torch
-from torch import Tensor
-
 from llmos_stream.broker import Reader, Record, TopicPartition
-from llmos_stream.codec import Layout, decode, max_payload_size, payload_digest
+from llmos_stream.codec import Layout, max_payload_size
 from llmos_stream.config import Settings
 from llmos_stream.core import Update, check_head
 from llmos_stream.errors import OffsetGone, Reason, Rejected
+from llmos_stream.roles.decoding import Decoder
 from llmos_stream.roles.messages import skip_deleted
 from llmos_stream.roles.offsets import SafeOffsets
-from llmos_stream.runtime import Offload, run_all
+from llmos_stream.roles.spool import Spools
+from llmos_stream.runtime import Offload
 from llmos_stream.types import Contribution, Head, UpdateHead
 from llmos_stream.wire import Assembler, Message, Outcome, Refusal
 
@@ -38,11 +37,15 @@ class Intake:
         self._version = 0
         wire = settings.wire
         self._assembler = Assembler(
-            self._admit, max_pending_bytes=wire.pending_bytes, max_idle_seconds=wire.incomplete_seconds
+            self._admit,
+            max_pending_bytes=wire.pending_bytes,
+            max_idle_seconds=wire.incomplete_seconds,
+            store=Spools(wire.memory_bytes, wire.spool_dir).new,
+            hashes=True,
         )
         self._offsets = SafeOffsets(self._assembler.low_water)
-        # Pages of fresh memory cost more than decoding into them does.
-        self._room: list[Tensor] = []
+        clips = settings.aggregation.clip_norm is not None
+        self._decoder = Decoder(layout.numel, offload, settings.aggregator.decode_bytes, clips=clips)
         self._decode_seconds = 0.0
         self._read_before: dict[TopicPartition, int] = {}
         self._log_time, self._read_at = 0.0, monotonic()
@@ -56,21 +59,21 @@ class Intake:
         self._read_before = await self._reader.end_offsets()
 
     async def receive(self, timeout_seconds: float, version: int) -> AsyncGenerator[Update | Refusal, None]:
-        """As many updates are decoded at a time as there are threads, and the next ones when those are taken: each
-        is as large as the model. Their deltas are good until then.
+        """One update is decoded at a time, by all threads at once, and the next one when it has been folded: each may
+        be as large as the model.
         """
         self._version = version
         waiting = await self._outcomes(timeout_seconds)
         while waiting:
-            group = [waiting.popleft() for _ in range(min(len(waiting), self._offload.workers))]
-            while len(self._room) < len(group):
-                self._room.append(torch.empty(self._layout.numel))
-            begun = perf_counter()
-            decoded = deque(await run_all(*map(self._decode, group, self._room)))
-            self._decode_seconds += perf_counter() - begun
-            group.clear()
-            while decoded:
-                yield decoded.popleft()
+            outcome = waiting.popleft()
+            if isinstance(outcome, Refusal):
+                yield outcome
+                continue
+            try:
+                yield await self._decode(outcome)
+            finally:
+                # Folding may have walked through it once more. Giving back a part of a file may take a while.
+                await self._offload.run(outcome.parts.close)
 
     def release(self, partition: int, offset: int) -> None:
         self._offsets.release(TopicPartition(self._topic, partition), offset)
@@ -107,41 +110,41 @@ class Intake:
             for at in await skip_deleted(self._reader):
                 self._assembler.forget(at.partition)
             return deque()
-        outcomes: deque[Outcome] = deque()
-        for record in records:
-            outcomes += self._push(record)
         # By the log's own time, so that an aggregator that was held up does not take what waits for what is missing.
         if records:
             self._log_time, self._read_at = max(record.timestamp_ms / 1000 for record in records), monotonic()
-        expired = self._assembler.expire(self._log_time + (0.0 if records else monotonic() - self._read_at))
-        outcomes += self._held(expired)
-        return outcomes
-
-    def _push(self, record: Record) -> list[Outcome]:
-        at = TopicPartition(record.topic, record.partition)
-        outcomes = self._assembler.push(
-            record.value or b"",
-            key=record.key,
-            partition=record.partition,
-            offset=record.offset,
-            now=record.timestamp_ms / 1000,
-        )
-        self._offsets.read(at, record.offset)
-        return self._held([outcome for outcome in outcomes if not self._is_old_tail(at, outcome)])
-
-    def _held(self, outcomes: list[Outcome]) -> list[Outcome]:
-        """`outcomes`, none of which may be committed past before somebody has settled it."""
-        for outcome in outcomes:
+        elif not self._assembler.pending_messages:
+            return deque()
+        now = self._log_time + (0.0 if records else monotonic() - self._read_at)
+        outcomes = await self._offload.run(self._assemble, records, now)
+        for record in records:
+            self._offsets.read(TopicPartition(record.topic, record.partition), record.offset)
+        for outcome in outcomes:  # none may be committed past before somebody has settled it
             offset = outcome.first_offset if isinstance(outcome, Message) else outcome.offset
             self._offsets.hold(TopicPartition(self._topic, outcome.partition), offset)
         return outcomes
 
-    def _is_old_tail(self, at: TopicPartition, outcome: Outcome) -> bool:
+    def _assemble(self, records: Sequence[Record], now: float) -> deque[Outcome]:
+        """Collect in a thread: payloads are hashed and may go to a file. Nobody else is at the assembler meanwhile."""
+        found: deque[Outcome] = deque()
+        for record in records:
+            outcomes = self._assembler.push(
+                record.value or b"",
+                key=record.key,
+                partition=record.partition,
+                offset=record.offset,
+                now=record.timestamp_ms / 1000,
+            )
+            found += [outcome for outcome in outcomes if not self._is_old_tail(outcome)]
+        found += self._assembler.expire(now)
+        return found
+
+    def _is_old_tail(self, outcome: Outcome) -> bool:
         return (
             isinstance(outcome, Refusal)
             and outcome.reason is Reason.MISSING_CHUNK
             and not outcome.head_bytes  # its beginning was never seen
-            and outcome.offset < self._read_before.get(at, 0)
+            and outcome.offset < self._read_before.get(TopicPartition(self._topic, outcome.partition), 0)
         )
 
     def _admit(self, head: Head) -> None:
@@ -158,29 +161,19 @@ class Intake:
         if head.payload_size > limit:
             raise Rejected(Reason.TOO_LARGE, f"payload of {head.payload_size} bytes, at most {limit} needed")
 
-    async def _decode(self, outcome: Outcome, room: Tensor) -> Update | Refusal:
-        if isinstance(outcome, Refusal):
-            return outcome
+    async def _decode(self, message: Message) -> Update | Refusal:
+        begun = perf_counter()
         try:
-            return await self._offload.run(decode_update, outcome, self._layout.numel, room)
+            return await self._decoder.decode(message)
         except Rejected as error:
             return Refusal(
                 reason=error.reason,
                 detail=error.detail,
-                head=outcome.head,
+                head=message.head,
                 head_bytes=b"",
-                key=outcome.key,
-                partition=outcome.partition,
-                offset=outcome.first_offset,
+                key=message.key,
+                partition=message.partition,
+                offset=message.first_offset,
             )
-
-
-def decode_update(message: Message, numel: int, room: Tensor | None = None) -> Update:
-    """Verify the payload's digest and decode it, into `room` where given. Raises Rejected."""
-    head = message.head
-    if not isinstance(head, UpdateHead):
-        raise Rejected(Reason.UNSUPPORTED, "this topic carries updates")
-    if payload_digest(message.parts) != head.payload_digest:
-        raise Rejected(Reason.WRONG_DIGEST, "the payload does not match its digest")
-    delta = decode(message.parts, head.codec, numel, out=room)
-    return Update(head=head, partition=message.partition, offset=message.first_offset, delta=delta)
+        finally:
+            self._decode_seconds += perf_counter() - begun

@@ -1,6 +1,6 @@
 """Reading what the log holds now, from the oldest record kept to the end."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
 from time import monotonic
 from typing import Generic, TypeVar
@@ -24,7 +24,7 @@ class LoggedVersion:
     """A version as it lies in the log, its payload not decoded."""
 
     head: VersionHead
-    parts: Sequence[Part]
+    parts: Iterable[Part]
     partition: int
     offset: int
 

@@ -207,8 +207,10 @@ def _own_broker(layout: Layout) -> Broker:
 
 
 def _alone(settings: Settings) -> Settings:
-    """Alone, every update is a version, unless a buffer size was asked for."""
-    if "buffer_size" in settings.aggregation.model_fields_set:
-        return settings
-    aggregation = settings.aggregation.model_copy(update={"buffer_size": 1})
-    return settings.model_copy(update={"aggregation": aggregation})
+    """Alone, every update is a version, and every version full, unless something else was asked for."""
+    aggregation, versions = settings.aggregation, settings.versions
+    if "buffer_size" not in aggregation.model_fields_set:
+        aggregation = aggregation.model_copy(update={"buffer_size": 1})
+    if "full_every" not in versions.model_fields_set:  # there is no network to spare
+        versions = versions.model_copy(update={"full_every": 1})
+    return settings.model_copy(update={"aggregation": aggregation, "versions": versions})

@@ -1,17 +1,17 @@
 """From a delta to a durable update, and back from the disk after a restart. Knows nothing of the broker."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from time import perf_counter
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from llmos_stream.codec import ErrorFeedback, Layout, encode, payload_digest, spec_of
+from llmos_stream.codec import SLICE, ErrorFeedback, Layout, encode, spec_of
 from llmos_stream.config import Settings
 from llmos_stream.errors import StateError, TaskError
-from llmos_stream.roles.client_state import ClientState, Unsent
+from llmos_stream.roles.client_state import ClientState, Payload, Unsent
 from llmos_stream.types import UpdateHead
 from llmos_stream.wire import pack_prelude
 
@@ -74,7 +74,7 @@ class Outbox:
     def _spool(self, draft: Draft) -> Unsent:
         begun = perf_counter()
         sequence = self._state.take_sequence()
-        parts = self._encode(draft.delta, sequence)
+        payload = self._write(draft.delta, sequence)
         head = UpdateHead(
             client_id=self._client_id,
             sequence=sequence,
@@ -82,27 +82,28 @@ class Outbox:
             num_examples=draft.num_examples,
             layout_digest=self._layout.digest,
             codec=self._codec,
-            payload_size=sum(map(len, parts)),
-            payload_digest=payload_digest(parts),
+            payload_size=payload.size,
+            payload_digest=payload.digest,
             metrics=draft.metrics,
         )
-        update = Unsent(head, pack_prelude(head), parts, draft.train_seconds, perf_counter() - begun)
+        update = Unsent(head, pack_prelude(head), payload, draft.train_seconds, perf_counter() - begun)
         if self._feedback is None:
             self._state.spool(update, None)
         else:
+            self._state.spool(update, self._feedback.pending)
             self._feedback.commit()
-            self._state.spool(update, self._feedback.residual)
         return update
 
-    def _encode(self, delta: Tensor, sequence: int) -> list[bytes]:
+    def _write(self, delta: Tensor, sequence: int) -> Payload:
+        """Encode slice by slice, each written before the next is made."""
         generator = _generator(self._client_id, sequence)
         if self._feedback is None:
-            if not _is_finite(delta):
-                raise _not_finite()
-            return list(encode(delta, self._codec, level=self._level, generator=generator))
+            sections = encode(delta, self._codec, level=self._level, generator=generator)
+            return self._state.write(sequence, _if_finite(delta, sections))
         self._take_residual()
         try:
-            return self._feedback.encode(delta, self._codec, level=self._level, generator=generator)
+            sections = self._feedback.sections(delta, self._codec, level=self._level, generator=generator)
+            return self._state.write(sequence, sections)
         except ValueError:
             if not _is_finite(delta):  # it looks itself, so that good deltas are looked at once
                 raise _not_finite() from None
@@ -114,6 +115,14 @@ class Outbox:
             self._feedback.rollback()
             if (residual := self._state.residual()) is not self._feedback.residual:
                 self._feedback.residual = residual
+
+
+def _if_finite(delta: Tensor, sections: Iterator[bytes]) -> Iterator[bytes]:
+    """The sections of `delta`; each slice is looked at before its section is made. Raises TaskError."""
+    for begin in range(0, delta.numel(), SLICE):
+        if not _is_finite(delta[begin : begin + SLICE]):
+            raise _not_finite()
+        yield next(sections)
 
 
 def _is_finite(flat: Tensor) -> bool:

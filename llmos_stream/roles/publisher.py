@@ -13,6 +13,7 @@ import orjson
 
 from llmos_stream.broker import Producer, Sent, TopicPartition, Topics, Transaction
 from llmos_stream.config import Settings
+from llmos_stream.roles.chain import Encoded
 from llmos_stream.roles.control_records import (
     LATEST,
     RUN,
@@ -30,7 +31,7 @@ from llmos_stream.roles.events import event, event_key, now_ms
 from llmos_stream.roles.snapshots import EncodedSnapshot
 from llmos_stream.runtime import run_all
 from llmos_stream.types import Event, EventKind, SnapshotHead, UpdateHead, VersionHead
-from llmos_stream.wire import Refusal, describe, dump_event, message_id, pack_prelude, split
+from llmos_stream.wire import Parts, Refusal, describe, dump_event, message_id, pack_prelude, split
 
 log = logging.getLogger(__name__)
 
@@ -46,8 +47,7 @@ class Outgoing:
     `sequences` are the windows to remember (None: a tombstone). `progress` lacks only where the snapshots lie.
     """
 
-    head: VersionHead
-    parts: Sequence[bytes]
+    encoded: Encoded
     snapshots: Sequence[EncodedSnapshot]
     sequences: Mapping[str, Sequence[int] | None]
     progress: Progress
@@ -129,15 +129,15 @@ class Publisher:
         return pointer
 
     async def _write_version(self, transaction: Transaction, version: Outgoing) -> Pointer:
-        head, control = version.head, self._topics.control
+        head, control = version.encoded.head, self._topics.control
         snapshots = {}
         for snapshot, parts in version.snapshots:
             identity = message_id(snapshot.tensor, snapshot.version)
             first = await self._write_message(transaction, self._topics.snapshots, snapshot, parts, identity)
             snapshots[snapshot.tensor] = first.offset
         identity = message_id(ROLE, head.number)
-        first = await self._write_message(transaction, self._topics.models, head, version.parts, identity)
-        pointer = Pointer(head.number, first.partition, first.offset)
+        first = await self._write_message(transaction, self._topics.models, head, version.encoded.parts, identity)
+        pointer = Pointer(head.number, first.partition, first.offset, version.encoded.full)
         progress = replace(version.progress, snapshots=snapshots)
         await run_all(
             transaction.send(control, dump_latest(pointer), key=LATEST),
@@ -154,7 +154,7 @@ class Publisher:
         transaction: Transaction,
         topic: str,
         head: VersionHead | SnapshotHead,
-        parts: Sequence[bytes],
+        parts: Parts,
         identity: bytes,
     ) -> Sent:
         records = split(

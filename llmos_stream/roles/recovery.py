@@ -11,16 +11,17 @@ from dataclasses import dataclass, field, replace
 from torch import Tensor
 
 from llmos_stream.broker import Broker, TopicPartition, Topics
-from llmos_stream.codec import Layout
+from llmos_stream.codec import Layout, Residual
 from llmos_stream.config import Settings
 from llmos_stream.errors import OffsetGone, Reason, Rejected
 from llmos_stream.roles.control import ControlView
 from llmos_stream.roles.control_records import Pointer, Progress
 from llmos_stream.roles.log import read_heads, read_versions
-from llmos_stream.roles.snapshots import fetch_snapshots
-from llmos_stream.roles.versions import Version, decode_version, fetch_version
+from llmos_stream.roles.replica import Follower, Replica
+from llmos_stream.roles.snapshots import Kept, fetch_snapshots
+from llmos_stream.roles.versions import Version
 from llmos_stream.runtime import Offload
-from llmos_stream.types import VersionHead
+from llmos_stream.types import VersionHead, VersionKind
 
 log = logging.getLogger(__name__)
 
@@ -29,67 +30,75 @@ _FETCH_SECONDS = 600.0
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Recovered:
-    """The newest version with the state to go on from.
+    """The newest version with the state to go on from, and the full version that it stands on.
 
-    moments: the server optimiser's, by name. history: weights of past versions that fedasync needs, and
-    in `places` where those lie in `<f>.models` that the next version may still need.
+    moments: the server optimiser's, by name. residual: what readers are owed. history: weights of past versions
+    that fedasync needs, and in `places` where those lie in `<f>.models` that the next version may still need.
     """
 
     newest: Version
+    full: Pointer
     progress: Progress | None
     sequences: Mapping[str, Sequence[int]]
     moments: Mapping[str, Tensor] = field(default_factory=dict)
+    residual: Residual | None = None
     history: Mapping[int, Tensor] = field(default_factory=dict)
-    places: Sequence[tuple[int, int]] = ()
+    places: Sequence[Pointer] = ()
 
 
 async def fetch_newest(
     broker: Broker, topics: Topics, settings: Settings, pointer: Pointer, offload: Offload
 ) -> Version:
     """The version that `pointer` names."""
-    async with broker.reader([topics.models], start="latest") as reader:
-        return await fetch_version(
-            reader, topics.models, pointer, wire=settings.wire, offload=offload, timeout_seconds=_FETCH_SECONDS
-        )
+    async with broker.reader([topics.models], start="latest", check_crcs=False) as reader:
+        return await Replica(reader, topics.models, settings.wire, offload).move_to(pointer, _FETCH_SECONDS)
 
 
 async def fetch_layout(broker: Broker, topics: Topics, pointer: Pointer) -> Layout:
-    """The layout of the version that `pointer` names, from its head alone.
+    """The layout of the version that `pointer` names, from the head of the full one it stands on.
 
-    Raises OffsetGone when retention has deleted it, Rejected when no full version begins there.
+    Raises OffsetGone when retention has deleted that, Rejected when no full version begins there.
     """
+    full = pointer.beginning
     async with broker.reader([topics.models], start="latest") as reader:
-        reader.seek(TopicPartition(topics.models, pointer.partition), pointer.offset)
+        reader.seek(TopicPartition(topics.models, full.partition), full.offset)
         async for logged in read_heads(reader, VersionHead):
-            if logged.head.number == pointer.version and logged.head.tensors is not None:
+            if logged.head.number == full.version and logged.head.tensors is not None:
                 return Layout.from_specs(logged.head.tensors)
             break
-    raise Rejected(Reason.MALFORMED, f"version {pointer.version} does not begin at offset {pointer.offset}")
+    raise Rejected(Reason.MALFORMED, f"full version {full.version} does not begin at offset {full.offset}")
 
 
 async def recover(
-    broker: Broker, topics: Topics, settings: Settings, control: ControlView, newest: Version, offload: Offload
+    broker: Broker,
+    topics: Topics,
+    settings: Settings,
+    control: ControlView,
+    pointer: Pointer,
+    newest: Version,
+    offload: Offload,
 ) -> Recovered:
-    """What was committed with `newest`, the version that `control` points to. `control` gives its sequences away."""
+    """What was committed with `newest`, the version at `pointer`. `control` gives its sequences away."""
     sequences, progress = control.drop_sequences(), control.progress
     if progress is None or progress.version != newest.head.number:
         log.warning("the log holds no state for version %d: the stop rule and moments start anew", newest.head.number)
-        return Recovered(newest, None, sequences)
-    found = Recovered(newest, progress, sequences, await _moments(broker, topics, settings, progress, newest, offload))
-    if settings.aggregation.strategy != "fedasync" or control.latest is None:
+        return Recovered(newest, pointer.beginning, None, sequences)
+    moments, residual = await _kept(broker, topics, settings, progress, newest, offload)
+    found = Recovered(newest, pointer.beginning, progress, sequences, moments, residual)
+    if settings.aggregation.strategy != "fedasync":
         return found
     # A version that nothing older is needed with was committed before its own place was known.
-    bases = control.latest.offset if progress.bases is None else progress.bases
+    bases = pointer.beginning.offset if progress.bases is None else progress.bases
     return await _with_history(broker, topics, settings, found, bases, offload)
 
 
-async def _moments(
+async def _kept(
     broker: Broker, topics: Topics, settings: Settings, progress: Progress, newest: Version, offload: Offload
-) -> dict[str, Tensor]:
+) -> Kept:
     if not progress.snapshots:
-        return {}
+        return Kept({}, None)
     try:
-        async with broker.reader([topics.snapshots], start="latest") as reader:
+        async with broker.reader([topics.snapshots], start="latest", check_crcs=False) as reader:
             return await fetch_snapshots(
                 reader,
                 progress.snapshots,
@@ -100,8 +109,8 @@ async def _moments(
                 timeout_seconds=_FETCH_SECONDS,
             )
     except OffsetGone as error:
-        log.error("topics.snapshots_retention_gib: too little, the moments of the newest version are gone (%s)", error)
-        return {}
+        log.error("topics.snapshots_retention_gib: too little, the state at the newest version is gone (%s)", error)
+        return Kept({}, None)
 
 
 async def _with_history(
@@ -111,17 +120,24 @@ async def _with_history(
     present = found.newest.head.number
     oldest = present - settings.staleness.maximum
     history: dict[int, Tensor] = {}
-    places = []
+    places: list[Pointer] = []
+    full: Pointer | None = None
     at = TopicPartition(topics.models, 0)
-    async with broker.reader([topics.models], start="earliest") as reader:
+    follower = Follower()
+    async with broker.reader([topics.models], start="earliest", check_crcs=False) as reader:
         begin = await reader.position(at)
         if begin > bases:
-            log.warning("retention has deleted versions before offset %d: updates on them will be refused", begin)
+            log.warning("retention has deleted versions before offset %d: updates on them may be refused", begin)
         reader.seek(at, max(begin, bases))
         async for logged in read_versions(reader, settings.wire):
-            number = logged.head.number
+            number, whole = logged.head.number, logged.head.kind is VersionKind.FULL
+            place = Pointer(number, logged.partition, logged.offset, None if whole else full)
+            full = place if whole else full
+            version = await offload.run(follower.take, logged.head, logged.parts)
+            if version is None:
+                continue
             if oldest < number <= present:
-                places.append((number, logged.offset))
+                places.append(place)
             if oldest <= number < present:
-                history[number] = (await offload.run(decode_version, logged.head, logged.parts)).weights
+                history[number] = version.weights.clone()
     return replace(found, history=history, places=places)

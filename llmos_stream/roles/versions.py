@@ -1,22 +1,19 @@
-"""Global versions between weights and messages, and how to fetch one from the log."""
+"""Global versions between weights and messages, full ones and deltas on their parents."""
 
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 
 import torch
 from torch import Tensor
 
-from llmos_stream.broker import Reader, TopicPartition
-from llmos_stream.codec import Layout, decode, encode, max_payload_size, payload_digest, weights_digest
-from llmos_stream.config import Settings, WireSettings
+from llmos_stream.codec import Layout, apply_delta, decode, encode, max_payload_size, payload_digest, weights_digest
+from llmos_stream.config import Settings, VersionSettings, WireSettings
 from llmos_stream.errors import ConfigError, Reason, Rejected
-from llmos_stream.roles.control_records import Pointer
-from llmos_stream.roles.messages import fetch_message
-from llmos_stream.runtime import Offload
+from llmos_stream.roles.spool import Spooled, Spools, spooled
 from llmos_stream.types import CodecId, CodecSpec, Contribution, Head, Part, VersionHead, VersionKind
-from llmos_stream.wire import Assembler, Message, pack_prelude
+from llmos_stream.wire import Assembler, MemoryStore, Message, Parts, Store, pack_prelude
 
 _FULL_CODEC = CodecSpec(CodecId.FLOAT32)
 
@@ -37,7 +34,7 @@ def build() -> Mapping[str, str]:
 
 
 def check_fits(layout: Layout, settings: Settings) -> None:
-    """Raise ConfigError when versions of this layout could not be written, or not be read by anyone."""
+    """Raise ConfigError when versions of this layout could not be written, not be kept, or not be read by anyone."""
     widest = Contribution("c" * 128, 2**63 - 1, 2**31 - 1, 2**63 - 1, 2**63 - 1, 2**31 - 1, 1.0, 1.0, bytes(32))
     head = VersionHead(
         number=2**63 - 1,
@@ -61,14 +58,19 @@ def check_fits(layout: Layout, settings: Settings) -> None:
             f"task.share, aggregation.buffer_size: a version's head has no room for {len(layout.tensors)} tensors and "
             f"{settings.aggregation.buffer_size} contributions ({error}); share fewer or make the buffer smaller"
         ) from None
-    flat_bytes = 4 * layout.numel
-    for name, gib, needed in (
-        ("topics.models_retention_gib", settings.topics.models_retention_gib, size),
-        ("topics.snapshots_retention_gib", settings.topics.snapshots_retention_gib, _moments(settings) * flat_bytes),
+    delta = max_payload_size(delta_codec(settings.versions), layout.numel)
+    # A full version and the deltas on it, up to where the next full one begins, which retention may not cut short.
+    chain = size + (settings.versions.full_every - 1) * (size - head.payload_size + delta)
+    snapshots = _moments(settings) * max_payload_size(_FULL_CODEC, layout.numel) + delta
+    topics = settings.topics
+    for name, gib, needed, what in (
+        ("models", topics.models_retention_gib, chain, "a full version and the deltas up to the next"),
+        ("snapshots", topics.snapshots_retention_gib, snapshots, "what one version needs"),
     ):
         if needed > gib * (1 << 30):
             raise ConfigError(
-                f"{name}: {gib:g} GiB do not hold what one version needs ({needed / (1 << 30):.2f} GiB); raise it"
+                f"topics.{name}_retention_gib: {gib:g} GiB do not hold {what} ({needed / (1 << 30):.2f} GiB); raise it"
+                + (" or lower versions.full_every" if name == "models" and settings.versions.full_every > 1 else "")
             )
     if size > settings.wire.pending_bytes:
         raise ConfigError(
@@ -89,49 +91,102 @@ def rule_of(settings: Settings) -> dict[str, object]:
     return {name: getattr(settings, name).model_dump(mode="json") for name in sections}
 
 
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a version comes from: its parent, what was folded, under which rule, and when (milliseconds)."""
+
+    parent: int | None
+    manifest: tuple[Contribution, ...]
+    rule: Mapping[str, object]
+    time_ms: int
+
+
 def encode_version(
+    number: int, weights: Tensor, layout: Layout, origin: Origin, store: Store | None = None
+) -> tuple[VersionHead, Parts]:
+    """A full version's head and payload, kept in `store` (None: in memory).
+
+    Lossless: every reader gets the bytes the digest names.
+    """
+    payload = spooled(encode(weights, _FULL_CODEC), MemoryStore() if store is None else store)
+    return _head(number, VersionKind.FULL, weights, layout, origin, _FULL_CODEC, payload), payload.parts
+
+
+def delta_version(
+    number: int, weights: Tensor, layout: Layout, origin: Origin, codec: CodecSpec, sections: Iterable[bytes]
+) -> tuple[VersionHead, Parts]:
+    """The head and the payload of a delta version: `sections` make `weights` of those of its parent."""
+    payload = spooled(sections, MemoryStore())
+    return _head(number, VersionKind.DELTA, weights, layout, origin, codec, payload), payload.parts
+
+
+def delta_codec(settings: VersionSettings) -> CodecSpec:
+    """How delta versions are written."""
+    return CodecSpec(CodecId[settings.codec.upper()], {"block": settings.block, "stochastic": 0})
+
+
+def _head(
     number: int,
+    kind: VersionKind,
     weights: Tensor,
     layout: Layout,
-    *,
-    parent: int | None,
-    manifest: tuple[Contribution, ...],
-    rule: Mapping[str, object],
-    time_ms: int,
-) -> tuple[VersionHead, list[bytes]]:
-    """A full version's head and payload parts. Lossless: every reader gets the bytes the digest names."""
-    parts = list(encode(weights, _FULL_CODEC))
-    head = VersionHead(
+    origin: Origin,
+    codec: CodecSpec,
+    payload: Spooled,
+) -> VersionHead:
+    return VersionHead(
         number=number,
-        parent=parent,
-        kind=VersionKind.FULL,
+        parent=origin.parent,
+        kind=kind,
         layout_digest=layout.digest,
-        codec=_FULL_CODEC,
-        payload_size=sum(map(len, parts)),
-        payload_digest=payload_digest(parts),
+        codec=codec,
+        payload_size=payload.size,
+        payload_digest=payload.digest,
         weights_digest=weights_digest(weights),
-        time_ms=time_ms,
-        manifest=manifest,
-        tensors=layout.tensors,
-        rule=rule,
+        time_ms=origin.time_ms,
+        manifest=origin.manifest,
+        tensors=layout.tensors if kind is VersionKind.FULL else None,
+        rule=origin.rule,
         build=build(),
     )
-    return head, parts
 
 
-def decode_version(head: VersionHead, parts: Sequence[Part]) -> Version:
+def decode_version(head: VersionHead, parts: Iterable[Part]) -> Version:
     """Verify and decode a full version. Raises Rejected for anything its digests do not confirm."""
     if head.kind is not VersionKind.FULL or head.tensors is None:
         raise Rejected(Reason.UNSUPPORTED, f"version {head.number} is not a full version")
     layout = Layout.from_specs(head.tensors)
     if layout.digest != head.layout_digest:
         raise Rejected(Reason.WRONG_LAYOUT, f"version {head.number}: the tensors do not match the layout digest")
+    _check_payload(head, parts)
+    weights = decode(parts, head.codec, layout.numel)
+    _check_weights(head, weights)
+    return Version(head, layout, weights)
+
+
+def apply_version(before: Version, head: VersionHead, parts: Iterable[Part]) -> Version:
+    """Verify a delta version and make it of its parent, whose weights are overwritten, and spoilt by an error.
+
+    Raises Rejected where it is no delta on `before`, and for anything its digests do not confirm.
+    """
+    if head.kind is not VersionKind.DELTA or head.parent != before.head.number:
+        raise Rejected(Reason.MALFORMED, f"version {head.number} is no delta on version {before.head.number}")
+    if head.layout_digest != before.layout.digest:
+        raise Rejected(Reason.WRONG_LAYOUT, f"version {head.number} is of another model than its parent")
+    _check_payload(head, parts)
+    apply_delta(before.weights, parts, head.codec)
+    _check_weights(head, before.weights)
+    return Version(head, before.layout, before.weights)
+
+
+def _check_payload(head: VersionHead, parts: Iterable[Part]) -> None:
     if payload_digest(parts) != head.payload_digest:
         raise Rejected(Reason.WRONG_DIGEST, f"version {head.number}: the payload does not match its digest")
-    weights = decode(parts, head.codec, layout.numel)
+
+
+def _check_weights(head: VersionHead, weights: Tensor) -> None:
     if weights_digest(weights) != head.weights_digest:
         raise Rejected(Reason.WRONG_DIGEST, f"version {head.number}: the weights do not match their digest")
-    return Version(head, layout, weights)
 
 
 def admit_version(head: Head) -> None:
@@ -145,23 +200,12 @@ def admit_version(head: Head) -> None:
 
 
 def version_assembler(wire: WireSettings) -> Assembler:
-    return Assembler(admit_version, max_pending_bytes=wire.pending_bytes, max_idle_seconds=wire.incomplete_seconds)
-
-
-async def fetch_version(
-    reader: Reader, topic: str, pointer: Pointer, *, wire: WireSettings, offload: Offload, timeout_seconds: float
-) -> Version:
-    """Read and decode the version that `pointer` names.
-
-    Raises OffsetGone when retention has deleted it (a newer one exists: read control again),
-    Rejected when what is there is not that version, BrokerUnavailable past the time-out.
-    """
-    at = TopicPartition(topic, pointer.partition)
-    message = await fetch_message(reader, at, pointer.offset, version_assembler(wire), timeout_seconds)
-    head = version_head(message)
-    if head.number != pointer.version:
-        raise Rejected(Reason.MALFORMED, f"found version {head.number} where {pointer.version} should be")
-    return await offload.run(decode_version, head, message.parts)
+    return Assembler(
+        admit_version,
+        max_pending_bytes=wire.pending_bytes,
+        max_idle_seconds=wire.incomplete_seconds,
+        store=Spools(wire.memory_bytes, wire.spool_dir).new,
+    )
 
 
 def version_head(message: Message) -> VersionHead:

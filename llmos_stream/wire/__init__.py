@@ -24,6 +24,7 @@ from llmos_stream.wire.frame import (
 )
 from llmos_stream.wire.outcomes import Message, Outcome, Refusal
 from llmos_stream.wire.pending import RECORD_COST
+from llmos_stream.wire.store import MemoryStore, Parts, Store
 
 __all__ = [
     "CHUNK_OVERHEAD",
@@ -35,10 +36,13 @@ __all__ = [
     "Assembler",
     "Chunk",
     "FrameKind",
+    "MemoryStore",
     "Message",
     "Outcome",
+    "Parts",
     "Prelude",
     "Refusal",
+    "Store",
     "describe",
     "dump_event",
     "load_event",

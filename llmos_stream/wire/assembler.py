@@ -1,7 +1,8 @@
 """Chunks back into messages, as a pure state machine: records in, outcomes out, no clock of its own.
 
 A message is known by its partition and message id. What it claims (count, sizes) is only ever
-compared, never allocated: memory holds the records that really came, up to a limit.
+compared, never allocated: what is held are the records that really came, up to a limit, in stores
+that the caller chooses.
 """
 
 from collections import OrderedDict
@@ -12,6 +13,7 @@ from llmos_stream.types import Head, Part
 from llmos_stream.wire.chunks import Chunk, read_chunk
 from llmos_stream.wire.outcomes import Message, Outcome, Refusal
 from llmos_stream.wire.pending import HEAD_BYTES_KEPT, Pending
+from llmos_stream.wire.store import MemoryStore, Store
 
 _SETTLED_KEPT = 16384
 
@@ -25,6 +27,10 @@ class Assembler:
     before its payload is kept. At most `max_pending_bytes` (of chunks, with RECORD_COST for each) and
     `max_pending_messages` are held between two calls; past that, the longest idle message goes.
     Times are seconds of any clock that does not run backwards.
+
+    `store` makes what keeps one message's payload; it is closed when the message is given up, and goes
+    with the Message when it is whole. What it raises is raised by `push`. `hashes` computes the
+    payload's digest while the chunks come (see `Message.payload_digest`). For one thread at a time.
     """
 
     def __init__(
@@ -33,6 +39,9 @@ class Assembler:
         max_pending_bytes: int,
         max_pending_messages: int = 4096,
         max_idle_seconds: float = 60.0,
+        *,
+        store: Callable[[], Store] = MemoryStore,
+        hashes: bool = False,
     ) -> None:
         if max_pending_bytes < 1 or max_pending_messages < 1 or max_idle_seconds <= 0:
             raise ValueError("the limits of an Assembler are above 0")
@@ -40,6 +49,8 @@ class Assembler:
         self._max_bytes = max_pending_bytes
         self._max_messages = max_pending_messages
         self._max_idle = max_idle_seconds
+        self._store = store
+        self._hashes = hashes
         self._pending: OrderedDict[_Stream, Pending] = OrderedDict()  # longest idle first
         self._settled: OrderedDict[_Stream, None] = OrderedDict()  # no longer pending: later chunks are passed over
         self._bytes = 0
@@ -101,7 +112,7 @@ class Assembler:
         stream = (partition, chunk.message_id)
         if chunk.index == 0:
             self._remove(stream)
-            self._pending[stream] = Pending(key, partition, offset, chunk.count, now)
+            self._pending[stream] = Pending(key, partition, offset, chunk.count, now, self._store, self._hashes)
         pending = self._pending.get(stream)
         if pending is None:
             if stream in self._settled:
@@ -122,23 +133,27 @@ class Assembler:
             return None
         self._bytes += pending.held - before
         self._pending.move_to_end(stream)
-        if not pending.is_whole(self._admit, self._max_bytes):
+        whole = pending.is_whole(chunk.body, self._admit, self._max_bytes)
+        pending.keep(chunk.body)
+        if not whole:
             return None
+        message = pending.message(offset)
         self._remove(stream)
         if pending.count > 1:  # a message of one chunk has no later ones to pass over
             self._settle(stream)
-        return pending.message(offset)
+        return message
 
     def _drop_longest_idle(self, detail: str) -> Refusal:
         stream, pending = next(iter(self._pending.items()))
         self._remove(stream)
         self._settle(stream)
-        return pending.refusal(Reason.INCOMPLETE, f"{len(pending.parts)} of {pending.count} chunks came, {detail}")
+        return pending.refusal(Reason.INCOMPLETE, f"{pending.chunks} of {pending.count} chunks came, {detail}")
 
     def _remove(self, stream: _Stream) -> None:
         pending = self._pending.pop(stream, None)
         if pending is not None:
             self._bytes -= pending.held
+            pending.close()
 
     def _settle(self, stream: _Stream) -> None:
         self._settled[stream] = None

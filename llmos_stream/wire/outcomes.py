@@ -1,14 +1,16 @@
 """What becomes of the records that are read: a message, or a refusal."""
 
-from dataclasses import dataclass
+import hashlib
+from dataclasses import dataclass, field
 
 from llmos_stream.errors import Reason
 from llmos_stream.types import Head
+from llmos_stream.wire.store import Parts
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """A whole message. `parts` are views of its records, the payload alone: they add up to `head.payload_size`.
+    """A whole message. `parts` are its payload alone, in as many parts as came: they add up to `head.payload_size`.
 
     `prelude_size` is the bytes of the prelude on the wire. Offsets are of its first and last record.
     """
@@ -16,11 +18,25 @@ class Message:
     head: Head
     signature: bytes | None
     prelude_size: int
-    parts: list[memoryview]
+    parts: Parts
     partition: int
     first_offset: int
     last_offset: int
     key: bytes | None
+    digest_on_the_way: bytes | None = field(default=None, repr=False)
+
+    @property
+    def payload_digest(self) -> bytes:
+        """SHA-256 of the payload that came, to hold against `head.payload_digest`.
+
+        Costs nothing where it was computed while the chunks came (see `Assembler`), else a walk through the parts.
+        """
+        if self.digest_on_the_way is not None:
+            return self.digest_on_the_way
+        digest = hashlib.sha256()
+        for part in self.parts:
+            digest.update(part)
+        return digest.digest()
 
 
 @dataclass(frozen=True, slots=True)

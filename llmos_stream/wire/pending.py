@@ -1,53 +1,78 @@
 """One message on its way: the chunks that came so far, and what can be said of them."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import hashlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from llmos_stream.errors import Reason, Rejected
 from llmos_stream.types import Head, Part
 from llmos_stream.wire.chunks import Chunk
-from llmos_stream.wire.frame import OPENING_BYTES, Prelude, prelude_needs, unpack_prelude
+from llmos_stream.wire.frame import (
+    MAX_PRELUDE_BYTES,
+    MAX_SIGNATURE_BYTES,
+    OPENING_BYTES,
+    Prelude,
+    prelude_needs,
+    unpack_prelude,
+)
 from llmos_stream.wire.outcomes import Message, Refusal
+from llmos_stream.wire.store import Store
+
+if TYPE_CHECKING:
+    from hashlib import _Hash
 
 HEAD_BYTES_KEPT = 1024
 RECORD_COST = 512
 """Bytes that keeping one more record costs besides its value; without it, tiny chunks would be free."""
 
+_PRELUDE_ROOM = MAX_PRELUDE_BYTES + MAX_SIGNATURE_BYTES
+
 
 @dataclass(slots=True)
 class Pending:
-    """A message begun and not finished. `touched` is when its last chunk came, `held` the memory it counts for."""
+    """A message begun and not finished. `touched` is when its last chunk came, `held` the bytes it counts for.
+
+    A chunk is counted (`append`), judged (`is_whole`) and then kept (`keep`), so that what is refused is never
+    stored. Once the head is known only the payload is.
+    """
 
     key: bytes | None
     partition: int
     first_offset: int
     count: int
     touched: float
+    store: Callable[[], Store]
+    hashes: bool = False
     held: int = 0
-    parts: list[memoryview] = field(default_factory=list)
+    chunks: int = 0
     _received: int = 0
     _needed: int = OPENING_BYTES
+    _beginning: bytes = b""
     _prelude: Prelude | None = None
+    _parts: Store | None = None  # the payload's; before the head is known, all there is
+    _digest: "_Hash | None" = None
 
     def append(self, chunk: Chunk, now: float) -> bool:
-        """Keep the next chunk; False where it is a repeat. Raises Rejected for a gap and for a changed count."""
-        due = len(self.parts)
+        """Count the next chunk; False where it is a repeat. Raises Rejected for a gap and for a changed count."""
         if chunk.count != self.count:
             raise Rejected(Reason.MALFORMED, f"a message of {self.count} chunks has one of {chunk.count}")
-        if chunk.index < due:
+        if chunk.index < self.chunks:
             return False
-        if chunk.index > due:
-            raise Rejected(Reason.MISSING_CHUNK, f"chunk {chunk.index} of {chunk.count} came where {due} was due")
-        self.parts.append(chunk.body)
+        if chunk.index > self.chunks:
+            detail = f"chunk {chunk.index} of {chunk.count} came where {self.chunks} was due"
+            raise Rejected(Reason.MISSING_CHUNK, detail)
+        self.chunks += 1
         self._received += len(chunk.body)
+        self._beginning += chunk.body[: HEAD_BYTES_KEPT - len(self._beginning)]
         self.held += len(chunk.body) + RECORD_COST
         self.touched = now
         return True
 
-    def is_whole(self, admit: Callable[[Head], None], max_bytes: int) -> bool:
-        """Judge what is there. Raises Rejected as soon as it cannot become a message that is taken."""
-        missing = self.count - len(self.parts)
-        prelude = self._read_prelude(admit, max_bytes)
+    def is_whole(self, body: memoryview, admit: Callable[[Head], None], max_bytes: int) -> bool:
+        """Judge what is there with `body`, the newest. Raises Rejected as soon as it cannot become a message."""
+        missing = self.count - self.chunks
+        prelude = self._read_prelude(body, admit, max_bytes)
         if prelude is None:
             if missing == 0:
                 raise Rejected(Reason.TRUNCATED, f"the message ends after {self._received} bytes, inside its prelude")
@@ -59,54 +84,71 @@ class Pending:
             raise Rejected(Reason.TRUNCATED, f"{left} bytes of a payload of {prelude.head.payload_size} are not there")
         return not missing
 
+    def keep(self, body: memoryview) -> None:
+        """Store the newest chunk. Raises what the store does."""
+        if self._parts is None:
+            self._parts = self.store()
+        if self._prelude is not None:
+            # The prelude was read with the first chunk that made it whole: none before holds any of the payload.
+            body = body[max(0, len(body) - (self._received - self._prelude.size)) :]
+            if self._digest is not None:
+                self._digest.update(body)
+        if body:
+            self._parts.append(body)
+
     def message(self, last_offset: int) -> Message:
-        """The message, once it is whole."""
-        if self._prelude is None:
+        """The message, once it is whole. It owns the parts from then on."""
+        if self._prelude is None or self._parts is None:
             raise ValueError("the message is not whole")
+        parts, self._parts = self._parts, None
         return Message(
             head=self._prelude.head,
             signature=self._prelude.signature,
             prelude_size=self._prelude.size,
-            parts=self._payload(self._prelude.size),
+            parts=parts,
             partition=self.partition,
             first_offset=self.first_offset,
             last_offset=last_offset,
             key=self.key,
+            digest_on_the_way=None if self._digest is None else self._digest.digest(),
         )
 
     def refusal(self, reason: Reason, detail: str) -> Refusal:
         """The refusal of the message as far as it came."""
         head = self._prelude.head if self._prelude else None
-        return Refusal(reason, detail, head, self._beginning(), self.key, self.partition, self.first_offset)
+        return Refusal(reason, detail, head, self._beginning, self.key, self.partition, self.first_offset)
 
-    def _read_prelude(self, admit: Callable[[Head], None], max_bytes: int) -> Prelude | None:
+    def close(self) -> None:
+        """Give back what was stored, unless a message has it."""
+        if self._parts is not None:
+            self._parts.close()
+            self._parts = None
+
+    def _read_prelude(self, body: memoryview, admit: Callable[[Head], None], max_bytes: int) -> Prelude | None:
         # Chunks may be as small as a byte: `_needed` keeps the joins to a handful all the same.
         if self._prelude is not None or self._received < self._needed:
             return self._prelude
-        data: Part = self.parts[0] if len(self.parts) == 1 else b"".join(self.parts)
+        data: Part = body if self._parts is None else _joined([*self._parts, body], _PRELUDE_ROOM)
         self._prelude = unpack_prelude(data)
         if self._prelude is None:
             self._needed = prelude_needs(data)
             return None
+        self.close()  # it held nothing but the prelude
+        if self.hashes:
+            self._digest = hashlib.sha256()
         head = self._prelude.head
         if self._prelude.size + head.payload_size > max_bytes:
             raise Rejected(Reason.TOO_LARGE, f"a payload of {head.payload_size} bytes; at most {max_bytes} are held")
         admit(head)
         return self._prelude
 
-    def _payload(self, prelude_size: int) -> list[memoryview]:
-        """The parts without the prelude, which may fill several of them."""
-        views, skip = [], prelude_size
-        for part in self.parts:
-            if skip < len(part):
-                views.append(part[skip:])
-            skip = max(0, skip - len(part))
-        return views
 
-    def _beginning(self) -> bytes:
-        found = b""
-        for part in self.parts:
-            found += part[: HEAD_BYTES_KEPT - len(found)]
-            if len(found) == HEAD_BYTES_KEPT:
-                break
-        return found
+def _joined(parts: Iterable[Part], most: int) -> bytes:
+    """The first `most` bytes of `parts`."""
+    pieces, left = [], most
+    for part in parts:
+        pieces.append(part[:left])
+        left -= len(pieces[-1])
+        if not left:
+            break
+    return b"".join(pieces)

@@ -23,6 +23,10 @@ class BenchmarkFailed(Exception):
     """The measurement cannot go on or does not count; the message says why."""
 
 
+class NotHere(BenchmarkFailed):
+    """This machine cannot run the benchmark; the message says what is missing."""
+
+
 class Child:
     """The parent's side. One command at a time."""
 

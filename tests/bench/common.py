@@ -51,7 +51,7 @@ def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], capt
     for row in rows:
         table.add_row(*row)
     console = Console()
-    console.width = max(console.width, 110)
+    console.width = max(console.width, 140)
     console.print(table)
 
 

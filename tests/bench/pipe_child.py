@@ -1,7 +1,7 @@
-"""The aggregator or a client of a measured federation: `python -m tests.bench.pipe_child aggregator | client`.
+"""The aggregator or a client of a measured federation: `python -m tests.bench.pipe_child aggregator | client DELTA`.
 
-Both are composed as the command line composes them; settings come from the environment. A client publishes the same
-noise again and again, so that the pipe is measured and not the training.
+Both are composed as the command line composes them; settings come from the environment. A client publishes what is in
+the file DELTA again and again, so that the pipe is measured and not the training.
 """
 
 import asyncio
@@ -29,21 +29,20 @@ from llmos_stream.roles import (
 from llmos_stream.runtime import Offload, Shutdown, configure_logging, run_all
 from llmos_stream.training import Task, load_task, use_threads
 from tests.bench.children import BenchmarkFailed, serve
-from tests.bench.usage import forget_peak, peak_mib, resident_mib
+from tests.bench.usage import peak_mib, resident_mib
 
-_DELTA_SCALE = 1e-3
-_FIRST_VERSION_SECONDS = 60.0
-_CATCH_UP_SECONDS = 1.0
+_FIRST_VERSION_SECONDS = 300.0
+_CATCH_UP_SECONDS = 0.5
 
 
 async def aggregate(broker: Broker, settings: Settings, task: Task, offload: Offload) -> None:
-    """Answers `usage`: CPU seconds so far, and the peak of the memory above what the imports alone take."""
+    """Answers `usage` (CPU seconds so far, of the event loop's thread too) and `memory`."""
     shutdown = Shutdown()
-    idle = resident_mib()
-    forget_peak()
 
-    async def answer(_: dict[str, Any]) -> Mapping[str, object]:
-        return {"cpu_seconds": time.process_time(), "peak_mib": peak_mib() - idle}
+    async def answer(command: dict[str, Any]) -> Mapping[str, object]:
+        if command["do"] == "memory":
+            return _memory()
+        return {"cpu_seconds": time.process_time(), "loop_cpu_seconds": time.thread_time()}
 
     async def until_told() -> None:
         await serve(answer)
@@ -55,18 +54,19 @@ async def aggregate(broker: Broker, settings: Settings, task: Task, offload: Off
 class Publisher:
     """A client that publishes one delta over and over."""
 
-    def __init__(self, client: Client, settings: Settings, delta: Tensor, idle_mib: float) -> None:
+    def __init__(self, client: Client, settings: Settings, delta: Tensor) -> None:
         self._client = client
         self._settings = settings
         self._delta = delta
-        self._idle_mib = idle_mib
         self._base: Version | None = None
 
     async def answer(self, command: dict[str, Any]) -> Mapping[str, object]:
-        """`publish` (`updates`, one after the other; with `fetch` each on the newest version) and `catch_up`."""
+        """`publish` (`updates`, one after the other; with `fetch` each on the newest version), `catch_up`, `memory`."""
+        if command["do"] == "memory":
+            return _memory()
         if command["do"] == "catch_up":
-            if self._base is not None:
-                self._base = await self._client.newest(self._base.head.number, _CATCH_UP_SECONDS) or self._base
+            base = await self._first()
+            self._base = await self._client.newest(base.head.number, _CATCH_UP_SECONDS) or base
             return {}
         cpu, begun = time.process_time(), time.time()
         updates = [await self._update(fetch=command["fetch"]) for _ in range(command["updates"])]
@@ -74,15 +74,11 @@ class Publisher:
             "begun": begun,
             "ended": time.time(),
             "cpu_seconds": time.process_time() - cpu,
-            "peak_mib": peak_mib() - self._idle_mib,
             "updates": updates,
         }
 
     async def _update(self, *, fetch: bool) -> dict[str, object]:
-        base = self._base or await self._client.newest(None, _FIRST_VERSION_SECONDS)
-        if base is None:
-            raise BenchmarkFailed(f"no version 0 after {_FIRST_VERSION_SECONDS:g} s")
-        self._base = base
+        base = await self._first()
         begun = time.time()
         published = await self._client.publish(
             self._delta, base.head.number, num_examples=1, metrics={}, train_seconds=0.0
@@ -91,11 +87,19 @@ class Publisher:
             "client_id": published.head.client_id,
             "sequence": published.head.sequence,
             "begun": begun,
+            "published": time.time(),
             "sent_bytes": published.sent_bytes,
         }
         if fetch:
             update |= await self._fetch(base)
         return update
+
+    async def _first(self) -> Version:
+        """The version that this client holds."""
+        self._base = self._base or await self._client.newest(None, _FIRST_VERSION_SECONDS)
+        if self._base is None:
+            raise BenchmarkFailed(f"no version 0 after {_FIRST_VERSION_SECONDS:g} s")
+        return self._base
 
     async def _fetch(self, base: Version) -> dict[str, object]:
         cpu = time.process_time()
@@ -106,22 +110,24 @@ class Publisher:
         return {"version": newest.head.number, "fetched": time.time(), "fetch_cpu_seconds": time.process_time() - cpu}
 
 
-async def publish(broker: Broker, settings: Settings, task: Task, offload: Offload) -> None:
+async def publish(broker: Broker, settings: Settings, task: Task, offload: Offload, path: str) -> None:
     """Takes part as `Publisher`."""
     shutdown = Shutdown()
-    idle = resident_mib()
-    forget_peak()
     await wait_for_topics(broker, Topics(settings.federation.name), shutdown)
     client_id = client_id_of(settings)
     layout = (await offload.run(initial_of, task, settings)).layout
-    generator = torch.Generator().manual_seed(settings.client.shard)
-    delta = torch.empty(layout.numel).normal_(std=_DELTA_SCALE, generator=generator)
+    delta = torch.from_file(path, shared=False, size=layout.numel)
     with ClientState(client_id, state_folder(settings, client_id)) as state:
         async with Client(broker, settings, client_id, layout, state, offload, shutdown) as client:
-            await serve(Publisher(client, settings, delta, idle).answer)
+            await serve(Publisher(client, settings, delta).answer)
 
 
-async def _run(role: str) -> None:
+def _memory() -> Mapping[str, object]:
+    """MiB resident now, and at the peak since the start."""
+    return {"resident_mib": resident_mib(), "peak_mib": peak_mib()}
+
+
+async def _run(role: str, *arguments: str) -> None:
     settings = load()
     configure_logging(settings.runtime)
     use_threads(settings.runtime)
@@ -129,8 +135,11 @@ async def _run(role: str) -> None:
         broker = await stack.enter_async_context(connect(settings.broker))
         offload = await stack.enter_async_context(Offload(settings.runtime.workers))
         task = load_task(settings.task, settings.client)
-        await {"aggregator": aggregate, "client": publish}[role](broker, settings, task, offload)
+        if role == "aggregator":
+            await aggregate(broker, settings, task, offload)
+        else:
+            await publish(broker, settings, task, offload, *arguments)
 
 
 if __name__ == "__main__":
-    asyncio.run(_run(sys.argv[1]))
+    asyncio.run(_run(*sys.argv[1:]))

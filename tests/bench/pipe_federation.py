@@ -5,11 +5,12 @@ from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequen
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple
 
 from llmos_stream.broker import Broker, Reader, Topics
 from llmos_stream.config import Settings, to_environment
-from llmos_stream.roles import read_versions, wait_for_topics
+from llmos_stream.roles import wait_for_topics
+from llmos_stream.roles.log import read_heads
 from llmos_stream.runtime import Shutdown, run_all, run_while
 from llmos_stream.types import Event, EventKind, VersionHead
 from llmos_stream.wire import load_event
@@ -29,11 +30,11 @@ class Fetch(NamedTuple):
     cpu_seconds: float
 
 
-class Peaks(TypedDict):
-    """Peak resident memory above what importing the same modules takes: the aggregator's, the largest client's."""
+class Memory(NamedTuple):
+    """Resident memory of the aggregator, and of the client that has the most."""
 
-    aggregator_peak_mib: float
-    client_peak_mib: float
+    aggregator_mib: float
+    client_mib: float
 
 
 class Seen(NamedTuple):
@@ -49,7 +50,7 @@ class Seen(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One phase. Bytes and CPU seconds are totals; there is one latency an update."""
+    """One phase. Bytes and CPU seconds are totals; latencies and times until the log has it are one for each update."""
 
     updates: int
     versions: int
@@ -57,9 +58,11 @@ class Sample:
     update_bytes: int
     version_bytes: int
     latencies: list[float]
+    publishes: list[float]
     fetches: list[Fetch]
     client_cpu_seconds: float
     aggregator_cpu_seconds: float
+    aggregator_loop_cpu_seconds: float
     broker_cpu_seconds: float | None
 
 
@@ -75,7 +78,6 @@ class Federation:
         self._broker_cpu = broker_cpu
         self._version_of: dict[Identity, int] = {}
         self._seen: dict[int, Seen] = {}
-        self._client_peak_mib = 0.0
         self.sent: list[Identity] = []
         self.update_bytes = 0
         """Of the update sent last."""
@@ -86,7 +88,7 @@ class Federation:
         `progress` is told how many of them are folded. Raises BenchmarkFailed when one is refused or a process ends.
         """
         if fetch:
-            await run_all(*(client.ask("catch_up") for client in self._clients))
+            await self.catch_up()
         before = len(self._version_of)
         aggregator, broker = await self._aggregator.ask("usage"), self._broker_cpu()
         work = run_all(
@@ -101,7 +103,6 @@ class Federation:
         applied = [self._seen[self._version_of[identity]].time for identity in sent]
         self.sent += sent
         self.update_bytes = updates[-1]["sent_bytes"]
-        self._client_peak_mib = max(self._client_peak_mib, *(answer["peak_mib"] for answer in answers))
         # A round trip ends when every client has the last version, one way when it can be read.
         ended = max(*applied, *(answer["ended"] for answer in answers)) if fetch else max(applied)
         return Sample(
@@ -111,6 +112,7 @@ class Federation:
             update_bytes=sum(update["sent_bytes"] for update in updates),
             version_bytes=sum(self._seen[number].size for number in numbers),
             latencies=[time - update["begun"] for time, update in zip(applied, updates, strict=True)],
+            publishes=[update["published"] - update["begun"] for update in updates],
             fetches=[
                 Fetch(update["fetched"] - self._seen[update["version"]].written, update["fetch_cpu_seconds"])
                 for update in updates
@@ -118,13 +120,22 @@ class Federation:
             ],
             client_cpu_seconds=sum(answer["cpu_seconds"] for answer in answers),
             aggregator_cpu_seconds=after["cpu_seconds"] - aggregator["cpu_seconds"],
+            aggregator_loop_cpu_seconds=after["loop_cpu_seconds"] - aggregator["loop_cpu_seconds"],
             broker_cpu_seconds=None if broker is None or broker_after is None else broker_after - broker,
         )
 
-    async def peaks(self) -> Peaks:
-        """Of all phases so far."""
-        aggregator = await self._aggregator.ask("usage")
-        return Peaks(aggregator_peak_mib=aggregator["peak_mib"], client_peak_mib=self._client_peak_mib)
+    async def catch_up(self) -> None:
+        """Let every client fetch the newest version."""
+        work = run_all(*(client.ask("catch_up") for client in self._clients))
+        await run_while(work, *(child.watch() for child in (self._aggregator, *self._clients)))
+
+    async def memory(self) -> tuple[Memory, Memory]:
+        """Now, and at its peak so far."""
+        aggregator, *clients = [await child.ask("memory") for child in (self._aggregator, *self._clients)]
+        now, peak = (
+            Memory(aggregator[name], max(client[name] for client in clients)) for name in ("resident_mib", "peak_mib")
+        )
+        return now, peak
 
     async def _follow(self, count: int, progress: Callable[[int], object]) -> None:
         """Read events until `count` updates are folded into versions that can be read."""
@@ -148,9 +159,19 @@ class Federation:
 
 @asynccontextmanager
 async def federation(
-    broker: Broker, settings: Settings, clients: int, folder: Path, broker_cpu: Callable[[], float | None]
+    broker: Broker,
+    settings: Settings,
+    clients: int,
+    folder: Path,
+    broker_cpu: Callable[[], float | None],
+    *,
+    delta: Path,
+    warm: bool = True,
 ) -> AsyncIterator[Federation]:
-    """Start the processes and let each publish once; end them and delete the topics afterwards."""
+    """Start the processes and let each fetch version 0; `warm`, each publishes once, too. All publish `delta`.
+
+    Ends them and deletes the topics afterwards.
+    """
     topics = Topics(settings.federation.name)
     async with AsyncExitStack() as stack:
         stack.push_async_callback(broker.delete_topics, topics.names)
@@ -163,20 +184,31 @@ async def federation(
             more = {"id": name, "shard": shard, "state_dir": folder / name}
             own = settings.model_copy(update={"client": settings.client.model_copy(update=more)})
             children.append(
-                await Child.start(name, _MODULE, "client", folder=folder, environment=environment | to_environment(own))
+                await Child.start(
+                    name, _MODULE, "client", str(delta), folder=folder, environment=environment | to_environment(own)
+                )
             )
         waiting = wait_for_topics(broker, topics, Shutdown())
         await run_while(waiting, *(child.watch() for child in children))
         events = await stack.enter_async_context(broker.reader([topics.events], start="earliest"))
         measured = Federation(children[0], children[1:], events, broker_cpu)
-        await measured.measure(1, fetch=True, progress=lambda _: None)
+        await measured.catch_up()
+        if warm:
+            await measured.measure(1, fetch=True, progress=lambda _: None)
         yield measured
+
+
+async def idle_memory(broker: Broker, settings: Settings, folder: Path, delta: Path) -> Memory:
+    """What the processes have resident after one update."""
+    async with federation(broker, settings, 1, folder, lambda: None, delta=delta) as running:
+        now, _ = await running.memory()
+    return now
 
 
 async def versions_in(broker: Broker, settings: Settings) -> list[VersionHead]:
     """The heads of all versions in the log."""
     async with broker.reader([Topics(settings.federation.name).models], start="earliest", check_crcs=False) as reader:
-        return [version.head async for version in read_versions(reader, settings.wire)]
+        return [logged.head async for logged in read_heads(reader, VersionHead)]
 
 
 def check_counts(sent: Collection[Identity], versions: Sequence[VersionHead]) -> dict[str, int]:

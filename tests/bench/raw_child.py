@@ -9,10 +9,10 @@ from typing import Any
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
+from llmos_stream.config import load
 from tests.bench.children import serve
 
 _REQUEST_BYTES = 1 << 20
-_FETCH_BYTES = 8 << 20
 
 
 async def produce(servers: str, topic: str) -> None:
@@ -40,8 +40,9 @@ async def produce(servers: str, topic: str) -> None:
 
 async def consume(servers: str, topic: str) -> None:
     """Answers `receive`: reads on until `size` more bytes have come."""
+    fetch_bytes = load().broker.max_partition_fetch_bytes
     consumer = AIOKafkaConsumer(
-        bootstrap_servers=servers, enable_auto_commit=False, max_partition_fetch_bytes=_FETCH_BYTES
+        bootstrap_servers=servers, enable_auto_commit=False, max_partition_fetch_bytes=fetch_bytes
     )
     await consumer.start()
     consumer.assign([TopicPartition(topic, 0)])

@@ -9,6 +9,8 @@ from llmos_stream.runtime import run_all, run_while
 from tests.bench.children import BenchmarkFailed, Child, end_all
 
 _MODULE = "tests.bench.raw_child"
+_MESSAGE_BYTES = 32_000_000
+_TOTAL_BYTES = 400_000_000
 
 
 class RawKafka:
@@ -20,7 +22,13 @@ class RawKafka:
         self._record_bytes = record_bytes
 
     async def mb_per_second(self, size: int, times: int) -> float:
-        """MB/s while every producer sends `times` messages of `size` bytes, from the first byte to the last."""
+        """MB/s while every producer sends `times` messages of `size` bytes, from the first byte to the last.
+
+        More than 400 MB say nothing new: then there are fewer messages, and none is longer than 32 MB.
+        """
+        most = max(1, min(size * times, _TOTAL_BYTES // len(self._producers)))
+        size = min(size, most, _MESSAGE_BYTES)
+        times = max(1, most // size)
         total = size * times * len(self._producers)
         await run_all(*(child.ask("prepare", size=size, record=self._record_bytes) for child in self._producers))
         work = run_all(

@@ -1,27 +1,31 @@
 """The benchmarks on something tiny: they run, they count, and they notice when the counts are wrong."""
 
+import argparse
 import asyncio
 import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from llmos_stream.broker import connect
 from llmos_stream.types import CodecId, CodecSpec, Contribution, VersionHead, VersionKind
-from tests.bench.__main__ import main
+from tests.bench.__main__ import NAMES, main
 from tests.bench.bench_codec import CODECS, OPTIMIZERS
-from tests.bench.children import BenchmarkFailed, Child
+from tests.bench.bench_flower import beside
+from tests.bench.children import BenchmarkFailed, Child, NotHere
+from tests.bench.flower_host import Measured
+from tests.bench.pipe_cells import ONE_WAY, Codec, number, usual_cells
 from tests.bench.pipe_federation import check_counts
 from tests.bench.pipe_rows import percentile
 from tests.conftest import KafkaNode
 
 ALWAYS = {
     *("updates_per_s", "update_mb", "updates_mb_s", "reference_mb_s", "float32_mb_s", "float32_reference_mb_s"),
-    *("log_mb_s", "version_mb", "latency_p50_s", "client_cpu_s", "aggregator_cpu_s"),
-    *("aggregator_peak_mib", "client_peak_mib"),
+    *("log_mb_s", "version_mb", "latency_p50_s", "client_cpu_s", "aggregator_cpu_s", "aggregator_loop_cpu_s"),
 }
 FETCHED = {"fetch_p50_s", "fetch_cpu_s"}
 COUNTED = {"lost": 0, "repeated": 0, "unknown": 0}
@@ -62,17 +66,17 @@ async def _bench_topics(kafka: KafkaNode) -> set[str]:
 @pytest.mark.kafka
 def test_the_pipe_is_measured_and_every_update_counts_once(kafka: KafkaNode, tmp_path: Path) -> None:
     before = asyncio.run(_bench_topics(kafka))
-    sizes = ["--numel", "1000", "--clients", "2", "--updates", "4", "--rounds", "1", "--limit", "60"]
+    sizes = ["--numel", "1e3", "--clients", "2", "--updates", "4", "--limit", "60"]
     where = ["--bootstrap", kafka.bootstrap_servers, "--output", str(tmp_path)]
-    assert main(["pipe", "--codec", "int8", *sizes, *where]) == 0
+    assert main(["pipe", "--codec", "topk:0.01", *sizes, *where]) == 0
     found = json.loads((tmp_path / "pipe.json").read_text())
     # Two updates to warm up, then four in each of two phases; two to a version, and version 0.
-    assert found["counts"] == {
-        "int8": {"sent": 10, "folded": 10, "lost": 0, "repeated": 0, "unknown": 0, "versions": 6}
-    }
-    assert [(row["codec"], row["phase"], row["updates"]) for row in found["results"]] == [
-        ("int8", "one way", 4),
-        ("int8", "round trip", 4),
+    assert found["counts"] == [
+        {"cell": "1000 top 1 %, 2 clients", "sent": 10, "folded": 10, "versions": 6, **COUNTED},
+    ]
+    assert [(row["codec"], row["clients"], row["phase"], row["updates"]) for row in found["results"]] == [
+        ("top 1 %", 2, "one way", 4),
+        ("top 1 %", 2, "round trip", 4),
     ]
     for row in found["results"]:
         for name in ALWAYS | (FETCHED if row["phase"] == "round trip" else set()):
@@ -80,6 +84,23 @@ def test_the_pipe_is_measured_and_every_update_counts_once(kafka: KafkaNode, tmp
         assert row["ratio"] == pytest.approx(row["updates_mb_s"] / row["reference_mb_s"])
         assert row["float32_ratio"] == pytest.approx(row["float32_mb_s"] / row["float32_reference_mb_s"])
         assert row["latency_p50_s"] <= row["latency_p99_s"]
+        assert row["aggregator_peak_models"] == pytest.approx(row["aggregator_peak_mib"] * 2**20 / 4000)
+        assert row["aggregator_loop_cpu_s"] < row["aggregator_cpu_s"]
+    assert asyncio.run(_bench_topics(kafka)) == before
+
+
+@pytest.mark.kafka
+def test_one_big_delta_is_measured(kafka: KafkaNode, tmp_path: Path) -> None:
+    before = asyncio.run(_bench_topics(kafka))
+    where = ["--bootstrap", kafka.bootstrap_servers, "--output", str(tmp_path)]
+    assert main(["big", "--numel", "300_000", "--limit", "60", *where]) == 0
+    found = json.loads((tmp_path / "big.json").read_text())
+    assert found["counts"] == {"sent": 1, "folded": 1, "versions": 2, **COUNTED}
+    published, applied, fetched, all_of_it = found["steps"]
+    assert published["seconds"] < applied["seconds"] < all_of_it["seconds"]
+    assert published["mb"] == applied["mb"] > fetched["mb"] > 0  # the version is broadcast as a quantised delta
+    assert [peak["process"] for peak in found["peaks"]] == ["aggregator", "client"]
+    assert all(peak["peak_mib"] > 0 for peak in found["peaks"])
     assert asyncio.run(_bench_topics(kafka)) == before
 
 
@@ -141,3 +162,71 @@ def test_percentiles_are_by_nearest_rank() -> None:
     values = [float(value) for value in range(100, 0, -1)]
     assert [percentile(values, fraction) for fraction in (0.01, 0.5, 0.99, 1.0)] == [1.0, 50.0, 99.0, 100.0]
     assert percentile([7.0], 0.99) == 7.0
+
+
+@pytest.mark.parametrize(
+    ("text", "settings", "shown"),
+    [
+        ("int8", {"name": "int8"}, "int8"),
+        ("topk", {"name": "topk"}, "topk"),
+        ("topk:0.01", {"name": "topk", "fraction": 0.01}, "top 1 %"),
+    ],
+)
+def test_a_codec_may_bring_its_fraction(text: str, settings: dict[str, object], shown: str) -> None:
+    codec = Codec.parse(text)
+    assert codec.settings() == settings
+    assert str(codec) == shown
+
+
+@pytest.mark.parametrize("text", ["int9", "int8:0.5", "topk:", "topk:0", "topk:1.5", "topk:few"])
+def test_a_codec_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match=text):
+        Codec.parse(text)
+
+
+@pytest.mark.parametrize(("text", "value"), [("10_000_000", 10**7), ("1e7", 10**7), ("3", 3)])
+def test_numbers_may_be_written_short(text: str, value: int) -> None:
+    assert number(text) == value
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "1.5", "many", "inf"])
+def test_what_is_no_number_is_refused(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match=text):
+        number(text)
+
+
+def test_the_default_run_covers_what_the_pipe_is_judged_by() -> None:
+    found = {(cell.numel, str(cell.codec), cell.clients) for cell in usual_cells()}
+    sizes = itertools.product((10**6, 10**7, 10**8), ("float32", "int8"), (1, 4, 16))
+    assert found == {*sizes, (10**7, "int4", 4), (10**7, "top 1 %", 4)}
+    assert {cell.updates for cell in usual_cells() if cell.phases == (ONE_WAY,)} == {100, 1000}
+    assert all(cell.each >= 1 for cell in usual_cells())
+
+
+def test_flower_that_cannot_be_installed_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    assert main(["flower", "--venv", str(tmp_path / "file" / "venv"), "--output", str(tmp_path)]) == 1
+    assert capsys.readouterr().err.startswith("error: Flower cannot be installed")
+
+
+def test_what_this_machine_cannot_measure_ends_no_run_of_everything(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = []
+
+    def refuse(_: argparse.Namespace) -> None:
+        raise NotHere("something is missing")
+
+    here = SimpleNamespace(__doc__="Here.", add_arguments=lambda _: None, run=lambda _: run.append("here"))
+    there = SimpleNamespace(__doc__="Not here.", add_arguments=lambda _: None, run=refuse)
+    modules = {name: there if name == "flower" else here for name in NAMES}
+    monkeypatch.setattr("tests.bench.__main__._module", modules.__getitem__)
+    assert main([]) == 0
+    assert len(run) == len(NAMES) - 1
+    assert capsys.readouterr().err == "flower is left out: something is missing\n"
+    assert main(["flower"]) == 1
+
+
+def test_ours_is_told_in_flowers() -> None:
+    flower = Measured(updates=8, seconds=40.0, server_app_mib=900.0, superlink_mib=500.0)
+    assert beside(flower, []) == [{"name": "Flower", "updates_per_s": 0.2, "times_flower": 1.0, "peak_mib": 900.0}]

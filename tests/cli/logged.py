@@ -23,7 +23,7 @@ class Logged:
 
 
 async def write_log(kafka: KafkaNode, federation: str) -> Logged:
-    settings = settings_for(federation, aggregation={"buffer_size": 2})
+    settings = settings_for(federation, aggregation={"buffer_size": 2}, versions={"full_every": 2})
     async with connect(kafka.settings()) as broker, aggregator(broker, settings) as running:
         first = await running.send(update(delta_of(1.0), sequence=5, num_examples=30))
         await running.send(update(delta_of(2.0), client_id="b"), "b")

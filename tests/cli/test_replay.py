@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from llmos_stream.broker import connect
-from llmos_stream.roles.versions import encode_version
+from llmos_stream.roles.versions import Origin, encode_version
 from llmos_stream.types import EventKind
 from llmos_stream.wire import message_id, pack_prelude, split
 from tests.cli.aids import Run, Start, wait_for_event
@@ -171,14 +171,12 @@ def test_a_federation_without_versions(llmos: Run, on_kafka: str) -> None:
 async def _damaged(kafka: KafkaNode, federation: str) -> None:
     """The first updates deleted, and a version whose recorded result is another machine's."""
     async with connect(kafka.settings()) as broker:
-        settings = await write_random(broker, federation, "sgd", versions=3)
+        settings = await write_random(broker, federation, "sgd", count=3)
         topics = topics_of(settings)
         async with replay_log(broker, settings) as log:
             last = await log.version(3)
             cut = log.index.versions[2].head.manifest[0].offset
-        head, parts = encode_version(
-            4, last.weights + 1, last.layout, parent=2, manifest=last.head.manifest, rule=last.head.rule, time_ms=0
-        )
+        head, parts = encode_version(4, last.weights + 1, last.layout, Origin(2, last.head.manifest, last.head.rule, 0))
         head = replace(head, build={"torch": "0.1", "cpu": "abacus"})
         records = split(pack_prelude(head), parts, head.payload_size, message_id("x", 4), 1024)
         async with broker.producer() as producer:

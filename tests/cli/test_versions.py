@@ -1,6 +1,7 @@
 """`llmos-stream versions` on a real Kafka: what the log holds, and a version as a file."""
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from safetensors.torch import load_file
 
 from llmos_stream.broker import Topics, connect
 from llmos_stream.config import load
-from llmos_stream.roles import Version, decode_version, read_versions
+from llmos_stream.roles import Version, decoded_versions
 from tests.cli.aids import Run
 from tests.cli.logged import WEIGHT, Logged
 from tests.conftest import KafkaNode
@@ -21,7 +22,7 @@ pytestmark = pytest.mark.kafka
 async def _in_the_log(kafka: KafkaNode, federation: str) -> list[Version]:
     topic = Topics(federation).models
     async with connect(kafka.settings()) as broker, broker.reader([topic], start="earliest") as reader:
-        return [decode_version(found.head, found.parts) async for found in read_versions(reader, load().wire)]
+        return [replace(found, weights=found.weights.clone()) async for found in decoded_versions(reader, load().wire)]
 
 
 def test_list(llmos: Run, logged: Logged, kafka: KafkaNode) -> None:
@@ -39,13 +40,14 @@ def test_list(llmos: Run, logged: Logged, kafka: KafkaNode) -> None:
     _, first, second = done.out.splitlines()
     assert "initial weights" in first
     assert "2 from 2 clients" in second
+    assert (" delta " in first, " delta " in second) == (False, True)
     assert second.endswith(heads[1].weights_digest.hex()[:12])
 
 
 def test_show(llmos: Run, logged: Logged) -> None:
     newest = llmos("versions", "show", "--json").json()
     assert newest == llmos("versions", "show", "1", "--json").json()
-    assert (newest["number"], newest["parent"], newest["kind"]) == (1, 0, "full version")
+    assert (newest["number"], newest["parent"], newest["kind"]) == (1, 0, "delta version")
     assert [(item["client_id"], item["sequence"]) for item in newest["manifest"]] == [("a", 5), ("b", 0)]
     assert newest["manifest"][0]["offset"] == logged.first
 
@@ -67,7 +69,8 @@ def test_export(llmos: Run, logged: Logged, kafka: KafkaNode, tmp_path: Path, mo
     assert told["file"] == f"{logged.federation}-v1.safetensors"
     tensors = load_file(tmp_path / told["file"])
     assert {name: tuple(tensor.shape) for name, tensor in tensors.items()} == {"w": (40,), "b": (2, 5)}
-    assert all(torch.equal(tensor, torch.full_like(tensor, WEIGHT)) for tensor in tensors.values())
+    # A delta of int4: the change to within a step and the rounding of its scale.
+    assert all(torch.allclose(tensor, torch.full_like(tensor, WEIGHT), rtol=0.01) for tensor in tensors.values())
     expected = newest.layout.unflatten(newest.weights)
     assert all(torch.equal(tensor, expected[name]) for name, tensor in tensors.items())
     with safe_open(tmp_path / told["file"], "pt") as file:

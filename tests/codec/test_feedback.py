@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from llmos_stream.codec import ErrorFeedback, decode, encode
+from llmos_stream.codec import SLICE, ErrorFeedback, decode, encode
 from llmos_stream.errors import StateError
 from llmos_stream.types import CodecSpec
 from tests.codec.samples import FLOAT32, SPECS, generator, int4, int8, name, normal, topk
@@ -143,12 +143,66 @@ def test_a_residual_of_another_model_is_a_state_error(stored: torch.Tensor) -> N
     assert feedback.residual is None
 
 
+def test_a_residual_that_is_put_back_is_not_written_over() -> None:
+    feedback = ErrorFeedback(NUMEL)
+    feedback.encode(normal(NUMEL), int4(), generator=generator())
+    feedback.commit()
+    first = feedback.residual
+    assert first is not None
+    kept = first.clone()
+    feedback.encode(normal(NUMEL, 1), int4(), generator=generator())
+    feedback.commit()
+    feedback.residual = first
+    feedback.encode(normal(NUMEL, 2), int4(), generator=generator())
+    assert torch.equal(first, kept)
+
+
 def test_setting_a_residual_drops_what_was_pending() -> None:
     feedback = ErrorFeedback(NUMEL)
     feedback.encode(normal(NUMEL), int4(), generator=generator())
     feedback.residual = None
     with pytest.raises(ValueError, match="no encoded update"):
         feedback.commit()
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=name)
+def test_sections_are_those_of_the_sum_and_the_residual_is_there_with_the_last(spec: CodecSpec) -> None:
+    count = SLICE + 1000
+    feedback = ErrorFeedback(count)
+    owed = torch.zeros(count)
+    for seed in range(4):  # each of its two vectors is written over
+        delta = normal(count, seed)
+        lost = delta + owed
+        expected = list(encode(lost, spec, generator=generator(seed), lost=lost))
+        sections = feedback.sections(delta, spec, generator=generator(seed))
+        parts = [next(sections)]
+        with pytest.raises(ValueError, match="no encoded update"):
+            feedback.commit()
+        parts += sections
+        assert parts == expected
+        assert feedback.pending is not None
+        assert torch.equal(feedback.pending, lost)
+        assert torch.equal(owed, torch.zeros(count) if feedback.residual is None else feedback.residual)
+        feedback.commit()
+        owed = lost
+
+
+def test_sections_that_are_not_all_drawn_change_nothing() -> None:
+    count = SLICE + 10
+    feedback, other = ErrorFeedback(count), ErrorFeedback(count)
+    for seed in range(3):
+        delta = normal(count, seed)
+        abandoned = feedback.sections(delta, int4(), generator=generator())
+        next(abandoned)
+        bad = delta.clone()
+        bad[-1] = float("nan")
+        with pytest.raises(ValueError, match="NaN or infinity"):
+            list(feedback.sections(bad, int4(), generator=generator()))
+        assert feedback.encode(delta, int4(), generator=generator()) == other.encode(
+            delta, int4(), generator=generator()
+        )
+        feedback.commit()
+        other.commit()
 
 
 def test_an_empty_model_has_an_empty_residual() -> None:

@@ -65,7 +65,7 @@ def fingerprint(thing: object) -> list[object]:
 
 
 def _leaves(thing: object) -> Iterator[object]:
-    if isinstance(thing, Tensor | BaseModel | str | bytes | int | float | None):
+    if isinstance(thing, Tensor | BaseModel | str | bytes | int | float | torch.device | None):
         yield thing
     elif isinstance(thing, dict):
         for key, value in thing.items():

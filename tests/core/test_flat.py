@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmos_stream.core.flat import BLOCK, add_scaled, blocks, l2_norm, require_flat
+from llmos_stream.core.flat import BLOCK, blocks, l2_norm, require_flat
 from tests.core import oracles
 from tests.core.builders import same_bytes
 
@@ -49,15 +49,6 @@ def test_blocks_are_views_that_cover_everything_once() -> None:
     for part, addend in blocks(flat, other):
         part.add_(addend)
     assert same_bytes(flat, other)
-
-
-def test_add_scaled_over_several_blocks_rounds_each_operation() -> None:
-    generator = torch.Generator().manual_seed(3)
-    total, flat = torch.randn(SEVERAL_BLOCKS, generator=generator), torch.randn(SEVERAL_BLOCKS, generator=generator)
-    expected, before = total + flat * 0.3, flat.clone()
-    add_scaled(total, flat, 0.3)
-    assert same_bytes(total, expected)
-    assert same_bytes(flat, before)
 
 
 @pytest.mark.parametrize(

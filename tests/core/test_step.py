@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
 from llmos_stream.config import AggregationSettings, ServerOptimizerSettings, StalenessSettings
 from llmos_stream.core import (
@@ -65,6 +66,7 @@ def test_a_refused_update_changes_nothing_bit_for_bit(strategy: str, bad: Update
     state = begin(strategy=strategy)
     if strategy == "fedbuff":
         state, _ = step(state, update([0.5, 0.5], 0, base=4), now=0.0)
+    assert isinstance(bad.delta, Tensor)
     before, delta = fingerprint(state), bad.delta.clone()
     state, effects = step(state, bad, now=1e9)
     (refused,) = effects

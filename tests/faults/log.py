@@ -1,7 +1,7 @@
 """What the log holds of a run, read from its beginning, as the judge wants it."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import orjson
@@ -10,7 +10,7 @@ from torch import Tensor
 from llmos_stream.broker import Broker, Record, Topics
 from llmos_stream.codec import decode
 from llmos_stream.config import Settings
-from llmos_stream.roles import Version, decode_version, read_versions
+from llmos_stream.roles import Version, decoded_versions
 from llmos_stream.types import UpdateHead
 from llmos_stream.wire import Assembler, Message
 
@@ -49,7 +49,8 @@ async def read_log(broker: Broker, settings: Settings, numel: int) -> Logged:
     topics = Topics(settings.federation.name)
     async with broker.reader([topics.models], start="earliest") as reader:
         versions = [
-            decode_version(version.head, version.parts) async for version in read_versions(reader, settings.wire)
+            replace(version, weights=version.weights.clone())
+            async for version in decoded_versions(reader, settings.wire)
         ]
     latest = None
     for record in await _records(broker, topics.control):

@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum, unique
 from typing import Any
 
@@ -72,6 +72,7 @@ class Plan:
     clients: int = 2
     updates: int = 6
     partitions: int = 1
+    full_every: int = 3
     ends: bool = False
     points: tuple[Point, ...] = ()
 
@@ -110,6 +111,7 @@ class Plan:
             "staleness": {"kind": "polynomial", "maximum": 100_000},
             "aggregation": {"deadline_seconds": 600.0},
             "aggregator": {"beat_seconds": 0.15, "takeover_seconds": 0.8 if servers else 0.3},
+            "versions": {"full_every": self.full_every},
             "runtime": {"workers": 1, "torch_threads": 1},
         }
         for section, fields in SCENARIOS[self.scenario].items():
@@ -158,6 +160,7 @@ def plan_of(seed: int) -> Plan:
         clients=clients,
         updates=6 if clients == 3 else rng.choice([6, 9, 12]),
         partitions=rng.choice([1, 1, 2]),
+        full_every=rng.choice([1, 3, 3, 16]),
     )
     faults = rng.choices(list(_WEIGHTS), list(_WEIGHTS.values()), k=rng.choice([1, 2, 2, 3]))
     points: list[Point] = []
@@ -165,17 +168,7 @@ def plan_of(seed: int) -> Plan:
         if fault in OF_THE_NET | {Fault.HANG} and any(point.fault is fault for point in points):
             continue
         points.append(_point(rng, fault, bare, points))
-    return Plan(
-        bare.seed,
-        bare.scenario,
-        bare.codec,
-        bare.numel,
-        clients,
-        bare.updates,
-        bare.partitions,
-        ends=bare.versions is not None and rng.random() < 0.4,
-        points=tuple(points),
-    )
+    return replace(bare, ends=bare.versions is not None and rng.random() < 0.4, points=tuple(points))
 
 
 def _point(rng: random.Random, fault: Fault, plan: Plan, others: list[Point]) -> Point:

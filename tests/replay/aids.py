@@ -47,7 +47,7 @@ def random_delta(generator: torch.Generator) -> Tensor:
     return torch.randn(NUMEL, generator=generator)
 
 
-async def write_random(broker: Broker, federation: str, rule: str, versions: int = 6, **sections: Any) -> Settings:
+async def write_random(broker: Broker, federation: str, rule: str, count: int = 6, **sections: Any) -> Settings:
     """A run of random updates, some of them stale and in several chunks, under one of RULES."""
     given = {section: dict(fields) for section, fields in RULES[rule].items()}
     for section, fields in sections.items():
@@ -57,7 +57,7 @@ async def write_random(broker: Broker, federation: str, rule: str, versions: int
     each = 1 if settings.aggregation.strategy == "fedasync" else settings.aggregation.buffer_size
     initial = Initial(LAYOUT, random_delta(generator))
     async with running_from(broker, settings, initial) as running:
-        for number in range(versions):
+        for number in range(count):
             for place in range(each):
                 client = CLIENTS[(number * each + place) % len(CLIENTS)]
                 base = max(0, number - (number + place) % 3)

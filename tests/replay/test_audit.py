@@ -9,7 +9,7 @@ from tests.roles.aids import NUMEL
 
 
 async def test_every_contribution_is_found_and_weighed(broker: Broker, federation: str) -> None:
-    settings = await write_random(broker, federation, "sgd", versions=4)
+    settings = await write_random(broker, federation, "sgd", count=4)
     async with replay_log(broker, settings) as log:
         found = await audit(log, 4)
         begin = await audit(log, 0)
@@ -30,7 +30,7 @@ async def test_every_contribution_is_found_and_weighed(broker: Broker, federatio
 
 async def test_the_share_under_fedasync_is_the_rate(federation: str) -> None:
     broker = MemoryBroker()
-    settings = await write_random(broker, federation, "fedasync", versions=2)
+    settings = await write_random(broker, federation, "fedasync", count=2)
     async with replay_log(broker, settings) as log:
         found = await audit(log, 2)
     assert found.items[0].share == found.items[0].contribution.weight <= 0.6
@@ -38,7 +38,7 @@ async def test_the_share_under_fedasync_is_the_rate(federation: str) -> None:
 
 async def test_what_is_gone_or_another_is_said(federation: str) -> None:
     broker = MemoryBroker(partition_bytes=1 << 14)
-    settings = await write_random(broker, federation, "adam", versions=3)
+    settings = await write_random(broker, federation, "adam", count=3)
     topic = f"{federation}.updates"
     async with broker.producer() as producer, broker.reader([topic], start="earliest") as reader:
         while await reader.position(reader.partitions[0]) == 0:

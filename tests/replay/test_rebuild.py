@@ -1,6 +1,7 @@
 """Versions rebuilt from the log on both brokers: the same bytes, or exactly what is missing."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -10,15 +11,20 @@ from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 from llmos_stream.broker import Broker, MemoryBroker, connect
 from llmos_stream.config import Settings
 from llmos_stream.replay import Index, Outcome, Rebuilding, ReplayLog
-from llmos_stream.roles.versions import encode_version
+from llmos_stream.roles.versions import Origin, encode_version
 from llmos_stream.wire import message_id, pack_prelude, split
 from tests.conftest import KafkaNode
 from tests.replay.aids import RULES, outcomes, replay_log, topics_of, verdicts_of, write_random
 
 
+@pytest.mark.parametrize("full_every", [1, 4])
 @pytest.mark.parametrize("rule", RULES)
-async def test_every_version_is_rebuilt_bit_for_bit(broker: Broker, federation: str, rule: str) -> None:
-    settings = await write_random(broker, federation, rule, topics={"updates_partitions": 2})
+async def test_every_version_is_rebuilt_bit_for_bit(
+    broker: Broker, federation: str, rule: str, full_every: int
+) -> None:
+    """Also those in the middle of a chain of deltas."""
+    own: dict[str, Any] = {"topics": {"updates_partitions": 2}, "versions": {"full_every": full_every}}
+    settings = await write_random(broker, federation, rule, **own)
     async with replay_log(broker, settings) as log:
         verdicts = await verdicts_of(log)
         assert outcomes(verdicts) == [Outcome.INITIAL] + [Outcome.MATCH] * 6
@@ -28,6 +34,7 @@ async def test_every_version_is_rebuilt_bit_for_bit(broker: Broker, federation: 
         assert staleness == {0, 1, 2}
         assert outcomes(await verdicts_of(log, range(4, 6))) == [Outcome.MATCH] * 2
         assert bool(log.index.moments) == (rule in ("momentum", "adam"))
+        assert set(log.index.residuals) == ({1, 2, 3, 5, 6} if full_every == 4 else set())
 
 
 async def test_the_first_deltas_clip_is_taken_from_the_manifest(federation: str) -> None:
@@ -52,6 +59,18 @@ async def test_moments_are_carried_from_further_back_where_there_is_no_snapshot(
     assert verdicts[1].detail == "the moments of the server optimiser at version 3 are not in the log"
 
 
+async def test_what_a_chain_owes_is_carried_from_further_back_where_it_is_not_kept(federation: str) -> None:
+    broker = MemoryBroker()
+    settings = await write_random(broker, federation, "sgd", versions={"full_every": 4})
+    async with replay_log(broker, settings) as log:
+        log.index = replace(log.index, residuals={})
+        assert outcomes(await verdicts_of(log, range(6, 7))) == [Outcome.MATCH]
+        kept = {number: entry for number, entry in log.index.versions.items() if number in (0, 2, 3)}
+        log.index = replace(log.index, versions=kept)
+        verdicts = await verdicts_of(log, range(3, 4))
+    assert outcomes(verdicts) == [Outcome.GONE]
+
+
 async def test_a_version_computed_elsewhere_is_said_to_differ_and_by_how_much(broker: Broker, federation: str) -> None:
     settings = await write_random(broker, federation, "sgd")
     await _publish_another(broker, settings, shift=0.5)
@@ -74,10 +93,7 @@ async def _publish_another(broker: Broker, settings: Settings, shift: float) -> 
         7,
         original.weights + shift,
         original.layout,
-        parent=5,
-        manifest=original.head.manifest,
-        rule=original.head.rule,
-        time_ms=original.head.time_ms,
+        Origin(5, original.head.manifest, original.head.rule, original.head.time_ms),
     )
     head = replace(head, build={"torch": "0.1", "cpu": "abacus"})
     records = split(
@@ -141,7 +157,7 @@ async def test_the_rebuilt_weights_are_at_hand(federation: str) -> None:
 
 async def test_an_empty_federation_has_nothing_to_rebuild(federation: str) -> None:
     broker = MemoryBroker()
-    settings = await write_random(broker, federation, "sgd", versions=0)
+    settings = await write_random(broker, federation, "sgd", count=0)
     async with replay_log(broker, settings) as log:
         assert outcomes(await verdicts_of(log)) == [Outcome.INITIAL]
         assert await verdicts_of(log, range(0)) == []

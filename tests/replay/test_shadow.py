@@ -72,8 +72,13 @@ def _identities(heads: list[VersionHead]) -> list[tuple[str, int]]:
     return [(item.client_id, item.sequence) for head in heads for item in head.manifest]
 
 
-async def test_under_the_same_rule_a_shadow_makes_the_same_versions(broker: Broker, federation: str) -> None:
-    settings = settings_for(federation, aggregation={"buffer_size": 2}, stop={"max_versions": 5})
+@pytest.mark.parametrize("full_every", [1, 3])
+async def test_under_the_same_rule_a_shadow_makes_the_same_versions(
+    broker: Broker, federation: str, full_every: int
+) -> None:
+    settings = settings_for(
+        federation, aggregation={"buffer_size": 2}, stop={"max_versions": 5}, versions={"full_every": full_every}
+    )
     own = settings.model_copy(update={"stop": settings_for("x").stop})
     async with running_from(broker, settings, initial()) as running, _shadow(broker, own) as task:
         await _reached(broker, settings, 0, task)
@@ -184,7 +189,7 @@ def test_a_shadow_of_a_shadow_is_refused() -> None:
 
 async def test_a_shadow_leaves_the_live_run_alone(federation: str) -> None:
     broker = MemoryBroker()
-    settings = await write_random(broker, federation, "sgd", versions=2)
+    settings = await write_random(broker, federation, "sgd", count=2)
     before = await _ends(broker, settings)
     async with _shadow(broker, settings) as task:
         await _reached(broker, settings, 2, task)

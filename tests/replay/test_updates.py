@@ -11,7 +11,7 @@ from llmos_stream.broker import Broker, MemoryBroker, Record, TopicPartition, To
 from llmos_stream.codec import decode, encode
 from llmos_stream.config import load
 from llmos_stream.replay import UpdateMissing, UpdateSource
-from llmos_stream.roles.intake import decode_update
+from llmos_stream.roles.decoding import decode_update
 from llmos_stream.types import Contribution, UpdateHead
 from tests.roles.aids import FLOAT32, records_of, update_head
 
@@ -73,6 +73,7 @@ async def _taken(source: UpdateSource, items: Sequence[Contribution]) -> list[in
     found = []
     for item in items:
         delta = decode_update(await source.take(item), NUMEL).delta
+        assert isinstance(delta, torch.Tensor)
         found.append(next(number for number in range(len(items)) if torch.equal(delta, _delta(number))))
     return found
 

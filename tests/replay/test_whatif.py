@@ -25,9 +25,12 @@ async def _told(broker: Broker, settings: Settings, change: Change, first: int |
 
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("first", [None, 4])
-async def test_with_nothing_changed_every_byte_is_the_same(federation: str, rule: str, first: int | None) -> None:
+@pytest.mark.parametrize("full_every", [1, 5])
+async def test_with_nothing_changed_every_byte_is_the_same(
+    federation: str, rule: str, first: int | None, full_every: int
+) -> None:
     broker = MemoryBroker()
-    settings = await write_random(broker, federation, rule)
+    settings = await write_random(broker, federation, rule, versions={"full_every": full_every})
     told = await _told(broker, settings, Change(settings={"staleness": {}}), first)
     assert told.digest == told.original_digest
     assert told.apart is not None

@@ -26,7 +26,7 @@ FLOAT32 = CodecSpec(CodecId.FLOAT32)
 
 
 def settings_for(federation: str, **sections: Mapping[str, Any]) -> Settings:
-    """Settings for quick tests: constant staleness, small buffers, no deadline that could interfere."""
+    """Settings for quick tests: constant staleness, small buffers, no deadline that could interfere, full versions."""
     given: dict[str, dict[str, Any]] = {
         "federation": {"name": federation},
         "aggregation": {"buffer_size": 1, "deadline_seconds": 600.0},
@@ -34,6 +34,7 @@ def settings_for(federation: str, **sections: Mapping[str, Any]) -> Settings:
         "codec": {"name": "float32"},
         "client": {"wait_seconds": 10.0},
         "aggregator": {"beat_seconds": 0.1, "takeover_seconds": 1.0},
+        "versions": {"full_every": 1},
     }
     for section, fields in sections.items():
         given.setdefault(section, {}).update(fields)

@@ -291,7 +291,7 @@ async def test_a_stop_does_not_wait_for_the_backlog(
         await running.version(0)
 
         async def stops_at_two(self: Publisher, offsets: Any, version: Any = None, end: Any = None) -> Any:
-            if version is not None and version.head.number == 2:
+            if version is not None and version.encoded.head.number == 2:
                 running.shutdown.request()
             return await commit(self, offsets, version, end)
 

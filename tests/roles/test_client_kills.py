@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import os
 import stat
+import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from llmos_stream.codec import decode
+from llmos_stream.codec import SLICE, Layout, decode
 from llmos_stream.config import Settings
 from llmos_stream.errors import StateError, TaskError
 from llmos_stream.roles import ClientState
@@ -210,6 +211,44 @@ def test_an_update_that_could_not_be_written_leaves_the_residual_as_it_was(
             log.append(update)
             outbox.settle(update.head.sequence)
     _check(log, deltas, tmp_path)
+
+
+def test_a_delta_that_is_not_finite_in_a_late_slice_leaves_no_file_and_the_residual_as_it_was(tmp_path: Path) -> None:
+    layout = Layout.of({"w": torch.zeros(2 * SLICE + 5)})
+    for codec in ("int8", "float32"):
+        with ClientState("a", tmp_path / codec) as state:
+            outbox = Outbox(_settings(codec), "a", layout, state)
+            first, _ = outbox.put(Draft(torch.full((layout.numel,), 0.3), 0, 10, {}, 1.0))
+            outbox.settle(first.head.sequence)
+            files = {path: path.read_bytes() for path in (tmp_path / codec).iterdir()}
+            owed = None if (residual := state.residual()) is None else residual.clone()
+            delta = torch.zeros(layout.numel)
+            delta[-1] = float("nan")
+            with pytest.raises(TaskError, match="not finite"):
+                outbox.put(Draft(delta, 0, 10, {}, 1.0))
+            assert {path: path.read_bytes() for path in (tmp_path / codec).iterdir()} == files
+            assert (owed is None) == (state.residual() is None)
+            update, _ = outbox.put(Draft(torch.zeros(layout.numel), 0, 10, {}, 1.0))
+            sent = decode(update.parts, update.head.codec, layout.numel)
+            left = state.residual()
+            if owed is not None and left is not None:
+                torch.testing.assert_close(sent + left, owed, rtol=0, atol=1e-7)
+
+
+def test_an_update_is_never_whole_in_memory(tmp_path: Path) -> None:
+    layout = Layout.of({"w": torch.zeros(8 * SLICE)})
+    delta = torch.randn(layout.numel, generator=torch.Generator().manual_seed(1))
+    with ClientState("a", tmp_path) as state:
+        outbox = Outbox(_settings("float32"), "a", layout, state)
+        tracemalloc.start()
+        try:
+            update, _ = outbox.put(Draft(delta, 0, 10, {}, 1.0))
+            size = sum(map(len, update.parts))
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert size == update.head.payload_size > 24 << 20
+        assert peak < 12 << 20
 
 
 def test_what_is_of_another_model_is_refused(tmp_path: Path) -> None:

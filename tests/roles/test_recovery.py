@@ -9,7 +9,7 @@ import torch
 from llmos_stream.broker import Broker, Topics, connect
 from llmos_stream.codec import Layout
 from llmos_stream.config import Settings
-from llmos_stream.roles import ControlView, Initial, decode_version, run_aggregator, wait_for_topics
+from llmos_stream.roles import ControlView, Initial, Pointer, decode_version, run_aggregator, wait_for_topics
 from llmos_stream.roles.events import emit, event
 from llmos_stream.roles.recovery import fetch_newest, recover
 from llmos_stream.runtime import Offload, Shutdown
@@ -43,10 +43,13 @@ async def _run(broker: Broker, settings: Settings, restarts: bool) -> bytes:
     return digest
 
 
+@pytest.mark.parametrize("full_every", [1, 4])
 @pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
 async def test_a_crash_changes_nothing_of_what_is_computed(
-    broker: Broker, federation: str, rule: dict[str, dict[str, Any]]
+    broker: Broker, federation: str, rule: dict[str, dict[str, Any]], full_every: int
 ) -> None:
+    """Nor in the middle of a chain of deltas, which goes on where it was."""
+    rule = rule | {"versions": {"full_every": full_every}}
     straight = await _run(broker, settings_for(f"{federation}-a", **rule), restarts=False)
     assert await _run(broker, settings_for(f"{federation}-b", **rule), restarts=True) == straight
 
@@ -107,6 +110,23 @@ async def test_time_counts_from_the_start_of_the_run(broker: Broker, federation:
     assert took < 6.0
 
 
+async def test_what_recovery_needs_of_a_chain_begins_with_its_full_version(broker: Broker, federation: str) -> None:
+    maximum = {"kind": "constant", "maximum": 3}
+    settings = settings_for(federation, **RULES["fedasync"], staleness=maximum, versions={"full_every": 5})
+    async with aggregator(broker, settings) as running:
+        for sequence in range(12):
+            await running.send(update(delta_of(1.0), sequence=sequence, base_version=sequence))
+            await running.version(sequence + 1)
+        async with broker.reader([running.topics.control], start="earliest") as reader:
+            control = ControlView(reader)
+            await control.catch_up(10.0)
+        fifth, tenth = await running.version(5), await running.version(10)
+    assert control.progress is not None
+    assert control.progress.bases == fifth.offset  # what version 9 stands on
+    assert control.latest is not None
+    assert control.latest.full == Pointer(10, 0, tenth.offset)
+
+
 async def test_what_recovery_needs_does_not_grow_with_the_history(broker: Broker, federation: str) -> None:
     settings = settings_for(federation, **RULES["fedasync"], staleness={"kind": "constant", "maximum": 3})
     async with aggregator(broker, settings) as running:
@@ -144,7 +164,7 @@ async def test_a_version_of_a_hundred_megabytes_is_one_transaction(kafka: KafkaN
         assert control.latest is not None
         assert control.progress is not None
         newest = await fetch_newest(broker, topics, settings, control.latest, offload)
-        found = await recover(broker, topics, settings, control, newest, offload)
+        found = await recover(broker, topics, settings, control, control.latest, newest, offload)
         await broker.delete_topics([topics.models, topics.snapshots])
     assert torch.equal(newest.weights, weights)
     assert set(found.moments) == {"first_moment", "second_moment"}

@@ -4,7 +4,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from llmos_stream.types import Head
-from llmos_stream.wire import Assembler, Message, Outcome, Refusal, message_id, pack_prelude, split
+from llmos_stream.wire import (
+    Assembler,
+    MemoryStore,
+    Message,
+    Outcome,
+    Refusal,
+    Store,
+    message_id,
+    pack_prelude,
+    split,
+)
 from tests.wire.heads import update
 
 
@@ -43,8 +53,12 @@ def topic(
     max_pending_bytes: int = 1 << 20,
     max_pending_messages: int = 4096,
     max_idle_seconds: float = 60.0,
+    store: Callable[[], Store] = MemoryStore,
+    hashes: bool = False,
 ) -> Topic:
-    return Topic(Assembler(admit, max_pending_bytes, max_pending_messages, max_idle_seconds))
+    return Topic(
+        Assembler(admit, max_pending_bytes, max_pending_messages, max_idle_seconds, store=store, hashes=hashes)
+    )
 
 
 def only_message(outcomes: Sequence[Outcome]) -> Message:

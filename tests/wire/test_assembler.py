@@ -1,6 +1,8 @@
 """What becomes of records: messages, each kind of refusal, resends, repeats and limits."""
 
+import hashlib
 from dataclasses import replace
+from typing import ClassVar
 
 import pytest
 from hypothesis import given
@@ -12,6 +14,7 @@ from llmos_stream.wire import (
     CHUNK_OVERHEAD,
     RECORD_COST,
     Assembler,
+    MemoryStore,
     Message,
     Refusal,
     message_id,
@@ -76,13 +79,76 @@ def test_parts_are_views_of_the_records() -> None:
     reader = topic()
     values = records(payload_of(1000), chunk_bytes=300)
     message = only_message(reader.push(values))
-    owners = [part.obj for part in message.parts]
+    owners = [memoryview(part).obj for part in message.parts]
     assert [any(owner is value for value in values) for owner in owners] == [True] * len(owners)
     assert len(owners) >= 3
 
 
+@pytest.mark.parametrize("hashes", [False, True])
+@pytest.mark.parametrize("chunk_bytes", [30, 300, 5000])
+def test_the_digest_of_what_came(hashes: bool, chunk_bytes: int) -> None:
+    """Also where the first bytes of the payload share a chunk with the last of the prelude."""
+    for size in (0, 1, 1000):
+        message = only_message(topic(hashes=hashes).push(records(payload_of(size), chunk_bytes)))
+        assert (message.digest_on_the_way is not None) == hashes
+        assert message.payload_digest == hashlib.sha256(payload_of(size)).digest()
+
+
+class _Store(MemoryStore):
+    """Counts the stores, and those that are closed."""
+
+    opened: ClassVar[list["_Store"]] = []
+    closed: ClassVar[list["_Store"]] = []
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.opened.append(self)
+
+    def close(self) -> None:
+        self.closed.append(self)
+
+
+@pytest.mark.parametrize("chunk_bytes", [50, 300])
+def test_each_store_is_closed_or_goes_with_a_message(chunk_bytes: int) -> None:
+    _Store.opened.clear()
+    _Store.closed.clear()
+    reader = topic(store=_Store, max_idle_seconds=10)
+    values = {name: records(payload_of(1000), chunk_bytes, name) for name in "abcd"}
+    message = only_message(reader.push(values["a"]))
+    reader.push(values["b"][:3])
+    reader.push(values["b"][:3])  # begun anew
+    reader.push(values["c"][:1] + values["c"][2:])  # a gap
+    reader.push(values["d"][:2], partition=1)
+    reader.assembler.forget(1)
+    reader.assembler.expire(10.0)
+    assert reader.assembler.pending_messages == 0
+    assert len(_Store.closed) == len(_Store.opened) - 1
+    (kept,) = (store for store in _Store.opened if not any(store is closed for closed in _Store.closed))
+    assert kept is message.parts
+
+
+def test_what_is_refused_from_its_head_is_never_stored() -> None:
+    def admit(_: Head) -> None:
+        raise Rejected(Reason.WRONG_LAYOUT, "another model")
+
+    _Store.opened.clear()
+    only_refusal(topic(admit, store=_Store).push(records(payload_of(1000), 400)))
+    assert _Store.opened == []
+
+
+def test_what_a_store_raises_is_no_refusal() -> None:
+    class Full(MemoryStore):
+        def append(self, part: memoryview, /) -> None:
+            raise ZeroDivisionError
+
+    reader = topic(store=Full)
+    with pytest.raises(ZeroDivisionError):
+        reader.push(records(payload_of(1000), 400))
+    assert reader.assembler.low_water(0) == 0  # what was lost must be read again
+
+
 def test_a_payload_of_no_bytes() -> None:
-    assert only_message(topic().push(records(b""))).parts == []
+    assert list(only_message(topic().push(records(b""))).parts) == []
 
 
 def test_the_head_is_admitted_once_before_the_payload_is_there() -> None:

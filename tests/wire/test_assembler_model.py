@@ -1,5 +1,7 @@
 """Many senders, resends, repeats and losses in any order, against a model that keeps everything."""
 
+import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from hypothesis import settings
@@ -7,8 +9,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from llmos_stream.errors import Reason
+from llmos_stream.roles.spool import Spools
 from llmos_stream.types import UpdateHead
-from llmos_stream.wire import RECORD_COST, Message, Outcome, Refusal
+from llmos_stream.wire import RECORD_COST, MemoryStore, Message, Outcome, Refusal, Store
 from tests.wire.records import payload_of, records, topic
 
 PARTITIONS, SENDERS, MAX_MESSAGES, IDLE_SECONDS = 2, 4, 5, 20
@@ -36,10 +39,15 @@ class ManySenders(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.topic = topic(max_pending_messages=MAX_MESSAGES, max_idle_seconds=IDLE_SECONDS)
+        self.topic = topic(
+            max_pending_messages=MAX_MESSAGES, max_idle_seconds=IDLE_SECONDS, store=self.store(), hashes=True
+        )
         self.next_index: dict[Sender, int] = {}
         self.open: dict[Sender, Open] = {}
         self.settled: set[Sender] = set()
+
+    def store(self) -> Callable[[], Store]:
+        return MemoryStore
 
     @rule(partition=st.integers(0, PARTITIONS - 1), sender=st.integers(0, SENDERS - 1), count=st.integers(1, 5))
     def send_on(self, partition: int, sender: int, count: int) -> None:
@@ -119,7 +127,9 @@ class ManySenders(RuleBasedStateMachine):
         assert isinstance(message, Message)
         assert isinstance(message.head, UpdateHead)
         assert message.head.client_id == f"c-{who[1]}"
-        assert b"".join(message.parts) == payload_of(who[1] * 97, who[1])
+        for _ in range(2):
+            assert b"".join(message.parts) == payload_of(who[1] * 97, who[1])
+        assert message.payload_digest == hashlib.sha256(payload_of(who[1] * 97, who[1])).digest()
         assert (message.partition, message.first_offset, message.last_offset) == (who[0], item.first_offset, offset)
         self._settle(who)
 
@@ -135,5 +145,27 @@ class ManySenders(RuleBasedStateMachine):
         return [refusal.offset for refusal in refusals]
 
 
+class ManySendersInAFile(ManySenders):
+    """The same with a few bytes of memory for all, the rest in a file; everything comes back."""
+
+    MEMORY = 1500
+
+    def store(self) -> Callable[[], Store]:
+        self.spools = Spools(self.MEMORY)
+        return self.spools.new
+
+    @invariant()
+    def memory_is_held_by_what_is_pending_alone(self) -> None:
+        if not self.open:
+            assert self.spools.memory_left == self.MEMORY
+
+    def teardown(self) -> None:
+        for partition in range(PARTITIONS):
+            self.topic.assembler.forget(partition)
+        assert self.spools.memory_left == self.MEMORY
+
+
 ManySenders.TestCase.settings = settings(deadline=None, max_examples=80, stateful_step_count=50)
+ManySendersInAFile.TestCase.settings = settings(deadline=None, max_examples=40, stateful_step_count=50)
 TestManySenders = ManySenders.TestCase
+TestManySendersInAFile = ManySendersInAFile.TestCase

@@ -14,6 +14,7 @@ import aiokafka.errors as theirs
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.helpers import create_ssl_context
 
+from llmos_stream.broker.kafka.heap import keep_freed
 from llmos_stream.broker.kafka.quiet import calm_aiokafka, collected_reasons
 from llmos_stream.broker.kafka.quirks import uninterrupted
 from llmos_stream.broker.kafka.translate import AIOKAFKA_ERRORS, translate
@@ -46,6 +47,7 @@ class Connection:
         if settings.bootstrap_servers is None:
             raise ConfigError("broker.bootstrap_servers: Kafka needs HOST:PORT (LLMOS_BROKER__BOOTSTRAP_SERVERS)")
         calm_aiokafka()
+        keep_freed(settings.heap_bytes)
         self.settings = settings
         self.address = settings.bootstrap_servers
         self._ssl = _ssl_context(settings)

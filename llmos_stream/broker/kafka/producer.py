@@ -13,7 +13,8 @@ from aiokafka import TopicPartition as TheirPartition
 from llmos_stream.broker.kafka.connection import Connection
 from llmos_stream.broker.kafka.quirks import close_producer, writer_error
 from llmos_stream.broker.kafka.translate import AIOKAFKA_ERRORS, translate
-from llmos_stream.broker.placement import MAX_RECORD_BYTES, Turns, check_record
+from llmos_stream.broker.kafka.tuning import produce_options
+from llmos_stream.broker.placement import Turns, check_record
 from llmos_stream.broker.ports import Headers, Sent, TopicPartition
 from llmos_stream.broker.producing import BaseProducer
 from llmos_stream.errors import BrokerError, BrokerUnavailable
@@ -41,6 +42,7 @@ class KafkaProducer(BaseProducer):
 
     async def __aenter__(self) -> Self:
         settings = self._connection.settings
+        tuned = produce_options(settings)
         transactional = {
             "transactional_id": self._transactional_id,
             "transaction_timeout_ms": int(settings.transaction_timeout_seconds * 1000),
@@ -50,7 +52,7 @@ class KafkaProducer(BaseProducer):
                 **self._connection.options(),
                 acks="all",
                 enable_idempotence=True,
-                max_request_size=MAX_RECORD_BYTES,
+                **tuned,
                 **(transactional if self._transactional_id is not None else {}),
             ),
             AIOKafkaProducer.start,

@@ -12,11 +12,11 @@ from aiokafka import TopicPartition as TheirPartition
 from llmos_stream.broker.kafka.connection import Connection
 from llmos_stream.broker.kafka.quirks import close_consumer, reader_error
 from llmos_stream.broker.kafka.translate import AIOKAFKA_ERRORS, translate
+from llmos_stream.broker.kafka.tuning import fetch_options
 from llmos_stream.broker.ports import Record, Start, TopicPartition
 from llmos_stream.broker.rules import not_assigned
 from llmos_stream.errors import BrokerUnavailable
 
-_PARTITION_FETCH_BYTES = 8 << 20
 _CLOSE_SECONDS = 5.0
 
 
@@ -54,7 +54,7 @@ class KafkaReader:
                 auto_offset_reset="none",
                 enable_auto_commit=False,
                 check_crcs=self._check_crcs,
-                max_partition_fetch_bytes=_PARTITION_FETCH_BYTES,
+                **fetch_options(self._connection.settings),
             ),
             AIOKafkaConsumer.start,
             AIOKafkaConsumer.stop,

@@ -1,0 +1,48 @@
+"""What is half received may lie in a file: nothing else about an aggregator changes."""
+
+from itertools import zip_longest
+from pathlib import Path
+
+import pytest
+import torch
+
+from llmos_stream.broker import Broker, MemoryBroker
+from llmos_stream.errors import StateError
+from llmos_stream.roles import decode_version
+from tests.roles.aids import NUMEL, aggregator, settings_for, update
+
+
+def _files(folder: Path) -> list[Path]:
+    return list(folder.iterdir())
+
+
+async def test_interleaved_updates_go_through_the_file(broker: Broker, federation: str, tmp_path: Path) -> None:
+    wire = {"memory_bytes": 0, "spool_dir": tmp_path}
+    settings = settings_for(federation, wire=wire, aggregation={"buffer_size": 3})
+    deltas = [torch.randn(NUMEL, generator=torch.Generator().manual_seed(seed)) for seed in range(3)]
+    wrong = update(deltas[0], 32, client_id="wrong", payload_digest=b"\2" * 32)
+    good = [update(delta, 32, client_id=f"c{number}") for number, delta in enumerate(deltas)]
+    assert min(map(len, good)) > 3
+    async with aggregator(broker, settings) as running:
+        for in_turn in zip_longest(wrong, *good):
+            await running.send([value for value in in_turn if value is not None])
+        version = await running.version(1)
+        (entry,) = await running.quarantined(1)
+    weights = decode_version(version.head, version.parts).weights
+    torch.testing.assert_close(weights, sum(deltas, torch.zeros(NUMEL)) / 3)
+    assert sorted(item.client_id for item in version.head.manifest) == ["c0", "c1", "c2"]
+    assert entry["reason"] == "wrong_digest"
+    assert _files(tmp_path) == []
+
+
+async def test_a_file_that_cannot_be_written_ends_the_aggregator_with_the_remedy(
+    federation: str, tmp_path: Path
+) -> None:
+    async def run() -> None:
+        settings = settings_for(federation, wire={"memory_bytes": 0, "spool_dir": tmp_path / "missing"})
+        async with aggregator(MemoryBroker(), settings) as running:
+            await running.send(update(torch.ones(NUMEL)))
+            await running.version(1)
+
+    with pytest.raises(StateError, match=r"wire\.spool_dir: .*No such file or directory"):
+        await run()
