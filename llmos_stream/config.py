@@ -80,7 +80,8 @@ class BrokerSettings(Section):
     compression_type: Literal["none", "gzip", "snappy", "lz4", "zstd"] = "none"
     """Kafka's own compression. Payloads are compressed already; all but gzip need the package cramjam everywhere."""
     heap_bytes: Annotated[int, Field(ge=0, le=1 << 40)] = 32 << 20
-    """Freed memory that a process on Kafka keeps for its next records (glibc). 0 leaves malloc as it is."""
+    """Freed memory that a process on Kafka keeps for its next records, in one malloc arena (glibc). 0 leaves malloc as
+    it is, as FederatedLearning does unless this is set."""
 
     @model_validator(mode="after")
     def _sasl_is_whole(self) -> Self:
@@ -117,7 +118,8 @@ class WireSettings(Section):
     memory_bytes: Annotated[int, Field(ge=0)] = 32 << 20
     """How much of pending_bytes is held in memory; the rest lies in a temporary file."""
     spool_dir: Path | None = None
-    """Folder of that file, on a disk with room for pending_bytes. Unset: the system's folder for such files."""
+    """Folder of that file: on a disk (what /tmp holds may be memory) with room for pending_bytes. Unset: the system's
+    for such files."""
 
 
 class CodecSettings(Section):

@@ -26,7 +26,17 @@ def add(commands: Commands) -> None:
         "aggregator",
         run_aggregator_command,
         text="fold updates into versions until the run ends",
-        sections=(*_SHARED, "topics", "codec", "aggregator", "aggregation", "staleness", "server_optimizer", "stop"),
+        sections=(
+            *_SHARED,
+            "topics",
+            "codec",
+            "aggregator",
+            "aggregation",
+            "staleness",
+            "server_optimizer",
+            "versions",
+            "stop",
+        ),
         examples=(
             "  llmos-stream aggregator --aggregation.buffer-size 8 --stop.target 0.97\n"
             "  llmos-stream aggregator --aggregation.strategy fedasync --staleness.kind hinge\n"

@@ -153,7 +153,8 @@ def _show(version: "LoggedVersion", as_json: bool) -> int:
     for name, value in found.items():
         if name not in ("manifest", "tensors") and value not in (None, {}):
             console.print(Text.assemble((name, "bold"), f"  {told(value)}"), soft_wrap=True)
-    console.print(Text.assemble(("tensors", "bold"), f"  {len(head.tensors or ())}"))
+    if head.tensors is not None:
+        console.print(Text.assemble(("tensors", "bold"), f"  {len(head.tensors)}"))
     if not head.manifest:
         say("no contributions: the initial weights")
         return 0

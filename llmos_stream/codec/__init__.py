@@ -1,7 +1,7 @@
 """Tensors to bytes and back: layout, codecs, payloads and error feedback. Pure: no clock, no global randomness."""
 
 from llmos_stream.codec.base import Codec
-from llmos_stream.codec.chain import Residual, apply_delta, encode_delta, fits_delta, settle
+from llmos_stream.codec.chain import DeltaEncoding, Residual, apply_delta, encode_delta, fits_delta, settle
 from llmos_stream.codec.compact import Compact, compact_bytes
 from llmos_stream.codec.decoding import Decoding, compacting, decoding, reading, slices
 from llmos_stream.codec.feedback import ErrorFeedback
@@ -15,6 +15,7 @@ __all__ = [
     "Codec",
     "Compact",
     "Decoding",
+    "DeltaEncoding",
     "ErrorFeedback",
     "Layout",
     "Residual",

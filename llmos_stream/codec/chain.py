@@ -10,10 +10,12 @@ in `feedback`, for readers in place of clients). The residual is kept as the cod
 costs a fraction of the model and a restart changes nothing; what C leaves out of the residual itself, a quarter of a
 percent of the delta with int4, is let go. A full version is w + e_p as it stands and owes nothing.
 
-Everything goes slice by slice and writes over its input. Rounding is to the nearest step, so there is no randomness.
+Everything goes slice by slice, by several threads where there are some, and writes over its input. Rounding is to the
+nearest step, so there is no randomness.
 """
 
 from collections.abc import Iterable, Sequence
+from threading import Lock
 from typing import NamedTuple
 
 import torch
@@ -25,7 +27,7 @@ from llmos_stream.codec.layout import check_flat
 from llmos_stream.codec.payload import SLICE
 from llmos_stream.codec.registry import codec_for
 from llmos_stream.codec.scratch import Scratch
-from llmos_stream.codec.sections import PartReader, compressor, pack, unpack
+from llmos_stream.codec.sections import PartReader, compressor, cut, inflate, pack
 from llmos_stream.types import CodecSpec, Part
 
 _LARGEST = 1e37
@@ -54,36 +56,80 @@ def fits_delta(parent: Tensor, weights: Tensor) -> bool:
     return bool((extremes < _LARGEST).all())  # comparisons with NaN are false
 
 
-def encode_delta(parent: Tensor, weights: Tensor, residual: Residual | None, spec: CodecSpec) -> EncodedDelta:
+class DeltaEncoding:
     """The delta version that brings readers of `parent` as near to `weights` plus `residual` as `spec` can.
 
-    `weights` (flat) is overwritten with what readers will have. `residual` is what the step before left, None where
-    nothing is owed. `spec` is a block codec that rounds to nearest. Raises ValueError for weights that `fits_delta`
-    turns down, or a codec that needs randomness; Rejected for a damaged residual.
+    Call `work` in as many threads as there are to spare, then `finish`. `weights` (flat) is overwritten with what
+    readers will have. `residual` is what the step before left, None where nothing is owed. `spec` is a block codec
+    that rounds to nearest. Ask `fits_delta` first: weights that it turns down cannot be encoded.
     """
-    codec = codec_for(spec)
-    check_flat(parent)
-    check_flat(weights, parent.numel())
-    if not fits_delta(parent, weights):
-        raise ValueError("these weights differ by more than a delta can say")
-    owed = None if residual is None else _Sections(residual.parts, residual.codec)
-    zstd, scratch = compressor(1), Scratch()
-    delta_parts: list[bytes] = []
-    residual_parts: list[bytes] = []
-    for begin in range(0, weights.numel(), SLICE):
-        before, values = parent[begin : begin + SLICE], weights[begin : begin + SLICE]
-        if owed is not None:
-            owed.add_to(values)
+
+    def __init__(self, parent: Tensor, weights: Tensor, residual: Residual | None, spec: CodecSpec) -> None:
+        check_flat(parent)
+        check_flat(weights, parent.numel())
+        self._parent, self._weights, self._spec = parent, weights, spec
+        self._codec = codec_for(spec)
+        self._owed = None if residual is None else _Sections(residual.parts, residual.codec)
+        self._lock = Lock()
+        self._next = 0
+        self._made: dict[int, tuple[bytes, bytes]] = {}
+        self._error: BaseException | None = None
+
+    def work(self) -> None:
+        """Encode slices until none is left. Raises nothing: see `finish`."""
+        zstd, scratch = compressor(1), Scratch()
+        try:
+            while (taken := self._take()) is not None:
+                begin, owed = taken
+                self._made[begin] = self._slice(begin, owed, zstd, scratch)
+        except BaseException as error:  # noqa: BLE001 (raised by `finish`)
+            self._error = self._error or error
+
+    def finish(self) -> EncodedDelta:
+        """When every `work` has returned. Raises ValueError for a codec that needs randomness, Rejected for a
+        damaged residual; `weights` are undefined then.
+        """
+        if self._error is not None:
+            raise self._error
+        if self._owed is not None:
+            self._owed.finish()
+        made = [self._made[begin] for begin in sorted(self._made)]
+        return EncodedDelta([delta for delta, _ in made], Residual(self._spec, [residual for _, residual in made]))
+
+    def _take(self) -> tuple[int, Part | None] | None:
+        with self._lock:
+            begin = self._next
+            if begin >= self._weights.numel() or self._error is not None:
+                return None
+            self._next = begin + SLICE
+            return begin, None if self._owed is None else self._owed.cut(min(SLICE, self._weights.numel() - begin))
+
+    def _slice(
+        self, begin: int, owed: Part | None, zstd: zstandard.ZstdCompressor, scratch: Scratch
+    ) -> tuple[bytes, bytes]:
+        before, values = self._parent[begin : begin + SLICE], self._weights[begin : begin + SLICE]
+        if self._owed is not None and owed is not None:
+            self._owed.add(owed, values, scratch)
         rest = torch.sub(values, before, out=scratch.take("rest", values.numel(), torch.float32))
         delta = scratch.take("delta", values.numel(), torch.float32)
-        delta_parts.append(_encode(rest, codec, zstd, scratch, delta))
+        section = _encode(rest, self._codec, zstd, scratch, delta)
         reached = torch.add(before, delta, out=rest)
         values.sub_(reached)
-        residual_parts.append(_encode(values, codec, zstd, scratch))
+        residual = _encode(values, self._codec, zstd, scratch)
         values.copy_(reached)
-    if owed is not None:
-        owed.finish()
-    return EncodedDelta(delta_parts, Residual(spec, residual_parts))
+        return section, residual
+
+
+def encode_delta(parent: Tensor, weights: Tensor, residual: Residual | None, spec: CodecSpec) -> EncodedDelta:
+    """All of a `DeltaEncoding` in this thread.
+
+    Raises as that does, and ValueError, before anything has changed, for weights that `fits_delta` turns down.
+    """
+    if not fits_delta(parent, weights):
+        raise ValueError("these weights differ by more than a delta can say")
+    encoding = DeltaEncoding(parent, weights, residual, spec)
+    encoding.work()
+    return encoding.finish()
 
 
 def settle(weights: Tensor, residual: Residual | None) -> None:
@@ -100,25 +146,28 @@ def apply_delta(weights: Tensor, parts: Iterable[Part], spec: CodecSpec) -> None
 
     Raises Rejected as `payload.decode` does; the weights are undefined then.
     """
-    sections = _Sections(parts, spec)
+    sections, scratch = _Sections(parts, spec), Scratch()
     for values in torch.split(check_flat(weights), SLICE):
-        sections.add_to(values)
+        sections.add(sections.cut(values.numel()), values, scratch)
     sections.finish()
 
 
 class _Sections:
-    """Slices of a payload, to be added to a vector's one after the other."""
+    """Slices of a payload, to be added to a vector's: `cut` off in order, `add`ed by any thread."""
 
     def __init__(self, parts: Iterable[Part], spec: CodecSpec) -> None:
         self._reader = PartReader(parts)
         self._codec = codec_for(spec)
-        self._zstd = zstandard.ZstdDecompressor()
-        self._scratch = Scratch()
 
-    def add_to(self, values: Tensor) -> None:
-        decoded = self._scratch.take("decoded", values.numel(), torch.float32)
+    def cut(self, count: int) -> Part:
+        return cut(self._reader, self._codec.bounds(count)[1])
+
+    def add(self, section: Part, values: Tensor, scratch: Scratch) -> None:
         least, most = self._codec.bounds(values.numel())
-        self._codec.decode(unpack(self._reader, self._zstd, least, most, self._scratch), decoded, self._scratch)
+        room = scratch.take("section", most, torch.uint8)
+        decoded = scratch.take("decoded", values.numel(), torch.float32)
+        body = inflate(section, zstandard.ZstdDecompressor(), least, most, room)
+        self._codec.decode(body, decoded, scratch)
         values.add_(decoded)
 
     def finish(self) -> None:

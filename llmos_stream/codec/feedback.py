@@ -12,8 +12,12 @@ from torch import Generator, Tensor
 
 from llmos_stream.codec.layout import check_flat
 from llmos_stream.codec.payload import SLICE, encode
+from llmos_stream.codec.scratch import Scratch
 from llmos_stream.errors import StateError
-from llmos_stream.types import CodecSpec
+from llmos_stream.types import CodecId, CodecSpec
+
+_PASS_ALL = frozenset({CodecId.FLOAT32, CodecId.FLOAT16, CodecId.BFLOAT16})
+"""Codecs that do not object to NaN and infinity themselves."""
 
 
 class ErrorFeedback:
@@ -31,6 +35,7 @@ class ErrorFeedback:
         self._residual: Tensor | None = None
         self._pending: Tensor | None = None
         self._spare: Tensor | None = None
+        self._scratch = Scratch()
 
     @property
     def residual(self) -> Tensor | None:
@@ -82,9 +87,10 @@ class ErrorFeedback:
         delta = check_flat(delta, self._numel).detach()
         total = torch.empty(self._numel) if self._spare is None else self._spare
         self._spare = None
-        return self._drawn(delta, total, encode(total, spec, level=level, generator=generator, lost=total))
+        sections = encode(total, spec, level=level, generator=generator, lost=total, scratch=self._scratch)
+        return self._drawn(delta, total, sections, passes_all=spec.id in _PASS_ALL)
 
-    def _drawn(self, delta: Tensor, total: Tensor, sections: Iterator[bytes]) -> Iterator[bytes]:
+    def _drawn(self, delta: Tensor, total: Tensor, sections: Iterator[bytes], *, passes_all: bool) -> Iterator[bytes]:
         """Fill each slice of `total` just before its section is made of it, so that it is in the cache by then."""
         for begin in range(0, self._numel, SLICE):
             values = total[begin : begin + SLICE]
@@ -92,7 +98,7 @@ class ErrorFeedback:
                 values.copy_(delta[begin : begin + SLICE])
             else:
                 torch.add(delta[begin : begin + SLICE], self._residual[begin : begin + SLICE], out=values)
-            if not _is_finite(values):
+            if passes_all and not _is_finite(values):
                 raise ValueError("the delta holds NaN or infinity")
             yield next(sections)
         self._pending = total

@@ -40,11 +40,13 @@ def encode(
     level: int = 1,
     generator: Generator | None = None,
     lost: Tensor | None = None,
+    scratch: Scratch | None = None,
 ) -> Iterator[bytes]:
     """The sections of `flat`, made as they are asked for; `level` is zstd's (see `sections.compressor`).
 
     `lost`, a flat vector of the same length, receives `flat - decode(encode(flat))` as the sections are drawn; it may
-    be `flat` itself. The same input, spec and generator state give the same bytes whatever the number of threads.
+    be `flat` itself. `scratch`, kept from one call to the next, saves page faults. The same input, spec and generator
+    state give the same bytes whatever the number of threads.
 
     Raises ValueError: for stochastic rounding without `generator`, and (while sections are drawn) for NaN or infinity
     with int8, int4 and top-k. The floating codecs pass them on; `core` refuses such updates.
@@ -53,14 +55,13 @@ def encode(
     check_flat(flat)
     if lost is not None:
         check_flat(lost, flat.numel())
-    return _sections(flat.detach(), codec, level, generator, lost)
+    return _sections(flat.detach(), codec, level, generator, lost, scratch or Scratch())
 
 
 def _sections(
-    flat: Tensor, codec: Codec, level: int, generator: Generator | None, lost: Tensor | None
+    flat: Tensor, codec: Codec, level: int, generator: Generator | None, lost: Tensor | None, scratch: Scratch
 ) -> Iterator[bytes]:
     zstd = compressor(level)
-    scratch = Scratch()
     for begin in range(0, flat.numel(), SLICE):
         values = flat[begin : begin + SLICE]
         planes = codec.encode(values, generator, scratch)

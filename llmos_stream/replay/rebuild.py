@@ -110,6 +110,8 @@ class Rebuilding:
             if found == head.weights_digest:
                 self._log.remember(number, rebuilt)
             else:
+                if self._carried_what_is_gone(head.parent):
+                    raise Missing(f"what version {head.parent} left out (its residual) is not in the log")
                 published = await self._log.weights(number)
                 outcome, differs = Outcome.DIFFERS, await self._log.offload.run(difference, rebuilt, published)
         except (Missing, Rejected) as missing:
@@ -175,6 +177,11 @@ class Rebuilding:
                 raise Missing(f"the moments of the server optimiser at version {parent} are not in the log")
         self._strategy, self._rule = strategy, rule
         return strategy
+
+    def _carried_what_is_gone(self, parent: int) -> bool:
+        """Whether the parent's residual was computed here and is not kept: the aggregator may have lost it too."""
+        index = self._log.index
+        return index.entry(parent).head.kind is VersionKind.DELTA and parent not in index.residuals
 
     def _had_moments(self, parent: int, rule: Rule) -> bool:
         """Whether the parent left moments that this rule goes on with; they start anew where the optimiser changed."""

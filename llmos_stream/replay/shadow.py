@@ -10,6 +10,7 @@ from contextlib import AsyncExitStack
 
 from llmos_stream.broker import Broker, Reader, Topics
 from llmos_stream.config import Settings, StopSettings
+from llmos_stream.core import device_for
 from llmos_stream.errors import ConfigError
 from llmos_stream.replay.accepted import AcceptedUpdates
 from llmos_stream.replay.naming import live_of, shadow_of
@@ -37,6 +38,7 @@ async def run_shadow(
     `run_aggregator` does.
     """
     live, own = Topics(settings.federation.name), shadow_settings(settings, name)
+    device_for(settings.aggregator.device)
     if not await wait_for_topics(broker, live, shutdown):
         return None
     return await _Shadow(broker, live, own, offload, shutdown).run()

@@ -16,6 +16,7 @@ from llmos_stream.errors import BrokerUnavailable, OffsetGone, Reason, Rejected
 from llmos_stream.replay.errors import UpdateMissing
 from llmos_stream.roles.decoding import decode_update
 from llmos_stream.roles.messages import skip_deleted
+from llmos_stream.roles.spool import Spools
 from llmos_stream.types import Contribution, Head, UpdateHead
 from llmos_stream.wire import Assembler, Message, Outcome, Refusal
 
@@ -56,7 +57,8 @@ class UpdateSource:
         self._wanted: dict[_Place, int] = {}
         self._identities: dict[tuple[str, int, bytes], _Place] = {}
         self._want(ahead)
-        self._assembler = Assembler(self._admit, max_pending_bytes=wire.pending_bytes)
+        spools = Spools(wire.memory_bytes, wire.spool_dir)
+        self._assembler = Assembler(self._admit, max_pending_bytes=wire.pending_bytes, store=spools.new)
         self._begun: set[_Place] = set()
         self._refused: dict[_Place, str] = {}
         self._kept: dict[_Place, Message] = {}
@@ -202,8 +204,9 @@ class UpdateSource:
 
 
 def decode_recorded(message: Message, item: Contribution, base_version: int | None, numel: int) -> Update:
-    """The update of a contribution, verified and decoded. `base_version` is what the manifest implies, where it does.
+    """The update of a contribution, verified and decoded; the message's parts are given back.
 
+    `base_version` is what the manifest implies, where it does.
     Raises UpdateMissing where the log holds something else.
     """
     name = f"update {item.client_id}/{item.sequence}"
@@ -211,6 +214,8 @@ def decode_recorded(message: Message, item: Contribution, base_version: int | No
         update = decode_update(message, numel)
     except Rejected as error:
         raise UpdateMissing(f"{name}: {error}", gone=False) from None
+    finally:
+        message.parts.close()
     head = update.head
     if base_version not in (None, head.base_version) or head.num_examples != item.num_examples:
         there = f"it names base {head.base_version} and {head.num_examples} examples"

@@ -13,6 +13,7 @@ from torch import Tensor
 from llmos_stream.broker import Broker
 from llmos_stream.codec import Layout
 from llmos_stream.config import Settings
+from llmos_stream.core import device_for
 from llmos_stream.errors import ConfigError
 from llmos_stream.roles.aggregation import Aggregation
 from llmos_stream.roles.control import ControlView, RunEnd
@@ -55,22 +56,37 @@ async def run_aggregator(
     """
     seed = await offload.run(initial)
     check_fits(seed.layout, settings)
-    return await _Aggregator(broker, settings, seed, offload, shutdown).run()
+    device_for(settings.aggregator.device)  # a standby should not find out when it is needed
+    aggregator = _Aggregator(broker, settings, initial, seed, offload, shutdown)
+    del seed  # as large as the model, and needed once at most
+    return await aggregator.run()
 
 
 class _Aggregator(Aggregation):
     """Aggregates what clients send."""
 
-    def __init__(self, broker: Broker, settings: Settings, seed: Initial, offload: Offload, shutdown: Shutdown) -> None:
+    def __init__(
+        self,
+        broker: Broker,
+        settings: Settings,
+        initial: Callable[[], Initial],
+        seed: Initial,
+        offload: Offload,
+        shutdown: Shutdown,
+    ) -> None:
         super().__init__(broker, settings, offload, shutdown)
-        self._seed = seed
+        self._initial = initial
+        self._layout = seed.layout
+        self._seed: Initial | None = seed
 
     async def _prepare(self, stack: AsyncExitStack, control: ControlView) -> bool:
         await self._require_same_layout(control)
         return True
 
     async def _lead(self, stack: AsyncExitStack, publisher: Publisher, control: ControlView) -> RunEnd | None:
-        settings, layout = self._settings, self._seed.layout
+        settings, layout = self._settings, self._layout
+        if control.latest is not None:
+            self._seed = None
         await self._require_same_layout(control)
         events = await stack.enter_async_context(self._broker.reader([self._topics.events], start="latest"))
         # Payloads carry a digest of their own.
@@ -79,14 +95,20 @@ class _Aggregator(Aggregation):
         )
         source = Intake(await stack.enter_async_context(updates), layout, settings, self._offload)
         folding = Folding(source, Ending(settings.stop, events), publisher, settings, self._offload, layout)
-        return await self._fold(folding, control, lambda folding: folding.begin(self._seed.weights))
+        return await self._fold(folding, control, self._begin)
+
+    async def _begin(self, folding: Folding) -> None:
+        seed, self._seed = self._seed, None
+        if seed is None:
+            seed = await self._offload.run(self._initial)
+        await folding.begin(seed.weights)
 
     async def _require_same_layout(self, control: ControlView) -> None:
         if control.latest is None:
             return
         layout = await fetch_layout(self._broker, self._topics, control.latest)
-        if layout.digest != self._seed.layout.digest:
+        if layout.digest != self._layout.digest:
             raise ConfigError(
                 "task.entry: the model does not have the tensors of the federation's versions "
-                f"({self._seed.layout.numel} elements here, {layout.numel} there)"
+                f"({self._layout.numel} elements here, {layout.numel} there)"
             )

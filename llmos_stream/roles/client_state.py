@@ -147,11 +147,15 @@ class ClientState:
             if update.payload.file is None:
                 raise ValueError("the payload was not written to this folder")
             with self._told():
-                written = finish_update(update.payload.file, update)
-                owed = self._record.residual
-                if residual is not None:
-                    owed = self._write_residual(self._folder, update.head.sequence, residual)
-                self._commit(StateRecord(self._next, written, owed))
+                try:
+                    written = finish_update(update.payload.file, update)
+                    owed = self._record.residual
+                    if residual is not None:
+                        owed = self._write_residual(self._folder, update.head.sequence, residual)
+                    self._commit(StateRecord(self._next, written, owed))
+                except OSError:
+                    self._sweep(self._folder)  # or a full disk fills up with what was tried
+                    raise
         self._unsent = update
         if residual is not None:
             self._residual = residual

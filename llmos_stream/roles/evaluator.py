@@ -15,7 +15,7 @@ from llmos_stream.roles.control import ControlView, Pointer
 from llmos_stream.roles.delivery import Delivery
 from llmos_stream.roles.events import emit, event
 from llmos_stream.roles.local_model import LocalModel
-from llmos_stream.roles.replica import Follower, Replica
+from llmos_stream.roles.replica import Follower, Replica, take_message
 from llmos_stream.roles.retry import QUIET_SECONDS, keep_trying, until_stop
 from llmos_stream.roles.versions import Version, version_assembler, version_head
 from llmos_stream.runtime import Offload, Shutdown
@@ -100,9 +100,11 @@ class _Measuring:
         control = ControlView(await stack.enter_async_context(self._broker.reader([topics.control], start="earliest")))
         models = await stack.enter_async_context(self._broker.reader([topics.models], start="earliest"))
         await control.catch_up()
-        begin = self._next
-        if self._follower.version is None and control.latest is not None:
-            begin = control.latest.beginning
+        begin, held = self._next, self._follower.version
+        if begin is None or held is None or held.head.number != begin.version - 1:
+            # It does not hold what the next one stands on.
+            self._follower = Follower()
+            begin = control.latest and control.latest.beginning
         if begin is not None:
             models.seek(TopicPartition(topics.models, begin.partition), begin.offset)
         return control, models
@@ -212,7 +214,7 @@ async def _decoded(outcome: Message | Refusal, follower: Follower, offload: Offl
         return None
     head = version_head(outcome)
     try:
-        version = await offload.run(follower.take, head, outcome.parts)
+        version = await offload.run(take_message, follower, outcome)
     except Rejected as error:
         log.error("a version at offset %d cannot be read: %s", outcome.first_offset, error.detail)
         return None

@@ -40,13 +40,18 @@ from llmos_stream.roles.source import Source
 from llmos_stream.roles.spool import Spools
 from llmos_stream.runtime import Offload, Shutdown
 from llmos_stream.types import Contribution, Event, EventKind, UpdateHead, VersionHead
-from llmos_stream.wire import Refusal
+from llmos_stream.wire import Parts, Refusal
 
 log = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.25
 _FLUSH_SECONDS = 1.0
 _FLUSH_RECORDS = 256
+
+
+def _close(payloads: Sequence[Parts]) -> None:
+    for parts in payloads:
+        parts.close()  # in a thread: the end of a file may take a while
 
 
 class _Buffered(NamedTuple):
@@ -79,7 +84,7 @@ class Folding:
         self._end: RunEnd | None = None  # as committed with the last version
         self._buffered: dict[tuple[str, int], _Buffered] = {}
         self._spools = Spools(settings.wire.memory_bytes, settings.wire.spool_dir)
-        self._chain = Chain(settings, layout, self._spools)
+        self._chain = Chain(settings, layout, self._spools, offload)
         self._places: deque[Pointer] = deque()  # versions that fedasync holds
         self._fold_seconds = 0.0
         self._pace = Pace(settings.aggregator.utilisation)
@@ -227,7 +232,7 @@ class Folding:
 
     async def _publish(self, new: NewVersion) -> None:
         number, manifest, begun = new.number, new.manifest, perf_counter()
-        encoded = await self._offload.run(self._chain.encode, new, now_ms())
+        encoded = await self._chain.encode(new, now_ms())
         await self._offload.run(self._state.adopt, new.weights)
         snapshots: list[EncodedSnapshot] = [] if encoded.residual is None else [encoded.residual]
         for name, tensor in new.moments.items():
@@ -250,6 +255,7 @@ class Folding:
         self._end = self._ending.at_version(number)
         pointer = await self._publisher.commit(safe, outgoing, self._end)
         self._source.committed(safe, manifest)
+        await self._offload.run(_close, [encoded.parts, *(parts for _, parts in snapshots)])
         if pointer is not None:
             self._remember(pointer)
         busy = self._source.take_seconds() + self._fold_seconds + perf_counter() - begun

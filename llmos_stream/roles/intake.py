@@ -46,7 +46,7 @@ class Intake:
         self._offsets = SafeOffsets(self._assembler.low_water)
         clips = settings.aggregation.clip_norm is not None
         self._decoder = Decoder(layout.numel, offload, settings.aggregator.decode_bytes, clips=clips)
-        self._decode_seconds = 0.0
+        self._busy_seconds = 0.0
         self._read_before: dict[TopicPartition, int] = {}
         self._log_time, self._read_at = 0.0, monotonic()
 
@@ -88,7 +88,7 @@ class Intake:
         return await self._reader.known_lag()
 
     def take_seconds(self) -> float:
-        taken, self._decode_seconds = self._decode_seconds, 0.0
+        taken, self._busy_seconds = self._busy_seconds, 0.0
         return taken
 
     def remember(self, version: int) -> dict[str, object]:
@@ -116,7 +116,9 @@ class Intake:
         elif not self._assembler.pending_messages:
             return deque()
         now = self._log_time + (0.0 if records else monotonic() - self._read_at)
+        begun = perf_counter()
         outcomes = await self._offload.run(self._assemble, records, now)
+        self._busy_seconds += perf_counter() - begun
         for record in records:
             self._offsets.read(TopicPartition(record.topic, record.partition), record.offset)
         for outcome in outcomes:  # none may be committed past before somebody has settled it
@@ -176,4 +178,4 @@ class Intake:
                 offset=message.first_offset,
             )
         finally:
-            self._decode_seconds += perf_counter() - begun
+            self._busy_seconds += perf_counter() - begun

@@ -35,7 +35,7 @@ class Membership:
     """Joins at construction; `newest` and `publish` block; `close` leaves. Not for two threads at once."""
 
     def __init__(self, settings: Settings, layout: Layout, weights: Tensor) -> None:
-        self._settings = _alone(settings) if settings.broker.bootstrap_servers is None else settings
+        self._settings = _alone(settings) if settings.broker.bootstrap_servers is None else _guest(settings)
         self._layout = layout
         self._weights = weights
         self._current: Version | None = None
@@ -105,7 +105,7 @@ class Membership:
         async with AsyncExitStack() as stack:
             offload = await stack.enter_async_context(Offload(settings.runtime.workers))
             embedded = settings.broker.bootstrap_servers is None
-            broker = _own_broker(self._layout) if embedded else connect(settings.broker)
+            broker = _own_broker(self._layout, settings.versions.full_every) if embedded else connect(settings.broker)
             await stack.enter_async_context(broker)
             if embedded:
                 initial = Initial(self._layout, self._weights)
@@ -201,9 +201,10 @@ class Membership:
             await self._stack.aclose()
 
 
-def _own_broker(layout: Layout) -> Broker:
-    """A log in this process with room for the versions that a reader may be busy with."""
-    return MemoryBroker(partition_bytes=max(1 << 26, _VERSIONS_KEPT * 4 * layout.numel))
+def _own_broker(layout: Layout, full_every: int) -> Broker:
+    """A log in this process with room for the versions that a reader may be busy with, and what they stand on."""
+    kept = max(_VERSIONS_KEPT, 3 + full_every // 3)
+    return MemoryBroker(partition_bytes=max(1 << 26, kept * 4 * layout.numel))
 
 
 def _alone(settings: Settings) -> Settings:
@@ -214,3 +215,10 @@ def _alone(settings: Settings) -> Settings:
     if "full_every" not in versions.model_fields_set:  # there is no network to spare
         versions = versions.model_copy(update={"full_every": 1})
     return settings.model_copy(update={"aggregation": aggregation, "versions": versions})
+
+
+def _guest(settings: Settings) -> Settings:
+    """The process is its owner's, and so is how its memory is managed, unless that was asked for."""
+    if "heap_bytes" in settings.broker.model_fields_set:
+        return settings
+    return settings.model_copy(update={"broker": settings.broker.model_copy(update={"heap_bytes": 0})})

@@ -29,14 +29,17 @@ async def fetch_message(
     """Read the message that begins at `offset`.
 
     Raises OffsetGone when retention has deleted it, Rejected when there is no such message,
-    BrokerUnavailable past the time-out.
+    BrokerUnavailable when for `timeout_seconds` nothing comes of it.
     """
     # A seek throws away what has been fetched ahead.
     if await reader.position(at) != offset:
         reader.seek(at, offset)
     deadline = monotonic() + timeout_seconds
     while (left := deadline - monotonic()) > 0:
-        for record in await reader.poll(left):
+        records = await reader.poll(left)
+        if records:  # a slow link may take its time
+            deadline = monotonic() + timeout_seconds
+        for record in records:
             for outcome in assembler.push(
                 record.value or b"", key=record.key, partition=record.partition, offset=record.offset, now=monotonic()
             ):

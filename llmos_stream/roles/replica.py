@@ -33,7 +33,7 @@ class Follower:
         """
         held, self.version = self.version, None
         if head.kind is VersionKind.FULL:
-            self.version = decode_version(head, parts)
+            self.version = decode_version(head, parts, None if held is None else held.weights)
         elif held is not None:
             self.version = apply_version(held, head, parts)
         return self.version
@@ -49,6 +49,14 @@ async def decoded_versions(reader: Reader, wire: WireSettings) -> AsyncIterator[
     async for logged in read_versions(reader, wire):
         if (version := follower.take(logged.head, logged.parts)) is not None:
             yield version
+
+
+def take_message(follower: Follower, message: Message) -> Version | None:
+    """The version in `message`, whose parts are given back. Works for a while, raises as `Follower.take`."""
+    try:
+        return follower.take(version_head(message), message.parts)
+    finally:
+        message.parts.close()  # here and not where the last reference goes: the end of a file may take a while
 
 
 class Replica:
@@ -94,6 +102,8 @@ class Replica:
         while self._ahead or (left := deadline - monotonic()) > 0:
             if not self._ahead:
                 self._ahead.extend(await self._reader.poll(left))
+                if self._ahead:  # a slow link may take its time
+                    deadline = monotonic() + timeout_seconds
                 continue
             record = self._ahead.popleft()
             for outcome in self._assembler.push(
@@ -101,7 +111,6 @@ class Replica:
             ):
                 if (version := await self._take(outcome, pointer)) is not None:
                     return version
-                deadline = monotonic() + timeout_seconds
         raise BrokerUnavailable(f"version {pointer.version} of {self._topic} did not arrive in {timeout_seconds:g} s")
 
     async def _take(self, outcome: Message | Refusal, pointer: Pointer) -> Version | None:
@@ -113,7 +122,7 @@ class Replica:
         expected = pointer.beginning.version if follower.version is None else follower.version.head.number + 1
         if head.number != expected:
             raise Rejected(Reason.MALFORMED, f"found version {head.number} where {expected} should be")
-        version = await self._offload.run(follower.take, head, outcome.parts)
+        version = await self._offload.run(take_message, follower, outcome)
         self._follower, self._next = follower, outcome.last_offset + 1
         if version is None:
             raise Rejected(Reason.UNSUPPORTED, f"version {head.number} is not a full version")

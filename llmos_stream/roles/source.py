@@ -36,7 +36,7 @@ class Source(Protocol):
         """How many records are known to be still to be read. Asks nobody."""
 
     def take_seconds(self) -> float:
-        """How long verifying and decoding took since this was asked last."""
+        """How long collecting, verifying and decoding took since this was asked last."""
 
     def remember(self, version: int) -> Mapping[str, object]:
         """What `resume` must know, as JSON can say it, once `version` is committed."""

@@ -59,13 +59,13 @@ def check_fits(layout: Layout, settings: Settings) -> None:
             f"{settings.aggregation.buffer_size} contributions ({error}); share fewer or make the buffer smaller"
         ) from None
     delta = max_payload_size(delta_codec(settings.versions), layout.numel)
-    # A full version and the deltas on it, up to where the next full one begins, which retention may not cut short.
-    chain = size + (settings.versions.full_every - 1) * (size - head.payload_size + delta)
-    snapshots = _moments(settings) * max_payload_size(_FULL_CODEC, layout.numel) + delta
+    # A full version and the deltas on it are needed until the next full one is committed, in two attempts perhaps.
+    chain = 3 * size + (settings.versions.full_every - 1) * (size - head.payload_size + delta)
+    snapshots = 3 * (_moments(settings) * max_payload_size(_FULL_CODEC, layout.numel) + delta)
     topics = settings.topics
     for name, gib, needed, what in (
-        ("models", topics.models_retention_gib, chain, "a full version and the deltas up to the next"),
-        ("snapshots", topics.snapshots_retention_gib, snapshots, "what one version needs"),
+        ("models", topics.models_retention_gib, chain, "full versions and the deltas between"),
+        ("snapshots", topics.snapshots_retention_gib, snapshots, "what versions need to be gone on from"),
     ):
         if needed > gib * (1 << 30):
             raise ConfigError(
@@ -151,15 +151,20 @@ def _head(
     )
 
 
-def decode_version(head: VersionHead, parts: Iterable[Part]) -> Version:
-    """Verify and decode a full version. Raises Rejected for anything its digests do not confirm."""
+def decode_version(head: VersionHead, parts: Iterable[Part], room: Tensor | None = None) -> Version:
+    """Verify and decode a full version, into `room` where it is as large.
+
+    Raises Rejected for anything its digests do not confirm.
+    """
     if head.kind is not VersionKind.FULL or head.tensors is None:
         raise Rejected(Reason.UNSUPPORTED, f"version {head.number} is not a full version")
     layout = Layout.from_specs(head.tensors)
     if layout.digest != head.layout_digest:
         raise Rejected(Reason.WRONG_LAYOUT, f"version {head.number}: the tensors do not match the layout digest")
     _check_payload(head, parts)
-    weights = decode(parts, head.codec, layout.numel)
+    weights = decode(
+        parts, head.codec, layout.numel, out=room if room is not None and room.numel() == layout.numel else None
+    )
     _check_weights(head, weights)
     return Version(head, layout, weights)
 

@@ -1,5 +1,6 @@
 """The aggregator's end of the chain: which versions are full, and that nothing of a change is lost on the way."""
 
+from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import pytest
@@ -17,6 +18,7 @@ from llmos_stream.roles.control_records import Pointer
 from llmos_stream.roles.replica import Follower
 from llmos_stream.roles.spool import Spools
 from llmos_stream.roles.versions import check_fits
+from llmos_stream.runtime import Offload
 from llmos_stream.types import VersionKind
 from tests.roles.aids import LAYOUT, NUMEL, aggregator, delta_of, settings_for, update
 
@@ -29,23 +31,29 @@ def _noise(seed: int) -> Tensor:
     return torch.randn(NUMEL, generator=torch.Generator().manual_seed(seed))
 
 
-def _chain(full_every: int) -> Chain:
-    return Chain(_settings(full_every), LAYOUT, Spools(1 << 20))
+@pytest.fixture
+async def offload() -> AsyncIterator[Offload]:
+    async with Offload(2) as threads:
+        yield threads
 
 
-def _publish(chain: Chain, number: int, weights: Tensor) -> Encoded:
-    encoded = chain.encode(NewVersion(number, number - 1 if number else None, weights, ()), 0)
+def _chain(full_every: int, offload: Offload) -> Chain:
+    return Chain(_settings(full_every), LAYOUT, Spools(1 << 20), offload)
+
+
+async def _publish(chain: Chain, number: int, weights: Tensor) -> Encoded:
+    encoded = await chain.encode(NewVersion(number, number - 1 if number else None, weights, ()), 0)
     chain.committed(Pointer(number, 0, 10 * number, encoded.full))
     return encoded
 
 
-def test_every_nth_version_is_full_and_readers_have_what_the_writer_has() -> None:
-    chain, follower = _chain(4), Follower()
+async def test_every_nth_version_is_full_and_readers_have_what_the_writer_has(offload: Offload) -> None:
+    chain, follower = _chain(4, offload), Follower()
     kinds = []
     weights = _noise(0)
     for number in range(10):
         weights = weights + 0.01 * _noise(number)
-        encoded = _publish(chain, number, weights)  # overwrites them
+        encoded = await _publish(chain, number, weights)  # overwrites them
         kinds.append(encoded.head.kind)
         version = follower.take(encoded.head, encoded.parts)
         assert version is not None
@@ -56,39 +64,39 @@ def test_every_nth_version_is_full_and_readers_have_what_the_writer_has() -> Non
     assert kinds == [full, delta, delta, delta, full, delta, delta, delta, full, delta]
 
 
-def test_one_makes_every_version_full() -> None:
-    chain = _chain(1)
-    assert {_publish(chain, number, _noise(number)).head.kind for number in range(4)} == {VersionKind.FULL}
+async def test_one_makes_every_version_full(offload: Offload) -> None:
+    chain = _chain(1, offload)
+    assert {(await _publish(chain, number, _noise(number))).head.kind for number in range(4)} == {VersionKind.FULL}
 
 
-def test_a_full_version_pays_what_is_owed() -> None:
+async def test_a_full_version_pays_what_is_owed(offload: Offload) -> None:
     """What was meant: the sum of the changes, to within what the rounding of the residual lets go."""
-    chain = _chain(6)
+    chain = _chain(6, offload)
     meant = _noise(0)
     weights = meant.clone()
-    _publish(chain, 0, weights)
+    await _publish(chain, 0, weights)
     apart = []
     for number in range(1, 7):
         change = 0.1 * _noise(number)
         meant = meant + change
         weights = weights + change
-        _publish(chain, number, weights)
+        await _publish(chain, number, weights)
         apart.append(float((weights - meant).abs().max()))
     assert min(apart[:-1]) > 3 * apart[-1] > 0
 
 
 @pytest.mark.parametrize("bad", [float("inf"), float("nan"), 2e37])
-def test_weights_that_no_delta_can_say_make_a_full_version(bad: float) -> None:
-    chain = _chain(100)
-    _publish(chain, 0, _noise(0))
-    assert _publish(chain, 1, _noise(1)).head.kind is VersionKind.DELTA
+async def test_weights_that_no_delta_can_say_make_a_full_version(bad: float, offload: Offload) -> None:
+    chain = _chain(100, offload)
+    await _publish(chain, 0, _noise(0))
+    assert (await _publish(chain, 1, _noise(1))).head.kind is VersionKind.DELTA
     weights = _noise(2)
     weights[3] = bad
-    encoded = _publish(chain, 2, weights)
+    encoded = await _publish(chain, 2, weights)
     assert encoded.head.kind is VersionKind.FULL
     assert encoded.residual is None
-    assert _publish(chain, 3, _noise(3)).head.kind is VersionKind.FULL  # nor can a delta lead back
-    assert _publish(chain, 4, _noise(4)).head.kind is VersionKind.DELTA
+    assert (await _publish(chain, 3, _noise(3))).head.kind is VersionKind.FULL  # nor can a delta lead back
+    assert (await _publish(chain, 4, _noise(4))).head.kind is VersionKind.DELTA
 
 
 async def test_another_codec_after_a_restart_goes_on_with_what_is_owed(broker: Broker, federation: str) -> None:
@@ -131,9 +139,9 @@ async def test_a_new_run_goes_on_from_a_delta_with_the_weights_that_readers_have
 
 def test_a_chain_that_retention_would_cut_is_refused_at_the_start() -> None:
     layout = Layout.of({"w": torch.zeros(10_000_000)})
-    little = {"models_retention_gib": 0.1}
+    little = {"models_retention_gib": 0.2}
     check_fits(layout, settings_for("f", topics=little, versions={"full_every": 8}))
-    with pytest.raises(ConfigError, match=r"topics\.models_retention_gib: 0\.1 GiB .*lower versions\.full_every"):
+    with pytest.raises(ConfigError, match=r"topics\.models_retention_gib: 0\.2 GiB .*lower versions\.full_every"):
         check_fits(layout, settings_for("f", topics=little, versions={"full_every": 20}))
     with pytest.raises(ConfigError, match=r"topics\.snapshots_retention_gib"):
         check_fits(layout, settings_for("f", topics={"snapshots_retention_gib": 0.003}))
