@@ -102,7 +102,7 @@ def test_a_delta_that_is_not_finite_changes_nothing(spec: CodecSpec, bad: float)
     before = feedback.residual
     delta = normal(NUMEL)
     delta[17] = bad
-    with pytest.raises(ValueError, match="NaN or infinity"):
+    with pytest.raises(ValueError, match=r"NaN (or|and) infinity"):
         feedback.encode(delta, spec, generator=generator())
     assert feedback.residual is before
     feedback.encode(normal(NUMEL), spec, generator=generator())
@@ -196,7 +196,7 @@ def test_sections_that_are_not_all_drawn_change_nothing() -> None:
         next(abandoned)
         bad = delta.clone()
         bad[-1] = float("nan")
-        with pytest.raises(ValueError, match="NaN or infinity"):
+        with pytest.raises(ValueError, match=r"NaN (or|and) infinity"):
             list(feedback.sections(bad, int4(), generator=generator()))
         assert feedback.encode(delta, int4(), generator=generator()) == other.encode(
             delta, int4(), generator=generator()
