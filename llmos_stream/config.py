@@ -127,8 +127,9 @@ class CodecSettings(Section):
     """Codec of the updates."""
     block: Annotated[int, Field(ge=32, le=1024), AfterValidator(_power_of_two)] = 512
     """Elements that share a scale (int8, int4); a power of two."""
-    rounding: Literal["stochastic", "nearest"] = "stochastic"
-    """Rounding of int8, int4 and the values of top-k."""
+    rounding: Literal["stochastic", "nearest"] | None = None
+    """Rounding of int8, int4 and the values of top-k. Unset: to nearest, which errs half as much, where error_feedback
+    makes up for its bias; stochastic, which has none, without."""
     fraction: Fraction = 0.1
     """Share of the elements that top-k keeps."""
     error_feedback: bool = True

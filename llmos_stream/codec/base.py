@@ -20,9 +20,12 @@ STEP = 1 << 19
 class Codec(Protocol):
     """Encodes and decodes slices. Immutable: temporaries live in the `scratch` of the call."""
 
-    def encode(self, values: Tensor, generator: Generator | None, scratch: Scratch) -> list[Tensor]:
+    def encode(
+        self, values: Tensor, generator: Generator | None, scratch: Scratch, lost: Tensor | None = None
+    ) -> list[Tensor]:
         """The planes (1-D uint8) of `values` (1-D float32, at least one element), valid until the next call.
 
+        `lost`, which may be `values` itself, receives what is left of them when the decoded values are taken away.
         Stochastic codecs draw from `generator` and raise ValueError without one. Codecs other than the floating
         ones raise ValueError for NaN and infinity, which have no place on a grid or in an order.
         """

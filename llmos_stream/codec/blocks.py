@@ -40,9 +40,13 @@ class Blocks:
     block: int
     stochastic: bool
 
-    def encode(self, values: Tensor, generator: Generator | None, scratch: Scratch) -> list[Tensor]:
+    def encode(
+        self, values: Tensor, generator: Generator | None, scratch: Scratch, lost: Tensor | None = None
+    ) -> list[Tensor]:
         levels = (1 << self.bits - 1) - 1
         scales, steps = quantise(values, levels, self.block, noise_of(self.stochastic, generator), scratch)
+        if lost is not None:
+            take_away(values, scales, steps, self.block, lost, scratch)
         return [*planes.split(scales, scratch), steps.view(torch.uint8) if self.bits == 8 else _pack(steps, scratch)]
 
     def decode(self, body: Tensor, out: Tensor, scratch: Scratch) -> None:
@@ -130,6 +134,16 @@ def dequantise(scale_planes: Tensor, steps: Tensor, block: int, out: Tensor, scr
     for begin in range(0, out.numel(), STEP):
         end = begin + STEP
         _multiply(steps[begin:end], scales[begin // block :], block, out[begin:end])
+
+
+def take_away(values: Tensor, bits: Tensor, steps: Tensor, block: int, lost: Tensor, scratch: Scratch) -> None:
+    """Write `values` less what their scales and steps (see `quantise`) decode to into `lost`, which may be `values`."""
+    scales = bits.view(torch.bfloat16).float()
+    for begin in range(0, values.numel(), STEP):
+        part = values[begin : begin + STEP]
+        decoded = scratch.take("decoded", part.numel(), torch.float32)
+        _multiply(steps[begin : begin + STEP], scales[begin // block :], block, decoded)
+        torch.sub(part, decoded, out=lost[begin : begin + STEP])
 
 
 def _multiply(steps: Tensor, scales: Tensor, block: int, out: Tensor) -> None:

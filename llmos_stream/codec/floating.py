@@ -29,9 +29,14 @@ class Floating:
 
     dtype: torch.dtype
 
-    def encode(self, values: Tensor, generator: Generator | None, scratch: Scratch) -> list[Tensor]:
+    def encode(
+        self, values: Tensor, generator: Generator | None, scratch: Scratch, lost: Tensor | None = None
+    ) -> list[Tensor]:
         narrow = values if self.dtype == torch.float32 else self._narrow(values, scratch)
-        return planes.split(narrow.view(_BITS[self.dtype]), scratch)
+        made = planes.split(narrow.view(_BITS[self.dtype]), scratch)
+        if lost is not None:
+            torch.sub(values, narrow, out=lost)
+        return made
 
     def decode(self, body: Tensor, out: Tensor, scratch: Scratch) -> None:
         if self.dtype == torch.float32:

@@ -64,13 +64,8 @@ def _sections(
     zstd = compressor(level)
     for begin in range(0, flat.numel(), SLICE):
         values = flat[begin : begin + SLICE]
-        planes = codec.encode(values, generator, scratch)
-        if lost is not None:
-            body = torch.cat(planes, out=scratch.take("body", sum(map(len, planes)), torch.uint8))
-            decoded = scratch.take("decoded", values.numel(), torch.float32)
-            codec.decode(body, decoded, scratch)
-            torch.sub(values, decoded, out=lost[begin : begin + SLICE])
-        yield pack(zstd, planes)
+        left = None if lost is None else lost[begin : begin + SLICE]
+        yield pack(zstd, codec.encode(values, generator, scratch, left))
 
 
 def decode(parts: Iterable[Part], spec: CodecSpec, numel: int, out: Tensor | None = None) -> Tensor:

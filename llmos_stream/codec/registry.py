@@ -91,7 +91,8 @@ def codec_for(spec: CodecSpec) -> Codec:
 def spec_of(settings: CodecSettings) -> CodecSpec:
     """The spec that `settings` ask for. Top-k values take 8 bits, rounded as `settings.rounding` says."""
     id = CodecId[settings.name.upper()]
-    stochastic = int(settings.rounding == "stochastic")
+    rounding = settings.rounding or ("nearest" if settings.error_feedback else "stochastic")
+    stochastic = int(rounding == "stochastic")
     if id in (CodecId.INT8, CodecId.INT4):
         return CodecSpec(id, {"block": settings.block, "stochastic": stochastic})
     if id is CodecId.TOPK:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Generator, Tensor
 
 from llmos_stream.codec import planes
-from llmos_stream.codec.blocks import dequantise, noise_of, quantise
+from llmos_stream.codec.blocks import dequantise, noise_of, quantise, take_away
 from llmos_stream.codec.scratch import Scratch, times
 from llmos_stream.errors import Reason, Rejected
 
@@ -41,14 +41,23 @@ class TopK:
     bits: int
     stochastic: bool
 
-    def encode(self, values: Tensor, generator: Generator | None, scratch: Scratch) -> list[Tensor]:
+    def encode(
+        self, values: Tensor, generator: Generator | None, scratch: Scratch, lost: Tensor | None = None
+    ) -> list[Tensor]:
         noise = noise_of(self.stochastic, generator)
         places = _largest(values, self._kept(values.numel()), scratch)
         kept = torch.from_numpy(values.numpy().take(places))
         gaps = torch.from_numpy(_gaps(places))
+        if lost is not None and lost.data_ptr() != values.data_ptr():
+            lost.copy_(values)
         if self.bits == 32:
+            if lost is not None:
+                lost.numpy()[places] = 0.0
             return [*planes.split(kept.view(torch.int32), scratch), gaps]
         scales, steps = quantise(kept, _LEVELS, _BLOCK, noise, scratch)
+        if lost is not None:
+            take_away(kept, scales, steps, _BLOCK, kept, scratch)
+            lost.numpy()[places] = kept.numpy()
         return [*planes.split(scales, scratch), steps.view(torch.uint8), gaps]
 
     def decode(self, body: Tensor, out: Tensor, scratch: Scratch) -> None:

@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import itertools
 import json
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -35,10 +36,14 @@ Thread 0x0000000000000003 (most recent call first):
 
 
 @pytest.fixture(autouse=True)
-def _torch_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
+def _as_before() -> Iterator[None]:
+    """A benchmark has its process to itself; here others come after it."""
+    threads, logger = torch.get_num_threads(), logging.getLogger("llmos_stream")
+    handlers, level, propagate = logger.handlers, logger.level, logger.propagate
     yield
-    torch.set_num_threads(before)
+    torch.set_num_threads(threads)
+    logger.handlers, logger.propagate = handlers, propagate
+    logger.setLevel(level)
 
 
 def _run(module: ModuleType, folder: Path, *arguments: str) -> Any:

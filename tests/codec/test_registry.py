@@ -1,4 +1,5 @@
 import math
+from typing import Any, Literal
 
 import pytest
 
@@ -89,3 +90,14 @@ def test_every_setting_makes_a_valid_spec(codec: str, rounding: str) -> None:
         "topk": {"fraction": 0.25, "bits": 8, "stochastic": stochastic},
     }
     assert spec.params == expected.get(codec, {})
+
+
+@pytest.mark.parametrize("name", ["int8", "int4", "topk"])
+def test_rounding_is_to_nearest_where_error_feedback_makes_up_for_it(name: Literal["int8", "int4", "topk"]) -> None:
+    def stochastic(**fields: Any) -> int | float:
+        return spec_of(CodecSettings(name=name, **fields)).params["stochastic"]
+
+    assert stochastic() == 0
+    assert stochastic(error_feedback=False) == 1
+    assert stochastic(rounding="stochastic") == 1
+    assert stochastic(rounding="nearest", error_feedback=False) == 0
