@@ -1,6 +1,8 @@
 """Readers of a chain of versions, on both brokers: each gets the bytes a version names, wherever it comes from."""
 
 import asyncio
+import threading
+from collections.abc import Iterable
 from dataclasses import replace
 
 import pytest
@@ -10,9 +12,9 @@ from llmos_stream.broker import Broker, MemoryBroker, Reader, Topics
 from llmos_stream.codec import weights_digest
 from llmos_stream.config import Settings
 from llmos_stream.errors import BrokerUnavailable, OffsetGone, Reason, Rejected
-from llmos_stream.roles import ControlView, Pointer, Replica, decoded_versions, read_versions
+from llmos_stream.roles import ControlView, Follower, Pointer, Replica, Version, decoded_versions, read_versions
 from llmos_stream.runtime import Offload
-from llmos_stream.types import VersionHead, VersionKind
+from llmos_stream.types import Part, VersionHead, VersionKind
 from llmos_stream.wire import message_id, pack_prelude, split
 from tests.roles.aids import NUMEL, aggregator, settings_for, update
 
@@ -107,20 +109,39 @@ async def test_what_does_not_come_is_waited_for_no_longer_than_asked(broker: Bro
         assert (await replica.move_to(pointers[2], _SECONDS)).head.number == 2  # read on the way there
 
 
-async def test_a_reader_that_was_interrupted_goes_on(broker: Broker, federation: str) -> None:
+async def test_a_reader_that_was_interrupted_while_a_thread_decodes_goes_on(
+    broker: Broker, federation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread is not cancelled: what it makes of the weights must not be taken for what the reader holds."""
     settings = _settings(federation)
     pointers = await _write(broker, settings, 7)
     digests = await _digests(broker, settings)
+    inside, go_on, done = threading.Event(), threading.Event(), threading.Event()
+    take = Follower.take
+
+    def slow(follower: Follower, head: VersionHead, parts: Iterable[Part]) -> Version | None:
+        inside.set()
+        assert go_on.wait(_SECONDS)
+        try:
+            return take(follower, head, parts)
+        finally:
+            done.set()
+
     async with Offload(1) as offload, broker.reader([Topics(federation).models], start="latest") as reader:
         replica = _replica(reader, settings, offload)
         await replica.move_to(pointers[1], _SECONDS)
-        for _ in range(3):
-            moving = asyncio.ensure_future(replica.move_to(pointers[7], _SECONDS))
-            await asyncio.wait([moving], timeout=0.0)
+        with monkeypatch.context() as patched:
+            patched.setattr(Follower, "take", slow)
+            moving = asyncio.ensure_future(replica.move_to(pointers[3], _SECONDS))
+            assert await asyncio.to_thread(inside.wait, _SECONDS)
             moving.cancel()
             await asyncio.wait([moving])
-        version = await replica.move_to(pointers[7], _SECONDS)
-    assert weights_digest(version.weights) == digests[7]
+            assert moving.cancelled()
+            go_on.set()
+            assert await asyncio.to_thread(done.wait, _SECONDS)
+        for number in (2, 3, 7):
+            version = await replica.move_to(pointers[number], _SECONDS)
+            assert weights_digest(version.weights) == digests[number]
 
 
 @pytest.mark.parametrize("what", ["weights", "payload", "parent", "layout"])
