@@ -37,6 +37,7 @@ def _settings(federation: str, **sections: dict[str, Any]) -> Settings:
         "client": {"lr": 0.1, "wait_seconds": 1.0},
         "stop": {"target": 0.9, "max_versions": 200},
     }
+    given["versions"] = {"full_every": 4}  # so that everybody follows a chain of deltas
     for section, fields in sections.items():
         given[section] = given.get(section, {}) | fields
     return settings_for(federation, **given)
