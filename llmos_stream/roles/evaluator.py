@@ -64,6 +64,8 @@ class _Measuring:
         self._shutdown = shutdown
         self._judge: Judge | None = None
         self._follower = Follower()
+        self._looked = False
+        self._first: Pointer | None = None  # the newest version at the first look; None where there was none yet
         self._next: Pointer | None = None  # from where to read on
         self._passed_over: Version | None = None
         self.last: Evaluation | None = None
@@ -77,7 +79,7 @@ class _Measuring:
         async with AsyncExitStack() as stack:
             delivery = await stack.enter_async_context(Delivery(self._broker, self._shutdown))
             control, models = await until_stop(self._open(stack), self._shutdown)
-            first = self._next or control.latest
+            first = self._next or self._first
             versions = _versions(models, control, self._follower, self._settings, self._offload, self._shutdown)
             async with aclosing(versions):
                 async for version, following in versions:
@@ -100,11 +102,14 @@ class _Measuring:
         control = ControlView(await stack.enter_async_context(self._broker.reader([topics.control], start="earliest")))
         models = await stack.enter_async_context(self._broker.reader([topics.models], start="earliest"))
         await control.catch_up()
+        if not self._looked:
+            self._looked, self._first = True, control.latest
         begin, held = self._next, self._follower.version
         if begin is None or held is None or held.head.number != begin.version - 1:
             # It does not hold what the next one stands on.
             self._follower = Follower()
-            begin = control.latest and control.latest.beginning
+            origin = self._first if self._next is None else control.latest
+            begin = origin and origin.beginning
         if begin is not None:
             models.seek(TopicPartition(topics.models, begin.partition), begin.offset)
         return control, models

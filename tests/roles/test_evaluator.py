@@ -1,6 +1,8 @@
 """The evaluator over a chain of deltas: which versions it measures, with which weights, and that it keeps its place."""
 
 import asyncio
+import threading
+from collections.abc import Iterable
 from types import TracebackType
 from typing import Any, Self
 
@@ -11,11 +13,13 @@ from llmos_stream.broker import Broker, MemoryBroker, Record
 from llmos_stream.codec import Layout
 from llmos_stream.config import Settings
 from llmos_stream.errors import BrokerUnavailable
-from llmos_stream.roles import Initial, Judge, decoded_versions, initial_of, run_evaluator
+from llmos_stream.roles import ControlView, Initial, Judge, Pointer, decoded_versions, initial_of, retry, run_evaluator
 from llmos_stream.runtime import Offload, Shutdown
-from llmos_stream.training import Task, load_task
+from llmos_stream.training import Batch, Task, load_task
 from tests.replay.aids import running_from
 from tests.roles.aids import Running, settings_for, update
+
+_SECONDS = 20.0
 
 
 class _Unsteady:
@@ -93,6 +97,19 @@ async def _expected(running: Running, settings: Settings, task: Task) -> dict[in
         }
 
 
+async def _newest(running: Running) -> Pointer:
+    async with running.broker.reader([running.topics.control], start="earliest") as reader:
+        control = ControlView(reader)
+        await control.catch_up()
+    assert control.latest is not None
+    return control.latest
+
+
+async def _oldest_offset(running: Running) -> int:
+    async with running.broker.reader([running.topics.models], start="earliest") as reader:
+        return await reader.position(reader.partitions[0])
+
+
 async def test_one_that_starts_in_the_middle_of_a_chain_measures_from_the_newest_on(
     broker: Broker, federation: str
 ) -> None:
@@ -113,25 +130,63 @@ async def test_one_that_starts_in_the_middle_of_a_chain_measures_from_the_newest
     assert len({str(expected[version]) for version in (6, 7, 8)}) == 3
 
 
+@pytest.mark.parametrize("last", [7, 8], ids=["a delta", "a full version"])
 async def test_the_last_version_is_measured_with_its_own_weights_where_every_third_is(
-    broker: Broker, federation: str
+    broker: Broker, federation: str, last: int
 ) -> None:
-    settings = _settings(federation, evaluator={"every": 3}, stop={"max_versions": 8})
+    settings = _settings(federation, evaluator={"every": 3}, stop={"max_versions": last})
     task, initial = _task(settings)
     async with running_from(broker, settings, initial) as running, Offload(2) as offload:
         evaluating = asyncio.create_task(run_evaluator(broker, settings, task, offload, Shutdown()))
         await _measured(running, 1)
-        await _publish(running, initial.layout, range(1, 9))
+        await _publish(running, initial.layout, range(1, last + 1))
         await evaluating
         found = await _measured(running, 4)
         expected = await _expected(running, settings, task)
-    assert [version for version, _ in found] == [0, 3, 6, 8]
+    assert [version for version, _ in found] == [0, 3, 6, last]
     assert all(metrics == pytest.approx(expected[version]) for version, metrics in found)
+    assert len({metrics["loss"] for metrics in expected.values()}) == last + 1  # no other's weights would do
+
+
+async def test_one_that_retention_overtook_goes_on_with_the_newest_chain(
+    federation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = _settings(federation, stop={"max_versions": 42}, topics={"models_retention_gib": 4e-5})
+    task, initial = _task(settings)
+    test_batches, begun, go_on = task.test_batches, threading.Event(), threading.Event()
+
+    def held_up(batch_size: int) -> Iterable[Batch]:
+        begun.set()
+        assert go_on.wait(_SECONDS)
+        return test_batches(batch_size)
+
+    async with running_from(MemoryBroker(), settings, initial) as running, Offload(2) as offload:
+        evaluating = asyncio.create_task(run_evaluator(running.broker, settings, task, offload, Shutdown()))
+        await _measured(running, 1)
+        monkeypatch.setattr(task, "test_batches", held_up)
+        await _publish(running, initial.layout, range(1, 2))
+        assert await asyncio.to_thread(begun.wait, _SECONDS)
+        at_one = await _newest(running)
+        await _publish(running, initial.layout, range(2, 42))
+        newest, oldest = await _newest(running), await _oldest_offset(running)
+        go_on.set()
+        assert at_one.version == 1
+        assert at_one.offset + 2 < oldest <= newest.beginning.offset  # version 2 is gone, the newest chain is not
+        await _measured(running, 4)
+        await _publish(running, initial.layout, range(42, 43))
+        await evaluating
+        found = await _measured(running, 5)
+        expected = await _expected(running, settings, task)
+    assert [version for version, _ in found] == [0, 1, 40, 41, 42]
+    assert all(metrics == pytest.approx(expected[version]) for version, metrics in found[2:])
 
 
 @pytest.mark.parametrize("lost_at", [{3}, {9}, {3, 5, 14}])
-async def test_one_that_loses_the_broker_keeps_its_place(federation: str, lost_at: set[int]) -> None:
+async def test_one_that_loses_the_broker_keeps_its_place(
+    federation: str, monkeypatch: pytest.MonkeyPatch, lost_at: set[int]
+) -> None:
     """Also while it reads what the first version stands on."""
+    monkeypatch.setattr(retry, "_FIRST_PAUSE_SECONDS", 0.001)
     broker = MemoryBroker()
     settings = _settings(federation, versions={"full_every": 100}, stop={"max_versions": 9})
     task, initial = _task(settings)

@@ -23,7 +23,7 @@ from llmos_stream.roles import (
 )
 from llmos_stream.runtime import Offload, Shutdown, run_all
 from llmos_stream.training import load_task
-from llmos_stream.types import Event
+from llmos_stream.types import Event, VersionKind
 from tests.conftest import KafkaNode
 from tests.roles.aids import settings_for
 
@@ -88,8 +88,11 @@ class Federation:
         return [event for event in self.events if event.kind == kind]
 
 
-async def test_three_unequal_clients_train_one_model_to_its_target(broker: Broker, federation: str) -> None:
-    settings = _settings(federation)
+@pytest.mark.parametrize("full_every", [1, 4])
+async def test_three_unequal_clients_train_one_model_to_its_target(
+    broker: Broker, federation: str, full_every: int
+) -> None:
+    settings = _settings(federation, versions={"full_every": full_every})
     run = Federation(broker, settings, [_client(settings, shard) for shard in range(3)])
     end = await run.run()
     assert end is not None
@@ -103,6 +106,8 @@ async def test_three_unequal_clients_train_one_model_to_its_target(broker: Broke
     async with broker.reader([f"{federation}.models"], start="earliest") as reader:
         versions = [version async for version in read_versions(reader, settings.wire)]
     assert [version.head.number for version in versions] == list(range(end.version + 1))
+    full = [version.head.number for version in versions if version.head.kind is VersionKind.FULL]
+    assert full == list(range(0, end.version + 1, full_every))
     identities = [(item.client_id, item.sequence) for version in versions for item in version.head.manifest]
     assert len(identities) == len(set(identities))
 
@@ -196,9 +201,14 @@ async def test_every_rule_and_codec_learns(federation: str, sections: dict[str, 
     assert end.reason == "target", run.last
 
 
-async def test_the_evaluator_measures_every_nth_version_and_the_last(federation: str) -> None:
+@pytest.mark.parametrize("full_every", [1, 4])
+async def test_the_evaluator_measures_every_nth_version_and_the_last(federation: str, full_every: int) -> None:
     settings = _settings(
-        federation, evaluator={"every": 3}, stop={"target": None, "max_versions": 7}, aggregation={"buffer_size": 1}
+        federation,
+        evaluator={"every": 3},
+        stop={"target": None, "max_versions": 7},
+        aggregation={"buffer_size": 1},
+        versions={"full_every": full_every},
     )
     broker = MemoryBroker()
     run = Federation(broker, settings, [_client(settings, 0)])
