@@ -9,13 +9,15 @@ from typing import Any, Self
 import pytest
 import torch
 
-from llmos_stream.broker import Broker, MemoryBroker, Record
+from llmos_stream.broker import Broker, MemoryBroker, Record, Topics
 from llmos_stream.codec import Layout
 from llmos_stream.config import Settings
 from llmos_stream.errors import BrokerUnavailable
 from llmos_stream.roles import ControlView, Initial, Judge, Pointer, decoded_versions, initial_of, retry, run_evaluator
 from llmos_stream.runtime import Offload, Shutdown
 from llmos_stream.training import Batch, Task, load_task
+from llmos_stream.types import Event
+from llmos_stream.wire import load_event
 from tests.replay.aids import running_from
 from tests.roles.aids import Running, settings_for, update
 
@@ -23,12 +25,11 @@ _SECONDS = 20.0
 
 
 class _Unsteady:
-    """A reader of `<f>.models` that gives one record at a time and loses the broker at the polls that are named."""
+    """A reader of `<f>.models` that gives one record at a time, and loses the broker as its owner says."""
 
-    def __init__(self, reader: Any, polls: list[int], lost_at: set[int]) -> None:
+    def __init__(self, reader: Any, broker: "_UnsteadyBroker") -> None:
         self._reader = reader
-        self._polls = polls
-        self._lost_at = lost_at
+        self._broker = broker
 
     async def __aenter__(self) -> Self:
         await self._reader.__aenter__()
@@ -43,27 +44,33 @@ class _Unsteady:
         return getattr(self._reader, name)
 
     async def poll(self, timeout_seconds: float, max_records: int = 500) -> list[Record]:
+        broker = self._broker
+        broker.polled.set()
         found: list[Record] = await self._reader.poll(timeout_seconds, 1)
         if found:
-            self._polls.append(found[0].offset)
-            if len(self._polls) in self._lost_at:
+            broker.read += 1
+            if broker.read in broker.lost_at:
+                broker.lost.set()
+                await broker.silence.wait()
                 raise BrokerUnavailable("lost")
         return found
 
 
 class _UnsteadyBroker:
+    """Is lost with the records of `<f>.models` that are named, counted as they are read; after a silence."""
+
     def __init__(self, broker: Broker, lost_at: set[int]) -> None:
         self._broker = broker
-        self._lost_at = lost_at
-        self.polls: list[int] = []
-        """Offsets of the records of `<f>.models` that were read."""
+        self.lost_at = lost_at
+        self.read = 0
+        self.polled, self.lost, self.silence = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._broker, name)
 
     def reader(self, topics: list[str], **options: Any) -> Any:
         reader = self._broker.reader(topics, **options)
-        return _Unsteady(reader, self.polls, self._lost_at) if topics[0].endswith(".models") else reader
+        return _Unsteady(reader, self) if topics[0].endswith(".models") else reader
 
 
 def _settings(federation: str, **sections: Any) -> Settings:
@@ -86,6 +93,14 @@ async def _publish(running: Running, layout: Layout, numbers: range) -> None:
 async def _measured(running: Running, count: int) -> list[tuple[int, dict[str, float]]]:
     found = await running.events("evaluation", count)
     return [(event.data["version"], event.data["metrics"]) for event in found]  # type: ignore[misc]
+
+
+async def _all_measured(running: Running) -> list[tuple[int, dict[str, float]]]:
+    found: list[Event] = []
+    async with running.broker.reader([running.topics.events], start="earliest") as reader:
+        while await reader.lag() > 0:
+            found += [load_event(record.value or b"") for record in await reader.poll(_SECONDS)]
+    return [(event.data["version"], event.data["metrics"]) for event in found if event.kind == "evaluation"]  # type: ignore[misc]
 
 
 async def _expected(running: Running, settings: Settings, task: Task) -> dict[int, dict[str, float]]:
@@ -191,6 +206,7 @@ async def test_one_that_loses_the_broker_keeps_its_place(
     settings = _settings(federation, versions={"full_every": 100}, stop={"max_versions": 9})
     task, initial = _task(settings)
     unsteady: Any = _UnsteadyBroker(broker, lost_at)
+    unsteady.silence.set()
     async with running_from(broker, settings, initial) as running, Offload(2) as offload:
         await _publish(running, initial.layout, range(1, 7))
         evaluating = asyncio.create_task(run_evaluator(unsteady, settings, task, offload, Shutdown()))
@@ -201,4 +217,49 @@ async def test_one_that_loses_the_broker_keeps_its_place(
         expected = await _expected(running, settings, task)
     assert [version for version, _ in found] == [6, 7, 8, 9]
     assert all(metrics == pytest.approx(expected[version]) for version, metrics in found)
-    assert len(unsteady.polls) > max(lost_at)
+    assert unsteady.read > max(lost_at)
+
+
+@pytest.mark.parametrize("full_every", [4, 100])
+@pytest.mark.parametrize("lost_at", [1, 2, 3])
+async def test_what_came_before_the_first_version_was_reached_is_measured_too(
+    federation: str, monkeypatch: pytest.MonkeyPatch, full_every: int, lost_at: int
+) -> None:
+    """Lost on the way to version 6; back again there are three more, some of them on another chain if it is short."""
+    monkeypatch.setattr(retry, "_FIRST_PAUSE_SECONDS", 0.001)
+    broker = MemoryBroker()
+    settings = _settings(federation, versions={"full_every": full_every}, stop={"max_versions": 9})
+    task, initial = _task(settings)
+    unsteady: Any = _UnsteadyBroker(broker, {lost_at})
+    async with running_from(broker, settings, initial) as running, Offload(2) as offload:
+        await _publish(running, initial.layout, range(1, 7))
+        evaluating = asyncio.create_task(run_evaluator(unsteady, settings, task, offload, Shutdown()))
+        await unsteady.lost.wait()
+        await _publish(running, initial.layout, range(7, 10))
+        unsteady.silence.set()
+        await evaluating
+        found = await _all_measured(running)
+        expected = await _expected(running, settings, task)
+    assert [version for version, _ in found] == [6, 7, 8, 9]
+    assert all(metrics == pytest.approx(expected[version]) for version, metrics in found)
+
+
+async def test_one_that_was_there_before_the_first_version_measures_all_of_them(
+    federation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retry, "_FIRST_PAUSE_SECONDS", 0.001)
+    broker = MemoryBroker()
+    settings = _settings(federation, stop={"max_versions": 5})
+    task, initial = _task(settings)
+    unsteady: Any = _UnsteadyBroker(broker, {1})
+    await broker.create_topics(Topics(federation).specs(settings.topics))
+    async with Offload(2) as offload:
+        evaluating = asyncio.create_task(run_evaluator(unsteady, settings, task, offload, Shutdown()))
+        await unsteady.polled.wait()
+        async with running_from(broker, settings, initial) as running:
+            await unsteady.lost.wait()
+            await _publish(running, initial.layout, range(1, 6))
+            unsteady.silence.set()
+            await evaluating
+            found = await _all_measured(running)
+    assert [version for version, _ in found] == list(range(6))
