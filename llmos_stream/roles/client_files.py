@@ -9,6 +9,7 @@ from pathlib import Path
 from zlib import crc32
 
 import orjson
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -21,7 +22,8 @@ from llmos_stream.types import Part, UpdateHead
 from llmos_stream.wire import MAX_PRELUDE_BYTES, MAX_SIGNATURE_BYTES, unpack_prelude
 
 _RESIDUAL = "residual"
-_CRC = "crc32:"
+_SUMS = "sums:"
+_SUMMED = 8192  # bytes, so that a page of the disk that is not the newest spoils the sum of one or two blocks
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,11 +184,12 @@ def write_residual(path: Path, residual: Tensor, over: Path | None) -> NamedFile
     file.write(len(header).to_bytes(8, "little") + header)
     file.write(elements)
     file.sync()
-    return NamedFile(path.name, file.size, f"{_CRC}{crc32(elements):08x}")
+    return NamedFile(path.name, file.size, _sums(residual))
 
 
 def _bytes_of(flat: Tensor) -> Part:
-    elements = flat.detach().numpy().astype("<f4", copy=False)
+    elements = flat.detach().numpy()
+    elements = elements.astype(elements.dtype.newbyteorder("<"), copy=False)
     return elements.data.cast("B") if elements.size else b""  # an empty view cannot be cast
 
 
@@ -209,4 +212,13 @@ def _checked_residual(path: Path, named: NamedFile) -> Tensor:
 
 def _digest_like(digest: str, residual: Tensor) -> str:
     # SHA-256, of a release before this one, took as long as half of the encoding.
-    return f"{_CRC}{crc32(_bytes_of(residual)):08x}" if digest.startswith(_CRC) else weights_digest(residual).hex()
+    return _sums(residual) if digest.startswith(_SUMS) else weights_digest(residual).hex()
+
+
+def _sums(residual: Tensor) -> str:
+    """CRC-32 of the 64-bit sums of blocks, and of the elements after the last whole one: a tenth of CRC-32's time."""
+    elements = _bytes_of(residual)
+    whole = len(elements) // _SUMMED * _SUMMED
+    blocks = residual.detach()[: whole // 4].view(torch.int64).view(-1, _SUMMED // 8)
+    sums = blocks.sum(dim=1)  # of 64-bit integers: they wrap around
+    return f"{_SUMS}{crc32(elements[whole:], crc32(_bytes_of(sums))):08x}"

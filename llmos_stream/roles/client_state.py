@@ -14,8 +14,8 @@ A state folder holds
     unsent      null        nothing waits to be sent; or the update that the log has not acknowledged yet:
                             {"file": str, "size": int, "digest": hex SHA-256 of the prelude, "payload": int}
                             (the prelude names the payload's own digest; "payload" is its bytes, which come first)
-    residual    null        nothing is owed; or {"file": str, "size": int, "digest": "crc32:" and eight hex digits}
-                            (CRC-32 of the elements: it guards against damage, not against malice)
+    residual    null        nothing is owed; or {"file": str, "size": int, "digest": "sums:" and eight hex digits}
+                            (a checksum of the elements: it guards against damage, not against malice)
 
 An update, its residual and the next sequence become durable together, by one replacement of
 `state.json`: the files it names are on the disk before, the others are deleted after, but for the last

@@ -230,8 +230,22 @@ def test_the_state_file_is_what_the_module_says(tmp_path: Path) -> None:
     data = (tmp_path / f"update-{number}.bin").read_bytes()
     assert data == b"".join([*update.parts, update.prelude])
     assert found["unsent"]["payload"] == update.head.payload_size
-    assert found["residual"]["digest"] == f"crc32:{crc32(torch.ones(2).numpy().tobytes()):08x}"
+    assert found["residual"]["digest"] == f"sums:{crc32(torch.ones(2).numpy().tobytes()):08x}"
     assert torch.equal(load_file(tmp_path / found["residual"]["file"])["residual"], torch.ones(2))
+
+
+@pytest.mark.parametrize("at", [0, 8 * 2047, 8 * 2048, 8 * 2048 + 5])
+def test_a_bit_that_flips_anywhere_in_a_residual_is_seen(tmp_path: Path, at: int) -> None:
+    owed = torch.linspace(-1, 1, 4098)
+    _spooled(tmp_path, owed)
+    (path,) = tmp_path.glob("residual-*.safetensors")
+    data = bytearray(path.read_bytes())
+    with ClientState("a", tmp_path) as state:
+        assert state.residual() is not None
+    data[len(data) - owed.nbytes + at] ^= 16
+    path.write_bytes(data)
+    with ClientState("a", tmp_path) as state, pytest.raises(StateError, match="do not match their digest"):
+        state.residual()
 
 
 @pytest.mark.parametrize("damaged", [False, True])
