@@ -79,7 +79,7 @@ class BrokerSettings(Section):
     """How long a batch waits for more records."""
     compression_type: Literal["none", "gzip", "snappy", "lz4", "zstd"] = "none"
     """Kafka's own compression. Payloads are compressed already; all but gzip need the package cramjam everywhere."""
-    heap_bytes: Annotated[int, Field(ge=0, le=1 << 40)] = 32 << 20
+    heap_bytes: Annotated[int, Field(ge=0, le=1 << 40)] = 16 << 20
     """Freed memory that a process on Kafka keeps for its next records, in one malloc arena (glibc). 0 leaves malloc as
     it is, as FederatedLearning does unless this is set."""
 
@@ -115,7 +115,7 @@ class WireSettings(Section):
     """A half-received message is dropped when no chunk of it came for this long."""
     pending_bytes: Annotated[int, Field(ge=1 << 20)] = 4 << 30
     """Bytes of half-received messages held at most; past that the longest idle one is dropped."""
-    memory_bytes: Annotated[int, Field(ge=0)] = 32 << 20
+    memory_bytes: Annotated[int, Field(ge=0)] = 8 << 20
     """How much of pending_bytes is held in memory; the rest lies in a temporary file."""
     spool_dir: Path | None = None
     """Folder of that file: on a disk (what /tmp holds may be memory) with room for pending_bytes. Unset: the system's

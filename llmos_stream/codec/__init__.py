@@ -3,7 +3,7 @@
 from llmos_stream.codec.base import Codec
 from llmos_stream.codec.chain import DeltaEncoding, Residual, apply_delta, encode_delta, fits_delta, settle
 from llmos_stream.codec.compact import Compact, compact_bytes
-from llmos_stream.codec.decoding import Decoding, compacting, decoding, reading, slices
+from llmos_stream.codec.decoding import Decoding, compacting, reading, slices
 from llmos_stream.codec.feedback import ErrorFeedback
 from llmos_stream.codec.layout import Layout, check_flat
 from llmos_stream.codec.payload import SLICE, decode, encode, max_payload_size, payload_digest, weights_digest
@@ -26,7 +26,6 @@ __all__ = [
     "compact_bytes",
     "compacting",
     "decode",
-    "decoding",
     "encode",
     "encode_delta",
     "fits_delta",

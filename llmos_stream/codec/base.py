@@ -13,8 +13,9 @@ from torch import Generator, Tensor
 
 from llmos_stream.codec.scratch import Scratch
 
-STEP = 1 << 19
-"""Elements to which one operation after the other is applied: 2 MiB of float32, so that they stay in cache."""
+STEP = 1 << 17
+"""Elements to which one operation after the other is applied: half a MiB of float32, so that they stay in cache, and
+temporaries take little. A multiple of every size of blocks."""
 
 
 class Codec(Protocol):

@@ -107,23 +107,35 @@ def quantise(
 
     Rounds stochastically with `noise`, to nearest without. Raises ValueError for NaN and infinity.
     """
+    bits = torch.empty(-(-values.numel() // block), dtype=torch.int16)
+    steps = scratch.take("steps", values.numel(), torch.int8)
+    for begin in range(0, values.numel(), STEP):
+        some = values[begin : begin + STEP]
+        scales = bits[begin // block : -(-(begin + some.numel()) // block)]
+        _quantise(some, levels, block, noise, scratch, scales, steps[begin : begin + STEP])
+    return bits, steps
+
+
+def _quantise(
+    values: Tensor, levels: int, block: int, noise: Generator | None, scratch: Scratch, bits: Tensor, steps: Tensor
+) -> None:
+    """Write scales into `bits` and steps into `steps`."""
     count = values.numel()
     blocks = (functional.pad(values, (0, -count % block)) if count % block else values).view(-1, block)
     largest = torch.maximum(blocks.amax(1), -blocks.amin(1))
     if not largest.isfinite().all():
         raise ValueError("NaN and infinity cannot be quantised")
-    bits = _scale_bits(largest, levels)
+    bits.copy_(_scale_bits(largest, levels))
     inverse = bits.view(torch.bfloat16).float().reciprocal_().masked_fill_(bits == 0, 0.0)
-    steps = torch.mul(
-        blocks, inverse[:, None], out=scratch.take("steps", blocks.numel(), torch.float32).view(-1, block)
+    exact = torch.mul(
+        blocks, inverse[:, None], out=scratch.take("exact steps", blocks.numel(), torch.float32).view(-1, block)
     )
     if noise is None:
-        steps.round_()
+        exact.round_()
     else:
-        steps.add_(_sixteen_bits(noise, blocks.numel(), scratch).view(-1, block), alpha=_NOISE_STEP)
-        steps.add_(0.5 + _NOISE_STEP / 2).floor_()
-    whole = scratch.take("whole steps", blocks.numel(), torch.int8)
-    return bits, whole.copy_(steps.clamp_(-levels, levels).view(-1))[:count]
+        exact.add_(_sixteen_bits(noise, blocks.numel(), scratch).view(-1, block), alpha=_NOISE_STEP)
+        exact.add_(0.5 + _NOISE_STEP / 2).floor_()
+    steps.copy_(exact.clamp_(-levels, levels).view(-1)[:count])
 
 
 def dequantise(scale_planes: Tensor, steps: Tensor, block: int, out: Tensor, scratch: Scratch) -> None:

@@ -14,7 +14,7 @@ Everything goes slice by slice, by several threads where there are some, and wri
 nearest step, so there is no randomness.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from threading import Lock
 from typing import NamedTuple
 
@@ -23,10 +23,11 @@ import zstandard
 from torch import Tensor
 
 from llmos_stream.codec.base import Codec
+from llmos_stream.codec.compact import expanded
 from llmos_stream.codec.layout import check_flat
 from llmos_stream.codec.payload import SLICE
 from llmos_stream.codec.registry import codec_for
-from llmos_stream.codec.scratch import Scratch
+from llmos_stream.codec.scratch import Scratch, borrowed
 from llmos_stream.codec.sections import PartReader, compressor, cut, inflate, pack
 from llmos_stream.types import CodecSpec, Part
 
@@ -77,11 +78,12 @@ class DeltaEncoding:
 
     def work(self) -> None:
         """Encode slices until none is left. Raises nothing: see `finish`."""
-        zstd, scratch = compressor(1), Scratch()
+        zstd = compressor(1)
         try:
-            while (taken := self._take()) is not None:
-                begin, owed = taken
-                self._made[begin] = self._slice(begin, owed, zstd, scratch)
+            with borrowed() as scratch:
+                while (taken := self._take()) is not None:
+                    begin, owed = taken
+                    self._made[begin] = self._slice(begin, owed, zstd, scratch)
         except BaseException as error:  # noqa: BLE001 (raised by `finish`)
             self._error = self._error or error
 
@@ -110,13 +112,17 @@ class DeltaEncoding:
         before, values = self._parent[begin : begin + SLICE], self._weights[begin : begin + SLICE]
         if self._owed is not None and owed is not None:
             self._owed.add(owed, values, scratch)
-        rest = torch.sub(values, before, out=scratch.take("rest", values.numel(), torch.float32))
-        delta = scratch.take("delta", values.numel(), torch.float32)
-        section = _encode(rest, self._codec, zstd, scratch, delta)
-        reached = torch.add(before, delta, out=rest)
-        values.sub_(reached)
-        residual = _encode(values, self._codec, zstd, scratch)
-        values.copy_(reached)
+        rest = torch.sub(values, before, out=scratch.take("slice", values.numel(), torch.float32))
+        planes = self._codec.encode(rest, None, scratch)
+        section = pack(zstd, planes)
+        body = torch.cat(planes, out=scratch.take("body", sum(map(len, planes)), torch.uint8))
+        at = 0
+        for decoded in _values(body, self._codec, values.numel(), scratch):
+            here = slice(at, at := at + decoded.numel())
+            reached = torch.add(before[here], decoded, out=rest[here])
+            values[here].sub_(reached)
+        residual = pack(zstd, self._codec.encode(values, None, scratch))
+        values.copy_(rest)
         return section, residual
 
 
@@ -146,9 +152,10 @@ def apply_delta(weights: Tensor, parts: Iterable[Part], spec: CodecSpec) -> None
 
     Raises Rejected as `payload.decode` does; the weights are undefined then.
     """
-    sections, scratch = _Sections(parts, spec), Scratch()
-    for values in torch.split(check_flat(weights), SLICE):
-        sections.add(sections.cut(values.numel()), values, scratch)
+    sections = _Sections(parts, spec)
+    with borrowed() as scratch:
+        for values in torch.split(check_flat(weights), SLICE):
+            sections.add(sections.cut(values.numel()), values, scratch)
     sections.finish()
 
 
@@ -164,22 +171,19 @@ class _Sections:
 
     def add(self, section: Part, values: Tensor, scratch: Scratch) -> None:
         least, most = self._codec.bounds(values.numel())
-        room = scratch.take("section", most, torch.uint8)
-        decoded = scratch.take("decoded", values.numel(), torch.float32)
+        room = scratch.take("body", most, torch.uint8)
         body = inflate(section, zstandard.ZstdDecompressor(), least, most, room)
-        self._codec.decode(body, decoded, scratch)
-        values.add_(decoded)
+        at = 0
+        for decoded in _values(body, self._codec, values.numel(), scratch):
+            values[at : at + decoded.numel()].add_(decoded)
+            at += decoded.numel()
 
     def finish(self) -> None:
         self._reader.finish()
 
 
-def _encode(
-    values: Tensor, codec: Codec, zstd: zstandard.ZstdCompressor, scratch: Scratch, decoded: Tensor | None = None
-) -> bytes:
-    """One section; `decoded`, where given, is filled with what a reader will make of it."""
-    planes = codec.encode(values, None, scratch)
-    if decoded is not None:
-        body = torch.cat(planes, out=scratch.take("body", sum(map(len, planes)), torch.uint8))
-        codec.decode(body, decoded, scratch)
-    return pack(zstd, planes)
+def _values(body: Tensor, codec: Codec, count: int, scratch: Scratch) -> Iterator[Tensor]:
+    """The `count` values of a slice's body, a few at a time: see `compact.expanded`."""
+    compact = scratch.take("compact", codec.compact_size(count), torch.uint8)
+    codec.condense(body, count, compact, scratch)
+    return expanded(codec, compact, count, scratch)

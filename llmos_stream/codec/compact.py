@@ -48,7 +48,7 @@ class Compact:
         """Where to put the body of the slice that `put` will be given."""
         if self._codec.in_place():
             return self._slice(begin, count)
-        return scratch.take("body", self._codec.bounds(count)[1], torch.uint8)
+        return scratch.take("slice", self._codec.bounds(count)[1], torch.uint8)
 
     def put(self, begin: int, count: int, body: Tensor, scratch: Scratch) -> None:
         """Keep the slice of `count` elements from `begin` on. Raises Rejected(CORRUPT_PAYLOAD)."""

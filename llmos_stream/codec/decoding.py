@@ -13,10 +13,9 @@ import zstandard
 from torch import Tensor
 
 from llmos_stream.codec.compact import Compact, expanded
-from llmos_stream.codec.layout import check_flat
 from llmos_stream.codec.payload import SLICE
 from llmos_stream.codec.registry import codec_for
-from llmos_stream.codec.scratch import Scratch
+from llmos_stream.codec.scratch import Scratch, borrowed
 from llmos_stream.codec.sections import PartReader, cut, inflate, unpack
 from llmos_stream.types import CodecSpec, Part
 
@@ -49,21 +48,19 @@ class Decoding:
         """How many there are: more threads than that have nothing to do."""
         return max(1, -(-self._numel // SLICE))
 
-    def work(self, scratch: Scratch | None = None) -> None:
-        """Decode until nothing is left or something is wrong. Raises nothing: see `finish`.
-
-        `scratch` is one that no other thread uses meanwhile; used again for the next payload it saves page faults.
-        """
-        zstd, scratch = zstandard.ZstdDecompressor(), scratch or Scratch()
-        while (section := self._cut()) is not None:
-            begin, count, frame = section
-            try:
-                least, most = self._codec.bounds(count)
-                body = inflate(frame, zstd, least, most, self._room(begin, count, scratch))
-                self._put(begin, count, body, scratch)
-            except BaseException as error:  # noqa: BLE001 (raised by `finish`)
-                with self._lock:
-                    self._fail(begin, error)
+    def work(self) -> None:
+        """Decode until nothing is left or something is wrong. Raises nothing: see `finish`."""
+        zstd = zstandard.ZstdDecompressor()
+        with borrowed() as scratch:
+            while (section := self._cut()) is not None:
+                begin, count, frame = section
+                try:
+                    least, most = self._codec.bounds(count)
+                    body = inflate(frame, zstd, least, most, self._room(begin, count, scratch))
+                    self._put(begin, count, body, scratch)
+                except BaseException as error:  # noqa: BLE001 (raised by `finish`)
+                    with self._lock:
+                        self._fail(begin, error)
 
     def finish(self) -> None:
         """Call when every `work` has returned. Raises Rejected as `payload.decode` does, or what `put` raised."""
@@ -93,23 +90,6 @@ class Decoding:
             self._failed_at, self._error = at, error
 
 
-def decoding(parts: Iterable[Part], spec: CodecSpec, numel: int, out: Tensor, seen: Seen | None = None) -> Decoding:
-    """Decodes into `out` (a flat vector), as `payload.decode` does. Slices are `seen` in any order."""
-    codec = codec_for(spec)
-    check_flat(out, numel)
-
-    def room(begin: int, count: int, scratch: Scratch) -> Tensor:
-        return scratch.take("body", codec.bounds(count)[1], torch.uint8)
-
-    def put(begin: int, count: int, body: Tensor, scratch: Scratch) -> None:
-        values = out[begin : begin + count]
-        codec.decode(body, values, scratch)
-        if seen is not None:
-            seen(begin, values)
-
-    return Decoding(parts, spec, numel, room, put)
-
-
 def compacting(
     parts: Iterable[Part], spec: CodecSpec, numel: int, room: Tensor, seen: Seen | None = None
 ) -> tuple[Decoding, Compact]:
@@ -137,7 +117,7 @@ def reading(parts: Iterable[Part], spec: CodecSpec, numel: int, seen: Seen) -> D
     codec = codec_for(spec)
 
     def room(begin: int, count: int, scratch: Scratch) -> Tensor:
-        return scratch.take("body", codec.bounds(count)[1], torch.uint8)
+        return scratch.take("slice", codec.bounds(count)[1], torch.uint8)
 
     def put(begin: int, count: int, body: Tensor, scratch: Scratch) -> None:
         compact = scratch.take("compact", codec.compact_size(count), torch.uint8)
@@ -155,12 +135,12 @@ def slices(parts: Iterable[Part], spec: CodecSpec, numel: int, factor: float | N
     Each is to be read only and valid until the next is drawn. Holds one slice. Raises Rejected as `payload.decode`
     does, while they are drawn.
     """
-    codec, reader = codec_for(spec), PartReader(parts)
-    zstd, scratch = zstandard.ZstdDecompressor(), Scratch()
-    for begin in range(0, numel, SLICE):
-        count = min(SLICE, numel - begin)
-        body = unpack(reader, zstd, *codec.bounds(count), scratch)
-        compact = scratch.take("compact", codec.compact_size(count), torch.uint8)
-        codec.condense(body, count, compact, scratch)
-        yield from expanded(codec, compact, count, scratch, factor)
+    codec, reader, zstd = codec_for(spec), PartReader(parts), zstandard.ZstdDecompressor()
+    with borrowed() as scratch:
+        for begin in range(0, numel, SLICE):
+            count = min(SLICE, numel - begin)
+            body = unpack(reader, zstd, *codec.bounds(count), scratch)
+            compact = scratch.take("compact", codec.compact_size(count), torch.uint8)
+            codec.condense(body, count, compact, scratch)
+            yield from expanded(codec, compact, count, scratch, factor)
     reader.finish()

@@ -12,7 +12,6 @@ from torch import Generator, Tensor
 
 from llmos_stream.codec.layout import check_flat
 from llmos_stream.codec.payload import SLICE, encode
-from llmos_stream.codec.scratch import Scratch
 from llmos_stream.errors import StateError
 from llmos_stream.types import CodecId, CodecSpec
 
@@ -35,7 +34,6 @@ class ErrorFeedback:
         self._residual: Tensor | None = None
         self._pending: Tensor | None = None
         self._spare: Tensor | None = None
-        self._scratch = Scratch()
 
     @property
     def residual(self) -> Tensor | None:
@@ -87,7 +85,7 @@ class ErrorFeedback:
         delta = check_flat(delta, self._numel).detach()
         total = torch.empty(self._numel) if self._spare is None else self._spare
         self._spare = None
-        sections = encode(total, spec, level=level, generator=generator, lost=total, scratch=self._scratch)
+        sections = encode(total, spec, level=level, generator=generator, lost=total)
         return self._drawn(delta, total, sections, passes_all=spec.id in _PASS_ALL)
 
     def _drawn(self, delta: Tensor, total: Tensor, sections: Iterator[bytes], *, passes_all: bool) -> Iterator[bytes]:

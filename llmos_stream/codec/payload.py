@@ -25,7 +25,7 @@ from torch import Generator, Tensor
 from llmos_stream.codec.base import Codec
 from llmos_stream.codec.layout import check_flat
 from llmos_stream.codec.registry import codec_for
-from llmos_stream.codec.scratch import Scratch
+from llmos_stream.codec.scratch import borrowed
 from llmos_stream.codec.sections import LENGTH, PartReader, compressor, frame_bound, pack, unpack
 from llmos_stream.types import CodecSpec, Part
 
@@ -40,13 +40,11 @@ def encode(
     level: int = 1,
     generator: Generator | None = None,
     lost: Tensor | None = None,
-    scratch: Scratch | None = None,
 ) -> Iterator[bytes]:
     """The sections of `flat`, made as they are asked for; `level` is zstd's (see `sections.compressor`).
 
     `lost`, a flat vector of the same length, receives `flat - decode(encode(flat))` as the sections are drawn; it may
-    be `flat` itself. `scratch`, kept from one call to the next, saves page faults. The same input, spec and generator
-    state give the same bytes whatever the number of threads.
+    be `flat` itself. The same input, spec and generator state give the same bytes whatever the number of threads.
 
     Raises ValueError: for stochastic rounding without `generator`, and (while sections are drawn) for NaN or infinity
     with int8, int4 and top-k. The floating codecs pass them on; `core` refuses such updates.
@@ -55,17 +53,19 @@ def encode(
     check_flat(flat)
     if lost is not None:
         check_flat(lost, flat.numel())
-    return _sections(flat.detach(), codec, level, generator, lost, scratch or Scratch())
+    return _sections(flat.detach(), codec, level, generator, lost)
 
 
 def _sections(
-    flat: Tensor, codec: Codec, level: int, generator: Generator | None, lost: Tensor | None, scratch: Scratch
+    flat: Tensor, codec: Codec, level: int, generator: Generator | None, lost: Tensor | None
 ) -> Iterator[bytes]:
     zstd = compressor(level)
     for begin in range(0, flat.numel(), SLICE):
         values = flat[begin : begin + SLICE]
         left = None if lost is None else lost[begin : begin + SLICE]
-        yield pack(zstd, codec.encode(values, generator, scratch, left))
+        with borrowed() as scratch:
+            section = pack(zstd, codec.encode(values, generator, scratch, left))
+        yield section
 
 
 def decode(parts: Iterable[Part], spec: CodecSpec, numel: int, out: Tensor | None = None) -> Tensor:
@@ -81,11 +81,11 @@ def decode(parts: Iterable[Part], spec: CodecSpec, numel: int, out: Tensor | Non
     flat = torch.empty(numel, dtype=torch.float32) if out is None else check_flat(out, numel)
     reader = PartReader(parts)
     zstd = zstandard.ZstdDecompressor()
-    scratch = Scratch()
-    for begin in range(0, numel, SLICE):
-        values = flat[begin : begin + SLICE]
-        least, most = codec.bounds(values.numel())
-        codec.decode(unpack(reader, zstd, least, most, scratch), values, scratch)
+    with borrowed() as scratch:
+        for begin in range(0, numel, SLICE):
+            values = flat[begin : begin + SLICE]
+            least, most = codec.bounds(values.numel())
+            codec.decode(unpack(reader, zstd, least, most, scratch), values, scratch)
     reader.finish()
     return flat
 

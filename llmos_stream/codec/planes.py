@@ -7,6 +7,7 @@ and the second cost zstd next to no time. (The shuffle filter of HDF5 and Blosc.
 import torch
 from torch import Tensor
 
+from llmos_stream.codec.base import STEP
 from llmos_stream.codec.scratch import Scratch
 
 
@@ -14,16 +15,20 @@ def split(bits: Tensor, scratch: Scratch) -> list[Tensor]:
     """The byte planes (uint8, lowest byte first) of a 1-D int16 or int32 tensor."""
     count, width = bits.numel(), bits.element_size()
     rows = scratch.take("planes", count * width, torch.uint8).view(width, count)
-    shifted = scratch.take("shifted", count, bits.dtype)
-    for index, row in enumerate(rows):
-        row.copy_(torch.bitwise_right_shift(bits, 8 * index, out=shifted) if index else bits)
+    for begin in range(0, count, STEP):
+        part = bits[begin : begin + STEP]
+        shifted = scratch.take("shifted", part.numel(), bits.dtype)
+        for index, row in enumerate(rows):
+            source = torch.bitwise_right_shift(part, 8 * index, out=shifted) if index else part
+            row[begin : begin + STEP] = source
     return list(rows)
 
 
 def join(body: Tensor, out: Tensor, scratch: Scratch) -> None:
     """Undo `split`: fill `out` (1-D int16 or int32) from `body`, its planes end to end."""
-    wide = scratch.take("wide", out.numel(), out.dtype)
     *lower, highest = body.view(out.element_size(), -1)
-    out.copy_(highest)
-    for plane in reversed(lower):
-        out.bitwise_left_shift_(8).bitwise_or_(wide.copy_(plane))
+    for begin in range(0, out.numel(), STEP):
+        part = out[begin : begin + STEP].copy_(highest[begin : begin + STEP])
+        wide = scratch.take("wide", part.numel(), out.dtype)
+        for plane in reversed(lower):
+            part.bitwise_left_shift_(8).bitwise_or_(wide.copy_(plane[begin : begin + STEP]))

@@ -4,6 +4,9 @@ A slice's temporaries are megabytes. Allocated afresh they go back to the system
 cost several times what the arithmetic does.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
 import torch
 from torch import Tensor
 
@@ -21,6 +24,22 @@ class Scratch:
         if buffer is None or buffer.numel() < size:
             buffer = self._buffers[name] = torch.empty(size, dtype=torch.uint8)
         return buffer[:size].view(dtype)
+
+
+_SPARE: list[Scratch] = []
+
+
+@contextmanager
+def borrowed() -> Iterator[Scratch]:
+    """A scratch that nobody else uses meanwhile. The process keeps as many as were ever in use at once."""
+    scratch: Scratch | None = None
+    with suppress(IndexError):  # other threads may be quicker
+        scratch = _SPARE.pop()
+    scratch = scratch or Scratch()
+    try:
+        yield scratch
+    finally:
+        _SPARE.append(scratch)
 
 
 def times(values: Tensor, factor: float | None, scratch: Scratch) -> Tensor:

@@ -100,7 +100,7 @@ def unpack(reader: PartReader, zstd: zstandard.ZstdDecompressor, least: int, mos
     Raises Rejected: TRUNCATED where the payload ends within the section, DECOMPRESSION_BOMB where its length or
     its frame's header claim more than `most` implies, CORRUPT_PAYLOAD for anything else zstd or the format object to.
     """
-    return inflate(cut(reader, most), zstd, least, most, scratch.take("body", most, torch.uint8))
+    return inflate(cut(reader, most), zstd, least, most, scratch.take("slice", most, torch.uint8))
 
 
 def cut(reader: PartReader, most: int) -> Part:

@@ -21,6 +21,8 @@ from llmos_stream.wire import Message
 
 _BOUNDED = frozenset({CodecId.INT8, CodecId.INT4, CodecId.TOPK})
 """Codecs whose scales or kept values tell at once how long a delta can be at most."""
+_LARGE = 3
+"""Bytes an element: a room beyond that is dear enough for its pages to be given back and faulted in again."""
 
 
 class Decoder:
@@ -38,7 +40,7 @@ class Decoder:
         self._clips = clips
         # Pages of fresh memory cost more than decoding into them does.
         self._room = torch.empty(0, dtype=torch.uint8)
-        self._scratches = [Scratch() for _ in range(offload.workers)]
+        self._held: _Held | None = None
 
     async def decode(self, message: Message) -> Update:
         """The update in `message`: its digest verified, and all of it decoded once.
@@ -59,16 +61,23 @@ class Decoder:
                 self._room = torch.empty(size, dtype=torch.uint8)
             seen = rows.add if self._clips or head.codec.id not in _BOUNDED else None
             decoding, compact = compacting(message.parts, head.codec, self._numel, self._room, seen)
-            delta = _Held(compact, None if seen is None else rows, self._scratches[0])
+            delta = self._held = _Held(compact, None if seen is None else rows)
         else:
             decoding = reading(message.parts, head.codec, self._numel, rows.add)
             delta = _Read(message.parts, head.codec, rows)
         await self._decode(decoding)
         return Update(head=head, partition=message.partition, offset=message.first_offset, delta=delta)
 
+    def spare(self) -> None:
+        """The last update has been folded, and memory is wanted for something else: give a large room back."""
+        if self._room.numel() > _LARGE * self._numel:
+            if self._held is not None:
+                self._held.drop()
+            self._room = torch.empty(0, dtype=torch.uint8)
+
     async def _decode(self, decoding: Decoding) -> None:
-        workers = self._scratches[: decoding.slices]
-        await run_all(*(self._offload.run(decoding.work, scratch) for scratch in workers))
+        workers = min(self._offload.workers, decoding.slices)
+        await run_all(*(self._offload.run(decoding.work) for _ in range(workers)))
         decoding.finish()
 
 
@@ -99,10 +108,20 @@ class _Rows:
 class _Held:
     """A delta in its compact form. See `core.Delta` for the methods."""
 
-    def __init__(self, compact: Compact, rows: _Rows | None, scratch: Scratch) -> None:
-        self._compact = compact
+    def __init__(self, compact: Compact, rows: _Rows | None) -> None:
+        self._whole: Compact | None = compact
         self._rows = rows
-        self._scratch = scratch
+        self._scratch = Scratch()
+
+    def drop(self) -> None:
+        """It has been folded: let go of the memory, whoever still knows this object."""
+        self._whole = None
+
+    @property
+    def _compact(self) -> Compact:
+        if self._whole is None:
+            raise RuntimeError("this delta has been folded, and its memory given back")
+        return self._whole
 
     @property
     def numel(self) -> int:

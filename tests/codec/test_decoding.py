@@ -20,7 +20,6 @@ from llmos_stream.codec import (
     compact_bytes,
     compacting,
     decode,
-    decoding,
     encode,
     reading,
     slices,
@@ -60,7 +59,7 @@ def _same(one: Tensor, other: Tensor) -> bool:
 
 def _in_threads(work: Decoding, threads: int) -> None:
     with ThreadPoolExecutor(threads) as pool:
-        for done in [pool.submit(work.work, Scratch()) for _ in range(threads)]:
+        for done in [pool.submit(work.work) for _ in range(threads)]:
             done.result()
     work.finish()
 
@@ -74,9 +73,9 @@ def test_all_ways_give_the_same_bits(spec: CodecSpec, numel: int) -> None:
     compact = _compact(parts, spec, numel)
     for _ in range(2):
         assert _same(_joined([part.clone() for part in compact.values(Scratch())]), expected)
-    out = torch.full((numel,), 9.0)
-    _in_threads(decoding(parts, spec, numel, out), 2)
-    assert _same(out, expected)
+    work, compact = compacting(parts, spec, numel, _room(spec, numel))
+    _in_threads(work, 2)
+    assert _same(_joined([part.clone() for part in compact.values(Scratch())]), expected)
 
 
 @pytest.mark.parametrize("case", [case for case, values in CASES.items() if values.numel()])
@@ -130,7 +129,6 @@ def test_every_value_is_seen_once_by_whichever_thread(spec: CodecSpec) -> None:
     parts = _payload(normal(LONG), spec)
     expected = decode(parts, spec, LONG)
     makers: list[Callable[[Callable[[int, Tensor], None]], Decoding]] = [
-        lambda seen: decoding(parts, spec, LONG, torch.empty(LONG), seen),
         lambda seen: compacting(parts, spec, LONG, _room(spec, LONG), seen)[0],
         lambda seen: reading(parts, spec, LONG, seen),
     ]
