@@ -252,8 +252,8 @@ class AggregatorSettings(Section):
     utilisation: Fraction = 0.9
     """Share of its time that the aggregator means to be busy; clients are told to send less often beyond that."""
     decode_bytes: Annotated[int, Field(ge=0)] = 1 << 30
-    """How much memory a decoded update may take; a larger one is decoded twice, slice by slice. int8 and int4 take 1
-    byte a parameter, float32 takes 4, top-k 8 for each that it keeps."""
+    """How much memory a decoded update may take; a larger one is decoded twice, slice by slice, as float32 always is.
+    int8 and int4 take 1 byte a parameter, float16 and bfloat16 2, top-k 8 for each that it keeps."""
     device: Literal["cpu", "cuda", "auto"] = "cpu"
     """Where updates are folded. cuda: weights, sum and moments lie on the GPU, and the versions are the same bit for
     bit. auto: there where there is one."""

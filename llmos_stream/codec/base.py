@@ -13,8 +13,8 @@ from torch import Generator, Tensor
 
 from llmos_stream.codec.scratch import Scratch
 
-STEP = 1 << 17
-"""Elements to which one operation after the other is applied: half a MiB of float32, so that they stay in cache, and
+STEP = 1 << 18
+"""Elements to which one operation after the other is applied: a MiB of float32, so that they stay in cache, and
 temporaries take little. A multiple of every size of blocks."""
 
 

@@ -33,7 +33,7 @@ class Floating:
         self, values: Tensor, generator: Generator | None, scratch: Scratch, lost: Tensor | None = None
     ) -> list[Tensor]:
         narrow = values if self.dtype == torch.float32 else self._narrow(values, scratch)
-        made = planes.split(narrow.view(_BITS[self.dtype]), scratch)
+        made = planes.split(narrow.view(_BITS[self.dtype]), scratch, "slice")
         if lost is not None:
             torch.sub(values, narrow, out=lost)
         return made

@@ -11,10 +11,10 @@ from llmos_stream.codec.base import STEP
 from llmos_stream.codec.scratch import Scratch
 
 
-def split(bits: Tensor, scratch: Scratch) -> list[Tensor]:
-    """The byte planes (uint8, lowest byte first) of a 1-D int16 or int32 tensor."""
+def split(bits: Tensor, scratch: Scratch, name: str = "planes") -> list[Tensor]:
+    """The byte planes (uint8, lowest byte first) of a 1-D int16 or int32 tensor, in the scratch's buffer `name`."""
     count, width = bits.numel(), bits.element_size()
-    rows = scratch.take("planes", count * width, torch.uint8).view(width, count)
+    rows = scratch.take(name, count * width, torch.uint8).view(width, count)
     for begin in range(0, count, STEP):
         part = bits[begin : begin + STEP]
         shifted = scratch.take("shifted", part.numel(), bits.dtype)

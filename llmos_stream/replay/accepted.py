@@ -95,9 +95,6 @@ class AcceptedUpdates:
         self._remember_stand_in(head, self._version)
         self._out, self._out_last = None, False
 
-    def spare(self) -> None:
-        pass  # a delta is a tensor of its own here, which goes with the update
-
     def release(self, partition: int, offset: int) -> None:
         for places in self._open.values():
             places.discard((partition, offset))

@@ -1,8 +1,8 @@
 """From a whole message to an update that can be folded, by all threads at once.
 
 Between validating and folding an update is held in its codec's compact form (see `codec.compact`): a quarter of the
-model's float32 size for int8 and int4, all of it for float32. One that would take more room than is allowed is not
-held at all: it is decoded once to validate it, and again, slice by slice, while it is folded.
+model's float32 size for int8 and int4, half of it for float16. One that would take more room than is allowed, and one
+in float32, is not held at all: it is decoded once to validate it, and again, slice by slice, while it is folded.
 """
 
 import math
@@ -21,8 +21,8 @@ from llmos_stream.wire import Message
 
 _BOUNDED = frozenset({CodecId.INT8, CodecId.INT4, CodecId.TOPK})
 """Codecs whose scales or kept values tell at once how long a delta can be at most."""
-_LARGE = 3
-"""Bytes an element: a room beyond that is dear enough for its pages to be given back and faulted in again."""
+_WORTH_HOLDING = 3
+"""Bytes an element. To write float32's four and to read them again costs about as much as to decode them again."""
 
 
 class Decoder:
@@ -40,7 +40,6 @@ class Decoder:
         self._clips = clips
         # Pages of fresh memory cost more than decoding into them does.
         self._room = torch.empty(0, dtype=torch.uint8)
-        self._held: _Held | None = None
 
     async def decode(self, message: Message) -> Update:
         """The update in `message`: its digest verified, and all of it decoded once.
@@ -55,25 +54,18 @@ class Decoder:
         size = compact_bytes(head.codec, self._numel)
         rows = _Rows(self._numel)
         delta: _Held | _Read
-        if size <= self._room_bytes:
+        if size <= min(self._room_bytes, _WORTH_HOLDING * self._numel):
             if self._room.numel() < size:
                 self._room = torch.empty(0, dtype=torch.uint8)  # the old one goes before the new one comes
                 self._room = torch.empty(size, dtype=torch.uint8)
             seen = rows.add if self._clips or head.codec.id not in _BOUNDED else None
             decoding, compact = compacting(message.parts, head.codec, self._numel, self._room, seen)
-            delta = self._held = _Held(compact, None if seen is None else rows)
+            delta = _Held(compact, None if seen is None else rows)
         else:
             decoding = reading(message.parts, head.codec, self._numel, rows.add)
             delta = _Read(message.parts, head.codec, rows)
         await self._decode(decoding)
         return Update(head=head, partition=message.partition, offset=message.first_offset, delta=delta)
-
-    def spare(self) -> None:
-        """The last update has been folded, and memory is wanted for something else: give a large room back."""
-        if self._room.numel() > _LARGE * self._numel:
-            if self._held is not None:
-                self._held.drop()
-            self._room = torch.empty(0, dtype=torch.uint8)
 
     async def _decode(self, decoding: Decoding) -> None:
         workers = min(self._offload.workers, decoding.slices)
@@ -109,19 +101,9 @@ class _Held:
     """A delta in its compact form. See `core.Delta` for the methods."""
 
     def __init__(self, compact: Compact, rows: _Rows | None) -> None:
-        self._whole: Compact | None = compact
+        self._compact = compact
         self._rows = rows
         self._scratch = Scratch()
-
-    def drop(self) -> None:
-        """It has been folded: let go of the memory, whoever still knows this object."""
-        self._whole = None
-
-    @property
-    def _compact(self) -> Compact:
-        if self._whole is None:
-            raise RuntimeError("this delta has been folded, and its memory given back")
-        return self._whole
 
     @property
     def numel(self) -> int:

@@ -232,7 +232,6 @@ class Folding:
 
     async def _publish(self, new: NewVersion) -> None:
         number, manifest, begun = new.number, new.manifest, perf_counter()
-        self._source.spare()
         encoded = await self._chain.encode(new, now_ms())
         await self._offload.run(self._state.adopt, new.weights)
         snapshots: list[EncodedSnapshot] = [] if encoded.residual is None else [encoded.residual]

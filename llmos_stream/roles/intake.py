@@ -75,9 +75,6 @@ class Intake:
                 # Folding may have walked through it once more. Giving back a part of a file may take a while.
                 await self._offload.run(outcome.parts.close)
 
-    def spare(self) -> None:
-        self._decoder.spare()
-
     def release(self, partition: int, offset: int) -> None:
         self._offsets.release(TopicPartition(self._topic, partition), offset)
 

@@ -12,7 +12,7 @@ from llmos_stream.wire import Refusal
 class Source(Protocol):
     """Gives updates in the order of the log, and keeps account of the offsets that may be committed.
 
-    An update's delta may be overwritten as soon as the next one is asked for, and is gone after `spare`.
+    An update's delta may be overwritten as soon as the next one is asked for.
 
     Every update given is held until it is settled: released, or in the manifest of a committed version.
     """
@@ -22,9 +22,6 @@ class Source(Protocol):
 
     def receive(self, timeout_seconds: float, version: int) -> AsyncGenerator[Update | Refusal, None]:
         """What the next records amount to; nothing at the time-out. `version` is the aggregator's present one."""
-
-    def spare(self) -> None:
-        """The last update given has been folded: a version is made now, which needs as much memory as its delta did."""
 
     def release(self, partition: int, offset: int) -> None:
         """The update there is settled by a refusal or as a repeat."""

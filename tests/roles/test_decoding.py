@@ -117,20 +117,6 @@ async def test_an_update_takes_the_room_it_needs_and_the_next_takes_the_same(off
     before = values(first)
     await decoder.decode(message(encoded(spec, 1), spec))
     assert not torch.equal(values(first), before)  # written over, as is said of it
-    decoder.spare()
-    assert values(first) is not None  # a small room is kept
-
-
-async def test_a_large_room_is_given_back_once_its_delta_is_folded(offload: Offload) -> None:
-    spec = SPECS["float32"]
-    decoder = Decoder(NUMEL, offload, AMPLE)
-    decoder.spare()
-    first = await decoder.decode(message(encoded(spec), spec))
-    before = values(first)
-    decoder.spare()
-    with pytest.raises(RuntimeError, match="its memory given back"):
-        values(first)
-    assert torch.equal(values(await decoder.decode(message(encoded(spec), spec))), before)
 
 
 @pytest.mark.parametrize("room", [AMPLE, 0], ids=["held", "twice"])
