@@ -115,7 +115,7 @@ class WireSettings(Section):
     """A half-received message is dropped when no chunk of it came for this long."""
     pending_bytes: Annotated[int, Field(ge=1 << 20)] = 4 << 30
     """Bytes of half-received messages held at most; past that the longest idle one is dropped."""
-    memory_bytes: Annotated[int, Field(ge=0)] = 8 << 20
+    memory_bytes: Annotated[int, Field(ge=0)] = 4 << 20
     """How much of pending_bytes is held in memory; the rest lies in a temporary file."""
     spool_dir: Path | None = None
     """Folder of that file: on a disk (what /tmp holds may be memory) with room for pending_bytes. Unset: the system's
