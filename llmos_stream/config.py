@@ -281,6 +281,17 @@ class RuntimeSettings(Section):
     """How much is logged."""
     log_json: bool = False
     """Log JSON lines for machines in place of lines for people."""
+    stop_seconds: Positive = 30.0
+    """How long a process that was asked to stop may take to finish what is under way; then it is cut short."""
+
+
+class OperationsSettings(Section):
+    port: Annotated[int, Field(ge=0, le=65535)] | None = None
+    """Answer /health, /ready and /metrics over HTTP on this port (0: any that is free). Unset: not at all."""
+    host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 for all, as in a container. There is no authentication."""
+    stuck_seconds: Positive = 30.0
+    """/health says no when the event loop has not come round for this long."""
 
 
 class Settings(BaseSettings):
@@ -305,6 +316,7 @@ class Settings(BaseSettings):
     aggregator: AggregatorSettings = AggregatorSettings()
     evaluator: EvaluatorSettings = EvaluatorSettings()
     runtime: RuntimeSettings = RuntimeSettings()
+    operations: OperationsSettings = OperationsSettings()
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Self:

@@ -1,23 +1,23 @@
 """`llmos-stream aggregator`, `client` and `evaluate`: the roles of a federation, a process each."""
 
 import argparse
-from collections.abc import Awaitable, Callable, Coroutine
-from contextlib import AsyncExitStack
+from collections.abc import Coroutine
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from llmos_stream.cli.common import Commands, add_command, err, note, print_json, say, start_logging
+from llmos_stream.cli.common import Commands, add_command, err, note, print_json, say
 from llmos_stream.cli.flags import load_settings
+from llmos_stream.cli.process import run_connected, run_role
 from llmos_stream.config import Settings
 from llmos_stream.reporting.wording import plural
-from llmos_stream.runtime import ExitCode, Offload, Shutdown, run_process
+from llmos_stream.runtime import ExitCode, Offload, Shutdown, run_while
 
 if TYPE_CHECKING:
     from llmos_stream.broker import Broker
     from llmos_stream.roles import Evaluation, RunEnd
     from llmos_stream.training import Task
 
-_SHARED = ("federation", "broker", "wire", "task", "runtime")
+_SHARED = ("federation", "broker", "wire", "task", "runtime", "operations")
 
 
 def add(commands: Commands) -> None:
@@ -78,7 +78,6 @@ def run_aggregator_command(arguments: argparse.Namespace) -> int:
 
     async def watched(broker: "Broker", shown: Settings, main: Coroutine[Any, Any, "RunEnd | None"]) -> None:
         from llmos_stream.cli.progress import show_progress
-        from llmos_stream.runtime import run_while
 
         progress = [] if arguments.quiet or arguments.json else [show_progress(broker, shown, err())]
         end.append(await run_while(main, *progress))
@@ -95,7 +94,11 @@ def run_aggregator_command(arguments: argparse.Namespace) -> int:
         shown = shadow_settings(settings, arguments.shadow)
         await watched(broker, shown, run_shadow(broker, settings, arguments.shadow, offload, shutdown))
 
-    code = _run_role(settings, role) if arguments.shadow is None else _run_connected(settings, shadow)
+    code = (
+        run_role("aggregator", settings, role)
+        if arguments.shadow is None
+        else run_connected("shadow", settings, shadow)
+    )
     if code is ExitCode.DONE:
         found = end[0] if end else None
         if arguments.json:
@@ -118,7 +121,7 @@ def run_client_command(arguments: argparse.Namespace) -> int:
         with ClientState(client_id, state_folder(settings, client_id)) as state:
             sent.append(await run_client(broker, settings, task, state, offload, shutdown))
 
-    code = _run_role(settings, role)
+    code = run_role("client", settings, role)
     if code is ExitCode.DONE:
         updates = sent[0] if sent else 0
         if arguments.json:
@@ -138,7 +141,7 @@ def run_evaluate_command(arguments: argparse.Namespace) -> int:
         evaluate = evaluate_once if arguments.once else run_evaluator
         last.append(await evaluate(broker, settings, task, offload, shutdown))
 
-    code = _run_role(settings, role, patient=not arguments.once)
+    code = run_role("evaluator", settings, role, patient=not arguments.once)
     if code is ExitCode.DONE:
         found = last[0] if last else None
         if arguments.json:
@@ -149,48 +152,3 @@ def run_evaluate_command(arguments: argparse.Namespace) -> int:
             metrics = ", ".join(f"{name} {value:.4f}" for name, value in sorted(found.metrics.items()))
             say(f"version {found.version}: {metrics} on {found.num_examples} examples")
     return code
-
-
-def _run_role(
-    settings: Settings,
-    role: Callable[["Broker", "Task", Offload, Shutdown], Awaitable[None]],
-    *,
-    patient: bool = True,
-) -> ExitCode:
-    """Connect, load the task and run the role under signals."""
-
-    async def with_task(broker: "Broker", offload: Offload, shutdown: Shutdown) -> None:
-        from llmos_stream.training import load_task
-
-        await role(broker, await offload.run(load_task, settings.task, settings.client), offload, shutdown)
-
-    return _run_connected(settings, with_task, patient=patient)
-
-
-def _run_connected(
-    settings: Settings, role: Callable[["Broker", Offload, Shutdown], Awaitable[None]], *, patient: bool = True
-) -> ExitCode:
-    """Connect and run the role under signals.
-
-    A role may be started before its broker and waits for it; one that is not `patient` fails with one clear error.
-    """
-
-    async def process(shutdown: Shutdown) -> None:
-        from llmos_stream.broker import connect
-        from llmos_stream.roles.retry import keep_trying, until_stop
-        from llmos_stream.training import use_threads
-
-        use_threads(settings.runtime)
-        async with AsyncExitStack() as stack:
-
-            async def connected() -> "Broker":
-                return await until_stop(stack.enter_async_context(connect(settings.broker)), shutdown)
-
-            broker = await (keep_trying(connected, shutdown, "connecting again") if patient else connected())
-            if broker is None:
-                return
-            offload = await stack.enter_async_context(Offload(settings.runtime.workers))
-            await role(broker, offload, shutdown)
-
-    start_logging(settings)
-    return run_process(process)

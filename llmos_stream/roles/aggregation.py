@@ -14,7 +14,7 @@ from llmos_stream.roles.leadership import Leadership
 from llmos_stream.roles.publisher import Publisher, group_of
 from llmos_stream.roles.recovery import fetch_newest, recover
 from llmos_stream.roles.retry import keep_trying, until_stop
-from llmos_stream.runtime import Offload, Shutdown, run_while
+from llmos_stream.runtime import BROKER, Offload, Shutdown, met, run_while
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +57,7 @@ class Aggregation(ABC):
         async with AsyncExitStack() as stack:
             control = ControlView(await self._follow(stack, self._topics.control), with_sequences=True)
             await control.catch_up()
+            met(BROKER)
             if control.finished and self._first:
                 raise FederationFinished(
                     f"federation {self._topics.federation} ended at version {control.finished.version} "

@@ -34,7 +34,7 @@ from llmos_stream.roles.outbox import Draft, Outbox
 from llmos_stream.roles.replica import Replica
 from llmos_stream.roles.retry import until_stop
 from llmos_stream.roles.versions import Version
-from llmos_stream.runtime import Offload, Shutdown
+from llmos_stream.runtime import BROKER, Offload, Shutdown, met
 from llmos_stream.types import Event, UpdateHead
 from llmos_stream.wire import message_id, split
 
@@ -299,6 +299,7 @@ async def wait_for_topics(broker: Broker, topics: Topics, shutdown: Shutdown) ->
     pause = _FIRST_LOOK_SECONDS
     while True:
         found = await until_stop(broker.list_topics(f"{topics.federation}."), shutdown)
+        met(BROKER)
         if {topic.name for topic in found} >= set(topics.names):
             return True
         if shutdown.requested:

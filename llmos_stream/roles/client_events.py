@@ -2,7 +2,7 @@
 
 from llmos_stream.errors import Rejected
 from llmos_stream.roles.events import event
-from llmos_stream.types import Event, EventKind, UpdateHead
+from llmos_stream.types import CodecId, Event, EventKind, UpdateHead
 
 ROLE = "client"
 
@@ -25,6 +25,7 @@ def update_sent(
         sequence=head.sequence,
         base_version=head.base_version,
         num_examples=head.num_examples,
+        codec=CodecId(head.codec.id).name.lower(),
         raw_bytes=raw_bytes,
         sent_bytes=sent_bytes,
         train_seconds=train_seconds,

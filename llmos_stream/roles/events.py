@@ -3,6 +3,7 @@
 from time import time_ns
 
 from llmos_stream.broker import Producer
+from llmos_stream.runtime.metrics import OWN
 from llmos_stream.types import Event, EventKind
 from llmos_stream.wire import dump_event
 
@@ -16,8 +17,9 @@ def event(kind: EventKind, role: str, **data: object) -> Event:
 
 
 async def emit(producer: Producer, topic: str, entry: Event) -> None:
-    """Write one event, keyed by its client where it has one and by the role otherwise."""
+    """Write one event, keyed by its client where it has one and by the role otherwise, and count it."""
     await producer.send(topic, dump_event(entry), key=event_key(entry))
+    OWN.observe(entry)
 
 
 def event_key(entry: Event) -> bytes:

@@ -30,6 +30,7 @@ from llmos_stream.roles.control_records import (
 from llmos_stream.roles.events import event, event_key, now_ms
 from llmos_stream.roles.snapshots import EncodedSnapshot
 from llmos_stream.runtime import run_all
+from llmos_stream.runtime.metrics import OWN
 from llmos_stream.types import Event, EventKind, SnapshotHead, UpdateHead, VersionHead
 from llmos_stream.wire import Parts, Refusal, describe, dump_event, message_id, pack_prelude, split
 
@@ -113,8 +114,8 @@ class Publisher:
         if not (self.waiting or offsets or version or end):
             return None
         pointer = None
+        events: list[Event] = []
         async with self._producer.transaction() as transaction:
-            events: list[Event] = []
             if version is not None:
                 pointer = await self._write_version(transaction, version)
                 events += version.events
@@ -124,6 +125,8 @@ class Publisher:
                     event(EventKind.RUN_FINISHED, ROLE, reason=end.reason, detail=end.detail, version=end.version)
                 )
             await self._write_waiting(transaction, events, offsets)
+        for entry in (*self._events, *events):
+            OWN.observe(entry)
         self._quarantine.clear()
         self._events.clear()
         return pointer

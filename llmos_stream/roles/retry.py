@@ -7,7 +7,7 @@ from time import monotonic
 from typing import Any, TypeVar
 
 from llmos_stream.errors import BrokerError, BrokerUnavailable
-from llmos_stream.runtime import Shutdown, run_while
+from llmos_stream.runtime import BROKER, Shutdown, lost, run_while
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +40,7 @@ async def keep_trying(
                 return None
             if monotonic() - begun > 2 * _LAST_PAUSE_SECONDS:
                 pause = _FIRST_PAUSE_SECONDS  # it worked for a while: this is another trouble
+            lost(BROKER, str(error))
             log.error("%s; %s in %.1f s", error, what, pause)
         if await shutdown.wait(pause):
             return None

@@ -23,6 +23,15 @@ class _JsonFormatter(logging.Formatter):
         return orjson.dumps(entry).decode()
 
 
+def last_words(text: str) -> None:
+    """Why the process ends, on standard error: a line for people, or a line of JSON where the logs are that."""
+    root = logging.getLogger("llmos_stream")
+    if any(isinstance(handler.formatter, _JsonFormatter) for handler in root.handlers):
+        root.critical(text)
+    else:
+        sys.stderr.write(f"{text}\n")
+
+
 def configure_logging(settings: RuntimeSettings, stream: TextIO | None = None) -> None:
     """Send the package's logs to `stream` (standard error by default), at the level of the settings."""
     handler = logging.StreamHandler(stream or sys.stderr)

@@ -3,12 +3,13 @@
 import asyncio
 import gc
 import logging
+import math
 import signal
-import sys
 from collections.abc import Awaitable, Callable
 from enum import IntEnum
 
 from llmos_stream.errors import BrokerUnavailable, ConfigError, Fenced, LlmosError
+from llmos_stream.runtime.logs import last_words
 from llmos_stream.runtime.shutdown import Shutdown
 
 log = logging.getLogger(__name__)
@@ -37,26 +38,30 @@ def exit_code(error: LlmosError) -> ExitCode:
             return ExitCode.FAILED
 
 
-def run_process(role: Callable[[Shutdown], Awaitable[object]]) -> ExitCode:
-    """Run `role` to its end. The first SIGINT or SIGTERM asks it to stop, the second cancels it."""
+def run_process(role: Callable[[Shutdown], Awaitable[object]], stop_seconds: float = math.inf) -> ExitCode:
+    """Run `role` to its end. The first SIGINT or SIGTERM asks it to stop, the second cancels it.
+
+    So does the end of the `stop_seconds` that a stop may take.
+    """
     # A full collection goes through all that imports have made (with torch 200,000 objects, a tenth of a second) and
     # holds everything up meanwhile. None of it ever becomes garbage.
     gc.freeze()
     try:
-        asyncio.run(_supervise(role))
+        asyncio.run(_supervise(role, stop_seconds))
     except asyncio.CancelledError:
-        sys.stderr.write("stopped before everything was drained\n")
+        last_words("stopped before everything was drained")
         return ExitCode.FORCED
     except LlmosError as error:
-        sys.stderr.write(f"error: {error}\n")
+        last_words(f"error: {error}")
         return exit_code(error)
     return ExitCode.DONE
 
 
-async def _supervise(role: Callable[[Shutdown], Awaitable[object]]) -> None:
+async def _supervise(role: Callable[[Shutdown], Awaitable[object]], stop_seconds: float) -> None:
     shutdown = Shutdown()
     loop = asyncio.get_running_loop()
     task = asyncio.current_task()
+    deadlines: list[asyncio.TimerHandle] = []
 
     def on_signal(name: str) -> None:
         if shutdown.requested and task is not None:
@@ -64,6 +69,12 @@ async def _supervise(role: Callable[[Shutdown], Awaitable[object]]) -> None:
         else:
             log.info("%s: stopping; once more to force", name)
             shutdown.request()
+            if task is not None and stop_seconds < math.inf:
+                deadlines.append(loop.call_later(stop_seconds, cut_short, task))
+
+    def cut_short(task: asyncio.Task[object]) -> None:
+        log.error("not everything was drained in the %g s of runtime.stop_seconds", stop_seconds)
+        task.cancel()
 
     signals = (signal.SIGINT, signal.SIGTERM)
     for number in signals:
@@ -73,3 +84,5 @@ async def _supervise(role: Callable[[Shutdown], Awaitable[object]]) -> None:
     finally:
         for number in signals:
             loop.remove_signal_handler(number)
+        for deadline in deadlines:
+            deadline.cancel()

@@ -55,9 +55,9 @@ Run = Callable[..., Done]
 class Running:
     """A command in a process of its own."""
 
-    def __init__(self, arguments: Iterable[object], folder: Path) -> None:
+    def __init__(self, arguments: Iterable[object], folder: Path, module: str = "llmos_stream") -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "llmos_stream", *map(str, arguments)],
+            [sys.executable, "-m", module, *map(str, arguments)],
             cwd=folder,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

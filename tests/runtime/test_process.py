@@ -63,3 +63,20 @@ async def test_waiting_for_a_stop_ends_at_the_time_out() -> None:
     shutdown.request()
     assert await shutdown.wait(0.0) is True
     assert shutdown.requested
+
+
+def test_a_stop_that_takes_too_long_is_cut_short(capsys: pytest.CaptureFixture[str]) -> None:
+    async def role(shutdown: Shutdown) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        await Shutdown().wait()
+
+    assert run_process(role, stop_seconds=0.05) == ExitCode.FORCED
+    assert "before everything was drained" in capsys.readouterr().err
+
+
+def test_a_stop_in_time_is_not_cut_short() -> None:
+    async def role(shutdown: Shutdown) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        await shutdown.wait()
+
+    assert run_process(role, stop_seconds=60.0) == ExitCode.DONE

@@ -1,0 +1,73 @@
+"""`llmos-stream monitor`: everything that happens in a federation, as numbers for Prometheus."""
+
+import argparse
+from collections import Counter
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import cache
+from typing import TYPE_CHECKING
+
+from llmos_stream.cli.common import Commands, add_command, err, print_json, say
+from llmos_stream.cli.flags import load_settings
+from llmos_stream.cli.process import run_connected
+from llmos_stream.reporting.wording import plural
+from llmos_stream.runtime import ExitCode, Offload, Shutdown
+
+if TYPE_CHECKING:
+    from llmos_stream.broker import Broker
+    from llmos_stream.runtime.metrics import EventMetrics
+    from llmos_stream.types import Event
+
+
+def add(commands: Commands) -> None:
+    parser = add_command(
+        commands,
+        "monitor",
+        run_monitor_command,
+        text="follow what happens in a federation and export it for Prometheus",
+        sections=("federation", "broker", "runtime", "operations"),
+        examples=(
+            "  llmos-stream monitor\n"
+            "  llmos-stream monitor --quiet --operations.port 9464     then read http://127.0.0.1:9464/metrics"
+        ),
+    )
+    parser.add_argument("--quiet", action="store_true", help="no live progress")
+
+
+def run_monitor_command(arguments: argparse.Namespace) -> int:
+    settings = load_settings(arguments)
+    seen: Counter[str] = Counter()
+
+    async def role(broker: "Broker", offload: Offload, shutdown: Shutdown) -> None:
+        from llmos_stream.cli.progress import Progress
+        from llmos_stream.reporting import History
+        from llmos_stream.roles import follow_events
+
+        takers: list[Callable[[Event], object]] = [_metrics().observe]
+        with ExitStack() as stack:
+            if not (arguments.quiet or arguments.json):
+                title = f"federation {settings.federation.name}"
+                takers.append(stack.enter_context(Progress(History(), err(), title)).take)
+
+            def take(event: "Event") -> None:
+                seen[event.kind] += 1
+                for taker in takers:
+                    taker(event)
+
+            await follow_events(broker, settings, take, shutdown)
+
+    code = run_connected("monitor", settings, role)
+    if code is ExitCode.DONE:
+        if arguments.json:
+            print_json({"events": dict(seen)})
+        else:
+            say(f"{plural(seen.total(), 'event')} seen")
+    return code
+
+
+@cache
+def _metrics() -> "EventMetrics":
+    """Names can be registered once in a process."""
+    from llmos_stream.runtime.metrics import EventMetrics
+
+    return EventMetrics("llmos_federation")

@@ -1,0 +1,83 @@
+"""A command that is a role: connected to its broker, under signals, answering operators."""
+
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING
+
+from llmos_stream import __version__
+from llmos_stream.cli.common import start_logging
+from llmos_stream.config import Settings
+from llmos_stream.runtime import (
+    BROKER,
+    ExitCode,
+    Health,
+    Offload,
+    Operations,
+    Shutdown,
+    met,
+    run_process,
+    run_while,
+    serve_operations,
+)
+
+if TYPE_CHECKING:
+    from llmos_stream.broker import Broker
+    from llmos_stream.training import Task
+
+
+def run_role(
+    name: str,
+    settings: Settings,
+    role: Callable[["Broker", "Task", Offload, Shutdown], Awaitable[None]],
+    *,
+    patient: bool = True,
+) -> ExitCode:
+    """Connect, load the task and run the role under signals."""
+
+    async def with_task(broker: "Broker", offload: Offload, shutdown: Shutdown) -> None:
+        from llmos_stream.training import load_task
+
+        await role(broker, await offload.run(load_task, settings.task, settings.client), offload, shutdown)
+
+    return run_connected(name, settings, with_task, patient=patient)
+
+
+def run_connected(
+    name: str,
+    settings: Settings,
+    role: Callable[["Broker", Offload, Shutdown], Awaitable[None]],
+    *,
+    patient: bool = True,
+) -> ExitCode:
+    """Connect and run the role under signals, answering operators meanwhile where a port is set.
+
+    A role may be started before its broker and waits for it; one that is not `patient` fails with one clear error.
+    """
+
+    async def process(shutdown: Shutdown) -> None:
+        from llmos_stream.broker import connect
+        from llmos_stream.roles.retry import keep_trying, until_stop
+        from llmos_stream.training import use_threads
+
+        use_threads(settings.runtime)
+        health = Health((BROKER,), settings.operations.stuck_seconds)
+        health.attach()
+        facts = {"role": name, "federation": settings.federation.name, "version": __version__}
+        async with AsyncExitStack() as stack:
+            stack.enter_context(serve_operations(settings.operations, Operations(health, facts)))
+
+            async def connected() -> "Broker":
+                return await until_stop(stack.enter_async_context(connect(settings.broker)), shutdown)
+
+            async def main() -> None:
+                broker = await (keep_trying(connected, shutdown, "connecting again") if patient else connected())
+                if broker is None:
+                    return
+                met(BROKER)
+                offload = await stack.enter_async_context(Offload(settings.runtime.workers))
+                await role(broker, offload, shutdown)
+
+            await run_while(main(), health.beat())
+
+    start_logging(settings)
+    return run_process(process, settings.runtime.stop_seconds)

@@ -1,0 +1,131 @@
+"""What the events of a federation amount to, as Prometheus metrics.
+
+A role counts the events that it has written itself, under `llmos_`; the monitor counts everybody's, under
+`llmos_federation_`. Units are in the names, as Prometheus has it. Labels come from closed sets: what the log may hold
+besides counts as `other`.
+"""
+
+from collections.abc import Mapping
+
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
+
+from llmos_stream.errors import Reason
+from llmos_stream.types import CodecId, Event, EventKind
+
+_STALENESS = (0, 1, 2, 3, 5, 8, 13, 21, 34, 55, 89)
+_SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000)
+_MOST_METRICS = 32  # an evaluator may name what it likes, and each name is a series
+_OTHER = "other"
+_REASONS = frozenset(map(str, Reason))
+_CODECS = frozenset(codec.name.lower() for codec in CodecId)
+
+
+class EventMetrics:
+    """Counts events. `prefix` begins every name."""
+
+    def __init__(self, prefix: str, registry: CollectorRegistry = REGISTRY) -> None:
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"{prefix}_{name}", text, labels, registry=registry)
+
+        def gauge(name: str, text: str, *labels: str) -> Gauge:
+            return Gauge(f"{prefix}_{name}", text, labels, registry=registry)
+
+        def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
+            return Histogram(f"{prefix}_{name}", text, buckets=buckets, registry=registry)
+
+        self._joins = counter("client_joins", "Clients that joined.")
+        self._leaves = counter("client_leaves", "Clients that left and said so.")
+        self._updates = counter("updates", "Updates by verdict: sent, folded, duplicate, rejected.", "verdict")
+        self._rejected = counter("updates_rejected", "Rejected updates by reason.", "reason")
+        self._raw = counter("update_raw_bytes", "Bytes that the updates sent would have as float32.")
+        self._sent = counter("update_sent_bytes", "Bytes of the updates sent, by codec.", "codec")
+        self._training = histogram("update_train_seconds", "Training behind one update.", _SECONDS)
+        self._encoding = histogram("update_encode_seconds", "Encoding of one update.", _SECONDS)
+        self._staleness = histogram("update_staleness", "Versions between base and folding.", _STALENESS)
+        self._versions = counter("versions", "Versions published.")
+        self._version = gauge("version", "Number of the newest version.")
+        self._version_bytes = counter("version_bytes", "Bytes of the versions published.")
+        self._version_raw = counter("version_raw_bytes", "Bytes that these versions would have in full, as float32.")
+        self._folding = histogram("fold_seconds", "Folding of one version's updates.", _SECONDS)
+        self._lag = gauge("lag_records", "Records of updates that the aggregator has yet to read.")
+        self._pace = gauge("pace_seconds", "How long the aggregator asks a client to leave between updates.")
+        self._evaluated = gauge("evaluated_version", "Number of the version evaluated last.")
+        self._evaluation = gauge("evaluation", "What the version evaluated last reached, by metric.", "metric")
+        self._measuring = histogram("evaluation_seconds", "Evaluation of one version.", _SECONDS)
+        self._finished = gauge("run_finished", "1 once the run has ended.")
+        self._metrics: set[str] = set()
+
+    def observe(self, event: Event) -> None:
+        """Count one event. What it lacks, or has in another form than ours, is left out."""
+        data = event.data
+        match event.kind:
+            case EventKind.CLIENT_JOINED:
+                self._joins.inc()
+            case EventKind.CLIENT_LEFT:
+                self._leaves.inc()
+            case EventKind.UPDATE_SENT:
+                self._updates.labels("sent").inc()
+                self._raw.inc(_count(data, "raw_bytes"))
+                self._sent.labels(_known(data, "codec", _CODECS)).inc(_count(data, "sent_bytes"))
+                _observe(self._training, data, "train_seconds")
+                _observe(self._encoding, data, "encode_seconds")
+            case EventKind.UPDATE_FOLDED:
+                self._updates.labels("folded").inc()
+                _observe(self._staleness, data, "staleness")
+            case EventKind.UPDATE_DUPLICATE:
+                self._updates.labels("duplicate").inc()
+            case EventKind.UPDATE_REJECTED:
+                self._updates.labels("rejected").inc()
+                self._rejected.labels(_known(data, "reason", _REASONS)).inc()
+            case EventKind.VERSION_PUBLISHED:
+                self._published(data)
+            case EventKind.EVALUATION:
+                self._measured(data)
+            case EventKind.RUN_FINISHED:
+                self._finished.set(1)
+
+    def _published(self, data: Mapping[str, object]) -> None:
+        self._versions.inc()
+        self._version_bytes.inc(_count(data, "payload_bytes"))
+        self._version_raw.inc(_count(data, "raw_bytes"))
+        _observe(self._folding, data, "fold_seconds")
+        for gauge, name in ((self._version, "version"), (self._lag, "lag"), (self._pace, "pace_seconds")):
+            if (value := _number(data, name)) is not None:
+                gauge.set(value)
+
+    def _measured(self, data: Mapping[str, object]) -> None:
+        _observe(self._measuring, data, "seconds")
+        if (version := _number(data, "version")) is not None:
+            self._evaluated.set(version)
+        metrics = data.get("metrics")
+        if not isinstance(metrics, Mapping):
+            return
+        for name in metrics:
+            value = _number(metrics, name)
+            if value is None or (name not in self._metrics and len(self._metrics) == _MOST_METRICS):
+                continue
+            self._metrics.add(name)
+            self._evaluation.labels(str(name)[:64]).set(value)
+
+
+def _number(data: Mapping[str, object], name: str) -> float | None:
+    value = data.get(name)
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _count(data: Mapping[str, object], name: str) -> float:
+    return max(_number(data, name) or 0.0, 0.0)
+
+
+def _known(data: Mapping[str, object], name: str, known: frozenset[str]) -> str:
+    value = data.get(name)
+    return value if isinstance(value, str) and value in known else _OTHER
+
+
+def _observe(histogram: Histogram, data: Mapping[str, object], name: str) -> None:
+    if (value := _number(data, name)) is not None:
+        histogram.observe(value)
+
+
+OWN = EventMetrics("llmos")
+"""Of the events that this process has written."""

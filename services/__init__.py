@@ -1,0 +1,30 @@
+"""The containers of a federation: `python -m services.aggregator`, `.client`, `.evaluator`, `.monitor`.
+
+Each is the command of `llmos-stream` with a container's defaults: settings from the environment (`LLMOS_…`), JSON logs
+on standard error, and `/health`, `/ready` and `/metrics` on port 8080. What the environment says goes before these.
+
+Exit status: 0 the run has ended, or a stop was asked for and the drain was clean; 1 failed; 2 settings that make no
+sense; 3 no broker; 4 a newer aggregator has taken over; 130 a stop that took longer than `runtime.stop_seconds`.
+"""
+
+import os
+from collections.abc import Sequence
+
+from llmos_stream.cli.main import main
+
+PORT = 8080
+_DEFAULTS = {
+    "LLMOS_RUNTIME__LOG_JSON": "true",
+    "LLMOS_OPERATIONS__HOST": "0.0.0.0",  # noqa: S104 (a container's own network)
+    "LLMOS_OPERATIONS__PORT": str(PORT),
+}
+
+
+def serve(command: str, arguments: Sequence[str]) -> int:
+    """Run a command of `llmos-stream`, with more `arguments`, under a container's defaults. Returns its exit status.
+
+    What it came to is one line of JSON on standard output.
+    """
+    for name, value in _DEFAULTS.items():
+        os.environ.setdefault(name, value)
+    return main([command, "--json", *arguments])

@@ -1,0 +1,146 @@
+"""The containers' processes on a real Kafka: what they answer to operators, and how they end."""
+
+import json
+import re
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.client import HTTPConnection
+from pathlib import Path
+
+import pytest
+
+from tests.cli.aids import PATIENCE_SECONDS, Done, Running
+from tests.conftest import KafkaNode
+
+ROLES = ("aggregator", "client", "evaluator", "monitor")
+
+
+class Service:
+    """A service in a process of its own, asked over HTTP."""
+
+    def __init__(self, name: str, folder: Path, *arguments: str) -> None:
+        self.name = name
+        self.process = Running(arguments, folder, f"services.{name}")
+        said = json.loads(self.process.line("err", "answering /health"))
+        self._port = int(said["message"].rpartition(":")[2])
+
+    def ask(self, path: str) -> tuple[int, str]:
+        connection = HTTPConnection("127.0.0.1", self._port, timeout=10)
+        try:
+            connection.request("GET", path)
+            response = connection.getresponse()
+            return response.status, response.read().decode()
+        finally:
+            connection.close()
+
+    def metric(self, name: str) -> float | None:
+        """The value of a sample, None while there is none."""
+        found = re.search(rf"^{re.escape(name)} (\S+)$", self.ask("/metrics")[1], re.MULTILINE)
+        return float(found[1]) if found else None
+
+    def ready(self) -> bool:
+        return self.ask("/ready")[0] == 200
+
+    def stop(self) -> Done:
+        self.process.signal(signal.SIGTERM)
+        return self.process.wait()
+
+
+def _until(condition: Callable[[], bool], what: str) -> None:
+    deadline, never = time.monotonic() + PATIENCE_SECONDS, threading.Event()
+    while not condition():
+        assert time.monotonic() < deadline, f"not after {PATIENCE_SECONDS:g} s: {what}"
+        never.wait(0.05)
+
+
+Serve = Callable[..., Service]
+
+
+@pytest.fixture
+def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
+    """Start a service on a free port of the loopback; none outlives the test."""
+    monkeypatch.setenv("LLMOS_OPERATIONS__HOST", "127.0.0.1")
+    monkeypatch.setenv("LLMOS_OPERATIONS__PORT", "0")
+    monkeypatch.setenv("LLMOS_CLIENT__WAIT_SECONDS", "0.2")
+    monkeypatch.setenv("LLMOS_AGGREGATION__BUFFER_SIZE", "1")
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    started: list[Service] = []
+
+    def run(name: str, *arguments: str) -> Service:
+        started.append(Service(name, tmp_path, *arguments))
+        return started[-1]
+
+    yield run
+    for service in started:
+        service.process.end()
+
+
+@pytest.mark.kafka
+def test_a_federation_of_services(serve: Serve, on_kafka: str) -> None:
+    services = {name: serve(name) for name in ROLES}
+    for name, service in services.items():
+        _until(service.ready, f"{name} is ready")
+        assert service.ask("/health")[0] == 200
+        about = f'llmos_process_info{{federation="{on_kafka}",role="{name}",version='
+        assert about in service.ask("/metrics")[1]
+
+    def reached(name: str, metric: str, least: float) -> Callable[[], bool]:
+        return lambda: (services[name].metric(metric) or 0.0) >= least
+
+    for name, metric, least in (
+        ("aggregator", "llmos_version", 2),
+        ("aggregator", 'llmos_updates_total{verdict="folded"}', 2),
+        ("client", 'llmos_updates_total{verdict="sent"}', 2),
+        ("client", 'llmos_update_sent_bytes_total{codec="int8"}', 1000),
+        ("evaluator", 'llmos_evaluation{metric="accuracy"}', 0.01),
+        ("monitor", "llmos_federation_version", 2),
+        ("monitor", 'llmos_federation_evaluation{metric="accuracy"}', 0.01),
+        ("monitor", "llmos_federation_client_joins_total", 1),
+    ):
+        _until(reached(name, metric, least), f"{metric} of {name} is {least}")
+    for name in ("client", "aggregator", "evaluator", "monitor"):
+        done = services[name].stop()
+        assert done.status == 0, done
+        lines = [line for line in done.err.splitlines() if line]
+        assert any("SIGTERM: stopping" in line for line in lines)
+        for line in lines:
+            assert {"time", "level", "message"} <= json.loads(line).keys()
+
+
+@pytest.mark.kafka
+def test_a_service_without_its_broker_is_alive_and_not_ready(serve: Serve, on_kafka: str, kafka: KafkaNode) -> None:
+    node = kafka.own()
+    aggregator, monitor = serve("aggregator"), serve("monitor")
+    for service in (aggregator, monitor):
+        _until(service.ready, f"{service.name} is ready")
+    node.kill()
+    try:
+        for service in (aggregator, monitor):
+            _until(lambda service=service: not service.ready(), f"{service.name} misses its broker")  # type: ignore[misc]
+            assert "broker" in json.loads(service.ask("/ready")[1])["missing"]
+            assert service.ask("/health")[0] == 200
+    finally:
+        node.start()
+    for service in (aggregator, monitor):
+        _until(service.ready, f"{service.name} has found its broker again")
+
+
+def test_a_service_started_before_its_broker_waits_and_can_be_stopped(
+    serve: Serve, nobody: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLMOS_BROKER__BOOTSTRAP_SERVERS", nobody)
+    monkeypatch.setenv("LLMOS_BROKER__CONNECT_TIMEOUT_SECONDS", "0.3")
+    monitor = serve("monitor")
+    _until(lambda: "no Kafka answers" in monitor.ask("/ready")[1], "it says what is missing")
+    assert monitor.ask("/health")[0] == 200
+    assert monitor.stop().status == 0
+
+
+def test_settings_that_make_no_sense_end_it_at_once(serve: Serve, tmp_path: Path) -> None:
+    running = Running(["--operations.port", "70000"], tmp_path, "services.monitor")
+    done = running.wait()
+    assert done.status == 2
+    assert "operations.port" in done.err
+    running.end()
