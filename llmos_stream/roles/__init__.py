@@ -4,7 +4,7 @@ from llmos_stream.roles.aggregator import Initial, initial_of, run_aggregator
 from llmos_stream.roles.client import Client, Published, wait_for_topics
 from llmos_stream.roles.client_loop import client_id_of, run_client, state_folder
 from llmos_stream.roles.client_state import ClientState
-from llmos_stream.roles.control import ControlView, Pointer, RunEnd
+from llmos_stream.roles.control import ControlView, Pointer, Promotion, RunEnd
 from llmos_stream.roles.evaluator import Evaluation, Judge, evaluate_once, run_evaluator
 from llmos_stream.roles.local_model import LocalModel
 from llmos_stream.roles.log import LoggedVersion, read_versions
@@ -23,6 +23,7 @@ __all__ = [
     "LocalModel",
     "LoggedVersion",
     "Pointer",
+    "Promotion",
     "Published",
     "Replica",
     "RunEnd",

@@ -11,22 +11,25 @@ from llmos_stream.errors import BrokerUnavailable
 from llmos_stream.roles.control_records import (
     AGGREGATOR,
     LATEST,
+    PROMOTED,
     RUN,
     SEQUENCES,
     STATE,
     Leader,
     Pointer,
     Progress,
+    Promotion,
     RunEnd,
     load_latest,
     load_leader,
     load_progress,
+    load_promotion,
     load_run_end,
 )
 from llmos_stream.roles.retry import QUIET_SECONDS
 from llmos_stream.runtime import Shutdown
 
-__all__ = ["ControlView", "Leader", "Pointer", "Progress", "RunEnd"]
+__all__ = ["ControlView", "Leader", "Pointer", "Progress", "Promotion", "RunEnd"]
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +53,7 @@ class ControlView:
         self.finished: RunEnd | None = None
         self.progress: Progress | None = None
         self.leader: Leader | None = None
+        self.promoted: Promotion | None = None
         self._quiet_since = monotonic()
         self.beats = 0
         """How often the leader has been heard. One that was superseded is not listened to."""
@@ -112,6 +116,8 @@ class ControlView:
                 self.progress = load_progress(value)
             elif record.key == AGGREGATOR:
                 self._apply_leader(load_leader(value))
+            elif record.key == PROMOTED:
+                self.promoted = load_promotion(value)
             elif record.key == RUN:
                 self.finished = load_run_end(value) or self.finished
         except (orjson.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError):

@@ -5,6 +5,8 @@ latest      {"version": int, "partition": int, "offset": int, "full": null or as
 run         {"state": "finished", "reason": str, "detail": str, "version": int}
 aggregator  {"term": int, "instance": str, "left": bool, "pace_seconds": float, "lag": int}
                 who leads: written at the takeover (a higher term), again at every beat, and when it leaves in order
+promoted    {"version": int, "history": [int, ...], "time_ms": int}
+                the version that an operator wants served, and those promoted before it, newest last
 state       what an aggregator must know beside the newest version to go on from it (see `Progress`)
 sequences/CLIENT  [highest, version, words...]   which of a client's updates were folded; a tombstone once any
                                                  repeat of it would be too stale
@@ -20,8 +22,12 @@ import orjson
 LATEST = b"latest"
 RUN = b"run"
 AGGREGATOR = b"aggregator"
+PROMOTED = b"promoted"
 STATE = b"state"
 SEQUENCES = b"sequences/"
+
+_REMEMBERED = 32
+"""Promotions that can be taken back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +67,23 @@ class Leader:
     left: bool = False
     pace_seconds: float = 0.0
     lag: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Promotion:
+    """The version that an operator wants served; `history` are those before it, newest last, to go back to."""
+
+    version: int
+    history: tuple[int, ...]
+    time_ms: int
+
+    def followed_by(self, version: int, time_ms: int) -> "Promotion":
+        """`version` in its place."""
+        return Promotion(version, (*self.history, self.version)[-_REMEMBERED:], time_ms)
+
+    def rolled_back(self, time_ms: int) -> "Promotion | None":
+        """The one before in its place; None where there was none."""
+        return Promotion(self.history[-1], self.history[:-1], time_ms) if self.history else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +146,15 @@ def load_leader(value: Mapping[str, Any]) -> Leader:
         pace if math.isfinite(pace) else 0.0,
         int(value.get("lag", 0)),
     )
+
+
+def dump_promotion(promotion: Promotion) -> bytes:
+    return orjson.dumps(promotion)
+
+
+def load_promotion(value: Mapping[str, Any]) -> Promotion:
+    history = tuple(int(version) for version in value["history"])
+    return Promotion(int(value["version"]), history[-_REMEMBERED:], int(value["time_ms"]))
 
 
 def dump_progress(progress: Progress) -> bytes:
