@@ -7,7 +7,7 @@ from time import monotonic
 from typing import Any, TypeVar
 
 from llmos_stream.errors import BrokerError, BrokerUnavailable
-from llmos_stream.runtime import BROKER, Shutdown, lost, run_while
+from llmos_stream.runtime import BROKER, Shutdown, lost, met, run_while
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ async def keep_trying(
     while True:
         begun = monotonic()
         try:
-            return await work()
+            done = await work()
         except BrokerError as error:
             if not error.retriable:
                 raise
@@ -42,6 +42,9 @@ async def keep_trying(
                 pause = _FIRST_PAUSE_SECONDS  # it worked for a while: this is another trouble
             lost(BROKER, str(error))
             log.error("%s; %s in %.1f s", error, what, pause)
+        else:
+            met(BROKER)
+            return done
         if await shutdown.wait(pause):
             return None
         pause = min(2 * pause, longest_seconds)
