@@ -72,7 +72,7 @@ class BrokerSettings(Section):
     fetch_max_bytes: Annotated[int, Field(ge=1024, le=1 << 30)] = 8 << 20
     """Bytes that one fetch takes from all partitions together."""
     fetch_max_wait_ms: Annotated[int, Field(ge=1, le=30_000)] = 500
-    """How long the broker holds a fetch while there is nothing new."""
+    """How long the broker holds a fetch while there is nothing new; 50 at most for a reader of several partitions."""
     max_batch_size: Annotated[int, Field(ge=1, le=1_000_000)] = 64 * 1024
     """Bytes of small records that wait for the request before them and then go as one batch."""
     linger_ms: Annotated[int, Field(ge=0, le=60_000)] = 0

@@ -36,14 +36,22 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
+_WAITS = [(500, 1), (500, 2), (4321, 16), (7, 2)]
+
+
 def _settings(**more: object) -> BrokerSettings:
     return BrokerSettings.model_validate({"bootstrap_servers": "127.0.0.1:1", **more})
 
 
 @pytest.mark.parametrize("name", ["max_partition_fetch_bytes", "fetch_max_bytes", "fetch_max_wait_ms"])
 def test_fetch_settings_keep_their_names(name: str) -> None:
-    assert fetch_options(_settings(**{name: 4321}))[name] == 4321
-    assert set(fetch_options(_settings())) == {"max_partition_fetch_bytes", "fetch_max_bytes", "fetch_max_wait_ms"}
+    assert fetch_options(_settings(**{name: 4321}), 1)[name] == 4321
+    assert set(fetch_options(_settings(), 1)) == {"max_partition_fetch_bytes", "fetch_max_bytes", "fetch_max_wait_ms"}
+
+
+def test_nobody_waits_long_for_other_partitions() -> None:
+    waits = [fetch_options(_settings(fetch_max_wait_ms=ms), count)["fetch_max_wait_ms"] for ms, count in _WAITS]
+    assert waits == [500, 50, 50, 7]
 
 
 @pytest.mark.parametrize(("name", "value"), [("max_batch_size", 4321), ("linger_ms", 7), ("compression_type", "gzip")])

@@ -54,7 +54,7 @@ class KafkaReader:
                 auto_offset_reset="none",
                 enable_auto_commit=False,
                 check_crcs=self._check_crcs,
-                **fetch_options(self._connection.settings),
+                **fetch_options(self._connection.settings, len(self._assigned)),
             ),
             AIOKafkaConsumer.start,
             AIOKafkaConsumer.stop,
