@@ -59,7 +59,7 @@ def run_monitor_command(arguments: argparse.Namespace) -> int:
     code = run_connected("monitor", settings, role)
     if code is ExitCode.DONE:
         if arguments.json:
-            print_json({"events": dict(seen)})
+            print_json({"events": {str(kind): count for kind, count in seen.items()}})
         else:
             say(f"{plural(seen.total(), 'event')} seen")
     return code

@@ -266,7 +266,7 @@ class Client:
         """Hear what came while nobody listened, as far as the broker answers in time."""
         with suppress(BrokerError, TimeoutError):
             async with asyncio.timeout(_LOOK_SECONDS):
-                await self._control.catch_up(_LOOK_SECONDS)
+                await self._control.hear()
 
     def _check_staleness(self, base_version: int) -> None:
         newest = self._control.latest

@@ -36,6 +36,8 @@ log = logging.getLogger(__name__)
 _POLL_SECONDS = 0.5
 _CATCH_UP_SECONDS = 60.0
 _ANSWER_SECONDS = 3.0
+_HEARING_SECONDS = 0.05
+_HEARINGS = 8
 
 
 class ControlView:
@@ -66,8 +68,23 @@ class ControlView:
                 raise BrokerUnavailable(f"the control topic could not be read within {timeout_seconds:g} s")
             await self.poll(_POLL_SECONDS)
 
-    async def poll(self, timeout_seconds: float) -> None:
-        """Take in what comes. Raises BrokerUnavailable when nothing has come for long and nobody answers."""
+    async def hear(self) -> None:
+        """Take in what has come while nobody listened. Raises as `poll` does.
+
+        It does not ask where the topic ends: on Kafka that answer would wait behind the fetch under way, for half a
+        second. What a fetch has brought is taken, then what the next brings at once.
+        """
+        patience = 0.0
+        for _ in range(_HEARINGS):
+            if not await self.poll(patience):
+                return
+            patience = _HEARING_SECONDS
+
+    async def poll(self, timeout_seconds: float) -> int:
+        """Take in what comes; how many records.
+
+        Raises BrokerUnavailable when nothing has come for long and nobody answers.
+        """
         records = await self._reader.poll(timeout_seconds)
         for record in records:
             self._apply(record)
@@ -76,6 +93,7 @@ class ControlView:
         elif monotonic() - self._quiet_since > QUIET_SECONDS:
             await self._ask()
             self._quiet_since = monotonic()
+        return len(records)
 
     async def _ask(self) -> None:
         try:

@@ -42,7 +42,7 @@ async def test_what_a_repeat_would_not_mend_travels_on(health: Health) -> None:
 async def test_a_stop_ends_the_trying(health: Health) -> None:
     shutdown = Shutdown()
 
-    async def work() -> None:
+    async def work() -> str:
         shutdown.request()
         raise BrokerUnavailable("gone")
 

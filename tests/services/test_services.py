@@ -110,6 +110,7 @@ def test_a_federation_of_services(serve: Serve, on_kafka: str) -> None:
 
 
 @pytest.mark.kafka
+@pytest.mark.timeout(300)
 def test_a_service_without_its_broker_is_alive_and_not_ready(serve: Serve, on_kafka: str, kafka: KafkaNode) -> None:
     node = kafka.own()
     aggregator, monitor = serve("aggregator"), serve("monitor")

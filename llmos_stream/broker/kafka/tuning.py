@@ -27,7 +27,7 @@ def fetch_options(settings: BrokerSettings, partitions: int) -> dict[str, Any]:
         # A new record ends the wait at once, so that a short one only costs idle readers requests. It is what a seek
         # may have to wait for, as aiokafka has one fetch under way and does not take it back. That fetch leaves out
         # the partitions whose records have not been taken yet: with several, a partition's next record may find the
-        # others being waited for. A lone client's updates of one record then took half a second each.
+        # others being waited for, and so wait itself.
         "fetch_max_wait_ms": min(settings.fetch_max_wait_ms, _SHARED_WAIT_MS if partitions > 1 else math.inf),
     }
 
