@@ -272,6 +272,33 @@ class EvaluatorSettings(Section):
     """Evaluate every n-th version."""
 
 
+class InferenceSettings(Section):
+    host: str = "127.0.0.1"
+    """Address that predictions are asked for at; 0.0.0.0 for all, as in a container."""
+    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    """Port of the same (0: any that is free)."""
+    token: SecretStr | None = None
+    """Who sends it as a bearer token may pin, send a share to the newest and go back. Unset: nobody may."""
+    canary: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of the requests that the newest version answers, where another one serves."""
+    keep: Count = 3
+    """How many of the newest versions are held in memory, beside those that are promoted, pinned or gone back to."""
+    max_batch: Count = 64
+    """Examples in one forward pass, and in one request, at most."""
+    max_delay_ms: Annotated[float, Field(ge=0, le=10_000)] = 2.0
+    """How long a request waits for others to share its forward pass."""
+    max_waiting: Count = 1024
+    """Examples that wait at most; past that a request is turned away (503)."""
+    max_body_bytes: Annotated[int, Field(ge=1024, le=1 << 30)] = 8 << 20
+    """Bytes of a request's body at most."""
+
+    @model_validator(mode="after")
+    def _a_batch_may_wait(self) -> Self:
+        if self.max_waiting < self.max_batch:
+            raise ValueError(f"max_waiting must be at least max_batch ({self.max_batch})")
+        return self
+
+
 class RuntimeSettings(Section):
     workers: Annotated[int, Field(ge=1, le=64)] = 2
     """Threads for tensor work, compression and hashing."""
@@ -315,6 +342,7 @@ class Settings(BaseSettings):
     client: ClientSettings = ClientSettings()
     aggregator: AggregatorSettings = AggregatorSettings()
     evaluator: EvaluatorSettings = EvaluatorSettings()
+    inference: InferenceSettings = InferenceSettings()
     runtime: RuntimeSettings = RuntimeSettings()
     operations: OperationsSettings = OperationsSettings()
 

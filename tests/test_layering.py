@@ -33,11 +33,16 @@ _MAY: dict[str, tuple[set[str], set[str]]] = {
         {"torch"},
         _BASE | {"codec", "wire", "core", "broker", "training", "runtime", "roles"},
     ),
+    "inference": (
+        {"fastapi", "fastapi_offline", "starlette", "uvicorn", "pydantic", "orjson", "prometheus_client", "torch"},
+        _BASE | {"broker", "codec", "replay", "roles", "runtime", "training"},
+    ),
     "federated": ({"torch"}, _BASE | {"roles", "training"}),
     "demo": (set(), _BASE | {"broker", "roles", "runtime", "training"}),
     "cli": (
         {"rich", "pydantic", "pydantic_core", "orjson", "safetensors", "torch"},
-        _BASE | {"broker", "demo", "replay", "reporting", "roles", "runtime", "training", "wire", "__init__"},
+        _BASE
+        | {"broker", "demo", "inference", "replay", "reporting", "roles", "runtime", "training", "wire", "__init__"},
     ),
     "__main__": (set(), {"cli"}),
     "__init__": (set(), {"federated"}),

@@ -1,6 +1,6 @@
 """A command that is a role: connected to its broker, under signals, answering operators."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
@@ -31,6 +31,7 @@ def run_role(
     role: Callable[["Broker", "Task", Offload, Shutdown], Awaitable[None]],
     *,
     patient: bool = True,
+    needs: Iterable[str] = (BROKER,),
 ) -> ExitCode:
     """Connect, load the task and run the role under signals."""
 
@@ -39,7 +40,7 @@ def run_role(
 
         await role(broker, await offload.run(load_task, settings.task, settings.client), offload, shutdown)
 
-    return run_connected(name, settings, with_task, patient=patient)
+    return run_connected(name, settings, with_task, patient=patient, needs=needs)
 
 
 def run_connected(
@@ -48,10 +49,12 @@ def run_connected(
     role: Callable[["Broker", Offload, Shutdown], Awaitable[None]],
     *,
     patient: bool = True,
+    needs: Iterable[str] = (BROKER,),
 ) -> ExitCode:
     """Connect and run the role under signals, answering operators meanwhile where a port is set.
 
-    A role may be started before its broker and waits for it; one that is not `patient` fails with one clear error.
+    It is ready while it has what it `needs`. A role may be started before its broker and waits for it; one that is
+    not `patient` fails with one clear error.
     """
 
     async def process(shutdown: Shutdown) -> None:
@@ -60,7 +63,7 @@ def run_connected(
         from llmos_stream.training import use_threads
 
         use_threads(settings.runtime)
-        health = Health((BROKER,), settings.operations.stuck_seconds)
+        health = Health(needs, settings.operations.stuck_seconds)
         health.attach()
         facts = {"role": name, "federation": settings.federation.name, "version": __version__}
         async with AsyncExitStack() as stack:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from http.client import HTTPConnection
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,8 +24,11 @@ class Service:
     def __init__(self, name: str, folder: Path, *arguments: str) -> None:
         self.name = name
         self.process = Running(arguments, folder, f"services.{name}")
-        said = json.loads(self.process.line("err", "answering /health"))
-        self._port = int(said["message"].rpartition(":")[2])
+        self._port = self.port("answering /health")
+
+    def port(self, wanted: str) -> int:
+        """The port in the next line of the log that contains `wanted`."""
+        return int(json.loads(self.process.line("err", wanted))["message"].rpartition(":")[2])
 
     def ask(self, path: str) -> tuple[int, str]:
         connection = HTTPConnection("127.0.0.1", self._port, timeout=10)
@@ -107,6 +111,52 @@ def test_a_federation_of_services(serve: Serve, on_kafka: str) -> None:
         assert any("SIGTERM: stopping" in line for line in lines)
         for line in lines:
             assert {"time", "level", "message"} <= json.loads(line).keys()
+
+
+def _http(port: int, method: str, path: str, body: object = None) -> tuple[int, Any]:
+    connection = HTTPConnection("127.0.0.1", port, timeout=10)
+    try:
+        connection.request(method, path, None if body is None else json.dumps(body))
+        response = connection.getresponse()
+        return response.status, json.loads(response.read())
+    finally:
+        connection.close()
+
+
+@pytest.mark.kafka
+def test_predictions_go_on_while_versions_come_and_without_a_broker(
+    serve: Serve, on_kafka: str, kafka: KafkaNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = kafka.own()
+    monkeypatch.setenv("LLMOS_INFERENCE__HOST", "127.0.0.1")
+    monkeypatch.setenv("LLMOS_INFERENCE__PORT", "0")
+    monkeypatch.setenv("LLMOS_RUNTIME__STOP_SECONDS", "20")
+    inference = serve("inference")
+    port = inference.port("predicting on")
+    assert _http(port, "POST", "/v1/predict", {"inputs": [[0.0] * 16]})[0] == 503  # there is no version yet
+    assert not inference.ready()
+    services = [serve("aggregator"), serve("client")]
+    _until(inference.ready, "inference has a version")
+    seen = set()
+
+    def two_versions_have_answered() -> bool:
+        status, said = _http(port, "POST", "/v1/predict", {"inputs": [[0.0] * 16, [1.0] * 16]})
+        assert status == 200, said
+        assert [len(row) for row in said["outputs"]] == [4, 4]
+        seen.add(said["version"])
+        return len(seen) > 1
+
+    _until(two_versions_have_answered, "two versions have answered")
+    assert _http(port, "GET", "/v1/models")[1]["serving"] >= max(seen)
+    assert (inference.metric("llmos_inference_version") or 0) >= max(seen)
+    node.kill()
+    try:
+        assert two_versions_have_answered()
+        assert inference.ready()
+        assert inference.stop().status == 0  # nobody who is gone holds it up
+    finally:
+        node.start()
+    assert [service.stop().status for service in services] == [0, 0]
 
 
 @pytest.mark.kafka

@@ -1,0 +1,50 @@
+"""`llmos-stream serve`: the federation's model, asked over HTTP while new versions come."""
+
+import argparse
+from typing import TYPE_CHECKING
+
+from llmos_stream.cli.common import Commands, add_command, note, print_json
+from llmos_stream.cli.flags import load_settings
+from llmos_stream.cli.process import run_role
+from llmos_stream.errors import ConfigError
+from llmos_stream.runtime import MODEL, ExitCode, Offload, Shutdown
+
+if TYPE_CHECKING:
+    from llmos_stream.broker import Broker
+    from llmos_stream.training import Task
+
+
+def add(commands: Commands) -> None:
+    add_command(
+        commands,
+        "serve",
+        run,
+        text="answer predictions over HTTP with the versions of a federation",
+        sections=("federation", "broker", "wire", "task", "runtime", "operations", "inference"),
+        examples=(
+            "  llmos-stream serve --task.entry digits      then open http://127.0.0.1:8000/docs\n"
+            "  llmos-stream serve --inference.canary 0.1"
+        ),
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    settings = load_settings(arguments)
+    try:
+        from llmos_stream.inference import run_inference
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"serve needs {error.name}; install it with: pip install 'llmos-stream[serve]'") from None
+    last: list[int | None] = []
+
+    async def role(broker: "Broker", task: "Task", offload: Offload, shutdown: Shutdown) -> None:
+        last.append(await run_inference(broker, settings, task, offload, shutdown))
+
+    # It goes on answering without a broker, so all that it needs is a version.
+    code = run_role("inference", settings, role, needs=(MODEL,))
+    if code is ExitCode.DONE:
+        version = last[0] if last else None
+        if arguments.json:
+            print_json({"version": version})
+        else:
+            note("stopped before there was a version" if version is None else f"version {version} served last")
+    return code

@@ -1,0 +1,142 @@
+"""The service's HTTP API: predict, see what is held, choose what serves. `/docs` shows it."""
+
+from collections.abc import Awaitable, Callable
+from secrets import compare_digest
+from time import perf_counter
+from typing import Annotated, Any
+
+from fastapi import Depends, FastAPI, HTTPException, Request
+from fastapi.responses import Response
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi_offline import FastAPIOffline
+from pydantic import SecretStr, ValidationError
+from torch import Tensor
+
+from llmos_stream import __version__
+from llmos_stream.config import InferenceSettings, explain
+from llmos_stream.inference.answers import Answer, Models, NewRoute, Question, models_of, question_schema
+from llmos_stream.inference.batching import Batcher
+from llmos_stream.inference.body import BodyLimit
+from llmos_stream.inference.errors import BadInput, Busy, NotHeld, PredictionFailed
+from llmos_stream.inference.held import Shelf
+from llmos_stream.inference.inputs import Form, read_inputs
+from llmos_stream.inference.metrics import InferenceMetrics
+from llmos_stream.runtime import Offload
+
+_LARGE_BODY = 1 << 16
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    404: {"description": "No such version is held."},
+    413: {"description": "The body is too large."},
+    422: {"description": "The inputs are not what the model takes."},
+    503: {"description": "Too much is waiting, or there is no version yet."},
+}
+_OPERATOR: dict[int | str, dict[str, Any]] = {
+    401: {"description": "The token is missing or wrong."},
+    403: {"description": "No token is set, so nobody may."},
+}
+
+
+def make_app(
+    settings: InferenceSettings,
+    form: Form,
+    shelf: Shelf,
+    batcher: Batcher,
+    metrics: InferenceMetrics,
+    offload: Offload,
+) -> FastAPI:
+    """The API over what is given, whose life is the caller's care."""
+    app: FastAPI = FastAPIOffline(
+        redoc_url=None,
+        title="llmos_stream inference",
+        version=__version__,
+        description="Predictions by the versions of a federation. Every answer names the version that gave it.",
+        swagger_ui_parameters={"validatorUrl": None},  # no picture from elsewhere
+    )
+    app.add_middleware(BodyLimit, most=settings.max_body_bytes)
+    operator = [Depends(_only_with(settings.token))]
+
+    @app.post(
+        "/v1/predict", response_model=Answer, responses=_ERRORS, openapi_extra={"requestBody": question_schema(form)}
+    )
+    async def predict(request: Request) -> Response:
+        """Outputs of the model for a list of examples."""
+        begun, version, status = perf_counter(), None, 500
+        try:
+            body = await request.body()
+            read = (body, form, settings.max_batch)
+            asked, inputs = await offload.run(_read, *read) if len(body) > _LARGE_BODY else _read(*read)
+            held, why = shelf.pick(asked)
+            version = held.version
+            outputs = await batcher.predict(held, inputs)
+            status = 200
+            answer = Answer.model_construct(version=version, why=why, outputs=outputs)
+            return Response(answer.model_dump_json(), media_type="application/json")
+        except BadInput as error:
+            status = 422
+            raise HTTPException(status, str(error)) from None
+        except NotHeld as error:
+            status = 404 if shelf.held else 503
+            raise HTTPException(status, str(error), _retry(status)) from None
+        except Busy as error:
+            status = 503
+            raise HTTPException(status, str(error), _retry(status)) from None
+        except PredictionFailed as error:
+            raise HTTPException(status, str(error)) from None
+        finally:
+            metrics.answered(version, status, perf_counter() - begun)
+
+    @app.get("/v1/models")
+    async def models() -> Models:
+        """The versions held, which of them serves, and why."""
+        return models_of(shelf)
+
+    @app.put("/v1/route", dependencies=operator, responses={404: _ERRORS[404], **_OPERATOR})
+    async def set_route(route: NewRoute) -> Models:
+        """Pin a version, and send a share of the requests to the newest."""
+        try:
+            shelf.set_route(route.route())
+        except NotHeld as error:
+            raise HTTPException(404, str(error)) from None
+        return models_of(shelf)
+
+    @app.post(
+        "/v1/rollback",
+        dependencies=operator,
+        responses={409: {"description": "There is none to go back to."}, **_OPERATOR},
+    )
+    async def roll_back() -> Models:
+        """Pin the version that served before, and send nothing to the newest."""
+        try:
+            shelf.roll_back()
+        except NotHeld as error:
+            raise HTTPException(409, str(error)) from None
+        return models_of(shelf)
+
+    return app
+
+
+def _read(body: bytes, form: Form, most: int) -> tuple[int | None, Tensor]:
+    """The version asked for, and the inputs. Raises BadInput."""
+    try:
+        question = Question.model_validate_json(body)
+    except ValidationError as error:
+        raise BadInput(explain(error)) from None
+    return question.version, read_inputs(question.inputs, form, most)
+
+
+def _retry(status: int) -> dict[str, str] | None:
+    return {"Retry-After": "1"} if status == 503 else None
+
+
+def _only_with(token: SecretStr | None) -> Callable[..., Awaitable[None]]:
+    """Lets a request pass that brings `token`."""
+    bearer = HTTPBearer(auto_error=False, description="`inference.token`")
+
+    async def check(given: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]) -> None:
+        if token is None:
+            raise HTTPException(403, "the route cannot be changed here: set LLMOS_INFERENCE__TOKEN and start again")
+        wanted = token.get_secret_value().encode()
+        if given is None or not compare_digest(given.credentials.encode(), wanted):
+            raise HTTPException(401, "the token is missing or wrong", {"WWW-Authenticate": "Bearer"})
+
+    return check

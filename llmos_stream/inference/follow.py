@@ -1,0 +1,108 @@
+"""Following the log: new versions are made ready beside those that serve, and what operators promote is noted."""
+
+import logging
+from contextlib import AsyncExitStack
+
+from llmos_stream.broker import Broker, Topics
+from llmos_stream.config import Settings
+from llmos_stream.errors import OffsetGone, Rejected
+from llmos_stream.inference.held import Shelf, build
+from llmos_stream.replay import Missing, ReplayLog
+from llmos_stream.roles import ControlView, Pointer, Replica, Version, wait_for_topics
+from llmos_stream.roles.retry import keep_trying, until_stop
+from llmos_stream.runtime import BROKER, MODEL, Offload, Shutdown, met
+from llmos_stream.training import Task
+
+log = logging.getLogger(__name__)
+
+_POLL_SECONDS = 0.25
+_CATCH_UP_SECONDS = 60.0
+
+
+class Following:
+    """Puts versions on the shelf."""
+
+    def __init__(
+        self,
+        broker: Broker,
+        settings: Settings,
+        task: Task,
+        shelf: Shelf,
+        offload: Offload,
+        shutdown: Shutdown,
+    ) -> None:
+        self._broker = broker
+        self._settings = settings
+        self._topics = Topics(settings.federation.name)
+        self._task = task
+        self._shelf = shelf
+        self._offload = offload
+        self._shutdown = shutdown
+        self._refused: int | None = None
+        self._not_there: int | None = None
+
+    async def run(self) -> None:
+        """Until a stop is asked for. What is held goes on serving while the broker does not answer.
+
+        Raises ConfigError when the task's model is not the federation's.
+        """
+        await keep_trying(self._follow, self._shutdown, "going on with what is held; looking for versions again")
+
+    async def _follow(self) -> None:
+        if not await wait_for_topics(self._broker, self._topics, self._shutdown):
+            return
+        async with AsyncExitStack() as stack:
+            control, replica = await until_stop(self._open(stack), self._shutdown)
+            met(BROKER)
+            while not self._shutdown.requested:
+                if (promoted := control.promoted) is not None and promoted.version != self._shelf.promoted:
+                    await self._promote(promoted.version, replica, control.latest)
+                if control.latest is not None:
+                    await self._take(replica, control.latest)
+                await control.poll(_POLL_SECONDS)
+
+    async def _open(self, stack: AsyncExitStack) -> tuple[ControlView, Replica]:
+        topics = self._topics
+        control = ControlView(await stack.enter_async_context(self._broker.reader([topics.control], start="earliest")))
+        models = await stack.enter_async_context(self._broker.reader([topics.models], start="latest"))
+        await control.catch_up()
+        return control, Replica(models, topics.models, self._settings.wire, self._offload)
+
+    async def _take(self, replica: Replica, latest: Pointer) -> None:
+        newest = self._shelf.newest
+        if latest.version == self._refused or (newest is not None and latest.version <= newest):
+            return
+        try:
+            await self._hold(await replica.move_to(latest, _CATCH_UP_SECONDS))
+        except OffsetGone:
+            log.warning("version %d was deleted before it was read; going on with the next", latest.version)
+        except Rejected as error:
+            log.error("version %d cannot be read and never serves: %s", latest.version, error)
+            self._refused = latest.version
+
+    async def _promote(self, version: int, replica: Replica, latest: Pointer | None) -> None:
+        """Before the newest: after a restart, too, the promoted version is the first that serves."""
+        if latest is not None and latest.version == version:
+            await self._take(replica, latest)
+        if version in self._shelf.held:
+            self._shelf.promote(version)
+        elif version == self._not_there or not await self._fetch(version):
+            return
+        log.info("version %d is promoted", version)
+
+    async def _fetch(self, version: int) -> bool:
+        """A promoted version of before, rebuilt from the log. False when it cannot be had: what served goes on."""
+        try:
+            async with ReplayLog(self._broker, self._settings, self._offload) as past:
+                await self._hold(await past.version(version), promoted=True)
+        except Missing as error:
+            log.error("version %d is promoted and cannot be had (%s); promote another", version, error)
+            self._not_there = version
+            return False
+        return True
+
+    async def _hold(self, version: Version, *, promoted: bool = False) -> None:
+        held = await self._offload.run(build, self._task, self._settings, version)
+        self._shelf.publish(held, promoted=promoted)
+        met(MODEL)
+        log.info("version %d is ready", held.version)

@@ -1,0 +1,54 @@
+"""What the service counts, for Prometheus."""
+
+from collections.abc import Callable, Iterable
+
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
+
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
+_EXAMPLES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+_NO_VERSION = "none"
+
+
+class InferenceMetrics:
+    """Counts answers. The label `version` has the versions held and `none`, so its values stay few."""
+
+    def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
+        self._requests = Counter(
+            "llmos_inference_requests",
+            "Predictions asked for, by version that answered and HTTP status.",
+            ("version", "status"),
+            registry=registry,
+        )
+        self._seconds = Histogram(
+            "llmos_inference_request_seconds", "From request to answer.", buckets=_SECONDS, registry=registry
+        )
+        self._examples = Histogram(
+            "llmos_inference_batch_examples", "Examples in one forward pass.", buckets=_EXAMPLES, registry=registry
+        )
+        self._waiting = Gauge("llmos_inference_waiting_examples", "Examples that wait for a pass.", registry=registry)
+        self._version = Gauge("llmos_inference_version", "Number of the version that serves.", registry=registry)
+        self._newest = Gauge("llmos_inference_newest_version", "Number of the newest version held.", registry=registry)
+        self._seen: set[tuple[str, str]] = set()
+
+    def watch_waiting(self, waiting: Callable[[], float]) -> None:
+        self._waiting.set_function(waiting)
+
+    def batch(self, examples: int) -> None:
+        self._examples.observe(examples)
+
+    def answered(self, version: int | None, status: int, seconds: float) -> None:
+        labels = (_NO_VERSION if version is None else str(version), str(status))
+        self._seen.add(labels)
+        self._requests.labels(*labels).inc()
+        self._seconds.observe(seconds)
+
+    def holds(self, held: Iterable[int], serving: int | None, newest: int | None) -> None:
+        """Show what serves, and forget the series of versions that are not held any more."""
+        known = {_NO_VERSION, *map(str, held)}
+        for labels in [labels for labels in self._seen if labels[0] not in known]:
+            self._seen.remove(labels)
+            self._requests.remove(*labels)
+        if serving is not None:
+            self._version.set(serving)
+        if newest is not None:
+            self._newest.set(newest)
