@@ -12,7 +12,6 @@ from fastapi_offline import FastAPIOffline
 from pydantic import SecretStr, ValidationError
 from torch import Tensor
 
-from llmos_stream import __version__
 from llmos_stream.config import InferenceSettings, explain
 from llmos_stream.inference.answers import Answer, Models, NewRoute, Question, models_of, question_schema
 from llmos_stream.inference.batching import Batcher
@@ -48,7 +47,7 @@ def make_app(
     app: FastAPI = FastAPIOffline(
         redoc_url=None,
         title="llmos_stream inference",
-        version=__version__,
+        version="1",
         description="Predictions by the versions of a federation. Every answer names the version that gave it.",
         swagger_ui_parameters={"validatorUrl": None},  # no picture from elsewhere
     )
