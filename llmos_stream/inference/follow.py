@@ -95,7 +95,7 @@ class Following:
         try:
             async with ReplayLog(self._broker, self._settings, self._offload) as past:
                 await self._hold(await past.version(version), promoted=True)
-        except Missing as error:
+        except (Missing, OffsetGone) as error:
             log.error("version %d is promoted and cannot be had (%s); promote another", version, error)
             self._not_there = version
             return False

@@ -16,6 +16,7 @@ from llmos_stream.runtime import Shutdown, run_while
 log = logging.getLogger(__name__)
 
 _BACKLOG = 1024
+_MOST_CONNECTIONS = 1024  # each may hold a body; past that the answer is 503
 
 
 class _Server(uvicorn.Server):
@@ -33,6 +34,7 @@ async def serve_http(app: FastAPI, settings: InferenceSettings, shutdown: Shutdo
             lifespan="off",
             ws="none",
             server_header=False,
+            limit_concurrency=_MOST_CONNECTIONS,
             timeout_graceful_shutdown=max(1, int(drain_seconds)),
         )
         server = _Server(config)

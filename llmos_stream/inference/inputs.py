@@ -19,14 +19,15 @@ class Form:
     dtype: torch.dtype
 
     def __str__(self) -> str:
-        one = f"lists of shape {list(self.shape)}" if self.shape else "numbers"
-        return f"a list of examples, each {one} of {self.kind}"
+        if not self.shape:
+            return f"a list of {self.kind}"
+        return f"a list of examples, each of shape {list(self.shape)} in {self.kind}"
 
     @property
     def kind(self) -> str:
         """What the numbers are."""
         if self.dtype is torch.bool:
-            return "true or false"
+            return "true and false"
         return "finite numbers" if self.dtype.is_floating_point else "whole numbers"
 
     def example(self) -> list[Any]:

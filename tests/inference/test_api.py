@@ -31,7 +31,7 @@ async def test_an_answer_names_the_version_that_gave_it_and_why() -> None:
 @pytest.mark.parametrize(
     ("body", "status", "said"),
     [
-        ('{"inputs": [[1, 2]]}', 422, "each lists of shape [3] of finite numbers; got shape [2]"),
+        ('{"inputs": [[1, 2]]}', 422, "each of shape [3] in finite numbers; got shape [2]"),
         ('{"inputs": [1, 2, 3]}', 422, "got shape []"),
         ('{"inputs": [[1, 2, 3], [4]]}', 422, "got lists of different lengths"),
         ('{"inputs": [["a", "b", "c"]]}', 422, "or what is no number"),

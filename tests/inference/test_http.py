@@ -1,0 +1,69 @@
+"""The API on a real port: answered, drained at the end, and one clear error where the port is taken."""
+
+import asyncio
+import logging
+import signal
+import threading
+
+import httpx
+import pytest
+from torch import Tensor
+
+from llmos_stream.config import InferenceSettings
+from llmos_stream.errors import ConfigError
+from llmos_stream.inference.http import serve_http
+from llmos_stream.runtime import Shutdown
+from tests.inference.aids import SECONDS, held, served, until
+
+_ASK = {"inputs": [[1.0, 2.0, 3.0]]}
+_ANY = InferenceSettings(port=0)
+
+
+def _port(caplog: pytest.LogCaptureFixture) -> int | None:
+    said = [record.getMessage() for record in caplog.records if "predicting on" in record.getMessage()]
+    return int(said[-1].rpartition(":")[2]) if said else None
+
+
+async def test_what_is_under_way_when_the_stop_comes_is_answered(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    gate, begun, shutdown = threading.Event(), threading.Event(), Shutdown()
+    before = signal.getsignal(signal.SIGTERM)
+
+    def wait(inputs: Tensor) -> None:
+        begun.set()
+        assert gate.wait(SECONDS)
+
+    async with served() as here, httpx.AsyncClient(timeout=SECONDS) as http:
+        here.shelf.publish(held(2, wait))
+        serving = asyncio.create_task(serve_http(here.app, _ANY, shutdown, SECONDS))
+        await until(lambda: _port(caplog) is not None)
+        where = f"http://127.0.0.1:{_port(caplog)}/v1"
+        assert (await http.get(f"{where}/models")).json()["serving"] == 2
+        assert signal.getsignal(signal.SIGTERM) is before
+        asked = asyncio.create_task(http.post(f"{where}/predict", json=_ASK))
+        await until(begun.is_set)
+        shutdown.request()
+        async with asyncio.timeout(SECONDS):
+            while True:  # until it takes nobody in any more
+                try:
+                    await http.get(f"{where}/models", headers={"Connection": "close"})
+                except httpx.ConnectError:
+                    break
+        assert not asked.done()
+        gate.set()
+        assert (await asked).json()["outputs"] == [[2.0, 4.0, 6.0]]
+        async with asyncio.timeout(SECONDS):
+            await serving
+
+
+async def test_a_port_that_is_taken_is_one_clear_error(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    shutdown = Shutdown()
+    async with served() as here:
+        serving = asyncio.create_task(serve_http(here.app, _ANY, shutdown, SECONDS))
+        await until(lambda: _port(caplog) is not None)
+        taken = InferenceSettings(port=_port(caplog) or 0)
+        with pytest.raises(ConfigError, match=r"inference\.port: cannot listen on 127\.0\.0\.1"):
+            await serve_http(here.app, taken, shutdown, SECONDS)
+        shutdown.request()
+        await serving
