@@ -34,6 +34,7 @@ async def serve_http(app: FastAPI, settings: InferenceSettings, shutdown: Shutdo
             lifespan="off",
             ws="none",
             server_header=False,
+            proxy_headers=False,
             limit_concurrency=_MOST_CONNECTIONS,
             timeout_graceful_shutdown=max(1, int(drain_seconds)),
         )
