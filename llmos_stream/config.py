@@ -9,6 +9,7 @@ import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import (
@@ -31,6 +32,12 @@ NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
 def _power_of_two(value: int) -> int:
     if value & (value - 1):
         raise ValueError(f"{value} is not a power of two")
+    return value
+
+
+def _no_password(value: str) -> str:
+    if "@" in urlsplit(value).netloc:
+        raise ValueError("leave user and password out of it; give them as the store's own variables or files")
     return value
 
 
@@ -299,6 +306,19 @@ class InferenceSettings(Section):
         return self
 
 
+class RegistrySettings(Section):
+    url: Annotated[str, Field(min_length=1), AfterValidator(_no_password)] | None = None
+    """Where versions are archived: a folder or a URL of fsspec, as in file:///srv/models or s3://bucket/path. Unset:
+    nowhere."""
+    keep: Literal["every", "last", "promoted"] = "every"
+    """What is archived: every n-th version, the last of the run and the promoted one; the last and the promoted one;
+    the promoted one alone."""
+    every: Count = 10
+    """Every how many-th version is archived."""
+    most: Count | None = None
+    """How many versions are kept beside the promoted one and the one before it; the oldest go. Unset: all."""
+
+
 class RuntimeSettings(Section):
     workers: Annotated[int, Field(ge=1, le=64)] = 2
     """Threads for tensor work, compression and hashing."""
@@ -343,6 +363,7 @@ class Settings(BaseSettings):
     aggregator: AggregatorSettings = AggregatorSettings()
     evaluator: EvaluatorSettings = EvaluatorSettings()
     inference: InferenceSettings = InferenceSettings()
+    registry: RegistrySettings = RegistrySettings()
     runtime: RuntimeSettings = RuntimeSettings()
     operations: OperationsSettings = OperationsSettings()
 

@@ -1,6 +1,6 @@
 """Weights as a safetensors file, whichever command makes them."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,16 +18,21 @@ def check_target(path: Path) -> None:
 
 def write_weights(version: "Version", path: Path, metadata: Mapping[str, str]) -> int:
     """Write the weights by tensor name, all or nothing. Returns how many tensors. Raises ConfigError."""
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
+    from llmos_stream.registry import file_pieces
 
-    # safetensors wants tensors of their own, laid out densely, not views of one vector.
-    tensors = {name: tensor.contiguous().clone() for name, tensor in version.layout.unflatten(version.weights).items()}
+    write_file(file_pieces(version.weights, version.layout, metadata), path)
+    return len(version.layout.tensors)
+
+
+def write_file(pieces: Iterable[bytes | memoryview], path: Path) -> None:
+    """Write a file, all or nothing: when `pieces` fail there is none. Raises ConfigError, and what they raise."""
     fresh = path.with_name(path.name + ".new")
     try:
-        save_file(tensors, fresh, metadata=dict(metadata))
+        with fresh.open("wb") as file:
+            for piece in pieces:
+                file.write(piece)
         fresh.replace(path)
-    except (OSError, SafetensorError) as error:  # the latter where safetensors itself cannot write
-        fresh.unlink(missing_ok=True)
+    except OSError as error:
         raise ConfigError(f"--to: cannot write {path}: {error}") from None
-    return len(tensors)
+    finally:
+        fresh.unlink(missing_ok=True)

@@ -6,7 +6,20 @@ import sys
 from collections.abc import Sequence
 
 from llmos_stream import __version__
-from llmos_stream.cli import audit, broker, demo, inspect, monitor, replay, roles, serve, settings, topics, versions
+from llmos_stream.cli import (
+    audit,
+    broker,
+    demo,
+    inspect,
+    monitor,
+    registry,
+    replay,
+    roles,
+    serve,
+    settings,
+    topics,
+    versions,
+)
 from llmos_stream.cli.common import Parser
 from llmos_stream.errors import LlmosError
 from llmos_stream.runtime.process import ExitCode, exit_code
@@ -24,6 +37,7 @@ a federation on your Kafka:
   llmos-stream evaluate                 measures every version
   llmos-stream monitor                  what happens, live or for Prometheus
   llmos-stream serve                    answers predictions over HTTP
+  llmos-stream archive                  keeps versions past retention
   llmos-stream versions list            what the log holds
   llmos-stream replay                   rebuild every version, compare
 
@@ -74,6 +88,6 @@ def _parser() -> Parser:
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in (demo, roles, monitor, serve, topics, versions, audit, replay, inspect, broker, settings):
+    for module in (demo, roles, monitor, serve, registry, topics, versions, audit, replay, inspect, broker, settings):
         module.add(commands)
     return parser

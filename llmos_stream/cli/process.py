@@ -53,8 +53,8 @@ def run_connected(
 ) -> ExitCode:
     """Connect and run the role under signals, answering operators meanwhile where a port is set.
 
-    It is ready while it has what it `needs`. A role may be started before its broker and waits for it; one that is
-    not `patient` fails with one clear error.
+    A role may be started before its broker and waits for it; one that is not `patient` fails with one clear error.
+    It is ready while it has all that it `needs`.
     """
 
     async def process(shutdown: Shutdown) -> None:

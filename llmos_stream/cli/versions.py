@@ -1,4 +1,4 @@
-"""`llmos-stream versions`: list, show and export the versions that the log holds."""
+"""`llmos-stream versions`: list, show and export versions, and say which one is served."""
 
 import argparse
 import asyncio
@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from llmos_stream.cli.common import Commands, add_command, note, out, plain_table, print_json, say, start_logging
-from llmos_stream.cli.export import check_target, write_weights
+from llmos_stream.cli.common import Commands, add_command, out, plain_table, print_json, say, start_logging
 from llmos_stream.cli.flags import load_settings
+from llmos_stream.cli.registry import nothing_in_log, run_export, run_promotion
 from llmos_stream.cli.told import told
 from llmos_stream.config import Settings
 from llmos_stream.errors import ConfigError
@@ -34,6 +34,7 @@ class _Row:
     partition: int
     offset: int
     weights_digest: str
+    promoted: bool
 
 
 def add(commands: Commands) -> None:
@@ -41,16 +42,20 @@ def add(commands: Commands) -> None:
         commands,
         "versions",
         run,
-        text="list, show and export global versions",
-        sections=("federation", "broker", "wire"),
+        text="list, show, export and promote global versions",
+        sections=("federation", "broker", "wire", "registry"),
         examples=(
             "  llmos-stream versions list\n"
             "  llmos-stream versions show 12\n"
-            "  llmos-stream versions export 12 --to model.safetensors"
+            "  llmos-stream versions export 12 --to model.safetensors\n"
+            "  llmos-stream versions promote 12   # the one to serve\n"
+            "  llmos-stream versions rollback     # back to the one before"
         ),
     )
-    parser.add_argument("action", choices=["list", "show", "export"], help="what to do")
-    parser.add_argument("number", nargs="?", type=int, help="which version (show, export); default: the newest")
+    parser.add_argument("action", choices=["list", "show", "export", "promote", "rollback"], help="what to do")
+    parser.add_argument(
+        "number", nargs="?", type=int, help="which version (promote needs one; show, export: the newest)"
+    )
     parser.add_argument(
         "--to", type=Path, metavar="FILE", help="where export writes; default: FEDERATION-vN.safetensors"
     )
@@ -59,30 +64,44 @@ def add(commands: Commands) -> None:
 def run(arguments: argparse.Namespace) -> int:
     settings = load_settings(arguments)
     start_logging(settings)
-    if arguments.action == "list":
-        return asyncio.run(_list(settings, arguments.json))
-    return asyncio.run(_one(settings, arguments))
+    action, number = arguments.action, arguments.number
+    if action == "promote" and number is None:
+        raise ConfigError("promote needs the number of a version; see llmos-stream versions list")
+    if action == "rollback" and number is not None:
+        raise ConfigError(f"rollback goes to the version promoted before; for another: versions promote {number}")
+    match action:
+        case "list":
+            return asyncio.run(_list(settings, arguments.json))
+        case "show":
+            return _show(asyncio.run(_find(settings, number)), arguments.json)
+        case "export":
+            return run_export(settings, number, arguments.to, arguments.json)
+        case _:
+            return run_promotion(settings, number, arguments.json)
 
 
 async def _list(settings: Settings, as_json: bool) -> int:
     from llmos_stream.broker import Topics, connect
+    from llmos_stream.registry import promoted
     from llmos_stream.roles import read_versions
 
     topic = Topics(settings.federation.name).models
     rows = []
     async with connect(settings.broker) as broker, broker.reader([topic], start="earliest") as reader:
+        promotion = await promoted(broker, settings)
+        served = None if promotion is None else promotion.version
         async for version in read_versions(reader, settings.wire):
-            rows.append(_row(version))
+            rows.append(_row(version, served))
     if as_json:
         print_json([asdict(row) for row in rows])
         return 0
     if not rows:
-        say(_nothing(settings))
+        say(nothing_in_log(settings))
         return 0
     table = plain_table("version", "time (UTC)", "contributions", "payload", "offset", "weights")
     for row in rows:
         table.add_row(
-            str(row.version),
+            f"{row.version}{' *' if row.promoted else ''}",
             datetime.fromtimestamp(row.time_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S"),
             f"{row.contributions} from {plural(row.clients, 'client')}" if row.contributions else "initial weights",
             size(row.payload_bytes) + (" delta" if row.kind == "delta" else ""),
@@ -90,10 +109,13 @@ async def _list(settings: Settings, as_json: bool) -> int:
             row.weights_digest[:12],
         )
     out().print(table)
+    if served is not None:
+        gone = "" if any(row.promoted for row in rows) else f": version {served}, no longer in the log"
+        say(f"* promoted{gone}")
     return 0
 
 
-def _row(version: "LoggedVersion") -> _Row:
+def _row(version: "LoggedVersion", served: int | None) -> _Row:
     head = version.head
     return _Row(
         version=head.number,
@@ -105,15 +127,8 @@ def _row(version: "LoggedVersion") -> _Row:
         partition=version.partition,
         offset=version.offset,
         weights_digest=head.weights_digest.hex(),
+        promoted=head.number == served,
     )
-
-
-async def _one(settings: Settings, arguments: argparse.Namespace) -> int:
-    version = await _find(settings, arguments.number)
-    if arguments.action == "show":
-        return _show(version, arguments.json)
-    path = arguments.to or Path(f"{settings.federation.name}-v{version.head.number}.safetensors")
-    return await _export(settings, version.head.number, path, arguments.json)
 
 
 async def _find(settings: Settings, number: int | None) -> "LoggedVersion":
@@ -132,13 +147,11 @@ async def _find(settings: Settings, number: int | None) -> "LoggedVersion":
                 break
     if found is None:
         raise ConfigError(
-            f"version {number} is not in the log, which holds {seen[0]} to {seen[-1]}" if seen else _nothing(settings)
+            f"version {number} is not in the log, which holds {seen[0]} to {seen[-1]}"
+            if seen
+            else nothing_in_log(settings)
         )
     return found
-
-
-def _nothing(settings: Settings) -> str:
-    return f"federation {settings.federation.name} has no versions in the log; is its aggregator running?"
 
 
 def _show(version: "LoggedVersion", as_json: bool) -> int:
@@ -171,26 +184,4 @@ def _show(version: "LoggedVersion", as_json: bool) -> int:
             str(item.offset),
         )
     console.print(table)
-    return 0
-
-
-async def _export(settings: Settings, number: int, path: Path, as_json: bool) -> int:
-    from llmos_stream.broker import connect
-    from llmos_stream.replay import ReplayLog
-    from llmos_stream.runtime import Offload
-
-    check_target(path)
-    async with (
-        connect(settings.broker) as broker,
-        Offload(settings.runtime.workers) as offload,
-        ReplayLog(broker, settings, offload) as log,
-    ):
-        version = await log.version(number)
-    digest = version.head.weights_digest.hex()
-    metadata = {"federation": settings.federation.name, "version": str(number), "weights_digest": digest}
-    tensors = write_weights(version, path, metadata)
-    if as_json:
-        print_json({"file": str(path), "version": number, "tensors": tensors, "weights_digest": digest})
-    else:
-        note(f"wrote version {number}, {tensors} tensors, to {path}")
     return 0

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from time import monotonic
 from typing import Any, TypeVar
 
-from llmos_stream.errors import BrokerError, BrokerUnavailable
+from llmos_stream.errors import BrokerError, BrokerUnavailable, LlmosError
 from llmos_stream.runtime import BROKER, Shutdown, lost, met, run_while
 
 log = logging.getLogger(__name__)
@@ -21,29 +21,36 @@ _FAREWELL_SECONDS = 3.0
 
 
 async def keep_trying(
-    work: Callable[[], Awaitable[T]], shutdown: Shutdown, what: str, longest_seconds: float = _LAST_PAUSE_SECONDS
+    work: Callable[[], Awaitable[T]],
+    shutdown: Shutdown,
+    what: str,
+    longest_seconds: float = _LAST_PAUSE_SECONDS,
+    *,
+    trouble: type[LlmosError] = BrokerError,
+    need: str = BROKER,
 ) -> T | None:
     """Call `work` until it returns; None when a stop is asked for while it fails.
 
     Raises at once what a repeat would not mend (see `LlmosError.retriable`). `what` says in the log what
-    comes next, as in "starting again from the log". Pauses grow up to `longest_seconds`.
+    comes next, as in "starting again from the log". Pauses grow up to `longest_seconds`. `trouble` is what is
+    looked at, `need` what is lost meanwhile (see `runtime.health`).
     """
     pause = min(_FIRST_PAUSE_SECONDS, longest_seconds)
     while True:
         begun = monotonic()
         try:
             done = await work()
-        except BrokerError as error:
+        except trouble as error:
             if not error.retriable:
                 raise
             if shutdown.requested:
                 return None
             if monotonic() - begun > 2 * _LAST_PAUSE_SECONDS:
                 pause = _FIRST_PAUSE_SECONDS  # it worked for a while: this is another trouble
-            lost(BROKER, str(error))
+            lost(need, str(error))
             log.error("%s; %s in %.1f s", error, what, pause)
         else:
-            met(BROKER)
+            met(need)
             return done
         if await shutdown.wait(pause):
             return None

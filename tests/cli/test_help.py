@@ -15,6 +15,7 @@ _COMMANDS = (
     "aggregator",
     "client",
     "evaluate",
+    "archive",
     "topics",
     "versions",
     "replay",
@@ -39,7 +40,7 @@ def test_help_comes_at_once_since_it_loads_none_of_the_heavy_libraries() -> None
     done = subprocess.run([sys.executable, "-c", _SCRIPT], capture_output=True, text=True, check=True, timeout=60)
     loaded = set(json.loads(done.stdout.splitlines()[-1]))
     assert "llmos_stream" in loaded
-    assert not loaded & {"torch", "numpy", "aiokafka", "plotly", "sklearn", "safetensors", "zstandard"}
+    assert not loaded & {"torch", "numpy", "aiokafka", "plotly", "sklearn", "safetensors", "zstandard", "fsspec"}
 
 
 def test_the_help_names_every_command_and_where_to_start(llmos: Run) -> None:

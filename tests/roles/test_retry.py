@@ -2,7 +2,7 @@
 
 import pytest
 
-from llmos_stream.errors import BrokerUnavailable, ConfigError
+from llmos_stream.errors import BrokerUnavailable, ConfigError, LlmosError
 from llmos_stream.roles import retry
 from llmos_stream.roles.retry import keep_trying
 from llmos_stream.runtime import BROKER, Health, Shutdown
@@ -48,3 +48,24 @@ async def test_a_stop_ends_the_trying(health: Health) -> None:
 
     assert await keep_trying(work, shutdown, "trying again") is None
     assert not health.ready
+
+
+class _Elsewhere(LlmosError):
+    retriable = True
+
+
+async def test_other_trouble_is_another_need(health: Health, monkeypatch: pytest.MonkeyPatch) -> None:
+    both = Health([BROKER, "store"])
+    monkeypatch.setattr(retry, "met", both.met)
+    monkeypatch.setattr(retry, "lost", both.lost)
+    seen: list[str] = []
+
+    async def work() -> str:
+        seen.append(both.missing["store"])
+        if len(seen) < 2:
+            raise _Elsewhere("disk full")
+        return "done"
+
+    assert await keep_trying(work, Shutdown(), "trying again", trouble=_Elsewhere, need="store") == "done"
+    assert seen == ["not yet", "disk full"]
+    assert both.missing == {BROKER: "not yet"}

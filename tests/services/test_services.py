@@ -189,6 +189,25 @@ def test_a_service_started_before_its_broker_waits_and_can_be_stopped(
     assert monitor.stop().status == 0
 
 
+@pytest.mark.kafka
+def test_an_archiver_is_ready_while_its_store_is(
+    serve: Serve, on_kafka: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    aggregator = serve("aggregator")
+    _until(aggregator.ready, "there are topics")
+    place = tmp_path / "models"
+    place.write_text("a file where a folder should be")
+    monkeypatch.setenv("LLMOS_REGISTRY__URL", f"file://{place}")
+    archiver = serve("archiver", "--registry.every", "1")
+    _until(lambda: "registry at" in archiver.ask("/ready")[1], "it says that its store does not answer")
+    assert list(json.loads(archiver.ask("/ready")[1])["missing"]) == ["store"]
+    place.unlink()
+    _until(archiver.ready, "the store is there")
+    _until((place / on_kafka / "00000000" / "version.json").is_file, "version 0 is archived")
+    done = archiver.stop()
+    assert (done.status, json.loads(done.out)) == (0, {"archived": [0]})
+
+
 def test_settings_that_make_no_sense_end_it_at_once(serve: Serve, tmp_path: Path) -> None:
     running = Running(["--operations.port", "70000"], tmp_path, "services.monitor")
     done = running.wait()

@@ -1,0 +1,154 @@
+"""`llmos-stream archive`, and the actions of `llmos-stream versions` that know the registry."""
+
+import argparse
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from llmos_stream.cli.common import Commands, add_command, note, print_json, say
+from llmos_stream.cli.export import check_target, write_file, write_weights
+from llmos_stream.cli.flags import load_settings
+from llmos_stream.cli.process import run_connected
+from llmos_stream.config import Settings
+from llmos_stream.errors import ConfigError, LlmosError, TopicMissing
+from llmos_stream.reporting.wording import plural
+from llmos_stream.runtime import BROKER, ExitCode, Offload, Shutdown
+
+if TYPE_CHECKING:
+    from llmos_stream.broker import Broker
+    from llmos_stream.roles import Promotion
+
+
+_NAMED = 10
+
+T = TypeVar("T")
+
+
+def add(commands: Commands) -> None:
+    add_command(
+        commands,
+        "archive",
+        run_archive_command,
+        text="keep versions past the log's retention until the run ends",
+        sections=("federation", "broker", "wire", "registry", "runtime", "operations"),
+        examples=(
+            "  llmos-stream archive --registry.url file:///srv/models\n"
+            "  llmos-stream archive --registry.every 50 --registry.most 20"
+        ),
+    )
+
+
+def run_archive_command(arguments: argparse.Namespace) -> int:
+    from llmos_stream.registry import STORE, open_store, run_archiver
+
+    settings = load_settings(arguments)
+    store = open_store(settings)
+    archived: list[int] = []
+
+    async def role(broker: "Broker", offload: Offload, shutdown: Shutdown) -> None:
+        archived.extend(await run_archiver(broker, settings, store, offload, shutdown))
+
+    code = run_connected("archiver", settings, role, needs=(BROKER, STORE))
+    if code is ExitCode.DONE:
+        if arguments.json:
+            print_json({"archived": archived})
+        else:
+            last = f", the last one {archived[-1]}" if archived else ""
+            say(f"{plural(len(archived), 'version')} archived{last}")
+    return code
+
+
+def run_promotion(settings: Settings, number: int | None, as_json: bool) -> int:
+    """Promote version `number`; None: go back to the one promoted before."""
+    from llmos_stream.registry import promote, roll_back
+
+    async def change(broker: "Broker", offload: Offload) -> "Promotion":
+        if number is None:
+            return await roll_back(broker, settings, offload)
+        return await promote(broker, settings, number, offload)
+
+    now = asyncio.run(_connected(settings, change))
+    if as_json:
+        print_json(asdict(now))
+    else:
+        before = f"; `versions rollback` goes back to {now.history[-1]}" if now.history else ""
+        say(f"version {now.version} is promoted{before}")
+    return 0
+
+
+def run_export(settings: Settings, number: int | None, to: Path | None, as_json: bool) -> int:
+    """Write a version, by default the newest, as a file: from the log, or else from the registry where there is one."""
+    if to is not None:
+        check_target(to)
+    path, found, tensors, digest, source = asyncio.run(
+        _connected(settings, lambda broker, offload: _export(broker, offload, settings, number, to))
+    )
+    if as_json:
+        print_json({"file": str(path), "version": found, "tensors": tensors, "weights_digest": digest})
+    else:
+        note(f"wrote version {found}, {tensors} tensors, {source}to {path}")
+    return 0
+
+
+def nothing_in_log(settings: Settings) -> str:
+    return f"federation {settings.federation.name} has no versions in the log; is its aggregator running?"
+
+
+async def _connected(settings: Settings, work: Callable[["Broker", Offload], Awaitable[T]]) -> T:
+    from llmos_stream.broker import connect
+
+    async with connect(settings.broker) as broker, Offload(settings.runtime.workers) as offload:
+        return await work(broker, offload)
+
+
+async def _export(
+    broker: "Broker", offload: Offload, settings: Settings, number: int | None, to: Path | None
+) -> tuple[Path, int, int, str, str]:
+    """Where it was written, its number, how many tensors, the digest of its weights, and `from the registry `."""
+    from llmos_stream.registry import file_metadata
+    from llmos_stream.replay import ReplayLog
+    from llmos_stream.replay.errors import Missing
+
+    federation = settings.federation.name
+    try:
+        async with ReplayLog(broker, settings, offload) as log:
+            if not (numbers := log.index.numbers):
+                raise Missing(nothing_in_log(settings))
+            version = await log.version(numbers[-1] if number is None else number)
+    except (Missing, TopicMissing) as error:
+        return *await _export_archived(offload, settings, number, to, error), "from the registry "
+    number, digest = version.head.number, version.head.weights_digest
+    path = to or _default_path(federation, number)
+    tensors = await offload.run(write_weights, version, path, file_metadata(federation, number, digest))
+    return path, number, tensors, digest.hex(), ""
+
+
+async def _export_archived(
+    offload: Offload, settings: Settings, number: int | None, to: Path | None, why_not: LlmosError
+) -> tuple[Path, int, int, str]:
+    """As `_export`, from the registry. `why_not` says why not from the log, and is all there is to say without one."""
+    from llmos_stream.registry import open_store
+
+    if settings.registry.url is None:
+        raise why_not if isinstance(why_not, TopicMissing) else ConfigError(str(why_not))
+    store = open_store(settings)
+    held = await offload.run(store.numbers)
+    if not held or (number is not None and number not in held):
+        raise ConfigError(f"{why_not}; the registry holds {_listed(held)}")
+    entry = await offload.run(store.entry, held[-1] if number is None else number)
+    path = to or _default_path(settings.federation.name, entry.version)
+    await offload.run(write_file, store.pieces(entry), path)
+    return path, entry.version, len(entry.layout.tensors), entry.weights_digest.hex()
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    if not numbers:
+        return "none"
+    named = ", ".join(map(str, numbers[-_NAMED:]))
+    return named if len(numbers) <= _NAMED else f"{len(numbers)} versions, the newest {named}"
+
+
+def _default_path(federation: str, number: int) -> Path:
+    return Path(f"{federation}-v{number}.safetensors")

@@ -1,0 +1,114 @@
+"""What `version.json` says of an archived version.
+
+format      1
+federation  its name
+version     the number
+head        everything the version's head said, manifest included, as `wire.describe` has it; digests in hex
+layout      [[name, [dimension, ...], dtype], ...], also where the head was a delta's and had none
+model       {"size": bytes, "sha256": hex} of model.safetensors
+log         where the version lay in `<f>.models`, as in the control record `latest`
+created     when it was archived, ISO 8601
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import orjson
+
+from llmos_stream.codec import Layout
+from llmos_stream.errors import Rejected
+from llmos_stream.registry.errors import Damaged
+from llmos_stream.roles import Pointer, Version
+from llmos_stream.roles.control_records import dump_latest, load_latest
+from llmos_stream.wire import describe
+
+_FORMAT = 1
+_DIGEST_BYTES = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Archived:
+    """A version as the registry describes it. `size` and `sha256` are those of its safetensors file."""
+
+    federation: str
+    version: int
+    head: Mapping[str, Any]
+    layout: Layout
+    size: int
+    sha256: bytes
+    at: Pointer
+    created: str
+
+    @property
+    def weights_digest(self) -> bytes:
+        return bytes.fromhex(self.head["weights_digest"])
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        return file_metadata(self.federation, self.version, self.weights_digest)
+
+    def is_of(self, version: Mapping[str, object]) -> bool:
+        """Whether it is the version with this head (as `wire.describe` has it), not one of another run."""
+        return all(self.head.get(name) == version[name] for name in ("number", "time", "weights_digest"))
+
+
+def file_metadata(federation: str, version: int, weights_digest: bytes) -> dict[str, str]:
+    """What a safetensors file says of itself."""
+    return {"federation": federation, "version": str(version), "weights_digest": weights_digest.hex()}
+
+
+def entry_of(federation: str, version: Version, at: Pointer, size: int, sha256: bytes) -> Archived:
+    created = datetime.now(UTC).isoformat(timespec="milliseconds")
+    head = describe(version.head)
+    return Archived(federation, version.head.number, head, version.layout, size, sha256, at, created)
+
+
+def dump_entry(entry: Archived) -> bytes:
+    value = {
+        "format": _FORMAT,
+        "federation": entry.federation,
+        "version": entry.version,
+        "head": entry.head,
+        "layout": [list(spec) for spec in entry.layout.tensors],
+        "model": {"size": entry.size, "sha256": entry.sha256.hex()},
+        "log": orjson.Fragment(dump_latest(entry.at)),
+        "created": entry.created,
+    }
+    return orjson.dumps(value, option=orjson.OPT_INDENT_2)
+
+
+def load_entry(data: bytes, federation: str, number: int) -> Archived:
+    """Raises Damaged for what `dump_entry` did not write for this version."""
+    try:
+        value = orjson.loads(data)
+        if value["format"] != _FORMAT:
+            raise Damaged(f"version.json is of format {value['format']!r:.20}; this release reads {_FORMAT}")
+        head, model = dict(value["head"]), value["model"]
+        found = Archived(
+            federation=str(value["federation"]),
+            version=int(value["version"]),
+            head=head,
+            layout=Layout.from_specs(value["layout"]),
+            size=int(model["size"]),
+            sha256=_digest(model["sha256"]),
+            at=load_latest(value["log"]),
+            created=str(value["created"]),
+        )
+        _digest(head["weights_digest"])
+        confirmed = _digest(head["layout_digest"]) == found.layout.digest
+    except (orjson.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError, Rejected) as error:
+        raise Damaged(f"version.json cannot be read ({type(error).__name__})") from None
+    if (found.federation, found.version, head.get("number")) != (federation, number, number):
+        raise Damaged("version.json is that of another version")
+    if not confirmed:
+        raise Damaged("version.json: the tensors do not match the layout digest")
+    return found
+
+
+def _digest(text: str) -> bytes:
+    digest = bytes.fromhex(text)
+    if len(digest) != _DIGEST_BYTES:
+        raise ValueError("not a SHA-256")
+    return digest

@@ -1,0 +1,81 @@
+"""Weights as the bytes of a safetensors file, piece by piece, without a second copy of the model.
+
+    8 bytes    length of the header, little endian
+    header     JSON: `__metadata__` and each tensor's dtype, shape and [begin, end) in what follows; spaces to 8 bytes
+    data       each tensor in row-major order, little endian, the widest dtypes first, so that all are aligned
+
+The header follows from layout and metadata alone: a reader compares it, and interprets nothing from outside.
+(https://huggingface.co/docs/safetensors, "Format")
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+
+import orjson
+import torch
+from torch import Tensor
+
+from llmos_stream.codec import Layout
+from llmos_stream.errors import ConfigError
+
+_NAMES = {"float16": "F16", "bfloat16": "BF16", "float32": "F32", "float64": "F64"}
+_DTYPES = {name: getattr(torch, name) for name in _NAMES}
+_METADATA = "__metadata__"
+_ALIGNMENT = 8
+
+
+def file_header(layout: Layout, metadata: Mapping[str, str]) -> bytes:
+    """The file up to its data. Raises ConfigError for a tensor that takes the name safetensors keeps for itself."""
+    entries: dict[str, object] = {_METADATA: dict(metadata)}
+    at = 0
+    for index in _order(layout):
+        name, shape, dtype = layout.tensors[index]
+        if name == _METADATA:
+            raise ConfigError(f"task.share: a tensor named {_METADATA} cannot be written as safetensors; rename it")
+        end = at + math.prod(shape) * _DTYPES[dtype].itemsize
+        entries[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [at, end]}
+        at = end
+    text = orjson.dumps(entries)
+    text += b" " * (-len(text) % _ALIGNMENT)
+    return len(text).to_bytes(8, "little") + text
+
+
+def data_size(layout: Layout) -> int:
+    """Bytes that follow the header."""
+    return sum(math.prod(shape) * _DTYPES[dtype].itemsize for _, shape, dtype in layout.tensors)
+
+
+def file_pieces(weights: Tensor, layout: Layout, metadata: Mapping[str, str]) -> Iterator[bytes | memoryview]:
+    """The whole file. A piece is good until `weights` (flat, float32) change."""
+    yield file_header(layout, metadata)
+    for piece, dtype in _slices(weights, layout):
+        yield _bytes_of(piece.to(dtype))
+
+
+def rooms(weights: Tensor, layout: Layout) -> Iterator[memoryview]:
+    """Where the data of a file goes, in its order: fill each before asking for the next; then `weights` are filled."""
+    for piece, dtype in _slices(weights, layout):
+        room = piece if dtype == torch.float32 else torch.empty(piece.numel(), dtype=dtype)
+        yield _bytes_of(room)
+        if room is not piece:
+            piece.copy_(room)
+
+
+def keeps_weights(layout: Layout) -> bool:
+    """Whether the file holds the float32 weights exactly, and not rounded to narrower dtypes."""
+    return all(_DTYPES[dtype].itemsize >= 4 for _, _, dtype in layout.tensors)
+
+
+def _order(layout: Layout) -> list[int]:
+    tensors = layout.tensors
+    return sorted(range(len(tensors)), key=lambda index: -_DTYPES[tensors[index].dtype].itemsize)
+
+
+def _slices(weights: Tensor, layout: Layout) -> Iterator[tuple[Tensor, torch.dtype]]:
+    pieces = torch.split(weights, [math.prod(shape) for _, shape, _ in layout.tensors])
+    for index in _order(layout):
+        yield pieces[index], _DTYPES[layout.tensors[index].dtype]
+
+
+def _bytes_of(piece: Tensor) -> memoryview:
+    return piece.view(torch.uint8).numpy().data if piece.numel() else memoryview(b"")
