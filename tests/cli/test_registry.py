@@ -94,7 +94,7 @@ def test_a_version_that_the_log_no_longer_has_is_exported_from_the_registry(
     assert load_file(to).keys() == {"w", "b"}
 
     model = registry / "00000001" / "model.safetensors"
-    model.write_bytes(model.read_bytes()[:-1] + b"?")
+    model.write_bytes(model.read_bytes()[:-1] + b"!")
     done = llmos("versions", "export", "1", "--to", tmp_path / "damaged.safetensors")
     assert done.status == 1
     assert "its SHA-256 differs" in done.error()
