@@ -100,7 +100,8 @@ class _Archiving:
         following, heads = HeadReader(models, VersionHead), Heads()
         if self._passed is not None:
             beginning = self._passed.beginning
-            models.seek(TopicPartition(self._topics.models, beginning.partition), beginning.offset)
+            if (at := TopicPartition(self._topics.models, beginning.partition)) in models.partitions:
+                models.seek(at, beginning.offset)
         while not self._shutdown.requested:
             # The end is written after the last version: once it is known, what there is to read is all there will be.
             await control.poll(0)

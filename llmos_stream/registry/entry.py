@@ -96,6 +96,8 @@ def load_entry(data: bytes, federation: str, number: int) -> Archived:
             at=load_latest(value["log"]),
             created=str(value["created"]),
         )
+        if min(found.at.partition, found.at.offset, found.at.beginning.partition, found.at.beginning.offset) < 0:
+            raise ValueError("no place in a log")
         _digest(head["weights_digest"])
         confirmed = _digest(head["layout_digest"]) == found.layout.digest
     except (orjson.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError, Rejected) as error:

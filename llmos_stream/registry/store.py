@@ -84,9 +84,7 @@ class Store:
         try:
             return load_entry(data, self._federation, number)
         except Damaged as error:
-            raise Damaged(
-                f"version {number} in the registry: {error}; delete {path} to have it archived again"
-            ) from None
+            raise Damaged(f"version {number} in the registry: {error}; remove {path}") from None
 
     def save(self, version: Version, at: Pointer) -> Archived:
         """Archive a version, which lies at `at` in the log. One that is there already is replaced."""

@@ -201,6 +201,7 @@ def _changed(**changes: object) -> Callable[[bytes], bytes]:
         (_changed(layout=[["w", [40], "float32"]]), "do not match the layout digest"),
         (_changed(model={"size": 1, "sha256": "00"}), "cannot be read"),
         (_changed(log=None), "cannot be read"),
+        (_changed(log={"version": 7, "partition": 0, "offset": -1}), "cannot be read"),
         (_changed(format=2), "is of format 2"),
         (_changed(version=8), "is that of another version"),
         (_changed(federation="other"), "is that of another version"),
@@ -212,7 +213,7 @@ def test_a_damaged_description_is_refused(folder: Folder, damage: Callable[[byte
     folder.write(_ENTRY, damage(folder.read(_ENTRY)))
     with pytest.raises(Damaged, match=reason) as caught:
         store.load(7)
-    assert "to have it archived again" in str(caught.value)
+    assert "; remove " in str(caught.value)
 
 
 def test_a_size_that_the_tensors_do_not_have_allocates_nothing(folder: Folder) -> None:
