@@ -12,6 +12,7 @@ from llmos_stream.cli import (
     demo,
     inspect,
     monitor,
+    pausing,
     registry,
     replay,
     roles,
@@ -78,6 +79,9 @@ def _dashed(text: str) -> str:
     return f"{name.replace('_', '-')}{equals}{value}" if name.startswith("--") else text
 
 
+_COMMANDS = (demo, roles, monitor, serve, registry, topics, pausing, versions, audit, replay, inspect, broker, settings)
+
+
 def _parser() -> Parser:
     parser = Parser(
         prog="llmos-stream",
@@ -88,6 +92,6 @@ def _parser() -> Parser:
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in (demo, roles, monitor, serve, registry, topics, versions, audit, replay, inspect, broker, settings):
+    for module in _COMMANDS:
         module.add(commands)
     return parser

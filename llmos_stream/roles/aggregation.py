@@ -104,7 +104,7 @@ class Aggregation(ABC):
                 await begin(folding)
             else:
                 await self._resume(folding, control, control.latest)
-            return await folding.run(self._shutdown)
+            return await folding.run(self._shutdown, lambda: control.paused)
 
         return await run_while(main(), self._leadership.beat(control, folding.load))
 

@@ -138,6 +138,17 @@ class Client:
             await self._control.poll(min(left, _REST_SECONDS))
         return not (self.finished or self._shutdown.requested)
 
+    async def while_paused(self) -> bool:
+        """Wait while an operator has paused the federation, for its end or a stop too. False where nobody has."""
+        waited = False
+        while self._control.paused:
+            if not waited:
+                log.info("the federation is paused: waiting until it goes on")
+            waited = True
+            if not await self.rest(_REST_SECONDS):
+                break
+        return waited
+
     async def newest(self, above: int | None, seconds: float) -> Version | None:
         """The newest version above `above`; None when there is none after `seconds`, at shutdown or at the end.
 

@@ -103,6 +103,9 @@ class _Participation:
         if not self._shutdown.requested and (sent := await client.send_unsent()) is not None:
             self._count(sent)
         while self._version is not None and self._goes_on(client):
+            if await client.while_paused():
+                await self._move_on(client, 0.0)
+                continue
             begun = monotonic()
             trained = await self._train(client, local, self._version)
             if trained is None:

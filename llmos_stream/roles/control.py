@@ -11,6 +11,7 @@ from llmos_stream.errors import BrokerUnavailable
 from llmos_stream.roles.control_records import (
     AGGREGATOR,
     LATEST,
+    PAUSED,
     PROMOTED,
     RUN,
     SEQUENCES,
@@ -22,6 +23,7 @@ from llmos_stream.roles.control_records import (
     RunEnd,
     load_latest,
     load_leader,
+    load_paused,
     load_progress,
     load_promotion,
     load_run_end,
@@ -56,6 +58,7 @@ class ControlView:
         self.progress: Progress | None = None
         self.leader: Leader | None = None
         self.promoted: Promotion | None = None
+        self.paused = False
         self._quiet_since = monotonic()
         self.beats = 0
         """How often the leader has been heard. One that was superseded is not listened to."""
@@ -136,6 +139,8 @@ class ControlView:
                 self._apply_leader(load_leader(value))
             elif record.key == PROMOTED:
                 self.promoted = load_promotion(value)
+            elif record.key == PAUSED:
+                self.paused = load_paused(value)
             elif record.key == RUN:
                 self.finished = load_run_end(value) or self.finished
         except (orjson.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError):

@@ -7,6 +7,8 @@ aggregator  {"term": int, "instance": str, "left": bool, "pace_seconds": float, 
                 who leads: written at the takeover (a higher term), again at every beat, and when it leaves in order
 promoted    {"version": int, "history": [int, ...], "time_ms": int}
                 the version that an operator wants served, and those promoted before it, newest last
+paused      {"paused": bool, "time_ms": int}
+                whether an operator wants training to rest
 state       what an aggregator must know beside the newest version to go on from it (see `Progress`)
 sequences/CLIENT  [highest, version, words...]   which of a client's updates were folded; a tombstone once any
                                                  repeat of it would be too stale
@@ -23,6 +25,7 @@ LATEST = b"latest"
 RUN = b"run"
 AGGREGATOR = b"aggregator"
 PROMOTED = b"promoted"
+PAUSED = b"paused"
 STATE = b"state"
 SEQUENCES = b"sequences/"
 
@@ -155,6 +158,14 @@ def dump_promotion(promotion: Promotion) -> bytes:
 def load_promotion(value: Mapping[str, Any]) -> Promotion:
     history = tuple(int(version) for version in value["history"])
     return Promotion(int(value["version"]), history[-_REMEMBERED:], int(value["time_ms"]))
+
+
+def dump_paused(paused: bool, time_ms: int) -> bytes:
+    return orjson.dumps({"paused": paused, "time_ms": time_ms})
+
+
+def load_paused(value: Mapping[str, Any]) -> bool:
+    return bool(value["paused"])
 
 
 def dump_progress(progress: Progress) -> bytes:

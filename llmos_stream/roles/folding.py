@@ -2,7 +2,7 @@
 
 import logging
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
 from functools import partial
 from time import monotonic, perf_counter
@@ -90,6 +90,7 @@ class Folding:
         self._pace = Pace(settings.aggregator.utilisation)
         self._load = Load()
         self._flushed = monotonic()
+        self._paused = False
         self._round: float | None = None  # recovery before the first one may take long
         self._state: State
 
@@ -121,25 +122,37 @@ class Folding:
         self._chain.resume(found.newest.weights, found.residual, found.full)
         self._state = self._resumed(found)
 
-    async def run(self, shutdown: Shutdown) -> RunEnd | None:
-        """Fold until the stop rule fires (returned) or a stop is asked for (None)."""
+    async def run(self, shutdown: Shutdown, paused: Callable[[], bool] = lambda: False) -> RunEnd | None:
+        """Fold until the stop rule fires (returned) or a stop is asked for (None); nothing while it is `paused`."""
         end: RunEnd | None = None
         while end is None and not shutdown.requested:
             self._round = monotonic()
             self._load = self._load._replace(lag=await self._source.lag())
-            async with aclosing(self._source.receive(self._patience(), self._state.version)) as updates:
-                async for received in updates:
-                    await self._take(received)
-                    del received  # as large as the model, and the next one is on its way
-                    if self._end is not None or shutdown.requested:
-                        break  # what is left is held: it is read again
-            if self._end is None:
-                await self._tick()
+            if self._rests(paused()):
+                await shutdown.wait(_POLL_SECONDS)
+            else:
+                await self._receive(shutdown)
             end = self._end or await self._observe()
             await self._flush_sometimes()
         if end is None:
             await self._publisher.commit(self._source.safe())
         return end
+
+    def _rests(self, paused: bool) -> bool:
+        if paused != self._paused:
+            log.info("paused: nothing is folded until `llmos-stream resume`" if paused else "going on after the pause")
+        self._paused = paused
+        return paused
+
+    async def _receive(self, shutdown: Shutdown) -> None:
+        async with aclosing(self._source.receive(self._patience(), self._state.version)) as updates:
+            async for received in updates:
+                await self._take(received)
+                del received  # as large as the model, and the next one is on its way
+                if self._end is not None or shutdown.requested:
+                    break  # what is left is held: it is read again
+        if self._end is None:
+            await self._tick()
 
     async def _tick(self) -> None:
         deadline = next_deadline(self._state)

@@ -48,7 +48,7 @@ class Intake:
         self._decoder = Decoder(layout.numel, offload, settings.aggregator.decode_bytes, clips=clips)
         self._busy_seconds = 0.0
         self._read_before: dict[TopicPartition, int] = {}
-        self._log_time, self._read_at = 0.0, monotonic()
+        self._log_time, self._silent_seconds = 0.0, 0.0
 
     async def resume(self, remembered: Mapping[str, object]) -> None:
         """Records up to the present end may have been read before: nothing else is remembered.
@@ -101,6 +101,7 @@ class Intake:
         return settled
 
     async def _outcomes(self, timeout_seconds: float) -> deque[Outcome]:
+        begun = monotonic()
         try:
             records = await self._reader.poll(timeout_seconds)
         except OffsetGone as error:
@@ -110,12 +111,15 @@ class Intake:
             for at in await skip_deleted(self._reader):
                 self._assembler.forget(at.partition)
             return deque()
-        # By the log's own time, so that an aggregator that was held up does not take what waits for what is missing.
+        # By the log's own time, and that spent listening in vain since then: an aggregator that was held up, or paused,
+        # must not take what waits for what is missing.
         if records:
-            self._log_time, self._read_at = max(record.timestamp_ms / 1000 for record in records), monotonic()
-        elif not self._assembler.pending_messages:
+            self._log_time, self._silent_seconds = max(record.timestamp_ms / 1000 for record in records), 0.0
+        elif self._assembler.pending_messages:
+            self._silent_seconds += monotonic() - begun
+        else:
             return deque()
-        now = self._log_time + (0.0 if records else monotonic() - self._read_at)
+        now = self._log_time + self._silent_seconds
         begun = perf_counter()
         outcomes = await self._offload.run(self._assemble, records, now)
         self._busy_seconds += perf_counter() - begun

@@ -167,6 +167,7 @@ class Membership:
         async def look() -> Version | None:
             client = await self._working_client()
             try:
+                await run_while(client.while_paused(), self._aggregator_fails())
                 fresh = await run_while(client.newest(above, seconds), self._aggregator_fails())
             except BrokerError:
                 self._in_trouble = True
