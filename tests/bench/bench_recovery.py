@@ -10,36 +10,27 @@ the next version, for which the updates wait in the log. The reference is the sa
 
 import argparse
 import asyncio
-import contextlib
-import os
 import signal
 import statistics
-import sys
 import time
 import uuid
 from collections.abc import Sequence
 from contextlib import AsyncExitStack, ExitStack
-from types import TracebackType
-from typing import Self
 
 import torch
 from rich.console import Console
 from rich.progress import Progress, TaskID
 
 from llmos_stream.broker import Broker, LocalKafka, Topics, connect
-from llmos_stream.codec import Layout, encode, payload_digest
-from llmos_stream.config import BrokerSettings, Settings, load, to_environment
+from llmos_stream.config import BrokerSettings, Settings, load
 from llmos_stream.roles import ControlView, initial_of, run_aggregator
 from llmos_stream.runtime import Offload, Shutdown, run_all
 from llmos_stream.training import load_task
-from llmos_stream.types import CodecId, CodecSpec, UpdateHead
-from llmos_stream.wire import message_id, pack_prelude, split
 from tests.bench.children import BenchmarkFailed
 from tests.bench.common import add_flags, show, write_json
+from tests.bench.federation import Updates, said, start_role
 
 SIGNALS = {"SIGKILL": signal.SIGKILL, "SIGSTOP": signal.SIGSTOP, "SIGTERM": signal.SIGTERM}
-_CODEC = CodecSpec(CodecId.FLOAT32)
-_POLL_SECONDS = 0.02
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -67,55 +58,6 @@ def run(options: argparse.Namespace) -> None:
             raise BenchmarkFailed(f"not done after {options.limit:g} s (see --limit)") from None
     _show(failovers, recoveries)
     write_json(options.output, "recovery", {"failover": failovers, "recovery": recoveries})
-
-
-class _Log:
-    """Updates in, versions out: a federation as its clients see it."""
-
-    def __init__(self, broker: Broker, settings: Settings, layout: Layout) -> None:
-        self.topics = Topics(settings.federation.name)
-        self._producer = broker.producer()
-        self._layout = layout
-        self._settings = settings
-        self._sent = 0
-
-    async def __aenter__(self) -> Self:
-        await self._producer.__aenter__()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self._producer.__aexit__(kind, error, trace)
-
-    async def send(self, base: int) -> None:
-        """An update that makes a version."""
-        parts = list(encode(torch.full((self._layout.numel,), 1e-3), _CODEC))
-        head = UpdateHead(
-            client_id="bench",
-            sequence=self._sent,
-            base_version=base,
-            num_examples=1,
-            layout_digest=self._layout.digest,
-            codec=_CODEC,
-            payload_size=sum(map(len, parts)),
-            payload_digest=payload_digest(parts),
-        )
-        records = split(
-            pack_prelude(head),
-            parts,
-            payload_size=head.payload_size,
-            message_id=message_id("bench", self._sent),
-            chunk_bytes=self._settings.wire.chunk_bytes,
-        )
-        self._sent += 1
-        await self._producer.send_all(self.topics.updates, records, key=b"bench")
-
-    async def until(self, control: ControlView, version: int) -> float:
-        """When `version` was seen in the log."""
-        while control.latest is None or control.latest.version < version:
-            await control.poll(_POLL_SECONDS)
-        return time.monotonic()
 
 
 class _Bench:
@@ -161,12 +103,12 @@ class _Bench:
     async def _failover(self, broker: Broker, number: signal.Signals) -> float:
         settings = self._settings()
         async with AsyncExitStack() as stack:
-            leader = await _aggregator(stack, settings)
-            await _said(leader, "leading")
+            leader = await start_role(stack, settings, "aggregator", "--quiet")
+            await said(leader, "leading")
             log, control = await self._joined(stack, broker, settings)
             await log.until(control, 0)
-            standby = await _aggregator(stack, settings)
-            await _said(standby, "standing by")
+            standby = await start_role(stack, settings, "aggregator", "--quiet")
+            await said(standby, "standing by")
             await log.send(0)
             await log.until(control, 1)
             leader.send_signal(number)
@@ -199,41 +141,11 @@ class _Bench:
             await broker.delete_topics(log.topics.names)
         return seconds[1:]
 
-    async def _joined(self, stack: AsyncExitStack, broker: Broker, settings: Settings) -> tuple[_Log, ControlView]:
+    async def _joined(self, stack: AsyncExitStack, broker: Broker, settings: Settings) -> tuple[Updates, ControlView]:
         topics = Topics(settings.federation.name)
         await broker.create_topics(topics.specs(settings.topics))
-        log = await stack.enter_async_context(_Log(broker, settings, self._initial.layout))
+        log = await stack.enter_async_context(Updates(broker, settings, self._initial.layout))
         return log, ControlView(await stack.enter_async_context(broker.reader([topics.control], start="earliest")))
-
-
-async def _aggregator(stack: AsyncExitStack, settings: Settings) -> asyncio.subprocess.Process:
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "llmos_stream", "aggregator", "--quiet"),
-        env=os.environ | to_environment(settings),
-        stdout=asyncio.subprocess.DEVNULL,
-        stderr=asyncio.subprocess.PIPE,
-        start_new_session=True,
-    )
-    stack.push_async_callback(_end, process)
-    return process
-
-
-async def _said(process: asyncio.subprocess.Process, words: str) -> None:
-    """Wait until its log says so."""
-    if process.stderr is None:
-        raise ValueError("its log is a pipe")
-    said = b""
-    while words.encode() not in said:
-        line = await process.stderr.readline()
-        said += line
-        if not line:
-            raise BenchmarkFailed(f"an aggregator ended:\n{said.decode(errors='replace')}")
-
-
-async def _end(process: asyncio.subprocess.Process) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        process.kill()  # also one that was stopped
-    await process.communicate()
 
 
 def _row(what: dict[str, object], seconds: Sequence[float], reference: float) -> dict[str, object]:

@@ -115,6 +115,19 @@ def test_recovery_is_measured(kafka: KafkaNode, tmp_path: Path) -> None:
         assert row["ratio"] == pytest.approx(row["seconds"] / row["reference_seconds"])
 
 
+@pytest.mark.kafka
+def test_predictions_are_measured_and_every_answer_is_checked(kafka: KafkaNode, tmp_path: Path) -> None:
+    few = ["--requests", "400", "--versions", "3", "--connections", "4", "--limit", "120"]
+    assert main(["serve", *few, "--bootstrap", kafka.bootstrap_servers, "--output", str(tmp_path)]) == 0
+    found = json.loads((tmp_path / "serve.json").read_text())
+    still, moving = found["results"]
+    for row in (still, moving):
+        assert (row["predictions"], row["errors"], row["wrong"]) == (400, 0, 0)
+        assert 0 < row["p50_ms"] <= row["p99_ms"] <= row["max_ms"]
+    assert (still["versions"], moving["versions"]) == (1, 4)
+    assert found["p99_ratio"] == pytest.approx(moving["p99_ms"] / still["p99_ms"])
+
+
 def test_codecs_are_measured(tmp_path: Path) -> None:
     assert main(["codec", "--width", "16", "--output", str(tmp_path)]) == 0
     results = json.loads((tmp_path / "codec.json").read_text())["results"]
