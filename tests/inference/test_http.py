@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import signal
+import socket
 import threading
 
 import httpx
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from llmos_stream.config import InferenceSettings
 from llmos_stream.errors import ConfigError
-from llmos_stream.inference.http import serve_http
+from llmos_stream.inference.http import listening, serve_http
 from llmos_stream.runtime import Shutdown
 from tests.inference.aids import SECONDS, held, served, until
 
@@ -67,3 +68,11 @@ async def test_a_port_that_is_taken_is_one_clear_error(caplog: pytest.LogCapture
             await serve_http(here.app, taken, shutdown, SECONDS)
         shutdown.request()
         await serving
+
+
+def test_an_answer_does_not_wait_for_the_other_sides_acknowledgement() -> None:
+    """It goes out in two writes: without this the second one waits 40 ms on Linux."""
+    with listening(_ANY) as listener, socket.create_connection(listener.getsockname()):
+        connection, _ = listener.accept()
+        with connection:
+            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
