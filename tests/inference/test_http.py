@@ -50,6 +50,8 @@ async def test_what_is_under_way_when_the_stop_comes_is_answered(caplog: pytest.
                     await http.get(f"{where}/models", headers={"Connection": "close"})
                 except httpx.ConnectError:
                     break
+                except httpx.ReadError:  # the kernel had taken it in, and nobody was there any more
+                    continue
         assert not asked.done()
         gate.set()
         assert (await asked).json()["outputs"] == [[2.0, 4.0, 6.0]]
