@@ -38,7 +38,7 @@ _MAY: dict[str, tuple[set[str], set[str]]] = {
         _BASE | {"broker", "codec", "replay", "roles", "runtime", "training"},
     ),
     "registry": (
-        {"torch", "orjson", "fsspec"},
+        {"torch", "orjson", "fsspec", "prometheus_client"},
         _BASE | {"codec", "wire", "broker", "roles", "runtime"},
     ),
     "federated": ({"torch"}, _BASE | {"roles", "training"}),

@@ -68,6 +68,6 @@ def run_monitor_command(arguments: argparse.Namespace) -> int:
 @cache
 def _metrics() -> "EventMetrics":
     """Names can be registered once in a process."""
-    from llmos_stream.runtime.metrics import EventMetrics
+    from llmos_stream.runtime.federation_metrics import FederationMetrics
 
-    return EventMetrics("llmos_federation")
+    return FederationMetrics()

@@ -2,6 +2,8 @@
 
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack
+from pathlib import Path
+from tempfile import gettempdir
 from typing import TYPE_CHECKING
 
 from llmos_stream import __version__
@@ -67,7 +69,9 @@ def run_connected(
         health.attach()
         facts = {"role": name, "federation": settings.federation.name, "version": __version__}
         async with AsyncExitStack() as stack:
-            stack.enter_context(serve_operations(settings.operations, Operations(health, facts)))
+            stack.enter_context(
+                serve_operations(settings.operations, Operations(health, facts, folders=_folders(settings)))
+            )
 
             async def connected() -> "Broker":
                 return await until_stop(stack.enter_async_context(connect(settings.broker)), shutdown)
@@ -84,3 +88,9 @@ def run_connected(
 
     start_logging(settings)
     return run_process(process, settings.runtime.stop_seconds)
+
+
+def _folders(settings: Settings) -> dict[str, Path]:
+    """Where a role writes to disk."""
+    folders = {"spool": settings.wire.spool_dir or Path(gettempdir())}
+    return folders if settings.client.state_dir is None else {**folders, "state": settings.client.state_dir}

@@ -28,6 +28,8 @@ class InferenceMetrics:
         self._waiting = Gauge("llmos_inference_waiting_examples", "Examples that wait for a pass.", registry=registry)
         self._version = Gauge("llmos_inference_version", "Number of the version that serves.", registry=registry)
         self._newest = Gauge("llmos_inference_newest_version", "Number of the newest version held.", registry=registry)
+        self._swaps = Counter("llmos_inference_swaps", "Times that another version came to serve.", registry=registry)
+        self._serving: int | None = None
         self._seen: set[tuple[str, str]] = set()
 
     def watch_waiting(self, waiting: Callable[[], float]) -> None:
@@ -50,5 +52,7 @@ class InferenceMetrics:
             self._requests.remove(*labels)
         if serving is not None:
             self._version.set(serving)
+            self._swaps.inc(serving != self._serving)
+            self._serving = serving
         if newest is not None:
             self._newest.set(newest)

@@ -15,6 +15,7 @@ from llmos_stream.config import Settings
 from llmos_stream.errors import ConfigError, OffsetGone, Rejected
 from llmos_stream.registry.errors import Damaged, StoreUnavailable
 from llmos_stream.registry.lookup import Heads, find_in_log
+from llmos_stream.registry.metrics import ARCHIVED, ARCHIVED_BYTES, HELD, NEWEST
 from llmos_stream.registry.store import Store
 from llmos_stream.roles import ControlView, Pointer, Promotion, Replica, wait_for_topics
 from llmos_stream.roles.log import HeadReader, LoggedHead
@@ -84,6 +85,7 @@ class _Archiving:
         if held is None:
             return False
         self._held = set(held)
+        self._show()
         for number in reversed(held):
             try:
                 entry = await self._reach(partial(self._store.entry, number))
@@ -185,6 +187,9 @@ class _Archiving:
             return
         self._numbers.add(at.version)
         self.archived.append(at.version)
+        ARCHIVED.inc()
+        ARCHIVED_BYTES.inc(entry.size)
+        self._show()
         log.info("version %d is archived (%d bytes)", at.version, entry.size)
         await self._thin(promotion)
 
@@ -198,7 +203,12 @@ class _Archiving:
             if self._shutdown.requested:
                 return  # whether it was deleted is not known; a restart looks
             self._numbers.discard(number)
+            self._show()
             log.info("version %d is deleted from the registry: registry.most is %d", number, self._rule.most)
+
+    def _show(self) -> None:
+        HELD.set(len(self._numbers))
+        NEWEST.set(max(self._numbers, default=0))
 
     @property
     def _numbers(self) -> set[int]:

@@ -10,7 +10,7 @@ from llmos_stream.config import Settings
 from llmos_stream.errors import BrokerError, FederationFinished, Fenced, TransactionAborted
 from llmos_stream.roles.control import ControlView, Pointer, RunEnd
 from llmos_stream.roles.folding import Folding
-from llmos_stream.roles.leadership import Leadership
+from llmos_stream.roles.leadership import Leadership, leading
 from llmos_stream.roles.publisher import Publisher, group_of
 from llmos_stream.roles.recovery import fetch_newest, recover
 from llmos_stream.roles.retry import keep_trying, until_stop
@@ -73,6 +73,7 @@ class Aggregation(ABC):
                 producer: Producer = self._broker.producer(group_of(self._settings))
                 await stack.enter_async_context(producer)
                 await self._leadership.claim(producer, control)
+                stack.enter_context(leading())
                 # The run may have ended in the last transaction of the one that led before.
                 publisher = Publisher(producer, self._topics, self._settings)
                 end = control.finished or await self._lead(stack, publisher, control)

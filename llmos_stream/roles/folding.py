@@ -39,6 +39,8 @@ from llmos_stream.roles.snapshots import EncodedSnapshot, encode_snapshot
 from llmos_stream.roles.source import Source
 from llmos_stream.roles.spool import Spools
 from llmos_stream.runtime import Offload, Shutdown
+from llmos_stream.runtime.metrics import OWN
+from llmos_stream.runtime.vitals import BUFFERED
 from llmos_stream.types import Contribution, Event, EventKind, UpdateHead, VersionHead
 from llmos_stream.wire import Parts, Refusal
 
@@ -128,6 +130,8 @@ class Folding:
         while end is None and not shutdown.requested:
             self._round = monotonic()
             self._load = self._load._replace(lag=await self._source.lag())
+            OWN.behind(self._load.lag)
+            BUFFERED.set(len(self._buffered))
             if self._rests(paused()):
                 await shutdown.wait(_POLL_SECONDS)
             else:

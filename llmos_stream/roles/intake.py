@@ -19,6 +19,7 @@ from llmos_stream.roles.messages import skip_deleted
 from llmos_stream.roles.offsets import SafeOffsets
 from llmos_stream.roles.spool import Spools
 from llmos_stream.runtime import Offload
+from llmos_stream.runtime.vitals import PENDING, PENDING_BYTES
 from llmos_stream.types import Contribution, Head, UpdateHead
 from llmos_stream.wire import Assembler, Message, Outcome, Refusal
 
@@ -123,6 +124,8 @@ class Intake:
         begun = perf_counter()
         outcomes = await self._offload.run(self._assemble, records, now)
         self._busy_seconds += perf_counter() - begun
+        PENDING.set(self._assembler.pending_messages)
+        PENDING_BYTES.set(self._assembler.pending_bytes)
         for record in records:
             self._offsets.read(TopicPartition(record.topic, record.partition), record.offset)
         for outcome in outcomes:  # none may be committed past before somebody has settled it

@@ -13,7 +13,8 @@ until its producer is fenced, which is the takeover.
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from time import monotonic
 from typing import NamedTuple
@@ -26,6 +27,7 @@ from llmos_stream.roles.control import ControlView
 from llmos_stream.roles.control_records import AGGREGATOR, Leader, dump_leader
 from llmos_stream.roles.delivery import Delivery
 from llmos_stream.runtime import Shutdown
+from llmos_stream.runtime.vitals import LEADERSHIPS, LEADING
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +37,17 @@ class Load(NamedTuple):
 
     pace_seconds: float = 0.0
     lag: int = 0
+
+
+@contextmanager
+def leading() -> Iterator[None]:
+    """This process shows as the one that leads meanwhile."""
+    LEADERSHIPS.inc()
+    LEADING.set(1)
+    try:
+        yield
+    finally:
+        LEADING.set(0)
 
 
 class Leadership:

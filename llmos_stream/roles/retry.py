@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from llmos_stream.errors import BrokerError, BrokerUnavailable, LlmosError
 from llmos_stream.runtime import BROKER, Shutdown, lost, met, run_while
+from llmos_stream.runtime.vitals import RETRIES
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +49,7 @@ async def keep_trying(
             if monotonic() - begun > 2 * _LAST_PAUSE_SECONDS:
                 pause = _FIRST_PAUSE_SECONDS  # it worked for a while: this is another trouble
             lost(need, str(error))
+            RETRIES.labels(need).inc()
             log.error("%s; %s in %.1f s", error, what, pause)
         else:
             met(need)

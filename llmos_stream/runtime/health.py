@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
 from time import monotonic
 
+from llmos_stream.runtime.vitals import LOOP_LAG
+
 BROKER = "broker"
 MODEL = "model"
 
@@ -60,8 +62,9 @@ class Health:
     async def beat(self) -> None:
         """Show that the event loop comes round, until cancelled; roles in this context report here."""
         while True:
-            self._beaten = self._clock()
+            self._beaten = due = self._clock()
             await asyncio.sleep(_BEAT_SECONDS)
+            LOOP_LAG.observe(max(self._clock() - due - _BEAT_SECONDS, 0.0))
 
     def attach(self) -> None:
         """Let what runs in this context from now on, and the tasks it makes, report here."""

@@ -16,6 +16,7 @@ _STALENESS = (0, 1, 2, 3, 5, 8, 13, 21, 34, 55, 89)
 _SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000)
 _MOST_METRICS = 32  # an evaluator may name what it likes, and each name is a series
 _OTHER = "other"
+_QUARANTINES = "aggregator"
 _REASONS = frozenset(map(str, Reason))
 _CODECS = frozenset(codec.name.lower() for codec in CodecId)
 
@@ -37,7 +38,8 @@ class EventMetrics:
         self._leaves = counter("client_leaves", "Clients that left and said so.")
         self._updates = counter("updates", "Updates by verdict: sent, folded, duplicate, rejected.", "verdict")
         self._rejected = counter("updates_rejected", "Rejected updates by reason.", "reason")
-        self._raw = counter("update_raw_bytes", "Bytes that the updates sent would have as float32.")
+        self._quarantined = counter("quarantined_updates", "Updates in quarantine, by reason.", "reason")
+        self._raw = counter("update_raw_bytes", "Bytes that the updates sent would have as float32, by codec.", "codec")
         self._sent = counter("update_sent_bytes", "Bytes of the updates sent, by codec.", "codec")
         self._training = histogram("update_train_seconds", "Training behind one update.", _SECONDS)
         self._encoding = histogram("update_encode_seconds", "Encoding of one update.", _SECONDS)
@@ -65,8 +67,9 @@ class EventMetrics:
                 self._leaves.inc()
             case EventKind.UPDATE_SENT:
                 self._updates.labels("sent").inc()
-                self._raw.inc(_count(data, "raw_bytes"))
-                self._sent.labels(_known(data, "codec", _CODECS)).inc(_count(data, "sent_bytes"))
+                codec = _known(data, "codec", _CODECS)
+                self._raw.labels(codec).inc(_count(data, "raw_bytes"))
+                self._sent.labels(codec).inc(_count(data, "sent_bytes"))
                 _observe(self._training, data, "train_seconds")
                 _observe(self._encoding, data, "encode_seconds")
             case EventKind.UPDATE_FOLDED:
@@ -76,13 +79,20 @@ class EventMetrics:
                 self._updates.labels("duplicate").inc()
             case EventKind.UPDATE_REJECTED:
                 self._updates.labels("rejected").inc()
-                self._rejected.labels(_known(data, "reason", _REASONS)).inc()
+                reason = _known(data, "reason", _REASONS)
+                self._rejected.labels(reason).inc()
+                if event.role == _QUARANTINES:  # a client's own refusal was never sent
+                    self._quarantined.labels(reason).inc()
             case EventKind.VERSION_PUBLISHED:
                 self._published(data)
             case EventKind.EVALUATION:
                 self._measured(data)
             case EventKind.RUN_FINISHED:
                 self._finished.set(1)
+
+    def behind(self, records: int) -> None:
+        """How many records of updates are still to be read, also while no version comes."""
+        self._lag.set(records)
 
     def _published(self, data: Mapping[str, object]) -> None:
         self._versions.inc()

@@ -7,6 +7,8 @@ from functools import partial
 from types import TracebackType
 from typing import ParamSpec, Self, TypeVar
 
+from llmos_stream.runtime.vitals import BUSY_THREADS
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -37,8 +39,13 @@ class Offload:
             # The interpreter is ending and its pools take nothing more: drain here, where nobody waits for the loop.
             self._turns.release()
             return work()
-        future.add_done_callback(lambda _: self._turns.release())
+        BUSY_THREADS.inc()
+        future.add_done_callback(self._give_back)
         return await asyncio.shield(future)
+
+    def _give_back(self, _: object) -> None:
+        BUSY_THREADS.dec()
+        self._turns.release()
 
     async def __aenter__(self) -> Self:
         return self

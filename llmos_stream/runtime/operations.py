@@ -6,8 +6,10 @@ authentication, for the inside of a cluster: nothing here tells more than number
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http import HTTPStatus
+from pathlib import Path
+from shutil import disk_usage
 from socket import SO_REUSEADDR, SOL_SOCKET
 from socketserver import ThreadingMixIn
 from threading import Thread
@@ -31,12 +33,21 @@ _REQUEST_SECONDS = 5.0
 
 
 class Operations:
-    """The answers, as a WSGI application over `health` and `registry`. `facts` label the process in the metrics."""
+    """The answers, as a WSGI application over `health` and `registry`. `facts` label the process in the metrics.
 
-    def __init__(self, health: Health, facts: Mapping[str, str], registry: CollectorRegistry = REGISTRY) -> None:
+    `folders` are those that the process writes to, by what for: the metrics show how full their file systems are.
+    """
+
+    def __init__(
+        self,
+        health: Health,
+        facts: Mapping[str, str],
+        registry: CollectorRegistry = REGISTRY,
+        folders: Mapping[str, Path] | None = None,
+    ) -> None:
         self._health = health
         self._metrics = make_wsgi_app(registry)
-        self._collector = _Process(health, facts)
+        self._collector = _Process(health, facts, folders or {})
         self._registry = registry
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
@@ -94,10 +105,11 @@ def serve_operations(settings: OperationsSettings, operations: Operations) -> It
 
 
 class _Process(Collector):
-    """Facts about the process, and which of its conditions are met."""
+    """Facts about the process, which of its conditions are met, and the room that is left to it on disk."""
 
-    def __init__(self, health: Health, facts: Mapping[str, str]) -> None:
+    def __init__(self, health: Health, facts: Mapping[str, str], folders: Mapping[str, Path]) -> None:
         self._health = health
+        self._folders = dict(folders)
         self._facts = dict(facts)
 
     def collect(self) -> Iterator[Metric]:
@@ -108,6 +120,15 @@ class _Process(Collector):
         for name, there in self._health.conditions.items():
             conditions.add_metric([name], there)
         yield conditions
+        free = GaugeMetricFamily("llmos_disk_free_bytes", "Room where this process writes.", labels=["folder"])
+        size = GaugeMetricFamily("llmos_disk_size_bytes", "Size of these file systems.", labels=["folder"])
+        for name, folder in self._folders.items():
+            with suppress(OSError):  # not there yet, or not any more
+                usage = disk_usage(folder)
+                free.add_metric([name], usage.free)
+                size.add_metric([name], usage.total)
+        yield free
+        yield size
 
 
 class _Server(ThreadingMixIn, WSGIServer):

@@ -60,7 +60,7 @@ def test_a_run_in_numbers(metrics: EventMetrics, registry: CollectorRegistry) ->
         't_updates_total{verdict="duplicate"}': 1,
         't_updates_total{verdict="rejected"}': 1,
         't_updates_rejected_total{reason="too_stale"}': 1,
-        "t_update_raw_bytes_total": 800,
+        't_update_raw_bytes_total{codec="int8"}': 800,
         't_update_sent_bytes_total{codec="int8"}': 200,
         "t_update_train_seconds_count": 2,
         "t_update_train_seconds_sum": 4,

@@ -1,0 +1,17 @@
+"""How this process is doing, for Prometheus: what its events (`metrics`) do not tell.
+
+Plain objects of the default registry, written to where the thing happens. A role that has none of it shows 0.
+"""
+
+from prometheus_client import Counter, Gauge, Histogram
+
+_LAG_SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10)
+
+LOOP_LAG = Histogram("llmos_loop_lag_seconds", "How late the event loop came round to a timer.", buckets=_LAG_SECONDS)
+BUSY_THREADS = Gauge("llmos_offload_busy_threads", "Threads at work off the event loop.")
+RETRIES = Counter("llmos_retries", "Times that work was begun again after trouble, by what was lost.", ("need",))
+LEADING = Gauge("llmos_leading", "1 while this aggregator leads, 0 while it stands by.")
+LEADERSHIPS = Counter("llmos_leaderships", "Times that this aggregator came to lead.")
+BUFFERED = Gauge("llmos_buffered_updates", "Updates folded into the version that is being made.")
+PENDING = Gauge("llmos_pending_messages", "Messages of which some chunks are there and some are not.")
+PENDING_BYTES = Gauge("llmos_pending_bytes", "Bytes of these messages, in memory and in the spool file.")

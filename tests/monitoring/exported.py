@@ -1,0 +1,55 @@
+"""What our processes export: every metric by name, whether it has samples yet or not."""
+
+from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
+
+from llmos_stream.inference.metrics import InferenceMetrics
+from llmos_stream.registry import metrics as registry_metrics
+from llmos_stream.runtime import Health, Operations, vitals
+from llmos_stream.runtime.federation_metrics import FederationMetrics
+from llmos_stream.runtime.metrics import EventMetrics
+
+_SUFFIXES = {
+    "counter": ("_total",),
+    "gauge": ("",),
+    "histogram": ("_bucket", "_sum", "_count"),
+    "summary": ("", "_sum", "_count"),
+    "info": ("_info",),
+}
+OURS = {"up"}
+"""What Prometheus adds about each target."""
+LABELS = {
+    *("job", "instance", "le"),  # Prometheus's own
+    *("role", "federation", "version", "condition", "folder"),  # operations
+    *("verdict", "reason", "codec", "metric", "need", "status", "client_id"),
+}
+
+
+def everything(registry: CollectorRegistry) -> CollectorRegistry:
+    """All that any of our processes exports, in `registry`, which may hold a monitor's already."""
+    ProcessCollector(registry=registry)
+    PlatformCollector(registry=registry)
+    GCCollector(registry=registry)
+    EventMetrics("llmos", registry)
+    InferenceMetrics(registry)
+    for module in (vitals, registry_metrics):
+        for name in vars(module):
+            if name.isupper() and not name.startswith("_"):
+                registry.register(getattr(module, name))
+    return registry
+
+
+def _collected() -> list[tuple[str, str]]:
+    registry = everything(CollectorRegistry())
+    FederationMetrics(registry)
+    with Operations(Health(["broker"]), {"role": "x"}, registry).counted():
+        return [(family.name, family.type) for family in registry.collect()]
+
+
+def families() -> set[str]:
+    """The metrics that any of our processes exports, without the endings of their samples."""
+    return {name for name, _ in _collected()}
+
+
+def names() -> set[str]:
+    """The names of all samples that any of our processes exports."""
+    return {name + suffix for name, kind in _collected() for suffix in _SUFFIXES[kind]}
