@@ -1,0 +1,58 @@
+"""The stack, brought up once for the tests that use it."""
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from _pytest.terminal import TerminalReporter
+
+from tests.docker import images
+from tests.docker.engine import Engine, engine
+from tests.docker.needs import require
+from tests.docker.stack import ROLES, Stack
+from tests.docker.waiting import Say, timed
+
+
+@pytest.fixture(scope="session")
+def say(pytestconfig: pytest.Config) -> Say:
+    """A line for whoever watches, shown whatever the tests come to."""
+    reporter = pytestconfig.pluginmanager.getplugin("terminalreporter")
+    assert isinstance(reporter, TerminalReporter)
+
+    def line(text: str) -> None:
+        reporter.ensure_newline()
+        reporter.write_line(f"containers: {text}")
+
+    return line
+
+
+@pytest.fixture(scope="module")
+def built(say: Say) -> Iterator[Engine]:
+    """An engine with all images."""
+    require()
+    with tempfile.TemporaryDirectory(prefix="llmos-containers-", ignore_cleanup_errors=True) as name:
+        with timed(say, "everything"), engine(Path(name)) as found:
+            with timed(say, "base image"):
+                images.make_base(found)
+            with timed(say, "our image"):
+                images.make_app(found)
+            with timed(say, "stand-ins"):
+                images.make_kafka(found)
+                images.make_prometheus(found)
+            yield found
+
+
+@pytest.fixture(scope="module")
+def stack(built: Engine, say: Say) -> Iterator[Stack]:
+    """The whole stack of `docker/compose.yaml` but Grafana, whose image cannot be had everywhere; all healthy."""
+    found = Stack(built)
+    try:
+        with timed(say, "up and healthy"):
+            found.up(["kafka", *ROLES, "prometheus"])
+        yield found
+    except AssertionError:
+        say(found.compose("logs", "--tail", "15"))
+        raise
+    finally:
+        found.down()

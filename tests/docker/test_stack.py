@@ -1,0 +1,135 @@
+"""The images are built and the stack of `docker/compose.yaml` comes up, works, is killed piece by piece, and goes.
+
+In this order: the stack lives as long as the module.
+"""
+
+import json
+import re
+from typing import Any
+
+import orjson
+import pytest
+
+from llmos_stream.cli.main import main
+from tests.docker import images
+from tests.docker.stack import AGGREGATORS, PATIENCE_SECONDS, ROLES, Stack, ask
+from tests.docker.waiting import Say, timed, until
+
+pytestmark = pytest.mark.timeout(900)
+
+_MIB = 1 << 20
+_IMAGE = [[0.0] * 8 for _ in range(8)]
+_CONFINED = """
+import os
+status = dict(line.split(":", 1) for line in open("/proc/self/status").read().splitlines())
+written = []
+for folder in ("/", "/app", "/opt/llmos", "/etc", "/home", "/var/lib/llmos", "/tmp"):
+    try:
+        with open(folder + "/probe", "w"):
+            written.append(folder)
+        os.remove(folder + "/probe")
+    except OSError:
+        pass
+print(os.getuid(), os.getgid(), int(status["CapEff"], 16), int(status["NoNewPrivs"]), *written)
+"""
+
+
+def _predict(stack: Stack) -> dict[str, Any]:
+    status, body = ask("127.0.0.1", stack.ports["INFERENCE_PORT"], "/v1/predict", {"inputs": [[_IMAGE]]})
+    assert status == 200, body
+    found: dict[str, Any] = orjson.loads(body)
+    return found
+
+
+def test_the_image_is_as_small_as_we_say(stack: Stack, say: Say) -> None:
+    sizes = images.layers(stack.engine, images.APP)
+    ours = sum(size for text, size in sizes.items() if "/opt/torch" not in text)
+    whole = stack.engine.inspect("image", images.APP)["Size"]
+    base = stack.engine.inspect("image", images.BASE)["Size"]
+    say(f"image {whole / _MIB:.0f} MiB, of which base {base / _MIB:.0f} and all but torch {(ours - base) / _MIB:.0f}")
+    assert ours - base < 400 * _MIB
+    config = stack.engine.inspect("image", images.APP)["Config"]
+    assert (config["User"], config["StopSignal"]) == ("10001:10001", "SIGTERM")
+
+
+def test_everyone_is_ready(stack: Stack) -> None:
+    for service in ROLES:
+        until(lambda service=service: stack.ready(service), f"{service} is ready", PATIENCE_SECONDS)  # type: ignore[misc]
+        assert stack.ask(service, "/health")[0] == 200
+
+
+def test_a_version_is_trained_by_three_clients(stack: Stack, capsys: pytest.CaptureFixture[str], say: Say) -> None:
+    with timed(say, "three versions"):
+        until(lambda: stack.version() >= 3, "there is version 3", PATIENCE_SECONDS)
+    # From this machine, through the port that is open on it.
+    bootstrap = f"127.0.0.1:{stack.ports['KAFKA_PORT']}"
+    assert main(["versions", "list", "--json", "--broker.bootstrap-servers", bootstrap]) == 0
+    assert len(json.loads(capsys.readouterr().out)) >= 3
+
+    def all_were_folded() -> bool:
+        text = stack.ask("monitor", "/metrics")[1]
+        found = re.search(r"^llmos_federation_client_joins_total (\S+)$", text, re.MULTILINE)
+        return found is not None and float(found[1]) >= 3
+
+    until(all_were_folded, "three clients have joined", PATIENCE_SECONDS)
+
+
+def test_a_prediction_names_its_version(stack: Stack) -> None:
+    said = _predict(stack)
+    assert said["version"] >= 0
+    assert [len(row) for row in said["outputs"]] == [10]
+
+
+@pytest.mark.parametrize("service", ROLES)
+def test_nobody_is_root_or_writes_to_the_root_file_system(stack: Stack, service: str) -> None:
+    uid, gid, capabilities, no_new_privileges, *written = stack.run_in(service, _CONFINED).split()
+    assert (uid, gid, capabilities, no_new_privileges) == ("10001", "10001", "0", "1")
+    keeps = {"/var/lib/llmos"} if service.startswith("client") or service == "archiver" else set()
+    assert set(written) == {"/tmp", *keeps}  # noqa: S108 (a tmpfs of the container)
+
+
+def test_prometheus_sees_everyone(stack: Stack) -> None:
+    def all_are_up() -> bool:
+        status, body = ask("127.0.0.1", stack.ports["PROMETHEUS_PORT"], "/api/v1/targets?state=active")
+        assert status == 200, body
+        targets = orjson.loads(body)["data"]["activeTargets"]
+        up = {target["labels"]["instance"].partition(":")[0] for target in targets if target["health"] == "up"}
+        return set(ROLES) <= up
+
+    until(all_are_up, "Prometheus has scraped all roles", PATIENCE_SECONDS)
+
+
+@pytest.mark.parametrize("service", ["kafka", *(role for role in ROLES if role not in AGGREGATORS), "prometheus"])
+def test_a_killed_container_comes_back_and_the_run_goes_on(stack: Stack, service: str, say: Say) -> None:
+    with timed(say, f"kill -9 {service}, back and on"):
+        before = stack.kill(service)
+        until(lambda: stack.back(service, before), f"{service} is back", PATIENCE_SECONDS)
+        if service in ROLES:
+            until(lambda: stack.ready(service), f"{service} is ready", PATIENCE_SECONDS)
+        stack.moves_on(f"after {service} was killed")
+    if service == "inference":
+        assert _predict(stack)["version"] >= 0
+
+
+def test_a_standby_takes_over_from_each_aggregator(stack: Stack, say: Say) -> None:
+    for _ in AGGREGATORS:
+        terms = stack.terms()
+        leader = max(terms, key=lambda name: terms[name])
+        (standby,) = set(AGGREGATORS) - {leader}
+        with timed(say, f"kill -9 {leader}, {standby} leads, back and on"):
+            before = stack.kill(leader)
+            led = terms[leader]
+            until(lambda standby=standby, led=led: stack.terms()[standby] > led, f"{standby} leads", PATIENCE_SECONDS)  # type: ignore[misc]
+            until(
+                lambda leader=leader, before=before: stack.back(leader, before), f"{leader} is back", PATIENCE_SECONDS
+            )  # type: ignore[misc]
+            stack.moves_on(f"after {leader} was killed")
+
+
+def test_everyone_ends_in_order_and_nothing_stays(stack: Stack, say: Say) -> None:
+    with timed(say, "stop and down"):
+        stack.stop()
+        statuses = {service: stack.look(service).status for service in ROLES}
+        assert statuses == dict.fromkeys(ROLES, 0)
+        stack.down()
+    assert stack.left() == {"container": [], "volume": [], "network": []}
