@@ -8,7 +8,7 @@ SEED ?= 0
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench chaos clean
+.PHONY: help demo test lint bench chaos images up clean
 
 help: ## show these lines
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -36,6 +36,12 @@ bench: $(READY) ## measure everything beside a reference (about 40 minutes); ONL
 
 chaos: $(READY) ## kill and cut everything at random, N=200 times from SEED=0 on, JOBS=2 at a time, and count the updates
 	@$(BIN)/python -m tests.faults --runs $(N) --seed $(SEED) --jobs $(JOBS)
+
+images: ## build the image of all services (docker)
+	docker compose -f docker/compose.yaml build aggregator-1
+
+up: images ## bring up a whole federation in containers, and wait until it is healthy
+	docker compose -f docker/compose.yaml up --detach --wait
 
 clean: ## delete everything that was made here
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis report.html

@@ -1,8 +1,9 @@
 """The stack, brought up once for the tests that use it."""
 
-import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from _pytest.terminal import TerminalReporter
@@ -10,7 +11,7 @@ from _pytest.terminal import TerminalReporter
 from tests.docker import images
 from tests.docker.engine import Engine, engine
 from tests.docker.needs import require
-from tests.docker.stack import ROLES, Stack
+from tests.docker.stack import ROLES, WATCH, Stack
 from tests.docker.waiting import Say, timed
 
 
@@ -23,6 +24,7 @@ def say(pytestconfig: pytest.Config) -> Say:
     def line(text: str) -> None:
         reporter.ensure_newline()
         reporter.write_line(f"containers: {text}")
+        reporter.flush()
 
     return line
 
@@ -31,16 +33,18 @@ def say(pytestconfig: pytest.Config) -> Say:
 def built(say: Say) -> Iterator[Engine]:
     """An engine with all images."""
     require()
-    with tempfile.TemporaryDirectory(prefix="llmos-containers-", ignore_cleanup_errors=True) as name:
-        with timed(say, "everything"), engine(Path(name)) as found:
-            with timed(say, "base image"):
-                images.make_base(found)
-            with timed(say, "our image"):
-                images.make_app(found)
-            with timed(say, "stand-ins"):
-                images.make_kafka(found)
-                images.make_prometheus(found)
-            yield found
+    with ExitStack() as held:
+        held.enter_context(timed(say, "everything"))
+        folder = held.enter_context(TemporaryDirectory(prefix="llmos-containers-", ignore_cleanup_errors=True))
+        found = held.enter_context(engine(Path(folder)))
+        with timed(say, "base image"):
+            images.make_base(found)
+        with timed(say, "our image"):
+            images.make_app(found)
+        with timed(say, "stand-ins"):
+            images.make_kafka(found)
+            images.make_prometheus(found)
+        yield found
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +53,7 @@ def stack(built: Engine, say: Say) -> Iterator[Stack]:
     found = Stack(built)
     try:
         with timed(say, "up and healthy"):
-            found.up(["kafka", *ROLES, "prometheus"])
+            found.up(["kafka", *ROLES, *WATCH])
         yield found
     except AssertionError:
         say(found.compose("logs", "--tail", "15"))

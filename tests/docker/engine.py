@@ -92,6 +92,6 @@ def engine(folder: Path) -> Iterator[Engine]:
 def _remove(folder: Path) -> None:
     mounted = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]
     for place in reversed([place for place in mounted if Path(place).is_relative_to(folder)]):
-        subprocess.run(["umount", "--lazy", place], check=False, capture_output=True)
+        subprocess.run(["umount", "--lazy", place], check=False, capture_output=True)  # noqa: S607
     shutil.rmtree(folder / "data", ignore_errors=True)
     shutil.rmtree(folder / "exec", ignore_errors=True)

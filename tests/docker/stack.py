@@ -18,6 +18,7 @@ from tests.docker.waiting import until
 
 AGGREGATORS = ("aggregator-1", "aggregator-2")
 ROLES = (*AGGREGATORS, "client-1", "client-2", "client-3", "evaluator", "archiver", "inference", "monitor")
+WATCH = ("prometheus",) if (ROOT / "docker" / "prometheus" / "prometheus.yml").is_file() else ()
 COMPOSE = ROOT / "docker" / "compose.yaml"
 PATIENCE_SECONDS = 120.0
 _PORTS = ("KAFKA_PORT", "INFERENCE_PORT", "METRICS_PORT", "PAGE_PORT", "PROMETHEUS_PORT")

@@ -12,7 +12,7 @@ import pytest
 
 from llmos_stream.cli.main import main
 from tests.docker import images
-from tests.docker.stack import AGGREGATORS, PATIENCE_SECONDS, ROLES, Stack, ask
+from tests.docker.stack import AGGREGATORS, PATIENCE_SECONDS, ROLES, WATCH, Stack, ask
 from tests.docker.waiting import Say, timed, until
 
 pytestmark = pytest.mark.timeout(900)
@@ -88,6 +88,7 @@ def test_nobody_is_root_or_writes_to_the_root_file_system(stack: Stack, service:
     assert set(written) == {"/tmp", *keeps}  # noqa: S108 (a tmpfs of the container)
 
 
+@pytest.mark.skipif(not WATCH, reason="docker/prometheus is not there")
 def test_prometheus_sees_everyone(stack: Stack) -> None:
     def all_are_up() -> bool:
         status, body = ask("127.0.0.1", stack.ports["PROMETHEUS_PORT"], "/api/v1/targets?state=active")
@@ -99,7 +100,7 @@ def test_prometheus_sees_everyone(stack: Stack) -> None:
     until(all_are_up, "Prometheus has scraped all roles", PATIENCE_SECONDS)
 
 
-@pytest.mark.parametrize("service", ["kafka", *(role for role in ROLES if role not in AGGREGATORS), "prometheus"])
+@pytest.mark.parametrize("service", ["kafka", *(role for role in ROLES if role not in AGGREGATORS), *WATCH])
 def test_a_killed_container_comes_back_and_the_run_goes_on(stack: Stack, service: str, say: Say) -> None:
     with timed(say, f"kill -9 {service}, back and on"):
         before = stack.kill(service)
