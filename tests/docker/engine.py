@@ -53,7 +53,7 @@ class Engine:
             check=False,
             **streams,
         )
-        said = done.stdout.decode(errors="replace")
+        said: str = done.stdout.decode(errors="replace")
         assert done.returncode == 0, f"{' '.join(map(str, command))}: {done.returncode}\n{said[-6000:]}"
         return said
 

@@ -46,7 +46,8 @@ def _pods(objects: Objects) -> dict[str, dict[str, Any]]:
 
 
 def _selects(selector: dict[str, Any], pod: dict[str, Any]) -> bool:
-    return selector.items() <= pod["metadata"]["labels"].items()
+    labels: dict[str, str] = pod["metadata"]["labels"]
+    return selector.items() <= labels.items()
 
 
 def test_they_follow_the_schemas(objects: Objects) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from llmos_stream.cli.main import main
 from tests.docker import images
-from tests.docker.stack import AGGREGATORS, PATIENCE_SECONDS, ROLES, WATCH, Stack, ask
+from tests.docker.stack import AGGREGATORS, PATIENCE_SECONDS, ROLES, WATCH, Container, Stack, ask
 from tests.docker.waiting import Say, timed, until
 
 pytestmark = pytest.mark.timeout(900)
@@ -41,6 +41,18 @@ def _predict(stack: Stack) -> dict[str, Any]:
     return found
 
 
+def _comes_back(stack: Stack, service: str, before: Container) -> None:
+    until(lambda: stack.back(service, before), f"{service} is back", PATIENCE_SECONDS)
+
+
+def _leads_after(stack: Stack, aggregator: str, term: int) -> None:
+    until(lambda: stack.terms()[aggregator] > term, f"{aggregator} leads", PATIENCE_SECONDS)
+
+
+def _is_ready(stack: Stack, service: str) -> None:
+    until(lambda: stack.ready(service), f"{service} is ready", PATIENCE_SECONDS)
+
+
 def test_the_image_is_as_small_as_we_say(stack: Stack, say: Say) -> None:
     sizes = images.layers(stack.engine, images.APP)
     ours = sum(size for text, size in sizes.items() if "/opt/torch" not in text)
@@ -54,7 +66,7 @@ def test_the_image_is_as_small_as_we_say(stack: Stack, say: Say) -> None:
 
 def test_everyone_is_ready(stack: Stack) -> None:
     for service in ROLES:
-        until(lambda service=service: stack.ready(service), f"{service} is ready", PATIENCE_SECONDS)  # type: ignore[misc]
+        _is_ready(stack, service)
         assert stack.ask(service, "/health")[0] == 200
 
 
@@ -103,10 +115,9 @@ def test_prometheus_sees_everyone(stack: Stack) -> None:
 @pytest.mark.parametrize("service", ["kafka", *(role for role in ROLES if role not in AGGREGATORS), *WATCH])
 def test_a_killed_container_comes_back_and_the_run_goes_on(stack: Stack, service: str, say: Say) -> None:
     with timed(say, f"kill -9 {service}, back and on"):
-        before = stack.kill(service)
-        until(lambda: stack.back(service, before), f"{service} is back", PATIENCE_SECONDS)
+        _comes_back(stack, service, stack.kill(service))
         if service in ROLES:
-            until(lambda: stack.ready(service), f"{service} is ready", PATIENCE_SECONDS)
+            _is_ready(stack, service)
         stack.moves_on(f"after {service} was killed")
     if service == "inference":
         assert _predict(stack)["version"] >= 0
@@ -119,11 +130,8 @@ def test_a_standby_takes_over_from_each_aggregator(stack: Stack, say: Say) -> No
         (standby,) = set(AGGREGATORS) - {leader}
         with timed(say, f"kill -9 {leader}, {standby} leads, back and on"):
             before = stack.kill(leader)
-            led = terms[leader]
-            until(lambda standby=standby, led=led: stack.terms()[standby] > led, f"{standby} leads", PATIENCE_SECONDS)  # type: ignore[misc]
-            until(
-                lambda leader=leader, before=before: stack.back(leader, before), f"{leader} is back", PATIENCE_SECONDS
-            )  # type: ignore[misc]
+            _leads_after(stack, standby, terms[leader])
+            _comes_back(stack, leader, before)
             stack.moves_on(f"after {leader} was killed")
 
 
