@@ -6,7 +6,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
-from _pytest.terminal import TerminalReporter
+from _pytest.capture import CaptureManager
 
 from tests.docker import images
 from tests.docker.engine import Engine, engine
@@ -18,13 +18,12 @@ from tests.docker.waiting import Say, timed
 @pytest.fixture(scope="session")
 def say(pytestconfig: pytest.Config) -> Say:
     """A line for whoever watches, shown whatever the tests come to."""
-    reporter = pytestconfig.pluginmanager.getplugin("terminalreporter")
-    assert isinstance(reporter, TerminalReporter)
+    capture = pytestconfig.pluginmanager.getplugin("capturemanager")
+    assert isinstance(capture, CaptureManager)
 
     def line(text: str) -> None:
-        reporter.ensure_newline()
-        reporter.write_line(f"containers: {text}")
-        reporter.flush()
+        with capture.global_and_fixture_disabled():
+            print(f"\ncontainers: {text}", end="", flush=True)
 
     return line
 
