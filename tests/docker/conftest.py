@@ -1,7 +1,7 @@
 """The stack, brought up once for the tests that use it."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -11,7 +11,7 @@ from _pytest.capture import CaptureManager
 from tests.docker import images
 from tests.docker.engine import Engine, engine
 from tests.docker.needs import require
-from tests.docker.stack import ROLES, WATCH, Stack
+from tests.docker.stack import COMPOSE, ROLES, THREE_BROKERS, WATCH, Stack
 from tests.docker.waiting import Say, timed
 
 
@@ -28,7 +28,7 @@ def say(pytestconfig: pytest.Config) -> Say:
     return line
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def built(say: Say) -> Iterator[Engine]:
     """An engine with all images."""
     require()
@@ -47,15 +47,31 @@ def built(say: Say) -> Iterator[Engine]:
 
 
 @pytest.fixture(scope="module")
-def stack(built: Engine, say: Say) -> Iterator[Stack]:
+def stack(built: Engine, say: Say, request: pytest.FixtureRequest) -> Iterator[Stack]:
     """The whole stack of `docker/compose.yaml` but Grafana, whose image cannot be had everywhere; all healthy."""
-    found = Stack(built)
-    try:
-        with timed(say, "up and healthy"):
-            found.up(["kafka", *ROLES, *WATCH])
+    with _up(Stack(built, "llmos-test", COMPOSE), ["kafka", *ROLES, *WATCH], say, request.session) as found:
         yield found
+
+
+@pytest.fixture(scope="module")
+def replicated(built: Engine, say: Say, request: pytest.FixtureRequest) -> Iterator[Stack]:
+    """Three brokers, and as few others as make versions; all healthy."""
+    services = ["kafka", "kafka-2", "kafka-3", "aggregator-1", "client-1", "client-2", "monitor"]
+    with _up(Stack(built, "llmos-three", COMPOSE, THREE_BROKERS), services, say, request.session) as found:
+        yield found
+
+
+@contextmanager
+def _up(stack: Stack, services: list[str], say: Say, session: pytest.Session) -> Iterator[Stack]:
+    failed = session.testsfailed
+    try:
+        with timed(say, f"{len(services)} containers up and healthy"):
+            stack.up(services)
+        yield stack
     except AssertionError:
-        say(found.compose("logs", "--tail", "15"))
+        failed = -1
         raise
     finally:
-        found.down()
+        if session.testsfailed > failed:
+            say(stack.compose("logs", "--tail", "20"))
+        stack.down()

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -20,8 +21,17 @@ AGGREGATORS = ("aggregator-1", "aggregator-2")
 ROLES = (*AGGREGATORS, "client-1", "client-2", "client-3", "evaluator", "archiver", "inference", "monitor")
 WATCH = ("prometheus",) if (ROOT / "docker" / "prometheus" / "prometheus.yml").is_file() else ()
 COMPOSE = ROOT / "docker" / "compose.yaml"
+THREE_BROKERS = ROOT / "docker" / "compose.three-brokers.yaml"
 PATIENCE_SECONDS = 120.0
-_PORTS = ("KAFKA_PORT", "INFERENCE_PORT", "METRICS_PORT", "PAGE_PORT", "PROMETHEUS_PORT")
+_PORTS = (
+    "KAFKA_PORT",
+    "KAFKA_2_PORT",
+    "KAFKA_3_PORT",
+    "INFERENCE_PORT",
+    "METRICS_PORT",
+    "PAGE_PORT",
+    "PROMETHEUS_PORT",
+)
 _TERM = re.compile(r"leading, term (\d+)")
 
 
@@ -39,10 +49,11 @@ class Container:
 
 
 class Stack:
-    """A project of compose."""
+    """A project of compose, made of `files`."""
 
-    def __init__(self, engine: Engine, project: str = "llmos-test") -> None:
+    def __init__(self, engine: Engine, project: str, *files: Path) -> None:
         self.engine = engine
+        self._files = [word for file in files for word in ("--file", str(file))]
         self.ports = dict(zip(_PORTS, free_ports(len(_PORTS)), strict=True))
         self._project = project
         self._environment = {
@@ -53,7 +64,7 @@ class Stack:
         }
 
     def compose(self, *arguments: str, seconds: float = 120.0) -> str:
-        command = ("--project-name", self._project, "--file", str(COMPOSE), *arguments)
+        command = ("--project-name", self._project, *self._files, *arguments)
         return self.engine.compose(*command, seconds=seconds, environment=self._environment)
 
     def up(self, services: Sequence[str]) -> None:
