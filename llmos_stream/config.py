@@ -319,6 +319,17 @@ class RegistrySettings(Section):
     """How many versions are kept beside the promoted one and the one before it; the oldest go. Unset: all."""
 
 
+class DashboardSettings(Section):
+    port: Annotated[int, Field(ge=0, le=65535)] | None = None
+    """Show the live page on this port (0: any that is free). Unset: not at all."""
+    host: str = "127.0.0.1"
+    """Address of the same; 0.0.0.0 for all, as in a container. Whoever reaches it may look."""
+    token: SecretStr | None = None
+    """Who types it into the page, or sends it as a bearer token, may pause, resume and promote. Unset: nobody may."""
+    viewers: Annotated[int, Field(ge=1, le=1000)] = 100
+    """Pages that are kept up to date at a time."""
+
+
 class RuntimeSettings(Section):
     workers: Annotated[int, Field(ge=1, le=64)] = 2
     """Threads for tensor work, compression and hashing."""
@@ -364,6 +375,7 @@ class Settings(BaseSettings):
     evaluator: EvaluatorSettings = EvaluatorSettings()
     inference: InferenceSettings = InferenceSettings()
     registry: RegistrySettings = RegistrySettings()
+    dashboard: DashboardSettings = DashboardSettings()
     runtime: RuntimeSettings = RuntimeSettings()
     operations: OperationsSettings = OperationsSettings()
 

@@ -23,7 +23,7 @@ _MAY: dict[str, tuple[set[str], set[str]]] = {
     "core": ({"torch"}, _BASE),
     "broker": ({"aiokafka"}, _BASE),
     "training": ({"torch", "numpy", "sklearn"}, _BASE),
-    "runtime": ({"orjson", "prometheus_client"}, _BASE),
+    "runtime": ({"orjson", "prometheus_client", "starlette", "uvicorn"}, _BASE),
     "reporting": ({"rich", "plotly", "orjson"}, _BASE | {"wire"}),
     "roles": (
         {"torch", "orjson", "safetensors"},
@@ -41,6 +41,10 @@ _MAY: dict[str, tuple[set[str], set[str]]] = {
         {"torch", "orjson", "fsspec", "prometheus_client"},
         _BASE | {"codec", "wire", "broker", "roles", "runtime"},
     ),
+    "dashboard": (
+        {"starlette", "plotly", "orjson", "zstandard"},
+        _BASE | {"broker", "registry", "reporting", "roles", "runtime", "wire"},
+    ),
     "federated": ({"torch"}, _BASE | {"roles", "training"}),
     "demo": (set(), _BASE | {"broker", "roles", "runtime", "training"}),
     "cli": (
@@ -48,6 +52,7 @@ _MAY: dict[str, tuple[set[str], set[str]]] = {
         _BASE
         | {
             "broker",
+            "dashboard",
             "demo",
             "inference",
             "registry",

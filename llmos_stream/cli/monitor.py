@@ -1,4 +1,4 @@
-"""`llmos-stream monitor`: everything that happens in a federation, as numbers for Prometheus."""
+"""`llmos-stream monitor`: everything that happens in a federation, as numbers for Prometheus and as a live page."""
 
 import argparse
 from collections import Counter
@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING
 from llmos_stream.cli.common import Commands, add_command, err, print_json, say
 from llmos_stream.cli.flags import load_settings
 from llmos_stream.cli.process import run_connected
+from llmos_stream.errors import ConfigError
 from llmos_stream.reporting.wording import plural
-from llmos_stream.runtime import ExitCode, Offload, Shutdown
+from llmos_stream.runtime import ExitCode, Offload, Shutdown, run_all
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
     from llmos_stream.broker import Broker
     from llmos_stream.runtime.metrics import EventMetrics
     from llmos_stream.types import Event
@@ -24,10 +27,11 @@ def add(commands: Commands) -> None:
         commands,
         "monitor",
         run_monitor_command,
-        text="follow what happens in a federation and export it for Prometheus",
-        sections=("federation", "broker", "runtime", "operations"),
+        text="follow what happens in a federation, export it for Prometheus, and show it as a live page",
+        sections=("federation", "broker", "registry", "runtime", "operations", "dashboard"),
         examples=(
             "  llmos-stream monitor\n"
+            "  llmos-stream monitor --dashboard.port 8090              then open http://127.0.0.1:8090/\n"
             "  llmos-stream monitor --quiet --operations.port 9464     then read http://127.0.0.1:9464/metrics"
         ),
     )
@@ -36,6 +40,7 @@ def add(commands: Commands) -> None:
 
 def run_monitor_command(arguments: argparse.Namespace) -> int:
     settings = load_settings(arguments)
+    page = None if settings.dashboard.port is None else _page()
     seen: Counter[str] = Counter()
 
     async def role(broker: "Broker", offload: Offload, shutdown: Shutdown) -> None:
@@ -54,7 +59,13 @@ def run_monitor_command(arguments: argparse.Namespace) -> int:
                 for taker in takers:
                     taker(event)
 
-            await follow_events(broker, settings, take, shutdown)
+            following = follow_events(broker, settings, take, shutdown)
+            if page is None:
+                await following
+                return
+            board = page.Board(settings.federation.name)
+            takers.append(board.take)
+            await run_all(following, page.run_dashboard(broker, settings, board, offload, shutdown))
 
     code = run_connected("monitor", settings, role)
     if code is ExitCode.DONE:
@@ -63,6 +74,17 @@ def run_monitor_command(arguments: argparse.Namespace) -> int:
         else:
             say(f"{plural(seen.total(), 'event')} seen")
     return code
+
+
+def _page() -> "ModuleType":
+    """The live page's room, whose libraries are an extra. Raises ConfigError where they are not there."""
+    try:
+        from llmos_stream import dashboard
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"dashboard.port: the live page needs {error.name}; install it with: pip install 'llmos-stream[dashboard]'"
+        ) from None
+    return dashboard
 
 
 @cache

@@ -1,7 +1,6 @@
 """The service's HTTP API: predict, see what is held, choose what serves. `/docs` shows it."""
 
 from collections.abc import Awaitable, Callable
-from secrets import compare_digest
 from time import perf_counter
 from typing import Annotated, Any
 
@@ -15,12 +14,13 @@ from torch import Tensor
 from llmos_stream.config import InferenceSettings, explain
 from llmos_stream.inference.answers import Answer, Models, NewRoute, Question, models_of, question_schema
 from llmos_stream.inference.batching import Batcher
-from llmos_stream.inference.body import BodyLimit
 from llmos_stream.inference.errors import BadInput, Busy, NotHeld, PredictionFailed
 from llmos_stream.inference.held import Shelf
 from llmos_stream.inference.inputs import Form, read_inputs
 from llmos_stream.inference.metrics import InferenceMetrics
 from llmos_stream.runtime import Offload
+from llmos_stream.runtime.bearer import check_bearer
+from llmos_stream.runtime.body import BodyLimit
 
 _LARGE_BODY = 1 << 16
 _ERRORS: dict[int | str, dict[str, Any]] = {
@@ -131,11 +131,12 @@ def _only_with(token: SecretStr | None) -> Callable[..., Awaitable[None]]:
     """Lets a request pass that brings `token`."""
     bearer = HTTPBearer(auto_error=False, description="`inference.token`")
 
+    wanted = None if token is None else token.get_secret_value()
+    unset = "the route cannot be changed here: set LLMOS_INFERENCE__TOKEN and start again"
+
     async def check(given: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]) -> None:
-        if token is None:
-            raise HTTPException(403, "the route cannot be changed here: set LLMOS_INFERENCE__TOKEN and start again")
-        wanted = token.get_secret_value().encode()
-        if given is None or not compare_digest(given.credentials.encode(), wanted):
-            raise HTTPException(401, "the token is missing or wrong", {"WWW-Authenticate": "Bearer"})
+        if denied := check_bearer(wanted, None if given is None else given.credentials, unset):
+            headers = {"WWW-Authenticate": "Bearer"} if denied.status == 401 else None
+            raise HTTPException(denied.status, denied.detail, headers)
 
     return check

@@ -1,6 +1,6 @@
 """A limit on a request's body, kept before anything of it is parsed."""
 
-from fastapi.responses import JSONResponse
+from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 

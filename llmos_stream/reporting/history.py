@@ -235,9 +235,10 @@ class History:
         self.version = version if self.version is None else max(version, self.version)
         self.version_count += not initial
         mean = amount(data.get("mean_staleness"))
-        self.versions.add(VersionPoint(version, time_ms, contributions, mean, size))
-        self.traffic.add(time_ms, broadcast=size)
         self.lag = whole(data.get("lag"))
+        pace = amount(data.get("pace_seconds"))
+        self.versions.add(VersionPoint(version, time_ms, contributions, mean, size, self.lag, pace))
+        self.traffic.add(time_ms, broadcast=size)
 
     def _evaluation(self, time_ms: int, data: Mapping[str, object]) -> None:
         self.scores.add(whole(data["version"]) or 0, time_ms, metrics(data["metrics"]) or {})

@@ -22,6 +22,10 @@ class VersionPoint(NamedTuple):
     contributions: int | None
     mean_staleness: float | None
     payload_bytes: int
+    lag: int | None = None
+    """Records that the aggregator had still to read."""
+    pace_seconds: float | None = None
+    """How long it asked clients to leave between updates."""
 
 
 class Evaluation(NamedTuple):

@@ -67,6 +67,8 @@ def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
     """Start a service on a free port of the loopback; none outlives the test."""
     monkeypatch.setenv("LLMOS_OPERATIONS__HOST", "127.0.0.1")
     monkeypatch.setenv("LLMOS_OPERATIONS__PORT", "0")
+    monkeypatch.setenv("LLMOS_DASHBOARD__HOST", "127.0.0.1")
+    monkeypatch.setenv("LLMOS_DASHBOARD__PORT", "0")
     monkeypatch.setenv("LLMOS_CLIENT__WAIT_SECONDS", "0.2")
     monkeypatch.setenv("LLMOS_AGGREGATION__BUFFER_SIZE", "1")
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))

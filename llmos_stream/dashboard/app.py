@@ -1,0 +1,183 @@
+"""The page's HTTP: itself, its files, the state as JSON, the stream of what changes, and an operator's acts."""
+
+from collections.abc import Awaitable, Callable
+
+import orjson
+from pydantic import SecretStr
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from llmos_stream.config import DashboardSettings
+from llmos_stream.dashboard.assets import Assets
+from llmos_stream.dashboard.board import Board, Status
+from llmos_stream.dashboard.feed import Feed
+from llmos_stream.dashboard.operating import Operator
+from llmos_stream.dashboard.stream import EventStream
+from llmos_stream.dashboard.view import details
+from llmos_stream.errors import BrokerUnavailable, ConfigError, TopicMissing
+from llmos_stream.runtime.bearer import bearer_of, check_bearer
+from llmos_stream.runtime.body import BodyLimit
+
+_MOST_BODY_BYTES = 4096
+_MOST_VERSION = 2**63
+_UNSET = "nothing can be changed from here: set LLMOS_DASHBOARD__TOKEN and start the monitor again"
+# plotly.js writes style sheets of its own; everything else is from this origin, and nothing is inline.
+_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+_HEADERS = (
+    (b"content-security-policy", _POLICY.encode()),
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+)
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+class Refused(Exception):
+    """A request that is not followed: an HTTP status, and what to say."""
+
+    def __init__(self, status: int, detail: str) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.detail = detail
+
+
+def make_app(settings: DashboardSettings, board: Board, feed: Feed, assets: Assets, operator: Operator) -> Starlette:
+    """The page over what is given, whose life is the caller's care."""
+
+    async def page(request: Request) -> Response:
+        return await _file(assets, "index.html", request)
+
+    async def static(request: Request) -> Response:
+        return await _file(assets, request.path_params["name"], request)
+
+    async def state(request: Request) -> Response:
+        feed.refresh()
+        return _json(200, feed.snapshot())
+
+    async def events(request: Request) -> Response:
+        if feed.viewers >= settings.viewers:
+            raise Refused(503, f"{settings.viewers} pages are open already (dashboard.viewers); try again later")
+        return EventStream(feed)
+
+    async def version(request: Request) -> Response:
+        number = request.path_params["number"]
+        if (origin := board.provenance.get(number)) is None:
+            held = [item.head.number for item in board.provenance]
+            there = f"those from {held[0]} to {held[-1]} are" if held else "none is yet"
+            raise Refused(404, f"version {number} is not held here, {there}; see llmos-stream versions show {number}")
+        return _json(200, orjson.dumps(details(origin)))
+
+    async def pause(request: Request) -> Response:
+        return await set_paused(request, True)
+
+    async def resume(request: Request) -> Response:
+        return await set_paused(request, False)
+
+    async def set_paused(request: Request, paused: bool) -> Response:
+        await _authorised(request, settings.token)
+        if board.status is Status.FINISHED:
+            raise Refused(409, "the run has finished: there is nothing to pause or resume")
+        await _done(operator.set_paused(paused))
+        return _json(200, orjson.dumps({"paused": paused}))
+
+    async def promote(request: Request) -> Response:
+        asked = await _authorised(request, settings.token)
+        number = asked.get("version")
+        if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number < _MOST_VERSION:
+            raise Refused(422, 'the body must name a version, as in {"version": 12}')
+        await _done(operator.promote(number))
+        return _json(200, orjson.dumps({"promoted": number}))
+
+    app = Starlette(
+        routes=[
+            Route("/", _told(page)),
+            Route("/static/{name}", _told(static)),
+            Route("/api/state", _told(state)),
+            Route("/api/events", _told(events)),
+            Route("/api/versions/{number:int}", _told(version)),
+            Route("/api/pause", _told(pause), methods=["POST"]),
+            Route("/api/resume", _told(resume), methods=["POST"]),
+            Route("/api/promote", _told(promote), methods=["POST"]),
+        ],
+        middleware=[Middleware(_Headers), Middleware(BodyLimit, most=_MOST_BODY_BYTES)],
+    )
+    app.router.redirect_slashes = False
+    return app
+
+
+async def _file(assets: Assets, name: str, request: Request) -> Response:
+    if (asset := await assets.get(name)) is None:
+        raise Refused(404, "there is no such file")
+    return asset.answer(request)
+
+
+async def _authorised(request: Request, token: SecretStr | None) -> dict[str, object]:
+    """The body of a request that brings the token. Raises Refused."""
+    wanted = None if token is None else token.get_secret_value()
+    if denied := check_bearer(wanted, bearer_of(request.headers.get("authorization")), _UNSET):
+        raise Refused(*denied)
+    # A form on another page could send any other type without asking.
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        raise Refused(422, "the body must be JSON, with Content-Type: application/json")
+    try:
+        asked = orjson.loads(await request.body() or b"{}")
+    except orjson.JSONDecodeError:
+        raise Refused(422, "the body is not JSON") from None
+    if not isinstance(asked, dict):
+        raise Refused(422, "the body must be a JSON object")
+    return asked
+
+
+async def _done(act: Awaitable[object]) -> None:
+    """Wait for an act. Raises Refused for what went wrong, in words."""
+    try:
+        await act
+    except ConfigError as error:
+        raise Refused(404, str(error)) from None
+    except TopicMissing:
+        raise Refused(409, "the federation has no topics yet: start its aggregator first") from None
+    except BrokerUnavailable as error:
+        raise Refused(503, f"{error}; try again") from None
+
+
+def _told(handler: Handler) -> Handler:
+    """The handler, with its refusals as answers."""
+
+    async def answer(request: Request) -> Response:
+        try:
+            return await handler(request)
+        except Refused as refused:
+            response = _json(refused.status, orjson.dumps({"detail": refused.detail}))
+            if refused.status == 401:
+                response.headers["www-authenticate"] = "Bearer"
+            if refused.status == 503:
+                response.headers["retry-after"] = "5"
+            return response
+
+    return answer
+
+
+def _json(status: int, body: bytes) -> Response:
+    return Response(body, status, {"cache-control": "no-store"}, "application/json")
+
+
+class _Headers:
+    """ASGI middleware: what tells browsers to load nothing from elsewhere goes with every answer."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message = {**message, "headers": [*message.get("headers", ()), *_HEADERS]}
+            await send(message)
+
+        await self._app(scope, receive, with_headers)

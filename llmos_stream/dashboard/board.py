@@ -1,0 +1,117 @@
+"""What the page knows of a federation: one state for all who look, bounded however long the run is."""
+
+from collections.abc import Callable, Mapping
+from enum import StrEnum, unique
+from time import time
+from typing import NamedTuple
+
+from llmos_stream.dashboard.provenance import Provenance
+from llmos_stream.errors import Rejected
+from llmos_stream.reporting import History
+from llmos_stream.reporting.tallies import CHARTED
+from llmos_stream.roles import ControlView
+from llmos_stream.types import Event, EventKind, VersionHead
+from llmos_stream.wire.events import metrics, whole
+
+_POINTS = 400
+_CLIENTS = 1000
+_SCORES = 400
+_SILENT_MS = 15_000
+
+
+@unique
+class Status(StrEnum):
+    WAITING = "waiting"  # for a first version, or for clients
+    TRAINING = "training"
+    PAUSED = "paused"
+    FINISHED = "finished"
+    SILENT = "silent"  # nothing was heard for a while
+
+
+class Told(NamedTuple):
+    """What `<f>.control` says now. `lag` is in records, `pace_seconds` from one update of a client to its next."""
+
+    paused: bool = False
+    promoted: int | None = None
+    finished: str | None = None
+    lag: int | None = None
+    pace_seconds: float | None = None
+
+
+class Board:
+    """Folds what the log says. `changes` rises with whatever could be seen on the page."""
+
+    def __init__(self, federation: str, clock: Callable[[], float] = time) -> None:
+        self.federation = federation
+        self.history = History(limit=_POINTS, client_limit=_CLIENTS)
+        self.provenance = Provenance()
+        self.told = Told()
+        self.changes = 0
+        self._clock = clock
+        self._beats = 0
+        self._beat_ms = 0
+        self._scores: dict[int, Mapping[str, float]] = {}
+
+    @property
+    def now_ms(self) -> int:
+        return int(self._clock() * 1000)
+
+    @property
+    def news_ms(self) -> int | None:
+        """When anything was last heard of the federation; never ahead of this clock."""
+        heard = [at for at in (self.history.end_ms, self._beat_ms) if at]
+        return min(max(heard), self.now_ms) if heard else None
+
+    @property
+    def status(self) -> Status:
+        """Of these that hold, the first."""
+        if self.history.finish is not None or self.told.finished is not None:
+            return Status.FINISHED
+        if self.news_ms is not None and self.now_ms - self.news_ms > _SILENT_MS:
+            return Status.SILENT
+        if self.told.paused:
+            return Status.PAUSED
+        return Status.TRAINING if self.history.version is not None and self._anybody() else Status.WAITING
+
+    def take(self, event: Event) -> None:
+        """Fold an event in; one that is not of the closed table is passed over."""
+        try:
+            self.history.add(event)
+        except Rejected:
+            return
+        if event.kind is EventKind.EVALUATION and (version := whole(event.data["version"])) is not None:
+            found = metrics(event.data["metrics"]) or {}
+            self._scores.setdefault(version, {name: found[name] for name in CHARTED if name in found})
+            if len(self._scores) > _SCORES:
+                del self._scores[min(self._scores)]
+        self.changes += 1
+
+    def hear(self, control: ControlView, *, live: bool) -> None:
+        """Note what `<f>.control` says. A new beat is news where it is `live`: what lay there before may be old."""
+        leader = control.leader
+        told = Told(
+            paused=control.paused,
+            promoted=None if control.promoted is None else control.promoted.version,
+            finished=None if control.finished is None else control.finished.reason,
+            lag=None if leader is None or leader.left else leader.lag,
+            pace_seconds=None if leader is None or leader.left else leader.pace_seconds,
+        )
+        if live and control.beats != self._beats:
+            self._beat_ms = self.now_ms
+        self._beats = control.beats
+        if told != self.told:
+            self.told = told
+            self.changes += 1
+
+    def holds(self, head: VersionHead, partition: int, offset: int) -> None:
+        """Note what a version is made of."""
+        self.provenance.add(head, partition, offset)
+        self.changes += 1
+
+    def score(self, version: int) -> Mapping[str, float]:
+        """The metrics of one of the newest versions; empty where it has not been evaluated."""
+        return self._scores.get(version, {})
+
+    def _anybody(self) -> bool:
+        now = self.now_ms
+        return any(client.present(now) for client in self.history.clients)

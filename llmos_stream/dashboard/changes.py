@@ -1,0 +1,71 @@
+"""What differs between two values of JSON, for a page that has the first and wants the second.
+
+    ["v", value]                        in its place
+    ["d", [[key, change], ...]]         an object of the same keys: some of its values changed
+    ["s", keep, items]                  a list: the first `keep` items stay, then come these
+    ["l", drop, changes, items]         a list of objects: the first `drop` leave, then some of the rest changed,
+                                        as [[index, change], ...], then come more items at the end
+
+`static/patch.js` applies them; `apply` here does the same, to say what it must come to.
+"""
+
+from collections.abc import Mapping
+from itertools import takewhile
+from typing import Any
+
+Json = Any
+Change = list[Any]
+_MOST_DROPPED = 64
+
+
+def difference(old: Json, new: Json) -> Change | None:
+    """What makes `new` of `old`; None where they are equal."""
+    if old == new and type(old) is type(new):
+        return None
+    if isinstance(old, Mapping) and isinstance(new, Mapping) and old.keys() == new.keys():
+        return ["d", _members(old, new)]
+    if isinstance(old, list) and isinstance(new, list) and old and new:
+        if isinstance(old[0], Mapping) and isinstance(new[0], Mapping):
+            return _of_objects(old, new)
+        keep = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(old, new, strict=False)))
+        if keep:
+            return ["s", keep, new[keep:]]
+    return ["v", new]
+
+
+def _members(old: Mapping[str, Json], new: Mapping[str, Json]) -> list[Json]:
+    changes = [(key, difference(old[key], value)) for key, value in new.items()]
+    return [[key, change] for key, change in changes if change is not None]
+
+
+def _of_objects(old: list[Json], new: list[Json]) -> Change:
+    drop = next((k for k in range(min(len(old), _MOST_DROPPED)) if _same(old[k], new[0])), 0)
+    stays = old[drop:]
+    if len(stays) > len(new):
+        return ["v", new]
+    changes = [(index, difference(was, new[index])) for index, was in enumerate(stays)]
+    return ["l", drop, [[index, change] for index, change in changes if change is not None], new[len(stays) :]]
+
+
+def _same(old: Json, new: Json) -> bool:
+    """Whether two objects of a list are about the same thing, by the field that comes first."""
+    key = next(iter(old), None)
+    return key is not None and isinstance(new, Mapping) and key in new and old[key] == new[key]
+
+
+def apply(old: Json, change: Change) -> Json:
+    """`old` with the change made."""
+    match change:
+        case ["v", value]:
+            return value
+        case ["d", members]:
+            return {**old, **{key: apply(old[key], inner) for key, inner in members}}
+        case ["s", keep, items]:
+            return [*old[:keep], *items]
+        case ["l", drop, changes, items]:
+            stays = list(old[drop:])
+            for index, inner in changes:
+                stays[index] = apply(stays[index], inner)
+            return [*stays, *items]
+        case _:
+            raise ValueError(f"there is no change {change[:1]}")

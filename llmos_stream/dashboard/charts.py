@@ -1,0 +1,84 @@
+"""The page's charts: those of the report, and how far behind the aggregator is."""
+
+from llmos_stream.reporting import wording
+from llmos_stream.reporting.client_charts import staleness, weights
+from llmos_stream.reporting.figures import Chart, Colours, Json, Key, TimeAxis, axis, figure
+from llmos_stream.reporting.history import History
+from llmos_stream.reporting.run_charts import scores_by_version, traffic
+
+
+def charts(history: History) -> list[Json]:
+    """Each with its words, its legend and its figure, ready for JSON."""
+    rows = history.rows()
+    colours, time = Colours.of_rows(rows), _time(history)
+    found = (
+        scores_by_version(history),
+        staleness(history, colours),
+        weights(history, rows, colours),
+        flow(history, time),
+        traffic(history, time),
+    )
+    return [_plain(chart) for chart in found]
+
+
+def flow(history: History, time: TimeAxis) -> Chart:
+    """Lag and pace at each version."""
+    points = [point for point in history.versions if point.lag is not None or point.pace_seconds is not None]
+    if not points:
+        return Chart("flow", "No lag was reported", "No version said how far behind the aggregator was.")
+    last = points[-1]
+    x = [time.at(point.time_ms) for point in points]
+    series = (
+        ("lag", "--c0", [point.lag for point in points]),
+        ("pace", "--c1", [_pace(p.pace_seconds) for p in points]),
+    )
+    traces: list[Json] = [
+        {
+            "type": "scatter",
+            "mode": "lines",
+            "x": x,
+            "y": y,
+            "xaxis": "x",
+            "yaxis": "y" if name == "lag" else "y2",
+            "line": {"color": colour, "width": 2},
+            "hovertemplate": f"{name} %{{y}}{' s' if name == 'pace' else ''}<extra></extra>",
+        }
+        for name, colour, y in series
+    ]
+    behind = "Nothing waits" if not last.lag else f"{wording.plural(last.lag, 'record')} behind"
+    pace = "clients may send as soon as they can"
+    if last.pace_seconds:
+        pace = f"clients are asked to leave {wording.duration(last.pace_seconds)} between updates"
+    return Chart(
+        "flow",
+        f"{behind}; {pace}",
+        "Records that the aggregator had still to read when it published a version, and the pace that it asked for.",
+        figure(
+            traces,
+            xaxis=axis(time.title, range=time.range, anchor="y2"),
+            yaxis=axis("records behind", domain=[0.54, 1.0], rangemode="tozero", nticks=5),
+            yaxis2=axis("pace (s)", domain=[0.0, 0.46], rangemode="tozero", nticks=5),
+            hovermode="x",
+        ),
+        [Key("--c0", "line", "lag"), Key("--c1", "line", "pace")],
+    )
+
+
+def _pace(seconds: float | None) -> float | None:
+    return None if seconds is None else float(f"{seconds:.4g}")
+
+
+def _time(history: History) -> TimeAxis:
+    start, end = history.start_ms or 0, history.end_ms or 0
+    return TimeAxis(start, max(start, end))
+
+
+def _plain(chart: Chart) -> Json:
+    return {
+        "name": chart.name,
+        "title": chart.title,
+        "summary": chart.summary,
+        "keys": [list(key) for key in chart.keys],
+        "height": chart.height,
+        "figure": chart.figure,
+    }

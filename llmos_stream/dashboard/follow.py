@@ -1,0 +1,73 @@
+"""Following what the page shows beside the events: `<f>.control`, and the heads of the versions."""
+
+import logging
+from time import monotonic
+
+from llmos_stream.broker import Broker, Reader, Topics
+from llmos_stream.config import Settings
+from llmos_stream.dashboard.board import Board
+from llmos_stream.errors import OffsetGone
+from llmos_stream.roles import ControlView, wait_for_topics
+from llmos_stream.roles.log import HeadReader
+from llmos_stream.roles.retry import QUIET_SECONDS, keep_trying, until_stop
+from llmos_stream.runtime import Shutdown, run_all
+from llmos_stream.types import VersionHead
+
+log = logging.getLogger(__name__)
+
+_POLL_SECONDS = 0.25
+_LOOK_BACK = 512
+"""Records of `<f>.models` that are gone through for the versions of before: at most half a GiB."""
+
+
+async def follow(broker: Broker, settings: Settings, board: Board, shutdown: Shutdown) -> None:
+    """Keep the board told until a stop is asked for. While the broker does not answer it keeps trying."""
+    topics = Topics(settings.federation.name)
+
+    async def control() -> None:
+        if not await wait_for_topics(broker, topics, shutdown):
+            return
+        async with broker.reader([topics.control], start="earliest") as reader:
+            control = ControlView(reader)
+            await until_stop(control.catch_up(), shutdown)
+            board.hear(control, live=False)
+            while not shutdown.requested:
+                await control.poll(_POLL_SECONDS)
+                board.hear(control, live=True)
+
+    async def versions() -> None:
+        if not await wait_for_topics(broker, topics, shutdown):
+            return
+        async with broker.reader([topics.models], start="earliest") as reader:
+            await until_stop(_look_back(reader), shutdown)
+            await _follow_heads(reader, board, shutdown)
+
+    await run_all(
+        keep_trying(control, shutdown, "following the control topic again"),
+        keep_trying(versions, shutdown, "following the versions again"),
+    )
+
+
+async def _look_back(reader: Reader) -> None:
+    """Pass over versions that are too many to go through."""
+    for at, end in (await reader.end_offsets()).items():
+        await reader.seek_to_beginning(at)
+        if await reader.position(at) < end - _LOOK_BACK:
+            reader.seek(at, end - _LOOK_BACK)
+
+
+async def _follow_heads(reader: Reader, board: Board, shutdown: Shutdown) -> None:
+    heads, heard = HeadReader(reader, VersionHead), monotonic()
+    while not shutdown.requested:
+        try:
+            found = await heads.poll(_POLL_SECONDS)
+        except OffsetGone as error:
+            log.warning("retention deleted versions before they were read (%s)", error)
+            await until_stop(reader.seek_to_beginning(), shutdown)
+            continue
+        for item in found:
+            board.holds(item.head, item.partition, item.offset)
+        heard = monotonic() if found else heard
+        if monotonic() - heard > QUIET_SECONDS:
+            await until_stop(reader.lag(), shutdown)  # polls of a broker that is gone find nothing
+            heard = monotonic()

@@ -1,0 +1,29 @@
+"""What an operator may do from the page: pause, resume, promote."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from llmos_stream.broker import Broker
+from llmos_stream.config import Settings
+from llmos_stream.registry import promote
+from llmos_stream.roles.pausing import set_paused
+from llmos_stream.runtime import Offload
+
+
+@dataclass(frozen=True, slots=True)
+class Operator:
+    """The acts, each done once it is in the log.
+
+    Both raise TopicMissing where there is no federation yet and BrokerUnavailable where nobody answers; `promote`
+    raises ConfigError for a version that is nowhere.
+    """
+
+    set_paused: Callable[[bool], Awaitable[object]]
+    promote: Callable[[int], Awaitable[object]]
+
+
+def operator(broker: Broker, settings: Settings, offload: Offload) -> Operator:
+    return Operator(
+        set_paused=lambda paused: set_paused(broker, settings, paused),
+        promote=lambda number: promote(broker, settings, number, offload),
+    )

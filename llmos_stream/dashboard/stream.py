@@ -1,0 +1,55 @@
+"""Server-sent events over ASGI to a viewer who may be slow, or gone."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from llmos_stream.dashboard.feed import Feed
+from llmos_stream.runtime import run_while
+
+log = logging.getLogger(__name__)
+
+_PATIENCE_SECONDS = 20.0
+_HEADERS = ((b"content-type", b"text/event-stream"), (b"cache-control", b"no-store"), (b"x-accel-buffering", b"no"))
+
+
+class _Gone(Exception):
+    """The viewer has left."""
+
+
+class EventStream(Response):
+    """One viewer's stream. Who takes nothing for `patience` seconds is dropped; the page comes back by itself."""
+
+    def __init__(self, feed: Feed, patience: float = _PATIENCE_SECONDS) -> None:
+        super().__init__()
+        self._feed = feed
+        self._patience = patience
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = [*_HEADERS, *((name, value) for name, value in self.raw_headers if name != b"content-length")]
+        with self._feed.watched():
+            try:
+                await run_while(self._send(send, headers), _until_gone(receive))
+            except _Gone:
+                log.debug("a viewer left")
+
+    async def _send(self, send: Send, headers: list[tuple[bytes, bytes]]) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        messages: AsyncIterator[bytes] = self._feed.messages()
+        async for message in messages:
+            try:
+                async with asyncio.timeout(self._patience):
+                    await send({"type": "http.response.body", "body": message, "more_body": True})
+            except TimeoutError:
+                log.info("let a viewer go who took nothing for %g s", self._patience)
+                raise _Gone from None
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _until_gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    raise _Gone

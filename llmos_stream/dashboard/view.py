@@ -1,0 +1,168 @@
+"""What the page shows, as plain JSON made from the board. Names from outside are on one line and of bounded length.
+
+Keys are this package's own words, never a client's: names and reasons are values, and lists of pairs where there are
+several. So nothing from outside can name a property in the browser.
+"""
+
+from collections import Counter
+
+from llmos_stream.dashboard.board import Board
+from llmos_stream.dashboard.charts import charts
+from llmos_stream.dashboard.provenance import Origin
+from llmos_stream.reporting import wording
+from llmos_stream.reporting.clients import Client, ClientState
+from llmos_stream.reporting.points import ClientRow, Refusal
+from llmos_stream.types import CodecId
+
+Json = dict[str, object]
+_NAME = 128
+_DETAIL = 300
+
+
+def view(board: Board, may_operate: bool) -> Json:
+    """All of it, as of the board's clock."""
+    rows = {row.client_id: row for row in board.history.rows(board.now_ms)}
+    # In the order in which they came, which does not change: what is sent to pages is what differs.
+    listed = [_client(client, rows[client.client_id]) for client in board.history.clients]
+    return {
+        "federation": board.federation,
+        "may_operate": may_operate,
+        "headline": _headline(board, Counter(row.state for row in rows.values())),
+        "charts": charts(board.history),
+        "clients": {"rows": listed, "more": len(board.history.clients) - len(listed)},
+        "versions": [_version(board, origin) for origin in board.provenance],
+        "quarantine": _quarantine(board),
+    }
+
+
+def _headline(board: Board, states: Counter[ClientState]) -> Json:
+    history, told = board.history, board.told
+    last = history.scores.last.metrics if history.scores.last else {}
+    best = history.scores.best
+    finish = history.finish
+    reason = finish.reason if finish is not None else told.finished
+    return {
+        "status": board.status,
+        "news_ms": board.news_ms if board.status == "silent" else None,
+        "finished": None if reason is None else wording.plain(reason, _DETAIL),
+        "detail": None if finish is None else wording.plain(finish.detail, _DETAIL),
+        "started_ms": history.start_ms,
+        "version": history.version,
+        "promoted": told.promoted,
+        "paused": told.paused,
+        "accuracy": last.get("accuracy"),
+        "loss": last.get("loss"),
+        "best": None if best is None else [best.metrics["accuracy"], best.version],
+        "per_second": round(history.rate.per_second(finish.time_ms if finish else board.now_ms), 2),
+        "folded": history.folded,
+        "duplicates": history.duplicates,
+        "refused": history.refusals.total,
+        "staleness": _rounded(history.staleness.value),
+        "lag": history.lag if told.lag is None else told.lag,
+        "pace_seconds": _rounded(told.pace_seconds),
+        "clients": len(history.clients),
+        **{str(state): states[state] for state in ClientState},
+        "sent": history.traffic.sent,
+        "raw": history.traffic.raw,
+        "broadcast": history.traffic.broadcast,
+        "saved_percent": _rounded(history.traffic.saved_percent),
+    }
+
+
+def _client(client: Client, row: ClientRow) -> Json:
+    return {
+        "id": wording.plain(client.client_id, _NAME),
+        "state": row.state,
+        "seen_ms": client.last_seen_ms,
+        "examples": row.num_examples,
+        "folded": row.folded,
+        "refused": row.rejected,
+        "duplicates": row.duplicates,
+        "staleness": _rounded(row.mean_staleness),
+        "last_staleness": row.last_staleness,
+        "train_seconds": _rounded(row.train_seconds),
+        "share": round(row.share, 4),
+        "sent": row.bytes_sent,
+    }
+
+
+def _version(board: Board, origin: Origin) -> Json:
+    head = origin.head
+    score = board.score(head.number)
+    total = sum(item.num_examples for item in head.manifest)
+    return {
+        "number": head.number,
+        "time_ms": head.time_ms,
+        "kind": str(head.kind),
+        "contributions": len(head.manifest),
+        "clients": len({item.client_id for item in head.manifest}),
+        "examples": total,
+        "staleness": _rounded(sum(item.staleness for item in head.manifest) / len(head.manifest))
+        if head.manifest
+        else None,
+        "bytes": head.payload_size,
+        "digest": head.weights_digest.hex(),
+        "accuracy": score.get("accuracy"),
+        "loss": score.get("loss"),
+    }
+
+
+def details(origin: Origin) -> Json:
+    """A version with all that its manifest says."""
+    head = origin.head
+    whole = sum(item.weight for item in head.manifest)
+    return {
+        "number": head.number,
+        "parent": head.parent,
+        "kind": str(head.kind),
+        "time_ms": head.time_ms,
+        "codec": CodecId(head.codec.id).name.lower() if head.codec.id in {*CodecId} else str(head.codec.id),
+        "bytes": head.payload_size,
+        "partition": origin.partition,
+        "offset": origin.offset,
+        "weights_digest": head.weights_digest.hex(),
+        "payload_digest": head.payload_digest.hex(),
+        "layout_digest": head.layout_digest.hex(),
+        "build": [[wording.plain(name, 64), wording.plain(value, _NAME)] for name, value in head.build.items()],
+        "contributions": [
+            {
+                "client": wording.plain(item.client_id, _NAME),
+                "sequence": item.sequence,
+                "partition": item.partition,
+                "offset": item.offset,
+                "examples": item.num_examples,
+                "staleness": item.staleness,
+                "weight": item.weight,
+                "share": item.weight / whole if whole > 0 else 0.0,
+                "clip": item.clip,
+                "digest": item.payload_digest.hex(),
+            }
+            for item in head.manifest
+        ],
+    }
+
+
+def _quarantine(board: Board) -> Json:
+    refusals = board.history.refusals
+    return {
+        "total": refusals.total,
+        "reasons": [[wording.plain(reason, _NAME), count] for reason, count in refusals.by_reason.most_common()],
+        "newest": [_refusal(item) for item in refusals.newest],
+    }
+
+
+def _refusal(item: Refusal) -> Json:
+    return {
+        "time_ms": item.time_ms,
+        "client": None if item.client_id is None else wording.plain(item.client_id, _NAME),
+        "sequence": item.sequence,
+        "reason": wording.plain(item.reason, _NAME),
+        "detail": wording.plain(item.detail, _DETAIL),
+        "partition": item.partition,
+        "offset": item.offset,
+    }
+
+
+def _rounded(value: float | None) -> float | None:
+    """To four digits: what is sent to pages changes no more often than what they show."""
+    return None if value is None else float(f"{value:.4g}")
