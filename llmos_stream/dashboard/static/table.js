@@ -52,7 +52,8 @@ export class Table {
     });
     const value = this.columns[index].value;
     const ordered = [...rows].sort((a, b) => way * compare(value(a), value(b)) || compare(this.key(a), this.key(b)));
-    const shown = this.all ? ordered : ordered.slice(0, FIRST);
+    // What a person has opened stays, however many newer ones have come.
+    const shown = ordered.filter((row, at) => this.all || at < FIRST || this.held.get(this.key(row))?.inside);
     const nodes = [];
     const keys = new Set();
     for (const row of shown) {
@@ -61,13 +62,21 @@ export class Table {
       nodes.push(held.node);
       if (held.inside) nodes.push(held.inside);
     }
-    place(this.body, nodes);
+    this.#keepInView(() => place(this.body, nodes));
     for (const key of this.held.keys()) if (!keys.has(key)) this.held.delete(key);
     this.none.hidden = rows.length > 0;
     this.scroll.hidden = rows.length === 0;
     setClass(this.scroll, nodes.length > TALL ? "scroll card tall" : "scroll card");
     this.rest.hidden = rows.length <= FIRST;
     setText(this.rest, this.all ? `Show the first ${FIRST}` : `Show all ${plural(rows.length, this.what)}`);
+  }
+
+  /** New rows above must not push away what a person reads. */
+  #keepInView(change) {
+    const open = [...this.held.values()].find((held) => held.inside || held.node.contains(document.activeElement));
+    const before = open?.node.offsetTop;
+    change();
+    if (open?.node.isConnected) this.scroll.scrollTop += open.node.offsetTop - before;
   }
 
   #row(row) {
