@@ -42,7 +42,7 @@ _MAY: dict[str, tuple[set[str], set[str]]] = {
         _BASE | {"codec", "wire", "broker", "roles", "runtime"},
     ),
     "dashboard": (
-        {"starlette", "plotly", "orjson", "zstandard"},
+        {"starlette", "plotly", "orjson", "pydantic", "zstandard"},
         _BASE | {"broker", "registry", "reporting", "roles", "runtime", "wire"},
     ),
     "federated": ({"torch"}, _BASE | {"roles", "training"}),

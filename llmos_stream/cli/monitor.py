@@ -2,7 +2,7 @@
 
 import argparse
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from functools import cache
 from typing import TYPE_CHECKING
@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING
 from llmos_stream.cli.common import Commands, add_command, err, print_json, say
 from llmos_stream.cli.flags import load_settings
 from llmos_stream.cli.process import run_connected
+from llmos_stream.config import Settings
 from llmos_stream.errors import ConfigError
 from llmos_stream.reporting.wording import plural
-from llmos_stream.runtime import ExitCode, Offload, Shutdown, run_all
+from llmos_stream.runtime import ExitCode, Offload, Shutdown
 
 if TYPE_CHECKING:
-    from types import ModuleType
-
     from llmos_stream.broker import Broker
     from llmos_stream.runtime.metrics import EventMetrics
     from llmos_stream.types import Event
@@ -40,13 +39,12 @@ def add(commands: Commands) -> None:
 
 def run_monitor_command(arguments: argparse.Namespace) -> int:
     settings = load_settings(arguments)
-    page = None if settings.dashboard.port is None else _page()
+    follow = _without_page if settings.dashboard.port is None else _with_page()
     seen: Counter[str] = Counter()
 
     async def role(broker: "Broker", offload: Offload, shutdown: Shutdown) -> None:
         from llmos_stream.cli.progress import Progress
         from llmos_stream.reporting import History
-        from llmos_stream.roles import follow_events
 
         takers: list[Callable[[Event], object]] = [_metrics().observe]
         with ExitStack() as stack:
@@ -59,13 +57,7 @@ def run_monitor_command(arguments: argparse.Namespace) -> int:
                 for taker in takers:
                     taker(event)
 
-            following = follow_events(broker, settings, take, shutdown)
-            if page is None:
-                await following
-                return
-            board = page.Board(settings.federation.name)
-            takers.append(board.take)
-            await run_all(following, page.run_dashboard(broker, settings, board, offload, shutdown))
+            await follow(broker, settings, take, offload, shutdown)
 
     code = run_connected("monitor", settings, role)
     if code is ExitCode.DONE:
@@ -76,15 +68,23 @@ def run_monitor_command(arguments: argparse.Namespace) -> int:
     return code
 
 
-def _page() -> "ModuleType":
-    """The live page's room, whose libraries are an extra. Raises ConfigError where they are not there."""
+async def _without_page(
+    broker: "Broker", settings: Settings, take: Callable[["Event"], object], offload: Offload, shutdown: Shutdown
+) -> None:
+    from llmos_stream.roles import follow_events
+
+    await follow_events(broker, settings, take, shutdown)
+
+
+def _with_page() -> "Callable[..., Awaitable[None]]":
+    """Raises ConfigError where the live page's libraries, which are an extra, are not there."""
     try:
-        from llmos_stream import dashboard
+        from llmos_stream.dashboard import follow_with_page
     except ModuleNotFoundError as error:
         raise ConfigError(
             f"dashboard.port: the live page needs {error.name}; install it with: pip install 'llmos-stream[dashboard]'"
         ) from None
-    return dashboard
+    return follow_with_page
 
 
 @cache

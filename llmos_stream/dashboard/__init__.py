@@ -3,7 +3,6 @@
 <f>.events, <f>.control, <f>.models -> Board -> view -> Feed -> every open page, as one snapshot and then what changes
 """
 
-from llmos_stream.dashboard.board import Board
-from llmos_stream.dashboard.service import run_dashboard
+from llmos_stream.dashboard.service import follow_with_page
 
-__all__ = ["Board", "run_dashboard"]
+__all__ = ["follow_with_page"]

@@ -18,11 +18,12 @@ from llmos_stream.dashboard.feed import Feed
 from llmos_stream.dashboard.operating import Operator
 from llmos_stream.dashboard.stream import EventStream
 from llmos_stream.dashboard.view import details
-from llmos_stream.errors import BrokerUnavailable, ConfigError, TopicMissing
+from llmos_stream.errors import BrokerUnavailable, ConfigError, FederationFinished, TopicMissing
 from llmos_stream.runtime.bearer import bearer_of, check_bearer
 from llmos_stream.runtime.body import BodyLimit
 
 _MOST_BODY_BYTES = 4096
+_MOST_HEADER_BYTES = 32 << 10
 _MOST_VERSION = 2**63
 _UNSET = "nothing can be changed from here: set LLMOS_DASHBOARD__TOKEN and start the monitor again"
 # plotly.js writes style sheets of its own; everything else is from this origin, and nothing is inline.
@@ -141,6 +142,8 @@ async def _done(act: Awaitable[object]) -> None:
         await act
     except ConfigError as error:
         raise Refused(404, str(error)) from None
+    except FederationFinished as error:
+        raise Refused(409, str(error)) from None
     except TopicMissing:
         raise Refused(409, "the federation has no topics yet: start its aggregator first") from None
     except BrokerUnavailable as error:
@@ -169,7 +172,8 @@ def _json(status: int, body: bytes) -> Response:
 
 
 class _Headers:
-    """ASGI middleware: what tells browsers to load nothing from elsewhere goes with every answer."""
+    """ASGI middleware: what tells browsers to load nothing from elsewhere goes with every answer, and a request with
+    very long headers gets 431."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -180,4 +184,8 @@ class _Headers:
                 message = {**message, "headers": [*message.get("headers", ()), *_HEADERS]}
             await send(message)
 
+        if sum(len(name) + len(value) for name, value in scope.get("headers", ())) > _MOST_HEADER_BYTES:
+            refusal = _json(431, orjson.dumps({"detail": f"the headers have more than {_MOST_HEADER_BYTES} bytes"}))
+            await refusal(scope, receive, with_headers)
+            return
         await self._app(scope, receive, with_headers)

@@ -49,8 +49,10 @@ def _of_objects(old: list[Json], new: list[Json]) -> Change:
 
 def _same(old: Json, new: Json) -> bool:
     """Whether two objects of a list are about the same thing, by the field that comes first."""
+    if not isinstance(old, Mapping) or not isinstance(new, Mapping):
+        return False
     key = next(iter(old), None)
-    return key is not None and isinstance(new, Mapping) and key in new and old[key] == new[key]
+    return key is not None and key in new and old[key] == new[key]
 
 
 def apply(old: Json, change: Change) -> Json:

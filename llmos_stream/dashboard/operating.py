@@ -14,8 +14,8 @@ from llmos_stream.runtime import Offload
 class Operator:
     """The acts, each done once it is in the log.
 
-    Both raise TopicMissing where there is no federation yet and BrokerUnavailable where nobody answers; `promote`
-    raises ConfigError for a version that is nowhere.
+    Both raise TopicMissing where there is no federation yet and BrokerUnavailable where nobody answers; `set_paused`
+    raises FederationFinished once the run is over, and `promote` ConfigError for a version that is nowhere.
     """
 
     set_paused: Callable[[bool], Awaitable[object]]

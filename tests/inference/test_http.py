@@ -48,7 +48,7 @@ async def test_what_is_under_way_when_the_stop_comes_is_answered(caplog: pytest.
             while True:  # until it takes nobody in any more
                 try:
                     await http.get(f"{where}/models", headers={"Connection": "close"})
-                except httpx.ConnectError:
+                except httpx.TransportError:  # refused, or let go of while the door closes
                     break
                 except httpx.ReadError:  # the kernel had taken it in, and nobody was there any more
                     continue

@@ -1,0 +1,100 @@
+"""A real federation in this process with the live page beside it."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from time import time
+from typing import Any
+
+import httpx
+
+from llmos_stream.broker import Broker, MemoryBroker, Topics
+from llmos_stream.config import Settings, load
+from llmos_stream.dashboard import follow_with_page
+from llmos_stream.demo.scenario import Cast, make_scenario
+from llmos_stream.errors import Reason
+from llmos_stream.roles import ClientState, initial_of, run_aggregator, run_client, run_evaluator
+from llmos_stream.runtime import Offload, Shutdown, run_all
+from llmos_stream.training import load_task
+from llmos_stream.types import Event, EventKind
+from llmos_stream.wire import dump_event
+from tests.dashboard.aids import SECONDS, TOKEN, heard_port, until, until_told
+from tests.dashboard.test_board import HOSTILE
+
+FEDERATION = "digits"
+
+
+class Run:
+    """A federation under way: where its page is, and its log."""
+
+    def __init__(self, where: str, broker: Broker, http: httpx.AsyncClient) -> None:
+        self.where = where
+        self.broker = broker
+        self._http = http
+
+    async def state(self) -> Any:
+        return (await self._http.get(f"{self.where}/api/state")).json()
+
+    async def until_version(self, number: int) -> None:
+        async def there() -> bool:
+            return ((await self.state())["headline"]["version"] or 0) >= number
+
+        await until_told(there)
+
+    async def refuse(self, detail: str, offset: int) -> None:
+        """Let the log say that an update of somebody hostile was refused."""
+        data = {
+            "client_id": HOSTILE,
+            "reason": str(Reason.MALFORMED),
+            "detail": detail,
+            "partition": 0,
+            "offset": offset,
+        }
+        async with self.broker.producer() as producer:
+            topic = Topics(FEDERATION).events
+            await producer.send(
+                topic, dump_event(Event(EventKind.UPDATE_REJECTED, "aggregator", int(time() * 1000), data))
+            )
+
+
+@contextlib.asynccontextmanager
+async def running() -> AsyncIterator[Run]:
+    """Four clients, one slow, one leaving; an aggregator, an evaluator and the page."""
+    settings = load(
+        {
+            "federation": {"name": FEDERATION},
+            "dashboard": {"port": 0, "token": TOKEN},
+            "client": {"min_train_seconds": 0.15, "wait_seconds": 0.2},
+            "aggregation": {"buffer_size": 2},
+            "runtime": {"stop_seconds": 10.0},
+        }
+    )
+    over = Shutdown()
+    async with MemoryBroker() as broker, Offload(2) as offload, httpx.AsyncClient(timeout=SECONDS) as http:
+        with heard_port() as port:
+            everything = asyncio.gather(
+                _federation(broker, settings, offload, over),
+                follow_with_page(broker, settings, lambda _: None, offload, over),
+            )
+            try:
+                await until(lambda: port() is not None or everything.done())
+                yield Run(f"http://127.0.0.1:{port()}", broker, http)
+            finally:
+                over.request()
+                async with asyncio.timeout(SECONDS):
+                    await everything
+
+
+async def _federation(broker: Broker, settings: Settings, offload: Offload, over: Shutdown) -> None:
+    task = await offload.run(load_task, settings.task, settings.client)
+    scenario = make_scenario(settings, Cast(clients=4, slow=1, late=0, leaving=1))
+    await run_all(
+        run_aggregator(broker, settings, lambda: initial_of(task, settings), offload, over),
+        run_evaluator(broker, settings, task, offload, over),
+        *(
+            run_client(
+                broker, own, load_task(own.task, own.client), ClientState(own.client.id or "", None), offload, over
+            )
+            for own in scenario.clients
+        ),
+    )

@@ -1,0 +1,170 @@
+"""The state behind the page: what it says, and that it stays of one size."""
+
+from typing import Any
+
+import orjson
+import pytest
+
+from llmos_stream.broker import MemoryBroker, Topics, TopicSpec
+from llmos_stream.dashboard.board import Board, Status
+from llmos_stream.dashboard.provenance import Provenance
+from llmos_stream.dashboard.view import details, view
+from llmos_stream.roles import ControlView
+from llmos_stream.roles.control_records import AGGREGATOR, Leader, dump_leader
+from llmos_stream.types import EventKind
+from tests.dashboard.aids import NOW, event, head
+from tests.reporting.fake import Federation
+
+HOSTILE = '<img src=x onerror="alert(1)">\u202e\x1b[31m__proto__'
+
+
+def folded(index: int, clients: int = 2000) -> dict[str, object]:
+    return {
+        "client_id": f"client-{index % clients}",
+        "sequence": index // clients,
+        "version": index // 4,
+        "staleness": index % 7,
+        "weight": 1.0,
+        "partition": 0,
+        "offset": index,
+    }
+
+
+def fill(board: Board, first: int, last: int) -> None:
+    """A run with very many clients and versions, refusals among them; five events a turn."""
+    for index in range(first, last):
+        board.take(event(EventKind.UPDATE_FOLDED, index / 100, **folded(index)))
+        board.take(event(EventKind.UPDATE_SENT, index / 100, **folded(index) | {"sent_bytes": 10, "raw_bytes": 40}))
+        board.take(event(EventKind.VERSION_PUBLISHED, index / 100, version=index, lag=3, pace_seconds=0.5))
+        board.take(event(EventKind.EVALUATION, index / 100, version=index, metrics={"accuracy": 0.5, "loss": 1.0}))
+        board.take(event(EventKind.UPDATE_REJECTED, index / 100, reason=f"r-{index % 200}", partition=0, offset=index))
+        board.holds(head(index), 0, index)
+
+
+def test_the_state_stays_of_one_size() -> None:
+    board = Board("trial", clock=lambda: NOW + 100)
+    sizes = []
+    for first in range(0, 8000, 2000):
+        fill(board, first, first + 2000)  # 10,000 events
+        sizes.append(len(orjson.dumps(view(board, False))))
+    assert max(sizes[1:]) < 1.15 * min(sizes[1:])
+    assert sizes[-1] < 600_000
+    shown: Any = view(board, False)
+    assert len(shown["clients"]["rows"]) == 1000
+    assert shown["clients"]["more"] == 1000
+    assert len(shown["versions"]) == 200
+    assert shown["versions"][-1]["accuracy"] == 0.5
+    assert len(shown["quarantine"]["newest"]) == 200
+    assert len(shown["quarantine"]["reasons"]) <= 65
+    assert len(board._scores) <= 400
+    assert all(len(trace["x"]) <= 401 for trace in shown["charts"][0]["figure"]["data"])
+
+
+def test_provenance_is_bounded_by_versions_and_by_contributions() -> None:
+    many = Provenance(versions=10, contributions=10_000)
+    for number in range(100):
+        many.add(head(number), 0, number)
+        many.add(head(number), 0, number)
+    assert [origin.head.number for origin in many] == list(range(90, 100))
+    many.add(head(3), 0, 3)  # older than all that is held
+    assert many.get(3) is None
+    wide = Provenance(versions=10, contributions=100)
+    for number in range(1, 20):
+        wide.add(head(number, clients=40), 0, number)
+    assert [origin.head.number for origin in wide] == [18, 19]
+
+
+def test_the_headline_of_a_run() -> None:
+    federation = Federation()
+    board = Board("trial", clock=lambda: federation.events[-1].time_ms / 1000)
+    for item in federation.events:
+        board.take(item)
+    shown: Any = view(board, True)
+    now, expected = shown["headline"], federation.history().summary()
+    assert now["status"] == "finished"
+    assert now["finished"] == "target"
+    for name, of in (
+        ("version", "version"),
+        ("accuracy", "final_accuracy"),
+        ("folded", "updates"),
+        ("sent", "bytes_sent"),
+    ):
+        assert now[name] == expected[of], name
+    assert now["refused"] == sum(count for _, count in shown["quarantine"]["reasons"])
+    assert [chart["name"] for chart in shown["charts"]] == ["scores-version", "staleness", "weights", "flow", "traffic"]
+
+
+def test_waiting_training_silent_and_finished() -> None:
+    clock = [NOW]
+    board = Board("trial", clock=lambda: clock[0])
+    assert board.status is Status.WAITING
+    board.take(event(EventKind.VERSION_PUBLISHED, version=0))
+    assert board.status is Status.WAITING
+    board.take(event(EventKind.CLIENT_JOINED, client_id="a"))
+    assert board.status is Status.TRAINING
+    clock[0] = NOW + 16
+    assert board.status is Status.SILENT
+    board.take(event(EventKind.CLIENT_LEFT, 16, client_id="a"))
+    assert board.status is Status.WAITING
+    board.take(event(EventKind.RUN_FINISHED, 17, reason="target"))
+    clock[0] = NOW + 1000
+    assert board.status is Status.FINISHED
+
+
+async def test_a_beat_is_news_and_a_pause_is_shown() -> None:
+    clock, topic = [NOW], Topics("trial").control
+    board = Board("trial", clock=lambda: clock[0])
+    board.take(event(EventKind.VERSION_PUBLISHED, version=0))
+    board.take(event(EventKind.CLIENT_JOINED, client_id="a"))
+    async with MemoryBroker() as broker, broker.producer() as producer:
+        await broker.create_topics([TopicSpec(topic)])
+        async with broker.reader([topic], start="earliest") as reader:
+            control = ControlView(reader)
+
+            async def beat(lag: int) -> None:
+                await producer.send(topic, dump_leader(Leader(1, "one", lag=lag, pace_seconds=0.25)), key=AGGREGATOR)
+                await control.catch_up()
+
+            await beat(3)
+            clock[0] = NOW + 60
+            board.hear(control, live=False)
+            assert board.status is Status.SILENT  # it may have lain there for a year
+            await beat(4)
+            board.hear(control, live=True)
+            assert board.status is Status.TRAINING
+            shown: Any = view(board, False)
+            assert (shown["headline"]["lag"], shown["headline"]["pace_seconds"]) == (4, 0.25)
+            control.paused = True
+            board.hear(control, live=True)
+            assert board.status is Status.PAUSED
+
+
+def test_names_from_outside_are_values_on_one_line() -> None:
+    board = Board("trial", clock=lambda: NOW)
+    board.take(event(EventKind.CLIENT_JOINED, client_id=HOSTILE))
+    board.take(event(EventKind.UPDATE_FOLDED, **folded(1) | {"client_id": HOSTILE}))
+    board.take(event(EventKind.UPDATE_REJECTED, client_id=HOSTILE, reason=HOSTILE, detail=HOSTILE * 100))
+    board.holds(head(1, name=HOSTILE), 0, 5)
+    origin = board.provenance.get(1)
+    assert origin is not None
+    for shown in (view(board, False), details(origin)):
+        text = orjson.dumps(shown).decode()
+        assert "onerror" in text
+        assert "\\u202e" not in text
+        assert "\u202e" not in text
+        assert "\\u001b" not in text
+        for key in _keys(shown):
+            assert "onerror" not in key
+
+
+def _keys(value: Any) -> list[str]:
+    if isinstance(value, dict):
+        return [*value, *(key for item in value.values() for key in _keys(item))]
+    return [key for item in value for key in _keys(item)] if isinstance(value, list) else []
+
+
+@pytest.mark.parametrize("data", [{"version": "one"}, {"version": 1, "metrics": {"accuracy": "high"}}])
+def test_an_event_that_is_not_of_the_table_is_passed_over(data: dict[str, object]) -> None:
+    board = Board("trial", clock=lambda: NOW)
+    board.take(event(EventKind.EVALUATION, **data))
+    assert board.changes == 0

@@ -1,0 +1,161 @@
+"""Pages are kept up to date over a real port: a snapshot, then changes; slow ones are let go, and all at the end."""
+
+import asyncio
+
+import httpx
+import pytest
+from starlette.types import Message
+
+from llmos_stream.dashboard import feed as feed_module
+from llmos_stream.dashboard.changes import apply
+from llmos_stream.dashboard.feed import Feed
+from llmos_stream.dashboard.stream import EventStream
+from llmos_stream.runtime import Shutdown
+from llmos_stream.types import EventKind
+from tests.dashboard.aids import SECONDS, Stream, event, on_a_port, shown, until
+
+
+async def test_a_snapshot_and_then_what_changed() -> None:
+    async with shown() as here, on_a_port(here, Shutdown()) as where, httpx.AsyncClient(timeout=SECONDS) as http:
+        here.board.take(event(EventKind.VERSION_PUBLISHED, version=0))
+        async with http.stream("GET", f"{where}/api/events") as one, http.stream("GET", f"{where}/api/events") as two:
+            assert one.headers["content-type"] == "text/event-stream"
+            assert "default-src 'none'" in one.headers["content-security-policy"]
+            streams = (Stream(one), Stream(two))
+            states = []
+            for stream in streams:
+                name, state = await stream.next()
+                assert name == "snapshot"
+                assert state["headline"]["version"] == 0
+                states.append(state)
+            for version in (1, 2, 3):
+                here.board.take(event(EventKind.VERSION_PUBLISHED, version, version=version))
+                for index, stream in enumerate(streams):
+                    while states[index]["headline"]["version"] < version:
+                        name, changes = await stream.next()
+                        assert name == "changes"
+                        for change in changes:
+                            states[index] = apply(states[index], change)
+            assert states[0] == states[1] == (await http.get(f"{where}/api/state")).json()
+            assert here.feed.viewers == 2
+        await until(lambda: here.feed.viewers == 0)
+
+
+async def test_many_events_are_few_messages() -> None:
+    async with (
+        shown() as here,
+        on_a_port(here, Shutdown()) as where,
+        httpx.AsyncClient(timeout=SECONDS) as http,
+        http.stream("GET", f"{where}/api/events") as response,
+    ):
+        stream = Stream(response)
+        _, state = await stream.next()
+        begun = asyncio.get_running_loop().time()
+        messages = 0
+        for version in range(2000):
+            here.board.take(event(EventKind.VERSION_PUBLISHED, version, version=version))
+            if version % 50 == 0:
+                await asyncio.sleep(0)
+        while state["headline"]["version"] != 1999:
+            _, changes = await stream.next()
+            messages += 1
+            for change in changes:
+                state = apply(state, change)
+        assert messages <= 2 + (asyncio.get_running_loop().time() - begun) / 0.2
+
+
+async def test_a_slow_viewer_is_let_go_and_others_are_not_held_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feed_module, "_SECONDS", 0.0)
+    numbers = [0]
+    feed = Feed(lambda: {"number": numbers[0]}, lambda: numbers[0], lambda: 5)
+    taken: list[bytes] = []
+
+    async def slow(message: Message) -> None:
+        if message["type"] == "http.response.body":
+            await asyncio.Event().wait()  # its buffers are full for good
+
+    async def quick(message: Message) -> None:
+        taken.append(message.get("body", b""))
+
+    async def stays() -> Message:
+        return await asyncio.Event().wait() or {}
+
+    first = asyncio.create_task(EventStream(feed, patience=0.1)({}, stays, slow))
+    second = asyncio.create_task(EventStream(feed)({}, stays, quick))
+    await until(lambda: feed.viewers == 2)
+    while not first.done():
+        numbers[0] += 1
+        feed.refresh()
+        await asyncio.sleep(0.001)
+    await first
+    assert feed.viewers == 1
+    await until(lambda: str(numbers[0]).encode() in taken[-1])
+    feed.close()
+    await second
+    assert feed.viewers == 0
+    assert len(feed._kept) <= 16
+
+
+async def test_a_viewer_who_leaves_is_not_counted() -> None:
+    feed = Feed(lambda: {}, lambda: 0, lambda: 5)
+    left = asyncio.Event()
+
+    async def leaves() -> Message:
+        await left.wait()
+        return {"type": "http.disconnect"}
+
+    async def take(message: Message) -> None:
+        if message["type"] == "http.response.body":
+            left.set()
+
+    async with asyncio.timeout(SECONDS):
+        await EventStream(feed)({}, leaves, take)
+    assert feed.viewers == 0
+
+
+async def test_a_viewer_far_behind_gets_the_whole_and_nothing_is_queued(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feed_module, "_SECONDS", 0.0)
+    numbers = [0]
+    feed = Feed(lambda: {"number": numbers[0]}, lambda: numbers[0], lambda: 5)
+    messages = feed.messages()
+    assert await anext(messages) == b'event: snapshot\ndata: {"now_ms":5,"data":{"number":0}}\n\n'
+
+    def change(times: int) -> None:
+        for _ in range(times):
+            numbers[0] += 1
+            feed.refresh()
+
+    change(2)
+    both = b'event: changes\ndata: {"now_ms":5,"data":[["d",[["number",["v",1]]]],["d",[["number",["v",2]]]]]}\n\n'
+    assert await anext(messages) == both
+    change(1000)
+    assert await anext(messages) == b'event: snapshot\ndata: {"now_ms":5,"data":{"number":1002}}\n\n'
+    assert len(feed._kept) == 16
+    feed.close()
+    assert [message async for message in messages] == []
+
+
+async def test_a_quiet_feed_says_that_it_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feed_module, "_BEAT_SECONDS", 0.01)
+    messages = Feed(lambda: {}, lambda: 0, lambda: 5).messages()
+    await anext(messages)
+    assert await anext(messages) == b'event: beat\ndata: {"now_ms":5,"data":null}\n\n'
+
+
+async def test_at_the_end_pages_are_let_go() -> None:
+    shutdown = Shutdown()
+    async with shown() as here, on_a_port(here, shutdown) as where, httpx.AsyncClient(timeout=SECONDS) as http:
+        async with http.stream("GET", f"{where}/api/events") as response:
+            lines = response.aiter_lines()
+            await anext(lines)
+            shutdown.request()
+            async with asyncio.timeout(SECONDS):
+                assert [line async for line in lines][-1] == ""
+        await until(lambda: here.feed.viewers == 0)
+
+
+async def test_a_request_with_endless_headers_is_refused() -> None:
+    async with shown() as here, on_a_port(here, Shutdown()) as where, httpx.AsyncClient(timeout=SECONDS) as http:
+        answer = await http.get(f"{where}/", headers={"x-much": "x" * (64 << 10)})
+        assert answer.status_code == 431
+        assert (await http.get(f"{where}/")).status_code == 200
