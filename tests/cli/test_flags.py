@@ -142,7 +142,7 @@ def test_the_table_of_settings_fits_80_columns_and_cuts_nothing_off(llmos: Run) 
 def test_every_section_is_a_flag_of_the_role_that_reads_it(capsys: pytest.CaptureFixture[str]) -> None:
     """Each section of the settings can be given by a flag of some command."""
     found = set()
-    for command in ("aggregator", "archive", "client", "evaluate", "serve", "topics"):
+    for command in ("aggregator", "archive", "client", "evaluate", "monitor", "serve", "topics"):
         with pytest.raises(SystemExit):
             main([command, "--help"])
         found |= set(re.findall(r"--([a-z-]+)\.[a-z-]+", capsys.readouterr().out))

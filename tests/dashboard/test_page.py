@@ -26,6 +26,11 @@ _MEASURES = """() => {
   const named = files.map((entry) => [new URL(entry.name).pathname, entry.transferSize, Math.round(entry.startTime)]);
   return { paints: Object.fromEntries(paints), files: named };
 }"""
+_IN_ITS_TABLE = """() => {
+  const table = document.activeElement.closest(".scroll").getBoundingClientRect();
+  const row = document.activeElement.closest("tr").getBoundingClientRect();
+  return row.top >= table.top && row.bottom <= table.bottom;
+}"""
 _SIDEWAYS = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
 
 
@@ -101,12 +106,11 @@ async def _is_used_from_a_keyboard(page: Page) -> None:
     assert (await skip.bounding_box() or {"x": -1})["x"] >= 0
     await page.keyboard.press("Enter")
     await expect(page.locator("main")).to_be_focused()
-    row = page.locator("#versions tbody th button").first
-    await row.focus()
-    number = re.sub(r"\D", "", await row.inner_text())
+    await page.locator("#versions tbody th button").first.focus()
     await page.keyboard.press("Tab")
     await page.keyboard.press("Shift+Tab")
     assert await page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+    number = re.sub(r"\D", "", await page.evaluate("document.activeElement.textContent"))
     await page.keyboard.press("Enter")
     inside = page.locator("#versions tr.inside")
     await expect(inside.locator("caption")).to_contain_text(f"What version {number} was made of: 2 contributions")
@@ -114,10 +118,12 @@ async def _is_used_from_a_keyboard(page: Page) -> None:
     assert re.search(r"weights SHA-256\s*[0-9a-f]{64}", await inside.inner_text())
     focused = page.locator("#versions tbody th button:focus")
     await expect(focused).to_have_attribute("aria-expanded", "true")
-    # Newer versions come in above, and neither the row nor the focus is lost.
+    # Newer versions come in above, and neither the row nor the focus nor its place on the screen is lost.
     await expect(page.locator("#versions tbody th button").first).not_to_have_text(re.compile(rf"^\D*{number}\b"))
     await expect(inside).to_have_count(1)
     assert number in await focused.inner_text()
+    await expect(focused).to_be_in_viewport()
+    assert await page.evaluate(_IN_ITS_TABLE)
     heading = page.locator("#clients thead th", has_text="updates")
     await heading.locator("button").focus()
     await page.keyboard.press("Space")
@@ -247,7 +253,7 @@ async def test_the_browser_applies_changes_as_they_are_meant(chromium: Browser, 
             return {name: value(depth - 1) for name in "xyz"}
         return draw.randint(2, 5) if kind == "number" else draw.choice(["a", "__proto__", "", None])
 
-    cases = []
+    cases: list[Any] = []
     while len(cases) < 400:
         old, new = value(3), value(3)
         if (change := difference(old, new)) is not None:

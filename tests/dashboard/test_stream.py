@@ -78,7 +78,8 @@ async def test_a_slow_viewer_is_let_go_and_others_are_not_held_up(monkeypatch: p
         taken.append(message.get("body", b""))
 
     async def stays() -> Message:
-        return await asyncio.Event().wait() or {}
+        await asyncio.Event().wait()
+        return {"type": "http.disconnect"}
 
     first = asyncio.create_task(EventStream(feed, patience=0.1)({}, stays, slow))
     second = asyncio.create_task(EventStream(feed)({}, stays, quick))

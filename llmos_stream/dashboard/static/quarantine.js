@@ -31,10 +31,10 @@ const newest = new Table(newestPlace, {
   sort: [0, -1],
   columns: [
     { name: "time", left: true, text: (row) => time(row.time_ms), value: (row) => row.time_ms },
-    { name: "client", left: true, text: (row) => told(row.client), value: (row) => row.client },
+    { name: "partition / offset", text: (row) => `${told(row.partition)} / ${told(row.offset)}`, value: (row) => row.offset },
+    { name: "client", left: true, text: (row) => told(row.client), value: (row) => row.client, kind: () => "name" },
     { name: "reason", left: true, text: (row) => row.reason, value: (row) => row.reason },
     { name: "detail", left: true, text: (row) => row.detail, value: (row) => row.detail, kind: () => "w" },
-    { name: "partition / offset", text: (row) => `${told(row.partition)} / ${told(row.offset)}`, value: (row) => row.offset },
     { name: "sequence", text: (row) => told(row.sequence), value: (row) => row.sequence },
   ],
 });
