@@ -47,7 +47,7 @@ def flow(history: History, time: TimeAxis) -> Chart:
     ]
     behind = "Nothing waits" if not last.lag else f"{wording.plural(last.lag, 'record')} behind"
     pace = "clients may send as soon as they can"
-    if last.pace_seconds:
+    if last.pace_seconds and last.pace_seconds >= 0.05:
         pace = f"clients are asked to leave {wording.duration(last.pace_seconds)} between updates"
     return Chart(
         "flow",

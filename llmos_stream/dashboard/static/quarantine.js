@@ -30,7 +30,7 @@ const newest = new Table(newestPlace, {
   key: (row) => row.key,
   sort: [0, -1],
   columns: [
-    { name: "time", left: true, text: (row) => time(row.time_ms), value: (row) => row.time_ms },
+    { name: "time", left: true, text: (row) => time(row.time_ms), value: (row) => row.key },
     { name: "partition / offset", text: (row) => `${told(row.partition)} / ${told(row.offset)}`, value: (row) => row.offset },
     { name: "client", left: true, text: (row) => told(row.client), value: (row) => row.client, kind: () => "name" },
     { name: "reason", left: true, text: (row) => row.reason, value: (row) => row.reason },

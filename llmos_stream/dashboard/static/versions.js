@@ -70,7 +70,7 @@ function contributions({ number: version, contributions: rows }) {
     ].map((text) => (text === null ? el("td", {}, share, percent(100 * row.share)) : el("td", {}, text)));
     return el(
       "tr", {}, el("th", { scope: "row", className: "t" }, row.client), ...cells,
-      el("td", { className: "t digest", title: row.digest }, row.digest.slice(0, 16)),
+      el("td", { className: "t digest", title: row.digest }, row.digest.slice(0, 12)),
     );
   });
   const caption = `What version ${version} was made of: ${plural(rows.length, "contribution")}`;
