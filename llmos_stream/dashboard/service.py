@@ -13,7 +13,7 @@ from llmos_stream.dashboard.operating import operator
 from llmos_stream.dashboard.view import view
 from llmos_stream.roles import follow_events
 from llmos_stream.runtime import Offload, Shutdown, run_all
-from llmos_stream.runtime.http import serve_http
+from llmos_stream.runtime.http import Place, serve_http
 from llmos_stream.types import Event
 
 _DRAIN = 0.2  # of the time that a stop may take
@@ -45,9 +45,10 @@ async def _show(broker: Broker, settings: Settings, board: Board, offload: Offlo
     feed = Feed(lambda: view(board, may_operate), lambda: board.changes, lambda: board.now_ms)
     assets = await offload.run(Assets, offload)
     app = make_app(ours, board, feed, assets, operator(broker, settings, offload))
+    place = Place("dashboard", ours.host, ours.port or 0)
     drain = settings.runtime.stop_seconds * _DRAIN
     await run_all(
-        serve_http(app, (ours.host, ours.port or 0), "dashboard", "the live page is", shutdown, drain),
+        serve_http(app, place, "the live page is", shutdown, drain, strict=True),
         feed.run(shutdown),
         assets.plotly(),
     )

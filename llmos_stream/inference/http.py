@@ -9,5 +9,5 @@ from llmos_stream.runtime import http as shared
 
 async def serve_http(app: FastAPI, settings: InferenceSettings, shutdown: Shutdown, drain_seconds: float) -> None:
     """Answer until a stop is asked for; what is under way then has `drain_seconds`. Raises ConfigError."""
-    where = (settings.host, settings.port)
-    await shared.serve_http(app, where, "inference", "predicting", shutdown, drain_seconds)
+    place = shared.Place("inference", settings.host, settings.port)
+    await shared.serve_http(app, place, "predicting", shutdown, drain_seconds)

@@ -4,6 +4,7 @@ import logging
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import uvicorn
@@ -25,18 +26,27 @@ class _Server(uvicorn.Server):
         return nullcontext()  # signals are the process's: they come as a Shutdown
 
 
-async def serve_http(
-    app: ASGIApp, where: tuple[str, int], section: str, said: str, shutdown: Shutdown, drain_seconds: float
-) -> None:
-    """Answer at `where` until a stop is asked for; what is under way then has `drain_seconds`.
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where to answer; `section` names the settings that it comes from."""
 
-    `section` names the settings that host and port come from, and `said` what the log says of it. Raises ConfigError
+    section: str
+    host: str
+    port: int
+
+
+async def serve_http(
+    app: ASGIApp, place: Place, said: str, shutdown: Shutdown, drain_seconds: float, *, strict: bool = False
+) -> None:
+    """Answer until a stop is asked for; what is under way then has `drain_seconds`. `said` is for the log.
+
+    `strict` takes the parser that is written in Python: slower, and it breaks off endless headers. Raises ConfigError
     when the port cannot be had.
     """
-    with _listening(where, section) as listener:
+    with listening(place) as listener:
         config = uvicorn.Config(
             app,
-            http="h11",
+            http="h11" if strict else "auto",
             h11_max_incomplete_event_size=_MOST_HEAD_BYTES,
             log_config=None,
             access_log=False,
@@ -60,16 +70,18 @@ async def serve_http(
 
 
 @contextmanager
-def _listening(where: tuple[str, int], section: str) -> Iterator[socket.socket]:
-    host, port = where
+def listening(place: Place) -> Iterator[socket.socket]:
     try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        listener = socket.create_server((host, port), family=family, backlog=_BACKLOG)
+        family = socket.AF_INET6 if ":" in place.host else socket.AF_INET
+        listener = socket.create_server((place.host, place.port), family=family, backlog=_BACKLOG)
     except OSError as error:
         raise ConfigError(
-            f"{section}.host, {section}.port: cannot listen on {host}:{port} ({error.strerror})"
+            f"{place.section}.host, {place.section}.port: cannot listen on {place.host}:{place.port} ({error.strerror})"
         ) from error
     with listener:
+        # Connections inherit it. asyncio would set it only on sockets that name their protocol, and without it an
+        # answer, which goes out in two writes, waits 40 ms for the other side's delayed acknowledgement.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         yield listener
 
 

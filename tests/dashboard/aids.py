@@ -18,7 +18,7 @@ from llmos_stream.dashboard.feed import Feed
 from llmos_stream.dashboard.operating import Operator
 from llmos_stream.dashboard.view import view
 from llmos_stream.runtime import Offload, Shutdown
-from llmos_stream.runtime.http import serve_http
+from llmos_stream.runtime.http import Place, serve_http
 from llmos_stream.types import CodecId, CodecSpec, Contribution, Event, EventKind, VersionHead, VersionKind
 
 SECONDS = 30.0
@@ -78,9 +78,10 @@ async def shown(**fields: Any) -> AsyncIterator[Shown]:
 @contextlib.asynccontextmanager
 async def on_a_port(here: Shown, shutdown: Shutdown, number: int = 0) -> AsyncIterator[str]:
     """The same on a port of the loopback, kept new; yields its address and ends with the block."""
+    place = Place("dashboard", "127.0.0.1", number)
     with heard_port() as port:
         serving = asyncio.gather(
-            serve_http(here.app, ("127.0.0.1", number), "dashboard", "the live page is", shutdown, 2.0),
+            serve_http(here.app, place, "the live page is", shutdown, 2.0, strict=True),
             here.feed.run(shutdown),
         )
         try:

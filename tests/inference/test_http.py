@@ -12,8 +12,9 @@ from torch import Tensor
 
 from llmos_stream.config import InferenceSettings
 from llmos_stream.errors import ConfigError
-from llmos_stream.inference.http import listening, serve_http
+from llmos_stream.inference.http import serve_http
 from llmos_stream.runtime import Shutdown
+from llmos_stream.runtime.http import Place, listening
 from tests.inference.aids import SECONDS, held, served, until
 
 _ASK = {"inputs": [[1.0, 2.0, 3.0]]}
@@ -48,7 +49,7 @@ async def test_what_is_under_way_when_the_stop_comes_is_answered(caplog: pytest.
             while True:  # until it takes nobody in any more
                 try:
                     await http.get(f"{where}/models", headers={"Connection": "close"})
-                except httpx.TransportError:  # refused, or let go of while the door closes
+                except httpx.ConnectError:
                     break
                 except httpx.ReadError:  # the kernel had taken it in, and nobody was there any more
                     continue
@@ -74,7 +75,7 @@ async def test_a_port_that_is_taken_is_one_clear_error(caplog: pytest.LogCapture
 
 def test_an_answer_does_not_wait_for_the_other_sides_acknowledgement() -> None:
     """It goes out in two writes: without this the second one waits 40 ms on Linux."""
-    with listening(_ANY) as listener, socket.create_connection(listener.getsockname()):
+    with listening(Place("inference", "127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()):
         connection, _ = listener.accept()
         with connection:
             assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
