@@ -152,6 +152,7 @@ async def _is_operated(page: Page, run: Run) -> None:
     assert await page.evaluate("[localStorage.length, document.cookie]") == [0, ""]
 
 
+@pytest.mark.timeout(300)
 async def test_a_run_is_seen_live_and_operated(chromium: Browser) -> None:
     async with running() as run:
         await run.until_version(4)

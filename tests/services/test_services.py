@@ -162,6 +162,24 @@ def test_predictions_go_on_while_versions_come_and_without_a_broker(
 
 
 @pytest.mark.kafka
+def test_the_monitor_has_the_live_page(serve: Serve, on_kafka: str) -> None:
+    monitor = serve("monitor")
+    services = [monitor, serve("aggregator"), serve("client")]
+    port = monitor.port("the live page is on")
+
+    def a_version_and_what_it_is_made_of() -> bool:
+        state = _http(port, "GET", "/api/state")[1]
+        return len(state["versions"]) > 1 and state["versions"][1]["contributions"] > 0
+
+    _until(a_version_and_what_it_is_made_of, "it knows a version")
+    status, version = _http(port, "GET", "/api/versions/1")
+    assert status == 200
+    assert version["contributions"][0]["offset"] >= 0
+    assert _http(port, "POST", "/api/pause", {})[0] == 403  # no token is set
+    assert [service.stop().status for service in reversed(services)] == [0, 0, 0]
+
+
+@pytest.mark.kafka
 @pytest.mark.timeout(300)
 def test_a_service_without_its_broker_is_alive_and_not_ready(serve: Serve, on_kafka: str, kafka: KafkaNode) -> None:
     node = kafka.own()
