@@ -17,6 +17,7 @@ from llmos_stream.types import CodecId
 Json = dict[str, object]
 _NAME = 128
 _DETAIL = 300
+_MOST = 2**53 - 1
 
 
 def view(board: Board, may_operate: bool) -> Json:
@@ -62,9 +63,9 @@ def _headline(board: Board, states: Counter[ClientState]) -> Json:
         "pace_seconds": _rounded(told.pace_seconds),
         "clients": len(history.clients),
         **{str(state): states[state] for state in ClientState},
-        "sent": history.traffic.sent,
-        "raw": history.traffic.raw,
-        "broadcast": history.traffic.broadcast,
+        "sent": _sum(history.traffic.sent),
+        "raw": _sum(history.traffic.raw),
+        "broadcast": _sum(history.traffic.broadcast),
         "saved_percent": _rounded(history.traffic.saved_percent),
     }
 
@@ -82,21 +83,20 @@ def _client(client: Client, row: ClientRow) -> Json:
         "last_staleness": row.last_staleness,
         "train_seconds": _rounded(row.train_seconds),
         "share": round(row.share, 4),
-        "sent": row.bytes_sent,
+        "sent": _sum(row.bytes_sent),
     }
 
 
 def _version(board: Board, origin: Origin) -> Json:
     head = origin.head
     score = board.score(head.number)
-    total = sum(item.num_examples for item in head.manifest)
     return {
         "number": head.number,
         "time_ms": head.time_ms,
         "kind": str(head.kind),
         "contributions": len(head.manifest),
         "clients": len({item.client_id for item in head.manifest}),
-        "examples": total,
+        "examples": _sum(sum(item.num_examples for item in head.manifest)),
         "staleness": _rounded(sum(item.staleness for item in head.manifest) / len(head.manifest))
         if head.manifest
         else None,
@@ -161,6 +161,11 @@ def _refusal(item: Refusal) -> Json:
         "partition": item.partition,
         "offset": item.offset,
     }
+
+
+def _sum(value: int) -> int:
+    """What others claimed adds up to anything; JSON ends at 64 bits, and browsers count exactly up to here."""
+    return min(value, _MOST)
 
 
 def _rounded(value: float | None) -> float | None:

@@ -1,9 +1,12 @@
 """The state behind the page: what it says, and that it stays of one size."""
 
+from dataclasses import replace
 from typing import Any
 
 import orjson
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from llmos_stream.broker import MemoryBroker, Topics, TopicSpec
 from llmos_stream.dashboard.board import Board, Status
@@ -11,7 +14,8 @@ from llmos_stream.dashboard.provenance import Provenance
 from llmos_stream.dashboard.view import details, view
 from llmos_stream.roles import ControlView
 from llmos_stream.roles.control_records import AGGREGATOR, Leader, dump_leader
-from llmos_stream.types import EventKind
+from llmos_stream.types import Event, EventKind
+from llmos_stream.wire.events import FIELDS, MAX_TIME_MS, amount, metrics, text, whole
 from tests.dashboard.aids import NOW, event, head
 from tests.reporting.fake import Federation
 
@@ -176,3 +180,49 @@ def test_an_event_that_is_not_of_the_table_is_passed_over(data: dict[str, object
     board = Board("trial", clock=lambda: NOW)
     board.take(event(EventKind.EVALUATION, **data))
     assert board.changes == 0
+
+
+_VALUES: dict[object, st.SearchStrategy[object]] = {
+    text: st.sampled_from(["", "a", "b", HOSTILE, "x" * 5000]),
+    whole: st.sampled_from([0, 1, 7, 2**53, 2**63 - 1]),
+    amount: st.sampled_from([0.0, 0.5, 9.2e18]),
+    metrics: st.dictionaries(st.sampled_from(["accuracy", "loss", "f1"]), st.sampled_from([-1.7e308, 0.5, 1.7e308])),
+}
+
+
+def _events() -> st.SearchStrategy[Event]:
+    def of(kind: EventKind) -> st.SearchStrategy[Event]:
+        fields = {name: _VALUES[field.read] for name, field in FIELDS[kind].items()}
+        times = st.sampled_from([0, int(NOW * 1000), int(NOW * 1000) + 5000, MAX_TIME_MS])
+        data = st.fixed_dictionaries(fields)
+        return st.builds(Event, st.just(kind), st.sampled_from(["client", "aggregator"]), times, data)
+
+    return st.sampled_from(EventKind).flatmap(of)
+
+
+@given(st.lists(_events(), max_size=30))
+def test_no_event_that_is_taken_keeps_the_page_from_being_made(events: list[Event]) -> None:
+    """A client writes its own events: whatever they claim, the monitor goes on."""
+    board = Board("trial", clock=lambda: NOW)
+    for item in events:
+        board.take(item)
+    assert len(orjson.dumps(view(board, True))) < 1_000_000
+
+
+def test_sums_of_claims_that_no_number_of_json_holds() -> None:
+    board = Board("trial", clock=lambda: NOW)
+    for sequence in range(4):
+        sizes = {"sent_bytes": 2**63 - 1, "raw_bytes": 2**63 - 1}
+        board.take(event(EventKind.UPDATE_SENT, client_id="a", sequence=sequence, **sizes))
+        board.take(event(EventKind.VERSION_PUBLISHED, version=sequence, payload_bytes=2**63 - 1))
+    shown: Any = orjson.loads(orjson.dumps(view(board, True)))
+    assert shown["headline"]["sent"] == shown["clients"]["rows"][0]["sent"] == 2**53 - 1
+
+
+def test_a_version_of_very_many_examples_is_shown() -> None:
+    many = tuple(replace(item, num_examples=2**63 - 1, weight=1e308) for item in head(1, clients=4).manifest)
+    board = Board("trial", clock=lambda: NOW)
+    board.holds(replace(head(1), manifest=many), 0, 0)
+    origin = board.provenance.get(1)
+    assert origin is not None
+    assert orjson.dumps([view(board, True), details(origin)])
