@@ -352,6 +352,20 @@ class OperationsSettings(Section):
     """/health says no when the event loop has not come round for this long."""
 
 
+class TracingSettings(Section):
+    endpoint: Annotated[str, Field(pattern=r"^https?://[^/]+")] | None = None
+    """Where spans go, as OTLP over HTTP: http://collector:4318/v1/traces. Unset: nowhere. A token for it comes in the
+    variable OTEL_EXPORTER_OTLP_HEADERS."""
+    fraction: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """Share of the updates that are traced; the client decides for all that comes of one."""
+
+    @model_validator(mode="after")
+    def _endpoint_without_password(self) -> Self:
+        if self.endpoint is not None:
+            _no_password(self.endpoint)
+        return self
+
+
 class Settings(BaseSettings):
     """All settings of a process."""
 
@@ -378,6 +392,7 @@ class Settings(BaseSettings):
     dashboard: DashboardSettings = DashboardSettings()
     runtime: RuntimeSettings = RuntimeSettings()
     operations: OperationsSettings = OperationsSettings()
+    tracing: TracingSettings = TracingSettings()
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Self:

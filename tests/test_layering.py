@@ -23,7 +23,7 @@ _MAY: dict[str, tuple[set[str], set[str]]] = {
     "core": ({"torch"}, _BASE),
     "broker": ({"aiokafka"}, _BASE),
     "training": ({"torch", "numpy", "sklearn"}, _BASE),
-    "runtime": ({"orjson", "prometheus_client", "starlette", "uvicorn"}, _BASE),
+    "runtime": ({"orjson", "prometheus_client", "opentelemetry", "starlette", "uvicorn"}, _BASE),
     "reporting": ({"rich", "plotly", "orjson"}, _BASE | {"wire"}),
     "roles": (
         {"torch", "orjson", "safetensors"},

@@ -7,6 +7,7 @@ from llmos_stream.broker.memory import MemoryBroker
 from llmos_stream.broker.placement import MAX_RECORD_BYTES, partition_of, record_bytes
 from llmos_stream.broker.ports import (
     Broker,
+    Headers,
     Producer,
     Reader,
     Record,
@@ -23,6 +24,7 @@ from llmos_stream.broker.topics import Topics
 __all__ = [
     "MAX_RECORD_BYTES",
     "Broker",
+    "Headers",
     "KafkaBroker",
     "LocalKafka",
     "MemoryBroker",

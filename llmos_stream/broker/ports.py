@@ -84,11 +84,17 @@ class Writer(Protocol):
         """
 
     async def send_all(
-        self, topic: str, values: Iterable[bytes], *, key: bytes | None = None, partition: int | None = None
+        self,
+        topic: str,
+        values: Iterable[bytes],
+        *,
+        key: bytes | None = None,
+        partition: int | None = None,
+        headers: Headers = (),
     ) -> Sent:
         """Write several records, in order, on one partition; return where the first lies.
 
-        `values` is consumed lazily while a bounded number of bytes is on its way.
+        `values` is consumed lazily while a bounded number of bytes is on its way. `headers` go with the first.
         """
 
 

@@ -31,10 +31,16 @@ class BaseProducer(ABC):
         return await self._write(topic, value, key, partition, headers)
 
     async def send_all(
-        self, topic: str, values: Iterable[bytes], *, key: bytes | None = None, partition: int | None = None
+        self,
+        topic: str,
+        values: Iterable[bytes],
+        *,
+        key: bytes | None = None,
+        partition: int | None = None,
+        headers: Headers = (),
     ) -> Sent:
         self._refuse_outside_transaction()
-        return await self._write_all(topic, values, key, partition)
+        return await self._write_all(topic, values, key, partition, headers)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Transaction]:
@@ -89,7 +95,7 @@ class BaseProducer(ABC):
 
     @abstractmethod
     async def _write_all(
-        self, topic: str, values: Iterable[bytes], key: bytes | None, partition: int | None
+        self, topic: str, values: Iterable[bytes], key: bytes | None, partition: int | None, headers: Headers
     ) -> Sent: ...
 
     @abstractmethod
@@ -118,10 +124,16 @@ class _Transaction:
             return await self._producer._write(topic, value, key, partition, headers)
 
     async def send_all(
-        self, topic: str, values: Iterable[bytes], *, key: bytes | None = None, partition: int | None = None
+        self,
+        topic: str,
+        values: Iterable[bytes],
+        *,
+        key: bytes | None = None,
+        partition: int | None = None,
+        headers: Headers = (),
     ) -> Sent:
         with self._watching():
-            return await self._producer._write_all(topic, values, key, partition)
+            return await self._producer._write_all(topic, values, key, partition, headers)
 
     async def send_offsets(self, group: str, offsets: Mapping[TopicPartition, int]) -> None:
         if self._group not in {None, group}:

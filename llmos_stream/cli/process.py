@@ -20,6 +20,7 @@ from llmos_stream.runtime import (
     run_process,
     run_while,
     serve_operations,
+    traced,
 )
 
 if TYPE_CHECKING:
@@ -67,7 +68,6 @@ def run_connected(
         use_threads(settings.runtime)
         health = Health(needs, settings.operations.stuck_seconds)
         health.attach()
-        facts = {"role": name, "federation": settings.federation.name, "version": __version__}
         async with AsyncExitStack() as stack:
             stack.enter_context(
                 serve_operations(settings.operations, Operations(health, facts, folders=_folders(settings)))
@@ -87,7 +87,9 @@ def run_connected(
             await run_while(main(), health.beat())
 
     start_logging(settings)
-    return run_process(process, settings.runtime.stop_seconds)
+    facts = {"role": name, "federation": settings.federation.name, "version": __version__}
+    with traced(settings.tracing, facts):
+        return run_process(process, settings.runtime.stop_seconds)
 
 
 def _folders(settings: Settings) -> dict[str, Path]:

@@ -32,7 +32,7 @@ def add(commands: Commands) -> None:
         "archive",
         run_archive_command,
         text="keep versions past the log's retention until the run ends",
-        sections=("federation", "broker", "wire", "registry", "runtime", "operations"),
+        sections=("federation", "broker", "wire", "registry", "runtime", "operations", "tracing"),
         examples=(
             "  llmos-stream archive --registry.url file:///srv/models\n"
             "  llmos-stream archive --registry.every 50 --registry.most 20"

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from llmos_stream.roles import Evaluation, RunEnd
     from llmos_stream.training import Task
 
-_SHARED = ("federation", "broker", "wire", "task", "runtime", "operations")
+_SHARED = ("federation", "broker", "wire", "task", "runtime", "operations", "tracing")
 
 
 def add(commands: Commands) -> None:

@@ -10,7 +10,9 @@ from llmos_stream.inference.held import Shelf, build
 from llmos_stream.replay import Missing, ReplayLog
 from llmos_stream.roles import ControlView, Pointer, Replica, Version, wait_for_topics
 from llmos_stream.roles.retry import keep_trying, until_stop
+from llmos_stream.roles.trail import version_attributes
 from llmos_stream.runtime import BROKER, MODEL, Offload, Shutdown, met
+from llmos_stream.runtime.tracing import follow
 from llmos_stream.training import Task
 
 log = logging.getLogger(__name__)
@@ -73,7 +75,9 @@ class Following:
         if latest.version == self._refused or (newest is not None and latest.version <= newest):
             return
         try:
-            await self._hold(await replica.move_to(latest, _CATCH_UP_SECONDS))
+            version = await replica.move_to(latest, _CATCH_UP_SECONDS)
+            with follow("inference.swap", replica.came, version_attributes(version.head)):
+                await self._hold(version)
         except OffsetGone:
             log.warning("version %d was deleted before it was read; going on with the next", latest.version)
         except Rejected as error:

@@ -33,8 +33,10 @@ from llmos_stream.roles.events import emit
 from llmos_stream.roles.outbox import Draft, Outbox
 from llmos_stream.roles.replica import Replica
 from llmos_stream.roles.retry import until_stop
+from llmos_stream.roles.trail import update_attributes
 from llmos_stream.roles.versions import Version
 from llmos_stream.runtime import BROKER, Offload, Shutdown, met
+from llmos_stream.runtime.tracing import TraceParent, span, trace_headers
 from llmos_stream.types import Event, UpdateHead
 from llmos_stream.wire import message_id, split
 
@@ -99,6 +101,11 @@ class Client:
         """How long the aggregator asks every client to leave from one update to its next; 0 where it asks nothing."""
         leader = self._control.leader
         return 0.0 if leader is None else min(max(leader.pace_seconds, 0.0), _LONGEST_PACE_SECONDS)
+
+    @property
+    def came(self) -> TraceParent | None:
+        """The span that made the version given last, where that is known."""
+        return self._replica.came
 
     async def __aenter__(self) -> Self:
         await until_stop(self._open(), self._shutdown)
@@ -210,7 +217,9 @@ class Client:
             raise
         draft = Draft(delta, base_version, num_examples, metrics, train_seconds)
         while True:
-            update, mine = await self._offload.run(self._outbox.put, draft)
+            with span("client.encode") as encoding:
+                update, mine = await self._offload.run(self._outbox.put, draft)
+                encoding.say(update_attributes(update.head))
             if mine:
                 return await self._send(update)
             with suppress(Rejected):
@@ -253,10 +262,12 @@ class Client:
                 message_id=message_id(self.client_id, head.sequence, secrets.randbits(64)),
                 chunk_bytes=self._settings.wire.chunk_bytes,
             )
-            await producer.send_all(self._topics.updates, records, key=self.client_id.encode())
+            headers = trace_headers()
+            await producer.send_all(self._topics.updates, records, key=self.client_id.encode(), headers=headers)
 
         try:
-            await self._delivery.deliver(write)
+            with span("client.publish", update_attributes(head)):
+                await self._delivery.deliver(write)
         except Rejected as error:
             await self._offload.run(self._outbox.settle, head.sequence)
             await self._tell_rejected(error, head.sequence)

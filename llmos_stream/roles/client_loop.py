@@ -18,6 +18,7 @@ from llmos_stream.roles.local_model import LocalModel, Trained
 from llmos_stream.roles.retry import keep_trying
 from llmos_stream.roles.versions import Version
 from llmos_stream.runtime import Offload, Shutdown
+from llmos_stream.runtime.tracing import Attribute, span
 from llmos_stream.training import LocalTrainer, Task
 
 log = logging.getLogger(__name__)
@@ -107,11 +108,8 @@ class _Participation:
                 await self._move_on(client, 0.0)
                 continue
             begun = monotonic()
-            trained = await self._train(client, local, self._version)
-            if trained is None:
+            if not await self._update(client, local, self._version):
                 return
-            with suppress(Rejected):  # too old by now, as the client has said
-                self._count(await self._publish(client, trained, self._version))
             # Nobody folds at present, or slowly: another update on the same version is worth less each time.
             if await self._move_on(client, self._own.wait_seconds * 2**self._repeats):
                 self._repeats = 0
@@ -121,6 +119,18 @@ class _Participation:
                 log.debug("%.1f s too early for the pace that the aggregator asks for", early)
                 await client.rest(early)
                 await self._move_on(client, 0.0)
+
+    async def _update(self, client: Client, local: LocalModel, version: Version) -> bool:
+        """Train and publish. False when a stop or the end of the run cut it short."""
+        about: dict[str, Attribute] = {"client_id": client.client_id, "base_version": version.head.number}
+        with span("client.update", about, links=() if client.came is None else (client.came,)):
+            with span("client.train"):
+                trained = await self._train(client, local, version)
+            if trained is None:
+                return False
+            with suppress(Rejected):  # too old by now, as the client has said
+                self._count(await self._publish(client, trained, version))
+        return True
 
     def _goes_on(self, client: Client) -> bool:
         return not (self._shutdown.requested or client.finished or self.updates == self._own.max_updates)

@@ -17,8 +17,10 @@ from llmos_stream.roles.events import emit, event
 from llmos_stream.roles.local_model import LocalModel
 from llmos_stream.roles.replica import Follower, Replica, take_message
 from llmos_stream.roles.retry import QUIET_SECONDS, keep_trying, until_stop
+from llmos_stream.roles.trail import Trail, version_attributes
 from llmos_stream.roles.versions import Version, version_assembler, version_head
 from llmos_stream.runtime import Offload, Shutdown
+from llmos_stream.runtime.tracing import TraceParent, follow
 from llmos_stream.training import LocalTrainer, Task, evaluate
 from llmos_stream.types import EventKind
 from llmos_stream.wire import Message, Refusal
@@ -68,6 +70,8 @@ class _Measuring:
         self._first: Pointer | None = None  # the newest version at the first look; None where there was none yet
         self._next: Pointer | None = None  # from where to read on
         self._passed_over: Version | None = None
+        self._trail = Trail()
+        self._came: TraceParent | None = None  # the span that made the version looked at last
         self.last: Evaluation | None = None
 
     async def follow(self) -> None:
@@ -80,9 +84,10 @@ class _Measuring:
             delivery = await stack.enter_async_context(Delivery(self._broker, self._shutdown))
             control, models = await until_stop(self._open(stack), self._shutdown)
             first = self._next or self._first
-            versions = _versions(models, control, self._follower, self._settings, self._offload, self._shutdown)
+            common = (self._settings, self._offload, self._shutdown)
+            versions = _versions(models, control, self._follower, self._trail, *common)
             async with aclosing(versions):
-                async for version, following in versions:
+                async for version, following, self._came in versions:
                     if first is not None and version.head.number < first.version:
                         continue  # only what the first one stands on
                     if version.head.number % self._settings.evaluator.every:
@@ -115,7 +120,8 @@ class _Measuring:
         return control, models
 
     async def _measure(self, judge: "Judge", version: Version, delivery: Delivery) -> None:
-        found = await self._offload.run(judge.evaluate, version)
+        with follow("evaluator.evaluate", self._came, version_attributes(version.head)):
+            found = await self._offload.run(judge.evaluate, version)
         self._passed_over, self.last = None, found
         metrics = ", ".join(f"{name} {value:.4f}" for name, value in found.metrics.items())
         log.info("version %d: %s", found.version, metrics)
@@ -175,11 +181,13 @@ async def _versions(
     models: Reader,
     control: ControlView,
     follower: Follower,
+    trail: Trail,
     settings: Settings,
     offload: Offload,
     shutdown: Shutdown,
-) -> AsyncGenerator[tuple[Version, Pointer], None]:
-    """Each version in the order of the log, and where the next may begin. Its weights are good until the next one.
+) -> AsyncGenerator[tuple[Version, Pointer, TraceParent | None], None]:
+    """Each version in the order of the log, where the next may begin, and the span that made it, where that is known.
+    Its weights are good until the next one.
 
     Until the run has ended with the last of them, or a stop is asked for.
     """
@@ -200,6 +208,7 @@ async def _versions(
                 begin = control.latest.beginning
                 models.seek(TopicPartition(models.partitions[0].topic, begin.partition), begin.offset)
             continue
+        trail.note(records)
         heard = monotonic() if records else heard
         if monotonic() - heard > QUIET_SECONDS:
             await until_stop(models.lag(), shutdown)  # polls of a broker that is gone find nothing, for ever
@@ -209,17 +218,21 @@ async def _versions(
                 record.value or b"", key=record.key, partition=record.partition, offset=record.offset, now=monotonic()
             )
             for outcome in outcomes:
-                if version := await _decoded(outcome, follower, offload):
-                    yield version, Pointer(version.head.number + 1, record.partition, record.offset + 1)
+                came = trail.take(outcome.partition, outcome.first_offset) if isinstance(outcome, Message) else None
+                if version := await _decoded(outcome, follower, offload, came):
+                    yield version, Pointer(version.head.number + 1, record.partition, record.offset + 1), came
 
 
-async def _decoded(outcome: Message | Refusal, follower: Follower, offload: Offload) -> Version | None:
+async def _decoded(
+    outcome: Message | Refusal, follower: Follower, offload: Offload, came: TraceParent | None
+) -> Version | None:
     if isinstance(outcome, Refusal):
         log.error("a version at offset %d cannot be read: %s", outcome.offset, outcome.detail)
         return None
     head = version_head(outcome)
     try:
-        version = await offload.run(take_message, follower, outcome)
+        with follow("version.apply", came, version_attributes(head)):
+            version = await offload.run(take_message, follower, outcome)
     except Rejected as error:
         log.error("a version at offset %d cannot be read: %s", outcome.first_offset, error.detail)
         return None

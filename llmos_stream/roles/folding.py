@@ -38,8 +38,10 @@ from llmos_stream.roles.recovery import Recovered
 from llmos_stream.roles.snapshots import EncodedSnapshot, encode_snapshot
 from llmos_stream.roles.source import Source
 from llmos_stream.roles.spool import Spools
+from llmos_stream.roles.trail import update_attributes
 from llmos_stream.runtime import Offload, Shutdown
 from llmos_stream.runtime.metrics import OWN
+from llmos_stream.runtime.tracing import TraceParent, span
 from llmos_stream.runtime.vitals import BUFFERED
 from llmos_stream.types import Contribution, Event, EventKind, UpdateHead, VersionHead
 from llmos_stream.wire import Parts, Refusal
@@ -62,6 +64,7 @@ class _Buffered(NamedTuple):
     partition: int
     offset: int
     payload_bytes: int
+    came: TraceParent | None  # the span of its folding
 
 
 class Folding:
@@ -215,11 +218,16 @@ class Folding:
         if isinstance(received, Refusal):
             self._refuse(received)
             return
-        begun = perf_counter()
-        self._state, effects = await self._offload.run(step, self._state, received, monotonic())
+        begun, head = perf_counter(), received.head
+        came, staleness = (
+            self._source.came(received.partition, received.offset),
+            self._state.version - head.base_version,
+        )
+        with span("aggregator.fold", {**update_attributes(head), "staleness": staleness}, parent=came) as folding:
+            self._state, effects = await self._offload.run(step, self._state, received, monotonic())
         self._fold_seconds += perf_counter() - begun
         if any(isinstance(effect, Folded) for effect in effects):
-            place = _Buffered(received.partition, received.offset, received.head.payload_size)
+            place = _Buffered(received.partition, received.offset, head.payload_size, folding.parent)
             self._buffered[received.head.client_id, received.head.sequence] = place
         await self._apply(effects, received.head)
 
@@ -248,6 +256,13 @@ class Folding:
         self._source.release(refusal.partition, refusal.offset)
 
     async def _publish(self, new: NewVersion) -> None:
+        """The version's span goes on from that of the update which made it due, and is linked to those of all."""
+        buffered = (self._buffered[item.client_id, item.sequence] for item in new.manifest)
+        came = [update.came for update in buffered if update.came is not None]
+        with span("aggregator.version", {"version": new.number}, parent=came[-1] if came else None, links=came):
+            await self._commit(new)
+
+    async def _commit(self, new: NewVersion) -> None:
         number, manifest, begun = new.number, new.manifest, perf_counter()
         encoded = await self._chain.encode(new, now_ms())
         await self._offload.run(self._state.adopt, new.weights)

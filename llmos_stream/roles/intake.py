@@ -18,7 +18,9 @@ from llmos_stream.roles.decoding import Decoder
 from llmos_stream.roles.messages import skip_deleted
 from llmos_stream.roles.offsets import SafeOffsets
 from llmos_stream.roles.spool import Spools
+from llmos_stream.roles.trail import Trail
 from llmos_stream.runtime import Offload
+from llmos_stream.runtime.tracing import TraceParent
 from llmos_stream.runtime.vitals import PENDING, PENDING_BYTES
 from llmos_stream.types import Contribution, Head, UpdateHead
 from llmos_stream.wire import Assembler, Message, Outcome, Refusal
@@ -47,6 +49,7 @@ class Intake:
         self._offsets = SafeOffsets(self._assembler.low_water)
         clips = settings.aggregation.clip_norm is not None
         self._decoder = Decoder(layout.numel, offload, settings.aggregator.decode_bytes, clips=clips)
+        self._trail = Trail()
         self._busy_seconds = 0.0
         self._read_before: dict[TopicPartition, int] = {}
         self._log_time, self._silent_seconds = 0.0, 0.0
@@ -75,6 +78,9 @@ class Intake:
             finally:
                 # Folding may have walked through it once more. Giving back a part of a file may take a while.
                 await self._offload.run(outcome.parts.close)
+
+    def came(self, partition: int, offset: int) -> TraceParent | None:
+        return self._trail.take(partition, offset)
 
     def release(self, partition: int, offset: int) -> None:
         self._offsets.release(TopicPartition(self._topic, partition), offset)
@@ -112,6 +118,7 @@ class Intake:
             for at in await skip_deleted(self._reader):
                 self._assembler.forget(at.partition)
             return deque()
+        self._trail.note(records)
         # By the log's own time, and that spent listening in vain since then: an aggregator that was held up, or paused,
         # must not take what waits for what is missing.
         if records:

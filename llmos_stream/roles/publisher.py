@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import orjson
 
-from llmos_stream.broker import Producer, Sent, TopicPartition, Topics, Transaction
+from llmos_stream.broker import Headers, Producer, Sent, TopicPartition, Topics, Transaction
 from llmos_stream.config import Settings
 from llmos_stream.roles.chain import Encoded
 from llmos_stream.roles.control_records import (
@@ -31,6 +31,7 @@ from llmos_stream.roles.events import event, event_key, now_ms
 from llmos_stream.roles.snapshots import EncodedSnapshot
 from llmos_stream.runtime import run_all
 from llmos_stream.runtime.metrics import OWN
+from llmos_stream.runtime.tracing import trace_headers
 from llmos_stream.types import Event, EventKind, SnapshotHead, UpdateHead, VersionHead
 from llmos_stream.wire import Parts, Refusal, describe, dump_event, message_id, pack_prelude, split
 
@@ -139,7 +140,8 @@ class Publisher:
             first = await self._write_message(transaction, self._topics.snapshots, snapshot, parts, identity)
             snapshots[snapshot.tensor] = first.offset
         identity = message_id(ROLE, head.number)
-        first = await self._write_message(transaction, self._topics.models, head, version.encoded.parts, identity)
+        parts, headers = version.encoded.parts, trace_headers()
+        first = await self._write_message(transaction, self._topics.models, head, parts, identity, headers)
         pointer = Pointer(head.number, first.partition, first.offset, version.encoded.full)
         progress = replace(version.progress, snapshots=snapshots)
         await run_all(
@@ -159,6 +161,7 @@ class Publisher:
         head: VersionHead | SnapshotHead,
         parts: Parts,
         identity: bytes,
+        headers: Headers = (),
     ) -> Sent:
         records = split(
             pack_prelude(head),
@@ -168,7 +171,7 @@ class Publisher:
             chunk_bytes=self._settings.wire.chunk_bytes,
         )
         number = head.number if isinstance(head, VersionHead) else head.version
-        return await transaction.send_all(topic, records, key=str(number).encode(), partition=0)
+        return await transaction.send_all(topic, records, key=str(number).encode(), partition=0, headers=headers)
 
     async def _write_waiting(
         self, transaction: Transaction, events: Sequence[Event], offsets: Mapping[TopicPartition, int]

@@ -13,8 +13,10 @@ from llmos_stream.config import WireSettings
 from llmos_stream.errors import BrokerUnavailable, Reason, Rejected
 from llmos_stream.roles.control_records import Pointer
 from llmos_stream.roles.log import read_versions
+from llmos_stream.roles.trail import Trail, version_attributes
 from llmos_stream.roles.versions import Version, apply_version, decode_version, version_assembler, version_head
 from llmos_stream.runtime import Offload
+from llmos_stream.runtime.tracing import TraceParent, follow
 from llmos_stream.types import Part, VersionHead, VersionKind
 from llmos_stream.wire import Message, Refusal
 
@@ -71,6 +73,9 @@ class Replica:
         self._next = 0  # where the message after the version held begins
         self._in_place = False  # the reader stands there: a seek would throw away what it has fetched ahead
         self._ahead: deque[Record] = deque()  # read, and not looked at
+        self._trail = Trail()
+        self.came: TraceParent | None = None
+        """The span that made the version held, where that is known."""
 
     async def move_to(self, pointer: Pointer, timeout_seconds: float) -> Version:
         """The version that `pointer` names. Its weights are good until the next call.
@@ -102,6 +107,7 @@ class Replica:
         while self._ahead or (left := deadline - monotonic()) > 0:
             if not self._ahead:
                 self._ahead.extend(await self._reader.poll(left))
+                self._trail.note(self._ahead)
                 if self._ahead:  # a slow link may take its time
                     deadline = monotonic() + timeout_seconds
                 continue
@@ -122,7 +128,9 @@ class Replica:
         expected = pointer.beginning.version if follower.version is None else follower.version.head.number + 1
         if head.number != expected:
             raise Rejected(Reason.MALFORMED, f"found version {head.number} where {expected} should be")
-        version = await self._offload.run(take_message, follower, outcome)
+        self.came = self._trail.take(outcome.partition, outcome.first_offset)
+        with follow("version.apply", self.came, version_attributes(head)):
+            version = await self._offload.run(take_message, follower, outcome)
         self._follower, self._next = follower, outcome.last_offset + 1
         if version is None:
             raise Rejected(Reason.UNSUPPORTED, f"version {head.number} is not a full version")

@@ -5,6 +5,7 @@ from typing import Protocol
 
 from llmos_stream.broker import TopicPartition
 from llmos_stream.core import Update
+from llmos_stream.runtime.tracing import TraceParent
 from llmos_stream.types import Contribution
 from llmos_stream.wire import Refusal
 
@@ -22,6 +23,9 @@ class Source(Protocol):
 
     def receive(self, timeout_seconds: float, version: int) -> AsyncGenerator[Update | Refusal, None]:
         """What the next records amount to; nothing at the time-out. `version` is the aggregator's present one."""
+
+    def came(self, partition: int, offset: int) -> TraceParent | None:
+        """The span that the update there was sent from, where that is known. Asked for once."""
 
     def release(self, partition: int, offset: int) -> None:
         """The update there is settled by a refusal or as a repeat."""

@@ -8,6 +8,7 @@ from llmos_stream.runtime.operations import Operations, serve_operations
 from llmos_stream.runtime.process import ExitCode, run_process
 from llmos_stream.runtime.shutdown import Shutdown
 from llmos_stream.runtime.tasks import run_all, run_while
+from llmos_stream.runtime.tracing import traced
 
 __all__ = [
     "BROKER",
@@ -25,4 +26,5 @@ __all__ = [
     "run_process",
     "run_while",
     "serve_operations",
+    "traced",
 ]

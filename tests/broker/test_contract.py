@@ -112,6 +112,29 @@ async def test_records_come_back_whole_and_in_order(broker: Broker, federation: 
     assert all(before <= record.timestamp_ms <= int(time.time() * 1000) for record in records)
 
 
+@pytest.mark.parametrize("transactional", [False, True])
+async def test_the_first_of_several_records_carries_the_headers(
+    broker: Broker, federation: str, transactional: bool
+) -> None:
+    topic, headers = await make_topic(broker, federation), (("traceparent", b"00-1"),)
+    async with broker.producer(federation if transactional else None) as producer:
+        if transactional:
+            async with producer.transaction() as transaction:
+                await transaction.send_all(topic, [b"a", b"b", b"c"], key=b"k", headers=headers)
+        else:
+            await producer.send_all(topic, [b"a", b"b", b"c"], key=b"k", headers=headers)
+    assert [record.headers for record in await read_all(broker, topic)] == [headers, (), ()]
+
+
+async def test_headers_count_towards_the_size_of_the_first_of_several(broker: Broker, federation: str) -> None:
+    topic, headers = await make_topic(broker, federation), [("name", b"value")]
+    most = MAX_RECORD_BYTES - record_bytes(None, b"")
+    async with broker.producer() as producer:
+        await producer.send_all(topic, [b"", bytes(most)], headers=headers)
+        with pytest.raises(RecordTooLarge):
+            await producer.send_all(topic, [bytes(most)], headers=headers)
+
+
 async def test_keys_choose_the_partition_as_kafkas_own_clients_do(broker: Broker, federation: str) -> None:
     topic = await make_topic(broker, federation, 5)
     keys = [b"", b"a", b"ab", b"abc", b"abcd", b"client-17", bytes(range(256))]

@@ -17,6 +17,8 @@ def _another_value(setting: Setting, present: Any) -> str:
     """A value that the setting may have and does not have by default."""
     if setting.field == "security_protocol":
         return "SSL"  # the next one needs a password
+    if setting.field == "endpoint":
+        return "http://collector:4318/v1/traces"
     if "|" in setting.kind:
         return next(choice for choice in setting.kind.split("|") if choice.lower() != str(present).lower())
     if setting.kind == "INT":

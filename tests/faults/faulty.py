@@ -95,11 +95,17 @@ class _Producer:
         return await self._inner.send(topic, value, key=key, partition=partition, headers=headers)
 
     async def send_all(
-        self, topic: str, values: Iterable[bytes], *, key: bytes | None = None, partition: int | None = None
+        self,
+        topic: str,
+        values: Iterable[bytes],
+        *,
+        key: bytes | None = None,
+        partition: int | None = None,
+        headers: Headers = (),
     ) -> Sent:
         await self._injector.gate()
         if topic != self._broker.topics.updates:
-            return await self._inner.send_all(topic, values, key=key, partition=partition)
+            return await self._inner.send_all(topic, values, key=key, partition=partition, headers=headers)
         records = list(values)
         number = number_of(records)
         self._injector.begin_update(number)
@@ -186,13 +192,19 @@ class _Transaction:
         return sent
 
     async def send_all(
-        self, topic: str, values: Iterable[bytes], *, key: bytes | None = None, partition: int | None = None
+        self,
+        topic: str,
+        values: Iterable[bytes],
+        *,
+        key: bytes | None = None,
+        partition: int | None = None,
+        headers: Headers = (),
     ) -> Sent:
         await self._injector.gate()
         if topic == self._broker.topics.models and key is not None:
             self.version = int(key)
             await self._injector.version_is_sent()
-        sent = await self._inner.send_all(topic, values, key=key, partition=partition)
+        sent = await self._inner.send_all(topic, values, key=key, partition=partition, headers=headers)
         await self._injector.sent_one()
         return sent
 

@@ -73,15 +73,18 @@ class KafkaProducer(BaseProducer):
         with self._losing(topic):
             return await self._acknowledged(await self._enqueue(at, value, key, headers))
 
-    async def _write_all(self, topic: str, values: Iterable[bytes], key: bytes | None, partition: int | None) -> Sent:
+    async def _write_all(
+        self, topic: str, values: Iterable[bytes], key: bytes | None, partition: int | None, headers: Headers
+    ) -> Sent:
         at = await self._place(topic, key, partition)
         first: Sent | None = None
         under_way: deque[tuple[int, asyncio.Future[Any]]] = deque()
         size = 0
         for value in values:
-            check_record(topic, key, value)
+            check_record(topic, key, value, headers)
             with self._losing(topic):
-                under_way.append((len(value), await self._enqueue(at, value, key, ())))
+                under_way.append((len(value), await self._enqueue(at, value, key, headers)))
+                headers = ()
                 size += len(value)
                 while size > _IN_FLIGHT_BYTES:
                     taken, future = under_way.popleft()

@@ -40,13 +40,15 @@ class MemoryProducer(BaseProducer):
         await asyncio.sleep(0)  # as over a network, others get their turn between two writes
         return self._append(at, value, key, headers)
 
-    async def _write_all(self, topic: str, values: Iterable[bytes], key: bytes | None, partition: int | None) -> Sent:
+    async def _write_all(
+        self, topic: str, values: Iterable[bytes], key: bytes | None, partition: int | None, headers: Headers
+    ) -> Sent:
         at = self._place(topic, key, partition)
         first = None
         for value in values:
             await asyncio.sleep(0)
-            sent = self._append(at, value, key, ())
-            first = first or sent
+            sent = self._append(at, value, key, headers)
+            first, headers = first or sent, ()
         if first is None:
             raise ValueError("nothing to send")
         return first
