@@ -91,6 +91,7 @@ async def _is_measured(page: Page) -> None:
     own = sum(size for name, size, _ in found["files"] if name not in plotly and not name.startswith("/api/"))
     painted = found["paints"]["first-contentful-paint"]
     figures = {"first_contentful_paint_ms": painted, "bytes_without_plotly": own, "bytes_of_plotly": size}
+    PICTURES.mkdir(parents=True, exist_ok=True)
     (PICTURES / "figures.json").write_bytes(orjson.dumps(figures))
     print(figures)
     assert painted < begun
