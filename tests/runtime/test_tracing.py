@@ -1,19 +1,13 @@
 """Spans: the header between processes, whatever it holds; the collector, whatever it answers; and nothing when off."""
 
-import gzip
 import logging
 import socket
 import sys
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import StatusCode
 
@@ -29,6 +23,7 @@ from llmos_stream.runtime.tracing import (
     traceparent_of,
     tracing,
 )
+from tests.monitoring.collector import collector
 
 FACTS = {"role": "client", "federation": "f", "version": "1"}
 ON = TracingSettings(endpoint="http://127.0.0.1:1/v1/traces")
@@ -159,66 +154,22 @@ def test_a_part_of_the_updates_is_traced_and_the_first_decides_for_all() -> None
     assert [one.name for one in kept.get_finished_spans()] == ["of one that is kept"]
 
 
-class _Collector(ThreadingHTTPServer):
-    """Answers every request with `status`, and keeps the spans' names."""
-
-    def __init__(self, status: int) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.status = status
-        self.asked = 0
-        self.names: list[str] = []
-
-    @property
-    def settings(self) -> TracingSettings:
-        return TracingSettings(endpoint=f"http://127.0.0.1:{self.server_address[1]}/v1/traces")
-
-
-class _Handler(BaseHTTPRequestHandler):
-    server: _Collector
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        if self.headers.get("Content-Encoding") == "gzip":
-            body = gzip.decompress(body)
-        self.server.asked += 1
-        sent = ExportTraceServiceRequest.FromString(body).resource_spans
-        self.server.names += [one.name for of in sent for scope in of.scope_spans for one in scope.spans]
-        self.send_response(self.server.status)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-
-@contextmanager
-def _collector(status: int = 200) -> Iterator[_Collector]:
-    with _Collector(status) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
-            thread.join()
-
-
 def test_a_collector_gets_the_spans_over_http() -> None:
-    with _collector() as collector:
-        with traced(collector.settings, FACTS), span("a"), span("b"):
+    with collector() as collected:
+        with traced(collected.settings, FACTS), span("a"), span("b"):
             pass
-        assert collector.names == ["b", "a"]  # sent at the latest when the process ends
+        assert collected.names == ["b", "a"]  # sent at the latest when the process ends
 
 
 @pytest.mark.parametrize("status", [400, 503])
 def test_a_collector_that_says_no_disturbs_nobody(status: int, caplog: pytest.LogCaptureFixture) -> None:
     begun = time.monotonic()
-    with _collector(status) as collector, caplog.at_level(logging.WARNING):
-        with traced(collector.settings, FACTS):
+    with collector(status) as collected, caplog.at_level(logging.WARNING):
+        with traced(collected.settings, FACTS):
             for _ in range(3):
                 with span("a"):
                     pass
-        assert collector.asked
+        assert collected.asked
     assert time.monotonic() - begun < 15
     assert "see tracing.endpoint" in caplog.text
     assert {record.name for record in caplog.records} == {"llmos_stream.runtime.otlp"}
