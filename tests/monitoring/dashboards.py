@@ -46,12 +46,16 @@ def panels(path: Path) -> list[dict[str, Any]]:
     return [panel for panel in dashboard(path)["panels"] if panel["type"] != "row"]
 
 
+def fill_in(expr: str, rate_interval: str) -> str:
+    """A query as Grafana sends it, for all jobs and instances."""
+    return re.sub(r"\$(job|instance)\b", ".*", expr.replace("$__rate_interval", rate_interval))
+
+
 def queries(path: Path, rate_interval: str = "1m") -> Iterator[Query]:
     """Every query, for all jobs and instances."""
     for panel in panels(path):
         for target in panel["targets"]:
-            expr = target["expr"].replace("$__rate_interval", rate_interval)
-            expr = re.sub(r"\$(job|instance)\b", ".*", expr)
+            expr = fill_in(target["expr"], rate_interval)
             unit = panel["fieldConfig"]["defaults"]["unit"]
             yield Query(path.stem, panel["title"], unit, expr, target["legendFormat"])
 

@@ -1,6 +1,9 @@
 """A real Prometheus scrapes a running federation and answers every query of the dashboards."""
 
 import asyncio
+import html
+import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,7 +11,8 @@ import pytest
 
 from llmos_stream.broker import MemoryBroker, Topics
 from llmos_stream.runtime import BROKER, Health, Operations, Shutdown, run_all, run_while, serve_operations
-from tests.monitoring.dashboards import DASHBOARDS, Query, alerts, queries
+from tests.monitoring.dashboards import DASHBOARDS, Query, alerts, panels, queries
+from tests.monitoring.draw import NO_DATA, Span, draw
 from tests.monitoring.federation import run_whole, whole_settings
 from tests.monitoring.prometheus import Prometheus, running
 from tests.roles.aids import delta_of, update
@@ -68,6 +72,7 @@ async def test_every_query_of_the_dashboards_is_answered(tmp_path: Path) -> None
                     asked = _Asked(prometheus, [query for query in every if query.panel not in WITHOUT_DATA])
                     await _until(asked.all_answered, lambda: asked.left)
                     await asyncio.to_thread(_run_through, prometheus)
+                    await asyncio.to_thread(_look_at, prometheus)
                 finally:
                     shutdown.request()
 
@@ -87,3 +92,13 @@ def _run_through(prometheus: Prometheus) -> None:
     assert {rule["name"] for rule in prometheus.rules()} == {rule["alert"] for rule in alerts()}
     assert {rule["health"] for rule in prometheus.rules()} <= {"ok", "unknown"}  # unknown: not evaluated yet
     assert {target["labels"]["job"] for target in prometheus.targets()} == set(JOBS)
+
+
+def _look_at(prometheus: Prometheus) -> None:
+    """What a person sees: every panel of every dashboard, and something in each."""
+    now = time.time()
+    for path in DASHBOARDS:
+        page = draw(path, prometheus, Span(now - 20, now, 1.0))
+        for panel in panels(path):
+            (box,) = re.findall(rf"<h3 [^>]*>{re.escape(html.escape(panel['title']))}</h3>(.{{20}})", page, re.DOTALL)
+            assert (NO_DATA in box) == (panel["title"] in WITHOUT_DATA), panel["title"]
