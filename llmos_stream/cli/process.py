@@ -70,7 +70,7 @@ def run_connected(
         health.attach()
         async with AsyncExitStack() as stack:
             stack.enter_context(
-                serve_operations(settings.operations, Operations(health, facts, folders=_folders(settings)))
+                serve_operations(settings.operations, Operations(health, facts, folders=_folders(name, settings)))
             )
 
             async def connected() -> "Broker":
@@ -92,7 +92,7 @@ def run_connected(
         return run_process(process, settings.runtime.stop_seconds)
 
 
-def _folders(settings: Settings) -> dict[str, Path]:
+def _folders(name: str, settings: Settings) -> dict[str, Path]:
     """Where a role writes to disk."""
-    folders = {"spool": settings.wire.spool_dir or Path(gettempdir())}
-    return folders if settings.client.state_dir is None else {**folders, "state": settings.client.state_dir}
+    folders, state = {"spool": settings.wire.spool_dir or Path(gettempdir())}, settings.client.state_dir
+    return {**folders, "state": state} if name == "client" and state is not None else folders

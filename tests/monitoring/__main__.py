@@ -100,7 +100,7 @@ def _ask(over: threading.Event) -> None:
     with httpx.Client(base_url=f"http://127.0.0.1:{_PREDICTIONS}", timeout=10) as http:
         while not over.wait(_PAUSE_SECONDS):
             asked += 1
-            inputs = [[0.0] * (3 if asked % 40 == 0 else 64)] * (1 + asked % 8)
+            inputs = [[[[0.0] * (3 if asked % 40 == 0 else 8)] * 8]] * (1 + asked % 8)
             with suppress(httpx.TransportError):
                 http.post("/v1/predict", json={"inputs": inputs})
 

@@ -16,13 +16,14 @@ from tests.monitoring.prometheus import Prometheus
 
 _ROW_PIXELS = 34
 _INK, _PAPER, _PANEL, _LINES = "#ccccdc", "#111217", "#181b1f", "#2c3235"
+_HEAT = [[0, _PANEL], [0.01, "#4a2412"], [0.5, "#d94801"], [1, "#fdd0a2"]]
 _FORMATS = {
     "percentunit": (".1%", ""),
-    "s": ("~s", "s"),
-    "bytes": ("~s", "B"),
-    "Bps": ("~s", "B/s"),
-    "reqps": ("~s", "/s"),
-    "ops": ("~s", "/s"),
+    "s": (".3~s", "s"),
+    "bytes": (".3~s", "B"),
+    "Bps": (".3~s", "B/s"),
+    "reqps": (".3~s", "/s"),
+    "ops": (".3~s", "/s"),
     "suffix: /min": ("~g", " /min"),
 }
 NO_DATA = "no data"
@@ -100,7 +101,7 @@ def _unit(panel: dict[str, Any]) -> str:
 
 
 def _axis(unit: str) -> dict[str, Any]:
-    form, suffix = _FORMATS.get(unit, ("~s", ""))
+    form, suffix = _FORMATS.get(unit, (".3~s", ""))
     return {"tickformat": form, "ticksuffix": suffix, "gridcolor": _LINES, "rangemode": "tozero", "zeroline": False}
 
 
@@ -134,7 +135,9 @@ def _lines(panel: dict[str, Any], series: list[_Series]) -> str:
             line={"width": 2, "dash": "dash" if one.name in right else "solid"},
         )
     second = next(iter(right.values()), {}).get("unit", unit)
-    figure.update_layout(yaxis=_axis(unit), yaxis2={**_axis(second), "overlaying": "y", "side": "right"})
+    figure.update_layout(
+        yaxis=_axis(unit), yaxis2={**_axis(second), "overlaying": "y", "side": "right", "showgrid": False}
+    )
     return _figure(panel, figure)
 
 
@@ -154,7 +157,7 @@ def _heat(panel: dict[str, Any], series: list[_Series]) -> str:
         present = [values.get(time, 0.0) for time in times]
         rows.append([max(here - lower, 0.0) for here, lower in zip(present, below, strict=True)])
         below = present
-    figure = go.Figure(go.Heatmap(x=times, y=[one.name for one in ordered], z=rows, colorscale="Oranges_r"))
+    figure = go.Figure(go.Heatmap(x=times, y=[one.name for one in ordered], z=rows, colorscale=_HEAT))
     figure.update_yaxes(type="category")
     return _figure(panel, figure)
 
