@@ -7,6 +7,7 @@ from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histo
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
 _EXAMPLES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 _NO_VERSION = "none"
+_STATUSES = ("200", "404", "422", "500", "503")  # there from the beginning, so that the first error shows on a rate
 
 
 class InferenceMetrics:
@@ -19,6 +20,12 @@ class InferenceMetrics:
             ("version", "status"),
             registry=registry,
         )
+        # Series by version come and go, and what they counted first and last is lost on a rate: this one stays.
+        self._answers = Counter(
+            "llmos_inference_answers", "Predictions asked for, by HTTP status.", ("status",), registry=registry
+        )
+        for status in _STATUSES:
+            self._answers.labels(status)
         self._seconds = Histogram(
             "llmos_inference_request_seconds", "From request to answer.", buckets=_SECONDS, registry=registry
         )
@@ -42,6 +49,7 @@ class InferenceMetrics:
         labels = (_NO_VERSION if version is None else str(version), str(status))
         self._seen.add(labels)
         self._requests.labels(*labels).inc()
+        self._answers.labels(str(status)).inc()
         self._seconds.observe(seconds)
 
     def holds(self, held: Iterable[int], serving: int | None, newest: int | None) -> None:

@@ -16,6 +16,7 @@ _STALENESS = (0, 1, 2, 3, 5, 8, 13, 21, 34, 55, 89)
 _SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000)
 _MOST_METRICS = 32  # an evaluator may name what it likes, and each name is a series
 _OTHER = "other"
+_VERDICTS = ("sent", "folded", "duplicate", "rejected")
 _QUARANTINES = "aggregator"
 _REASONS = frozenset(map(str, Reason))
 _CODECS = frozenset(codec.name.lower() for codec in CodecId)
@@ -56,6 +57,12 @@ class EventMetrics:
         self._measuring = histogram("evaluation_seconds", "Evaluation of one version.", _SECONDS)
         self._finished = gauge("run_finished", "1 once the run has ended.")
         self._metrics: set[str] = set()
+        # There from the beginning, so that the first one of each shows on a rate.
+        for verdict in _VERDICTS:
+            self._updates.labels(verdict)
+        for reason in (*sorted(_REASONS), _OTHER):
+            self._rejected.labels(reason)
+            self._quarantined.labels(reason)
 
     def observe(self, event: Event) -> None:
         """Count one event. What it lacks, or has in another form than ours, is left out."""

@@ -136,7 +136,8 @@ def _lines(panel: dict[str, Any], series: list[_Series]) -> str:
         )
     second = next(iter(right.values()), {}).get("unit", unit)
     figure.update_layout(
-        yaxis=_axis(unit), yaxis2={**_axis(second), "overlaying": "y", "side": "right", "showgrid": False}
+        yaxis=_axis(unit),
+        yaxis2={**_axis(second), "overlaying": "y", "side": "right", "showgrid": False, "tickmode": "auto"},
     )
     return _figure(panel, figure)
 

@@ -86,3 +86,11 @@ def test_clients_without_number_make_no_series_without_number(registry: Collecto
     text = generate_latest(registry).decode()
     assert re.findall(r'heard_timestamp_seconds\{client_id="(\d+)"\}', text) == ["7" * 128, "8" * 128, "9" * 128]
     assert registry.get_sample_value("llmos_federation_clients") == 3
+
+
+def test_what_may_go_wrong_is_counted_from_nought(registry: CollectorRegistry) -> None:
+    """A counter that appears with its first error has no rate then."""
+    sample = exported.everything(registry).get_sample_value
+    assert sample("llmos_inference_answers_total", {"status": "503"}) == 0
+    assert sample("llmos_quarantined_updates_total", {"reason": "wrong_digest"}) == 0
+    assert sample("llmos_updates_total", {"verdict": "rejected"}) == 0
