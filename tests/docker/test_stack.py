@@ -94,6 +94,19 @@ def test_a_prediction_names_its_version(stack: Stack) -> None:
     assert [len(row) for row in said["outputs"]] == [10]
 
 
+def test_the_live_page_shows_the_run(stack: Stack) -> None:
+    status, page = ask("127.0.0.1", stack.ports["PAGE_PORT"], "/")
+    assert status == 200
+    assert "<main" in page
+
+    def clients() -> int:
+        status, state = ask("127.0.0.1", stack.ports["PAGE_PORT"], "/api/state")
+        assert status == 200
+        return len(orjson.loads(state)["clients"]["rows"])
+
+    until(lambda: clients() == 3, "the page shows three clients", PATIENCE_SECONDS)
+
+
 @pytest.mark.parametrize("service", ROLES)
 def test_nobody_is_root_or_writes_to_the_root_file_system(stack: Stack, service: str) -> None:
     uid, gid, capabilities, no_new_privileges, *written = stack.run_in(service, _CONFINED).split()
