@@ -35,6 +35,11 @@ def _power_of_two(value: int) -> int:
     return value
 
 
+def _none_where_empty(token: SecretStr | None) -> SecretStr | None:
+    """A variable that is set to nothing, as in a file of variables to fill in, is no token that anybody could guess."""
+    return token if token is not None and token.get_secret_value() else None
+
+
 def _no_password(value: str) -> str:
     if "@" in urlsplit(value).netloc:
         raise ValueError("leave user and password out of it; give them as the store's own variables or files")
@@ -284,7 +289,7 @@ class InferenceSettings(Section):
     """Address that predictions are asked for at; 0.0.0.0 for all, as in a container."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     """Port of the same (0: any that is free)."""
-    token: SecretStr | None = None
+    token: Annotated[SecretStr | None, AfterValidator(_none_where_empty)] = None
     """Who sends it as a bearer token may pin, send a share to the newest and go back. Unset: nobody may."""
     canary: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Share of the requests that the newest version answers, where another one serves."""
@@ -324,7 +329,7 @@ class DashboardSettings(Section):
     """Show the live page on this port (0: any that is free). Unset: not at all."""
     host: str = "127.0.0.1"
     """Address of the same; 0.0.0.0 for all, as in a container. Whoever reaches it may look."""
-    token: SecretStr | None = None
+    token: Annotated[SecretStr | None, AfterValidator(_none_where_empty)] = None
     """Who types it into the page, or sends it as a bearer token, may pause, resume and promote. Unset: nobody may."""
     viewers: Annotated[int, Field(ge=1, le=1000)] = 100
     """Pages that are kept up to date at a time."""

@@ -1,5 +1,6 @@
 """The page's HTTP: itself, its files, the state as JSON, the stream of what changes, and an operator's acts."""
 
+import re
 from collections.abc import Awaitable, Callable
 
 import orjson
@@ -18,13 +19,14 @@ from llmos_stream.dashboard.feed import Feed
 from llmos_stream.dashboard.operating import Operator
 from llmos_stream.dashboard.stream import EventStream
 from llmos_stream.dashboard.view import details
-from llmos_stream.errors import BrokerUnavailable, ConfigError, FederationFinished, TopicMissing
+from llmos_stream.errors import BrokerUnavailable, ConfigError, FederationFinished, LlmosError, TopicMissing
 from llmos_stream.runtime.bearer import bearer_of, check_bearer
 from llmos_stream.runtime.body import BodyLimit
 
 _MOST_BODY_BYTES = 4096
 _MOST_HEADER_BYTES = 32 << 10
 _MOST_VERSION = 2**63
+_NUMBER = re.compile(r"[0-9]{1,19}")
 _UNSET = "nothing can be changed from here: set LLMOS_DASHBOARD__TOKEN and start the monitor again"
 # plotly.js writes style sheets of its own; everything else is from this origin, and nothing is inline.
 _POLICY = (
@@ -68,7 +70,10 @@ def make_app(settings: DashboardSettings, board: Board, feed: Feed, assets: Asse
         return EventStream(feed)
 
     async def version(request: Request) -> Response:
-        number = request.path_params["number"]
+        asked = request.path_params["number"]
+        if not _NUMBER.fullmatch(asked):
+            raise Refused(404, "a version is a number, as in /api/versions/12")
+        number = int(asked)
         if (origin := board.provenance.get(number)) is None:
             held = [item.head.number for item in board.provenance]
             there = f"those from {held[0]} to {held[-1]} are" if held else "none is yet"
@@ -102,7 +107,7 @@ def make_app(settings: DashboardSettings, board: Board, feed: Feed, assets: Asse
             Route("/static/{name}", _told(static)),
             Route("/api/state", _told(state)),
             Route("/api/events", _told(events)),
-            Route("/api/versions/{number:int}", _told(version)),
+            Route("/api/versions/{number}", _told(version)),
             Route("/api/pause", _told(pause), methods=["POST"]),
             Route("/api/resume", _told(resume), methods=["POST"]),
             Route("/api/promote", _told(promote), methods=["POST"]),
@@ -148,6 +153,8 @@ async def _done(act: Awaitable[object]) -> None:
         raise Refused(409, "the federation has no topics yet: start its aggregator first") from None
     except BrokerUnavailable as error:
         raise Refused(503, f"{error}; try again") from None
+    except LlmosError as error:  # of the registry, or of a log that retention has just cut
+        raise Refused(503 if error.retriable else 500, str(error)) from None
 
 
 def _told(handler: Handler) -> Handler:

@@ -4,9 +4,9 @@ import asyncio
 import gzip
 import hashlib
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 
+import plotly
 import zstandard
 from starlette.requests import Request
 from starlette.responses import Response
@@ -54,7 +54,7 @@ class Assets:
         self._offload = offload
         self._one_at_a_time = asyncio.Lock()
         self._plotly: Asset | None = None
-        self.plotly_name = f"plotly-{version('plotly')}.min.js"
+        self.plotly_name = f"plotly-{plotly.__version__}.min.js"
         files = {path.name: path.read_bytes() for path in sorted(_FOLDER.iterdir()) if path.suffix in _TYPES}
         files["report.css"] = STYLE.encode()  # one look for the report and the page
         files["index.html"] = files["index.html"].replace(b"PLOTLY_NAME", self.plotly_name.encode())

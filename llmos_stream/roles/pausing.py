@@ -1,7 +1,8 @@
 """Pausing a federation, and letting it go on: a word in `<f>.control` that holds until the other one is said.
 
 While it is paused clients begin no update, and the aggregator folds none and publishes nothing. Updates that were
-under way wait in the log. Everybody stays: readers go on reading, the leader goes on leading.
+under way wait in the log, for as long as it keeps them (`topics.updates_retention_hours`). Everybody stays: readers go
+on reading, the leader goes on leading.
 """
 
 from llmos_stream.broker import Broker, Topics

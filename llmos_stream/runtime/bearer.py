@@ -14,11 +14,11 @@ class Denied(NamedTuple):
 def check_bearer(token: str | None, given: str | None, unset: str) -> Denied | None:
     """None where `given` is `token`; takes as long for a guess that is nearly right as for any other.
 
-    `unset` is said (403) where the process has no token, so that nobody may.
+    `unset` is said (403) where the process has no token, or an empty one, so that nobody may.
     """
-    if token is None:
+    if not token:
         return Denied(403, unset)
-    if given is None or not compare_digest(_bytes(given), _bytes(token)):
+    if not given or not compare_digest(_bytes(given), _bytes(token)):
         return Denied(401, "the token is missing or wrong")
     return None
 

@@ -17,6 +17,7 @@ from llmos_stream.runtime.tasks import run_while
 log = logging.getLogger(__name__)
 
 _BACKLOG = 1024
+_STALLED_MS = 30_000
 _MOST_CONNECTIONS = 1024  # each may hold a body; past that the answer is 503
 _MOST_HEAD_BYTES = 32 << 10  # of a request's line and headers together
 
@@ -82,6 +83,9 @@ def listening(place: Place) -> Iterator[socket.socket]:
         # Connections inherit it. asyncio would set it only on sockets that name their protocol, and without it an
         # answer, which goes out in two writes, waits 40 ms for the other side's delayed acknowledgement.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        # Nor may one who takes nothing keep a connection, and what is written for it, beyond this; Linux has it.
+        if hasattr(socket, "TCP_USER_TIMEOUT"):
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _STALLED_MS)
         yield listener
 
 

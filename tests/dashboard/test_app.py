@@ -4,7 +4,15 @@ import httpx
 import pytest
 import zstandard
 
-from llmos_stream.errors import BrokerUnavailable, ConfigError, FederationFinished, LlmosError, TopicMissing
+from llmos_stream.errors import (
+    BrokerUnavailable,
+    ConfigError,
+    FederationFinished,
+    LlmosError,
+    OffsetGone,
+    TopicMissing,
+)
+from llmos_stream.registry import StoreUnavailable
 from llmos_stream.types import EventKind
 from tests.dashboard.aids import NOW, TOKEN, event, head, shown
 
@@ -60,6 +68,8 @@ async def test_files_are_not_sent_twice_and_plotly_is_kept_for_good() -> None:
         "/nothing",
         "/api/versions/-1",
         "/api/versions/x",
+        "/api/versions/" + "9" * 5000,
+        "/api/versions/%D9%A1",
     ],
 )
 async def test_there_is_nothing_beside_the_files(path: str) -> None:
@@ -118,11 +128,15 @@ async def test_nobody_acts_without_the_token(path: str) -> None:
         basic = await here.http.post(path, json={}, headers={"authorization": f"Basic {TOKEN}"})
         assert basic.status_code == 401
         assert (await here.http.get(path)).status_code == 405
-    async with shown(token=None) as closed:
-        answer = await closed.post(path, {"version": 1})
-        assert answer.status_code == 403
-        assert "LLMOS_DASHBOARD__TOKEN" in answer.json()["detail"]
-    assert here.acts.done == closed.acts.done == []
+    for nothing in (None, ""):
+        async with shown(token=nothing) as closed:
+            for answer in (
+                await closed.post(path, {"version": 1}),
+                await closed.http.post(path, json={"version": 1}, headers={"authorization": "Bearer "}),
+            ):
+                assert answer.status_code == 403
+                assert "LLMOS_DASHBOARD__TOKEN" in answer.json()["detail"]
+        assert here.acts.done == closed.acts.done == []
 
 
 @pytest.mark.parametrize(
@@ -157,6 +171,8 @@ async def test_bodies(content: bytes, kind: str, status: int) -> None:
         (TopicMissing("t"), 409, "start its aggregator"),
         (FederationFinished("it has ended: target"), 409, "target"),
         (BrokerUnavailable("no Kafka answers"), 503, "try again"),
+        (StoreUnavailable("the registry at s3://models: TimeoutError"), 503, "s3://models"),
+        (OffsetGone("offset 7 is gone"), 500, "offset 7"),
     ],
 )
 async def test_what_goes_wrong_is_said(error: LlmosError, status: int, said: str) -> None:

@@ -161,6 +161,7 @@ async def test_the_route_pins_and_sends_a_share_to_the_newest_and_goes_back() ->
     [
         (None, {"Authorization": f"Bearer {_TOKEN}"}, 403),
         (None, {}, 403),
+        ("", {"Authorization": "Bearer "}, 403),
         (_TOKEN, {}, 401),
         (_TOKEN, {"Authorization": "Bearer wrong"}, 401),
         (_TOKEN, {"Authorization": "Bearer wröng".encode("latin-1")}, 401),
