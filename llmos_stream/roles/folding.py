@@ -42,7 +42,7 @@ from llmos_stream.roles.trail import update_attributes
 from llmos_stream.runtime import Offload, Shutdown
 from llmos_stream.runtime.metrics import OWN
 from llmos_stream.runtime.tracing import TraceParent, span
-from llmos_stream.runtime.vitals import BUFFERED
+from llmos_stream.runtime.vitals import BUFFERED, PAUSED
 from llmos_stream.types import Contribution, Event, EventKind, UpdateHead, VersionHead
 from llmos_stream.wire import Parts, Refusal
 
@@ -149,6 +149,7 @@ class Folding:
         if paused != self._paused:
             log.info("paused: nothing is folded until `llmos-stream resume`" if paused else "going on after the pause")
         self._paused = paused
+        PAUSED.set(paused)
         return paused
 
     async def _receive(self, shutdown: Shutdown) -> None:

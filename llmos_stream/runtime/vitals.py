@@ -12,6 +12,7 @@ BUSY_THREADS = Gauge("llmos_offload_busy_threads", "Threads at work off the even
 RETRIES = Counter("llmos_retries", "Times that work was begun again after trouble, by what was lost.", ("need",))
 LEADING = Gauge("llmos_leading", "1 while this aggregator leads, 0 while it stands by.")
 LEADERSHIPS = Counter("llmos_leaderships", "Times that this aggregator came to lead.")
+PAUSED = Gauge("llmos_paused", "1 while an operator lets the federation rest that this aggregator leads.")
 BUFFERED = Gauge("llmos_buffered_updates", "Updates folded into the version that is being made.")
 PENDING = Gauge("llmos_pending_messages", "Messages of which some chunks are there and some are not.")
 PENDING_BYTES = Gauge("llmos_pending_bytes", "Bytes of these messages, in memory and in the spool file.")

@@ -7,6 +7,7 @@ from time import monotonic
 
 import pytest
 import torch
+from prometheus_client import REGISTRY
 
 from llmos_stream.broker import Broker, MemoryBroker, Topics
 from llmos_stream.broker.ports import Reader
@@ -56,12 +57,14 @@ async def test_nothing_is_folded_while_it_is_paused(
         assert _is_paused(view)
         assert view.latest is not None
         assert view.latest.version == 0
+        assert REGISTRY.get_sample_value("llmos_paused") == 1
         await set_paused(broker, settings, False)
         version = await running.version(1)
         await view.catch_up()
         assert not _is_paused(view)
     assert sorted(item.client_id for item in version.head.manifest) == ["a", "b"]
     assert "going on after the pause" in caplog.text
+    assert REGISTRY.get_sample_value("llmos_paused") == 0
 
 
 async def test_a_pause_outlives_the_aggregator(
