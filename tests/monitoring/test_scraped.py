@@ -21,7 +21,7 @@ SCRAPE_SECONDS = 0.5
 PATIENCE_SECONDS = 60.0
 JOBS = ("aggregator", "archiver", "client", "evaluator", "inference", "monitor")
 WITHOUT_DATA = {"Begun again after trouble"}
-"""Panels that a run without trouble leaves empty."""
+"""Panels that a run without trouble leaves empty; what this process did before the run counts, too."""
 
 
 async def _until(condition: Callable[[], bool], what: Callable[[], object]) -> None:
@@ -101,4 +101,4 @@ def _look_at(prometheus: Prometheus) -> None:
         page = draw(path, prometheus, Span(now - 20, now, 1.0))
         for panel in panels(path):
             (box,) = re.findall(rf"<h3 [^>]*>{re.escape(html.escape(panel['title']))}</h3>(.{{20}})", page, re.DOTALL)
-            assert (NO_DATA in box) == (panel["title"] in WITHOUT_DATA), panel["title"]
+            assert NO_DATA not in box or panel["title"] in WITHOUT_DATA, panel["title"]
