@@ -17,10 +17,12 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 
+from llmos_stream import __version__
 from llmos_stream.config import Settings, load
 from llmos_stream.errors import Rejected
-from llmos_stream.roles import LocalModel
+from llmos_stream.roles import LocalModel, Version
 from llmos_stream.roles.membership import Membership
+from llmos_stream.runtime.tracing import Tracer, open_tracer, span, tracing_to
 from llmos_stream.training import Batch, LocalTrainer, Loss
 
 log = logging.getLogger(__name__)
@@ -54,8 +56,15 @@ class FederatedLearning:
         self._settings = settings or load()
         self._data_loader = data_loader
         self._local = LocalModel(LocalTrainer(model, optimizer, loss), self._settings.task.share)
-        self._membership = Membership(self._settings, self._local.layout, self._local.weights())
-        self._finalizer = weakref.finalize(self, self._membership.close)
+        facts = {"role": "client", "federation": self._settings.federation.name, "version": __version__}
+        self._tracer = open_tracer(self._settings.tracing, facts)
+        try:
+            with tracing_to(self._tracer):
+                self._membership = Membership(self._settings, self._local.layout, self._local.weights())
+        except BaseException:
+            _close_tracer(self._tracer)
+            raise
+        self._finalizer = weakref.finalize(self, _leave, self._membership, self._tracer)
 
     @property
     def finished(self) -> str | None:
@@ -74,10 +83,16 @@ class FederatedLearning:
 
         While the broker does not answer this waits, and says so in the log; an interrupt ends it.
         """
-        version = self._membership.newest()
-        if self.finished:
-            return {"epoch": epoch, "version": version.head.number, "finished": self.finished}
-        trained = self._local.train(version.weights, [self._data_loader])
+        with tracing_to(self._tracer):
+            version = self._membership.newest()
+            if self.finished:
+                return {"epoch": epoch, "version": version.head.number, "finished": self.finished}
+            with self._membership.update_span(version):
+                return self._update(epoch, version)
+
+    def _update(self, epoch: int, version: Version) -> dict[str, float | int | str]:
+        with span("client.train"):
+            trained = self._local.train(version.weights, [self._data_loader])
         told: dict[str, float | int | str] = {
             "epoch": epoch,
             **trained.metrics,
@@ -98,7 +113,8 @@ class FederatedLearning:
 
     def get_global_model(self) -> nn.Module:
         """A copy of the model with the newest version's weights; what is not shared is this client's own."""
-        version = self._membership.newest()
+        with tracing_to(self._tracer):
+            version = self._membership.newest()
         trainer = self._local.trainer
         clone = copy.deepcopy(trainer.model)
         LocalModel(LocalTrainer(clone, trainer.optimizer, trainer.loss), self._settings.task.share).load(
@@ -117,3 +133,15 @@ class FederatedLearning:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _leave(membership: Membership, tracer: Tracer | None) -> None:
+    try:
+        membership.close()
+    finally:
+        _close_tracer(tracer)
+
+
+def _close_tracer(tracer: Tracer | None) -> None:
+    if tracer is not None:
+        tracer.close()

@@ -25,8 +25,10 @@ from llmos_stream.config import Settings, load
 from llmos_stream.errors import BrokerUnavailable, Closed, ConfigError, StateError, TaskError
 from llmos_stream.roles import Initial, run_aggregator
 from llmos_stream.runtime import Background, Offload, Shutdown
+from llmos_stream.runtime.tracing import tracing
 from llmos_stream.training import shared_tensors
 from tests.conftest import KafkaNode
+from tests.monitoring.collector import collector
 
 Batches = list[tuple[Tensor, Tensor]]
 
@@ -86,6 +88,33 @@ def test_the_seeds_loop_as_written() -> None:
     assert global_model is not model
     fl.close()
     fl.close()
+
+
+def test_an_epoch_is_one_trace_to_the_version_it_made() -> None:
+    model, batches = _model(), _batches(1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with collector() as collected:
+        settings = load({"tracing": collected.settings.model_dump()})
+        with FederatedLearning(model, batches, optimizer, settings=settings) as fl:
+            assert not tracing()  # what the caller does around it is not ours to trace
+            for epoch in range(2):
+                fl.train(epoch)
+            fl.get_global_model()
+        assert not tracing()
+        spans = {span.span_id: span for _, span in collected.spans}  # all of them: the last are sent by close
+    by_name = {span.name: span for span in spans.values() if span.name != "version.apply"}
+    parents = {name: spans[span.parent_span_id].name if span.parent_span_id else None for name, span in by_name.items()}
+    assert parents == {
+        "client.update": None,
+        "client.train": "client.update",
+        "client.encode": "client.update",
+        "client.publish": "client.update",
+        "aggregator.fold": "client.publish",
+        "aggregator.version": "aggregator.fold",
+    }
+    updates = [span for span in spans.values() if span.name == "client.update"]
+    linked = [spans[link.span_id].name for span in updates for link in span.links]
+    assert linked == ["aggregator.version"] * 2  # each begins with a version
 
 
 def test_any_model_loss_and_iterable() -> None:

@@ -45,7 +45,7 @@ _MAY: dict[str, tuple[set[str], set[str]]] = {
         {"starlette", "plotly", "orjson", "pydantic", "zstandard"},
         _BASE | {"broker", "registry", "reporting", "roles", "runtime", "wire"},
     ),
-    "federated": ({"torch"}, _BASE | {"roles", "training"}),
+    "federated": ({"torch"}, _BASE | {"roles", "runtime", "training", "__init__"}),
     "demo": (set(), _BASE | {"broker", "roles", "runtime", "training"}),
     "cli": (
         {"rich", "pydantic", "pydantic_core", "orjson", "safetensors", "torch"},

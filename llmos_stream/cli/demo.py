@@ -15,7 +15,7 @@ from llmos_stream.cli.common import Commands, add_command, err, note, out, print
 from llmos_stream.cli.flags import load_settings
 from llmos_stream.config import AggregationSettings, Settings
 from llmos_stream.errors import ConfigError, LlmosError
-from llmos_stream.runtime import ExitCode, run_process
+from llmos_stream.runtime import ExitCode, run_process, traced
 
 if TYPE_CHECKING:
     from llmos_stream.reporting import History
@@ -41,6 +41,7 @@ _SECTIONS = (
     "server_optimizer",
     "stop",
     "runtime",
+    "tracing",
 )
 _NAME = "demo"
 
@@ -102,6 +103,7 @@ def run(arguments: argparse.Namespace) -> int:
         run_roles = run_processes if on_kafka else run_embedded
         where = f"Kafka at {settings.broker.bootstrap_servers}" if on_kafka else "embedded broker"
         begun = monotonic()
+        stack.enter_context(traced(settings.tracing, _facts(settings)))
         with Progress(history, console, f"{cast.clients} clients, {where}") as progress:
             code = run_process(lambda shutdown: run_roles(scenario, progress.take, shutdown))
         seconds = monotonic() - begun
@@ -154,6 +156,10 @@ def _report(arguments: argparse.Namespace, settings: Settings, history: "History
             out().print(final_table(history))
     if not arguments.json:
         say(f"wrote {arguments.report}: open it in a browser")
+
+
+def _facts(settings: Settings) -> dict[str, str]:
+    return {"role": _NAME, "federation": settings.federation.name, "version": __version__}
 
 
 def _environment(broker: str) -> dict[str, str]:

@@ -16,9 +16,10 @@ from llmos_stream.roles.client import Client, Published, wait_for_topics
 from llmos_stream.roles.client_state import ClientState
 from llmos_stream.roles.local_model import LocalModel, Trained
 from llmos_stream.roles.retry import keep_trying
+from llmos_stream.roles.trail import update_span
 from llmos_stream.roles.versions import Version
 from llmos_stream.runtime import Offload, Shutdown
-from llmos_stream.runtime.tracing import Attribute, span
+from llmos_stream.runtime.tracing import span
 from llmos_stream.training import LocalTrainer, Task
 
 log = logging.getLogger(__name__)
@@ -122,8 +123,7 @@ class _Participation:
 
     async def _update(self, client: Client, local: LocalModel, version: Version) -> bool:
         """Train and publish. False when a stop or the end of the run cut it short."""
-        about: dict[str, Attribute] = {"client_id": client.client_id, "base_version": version.head.number}
-        with span("client.update", about, links=() if client.came is None else (client.came,)):
+        with update_span(client.client_id, version.head.number, client.came):
             with span("client.train"):
                 trained = await self._train(client, local, version)
             if trained is None:

@@ -7,7 +7,7 @@ same background loop.
 import asyncio
 import logging
 from collections.abc import Callable
-from contextlib import AsyncExitStack
+from contextlib import AbstractContextManager, AsyncExitStack
 
 from torch import Tensor
 
@@ -21,8 +21,10 @@ from llmos_stream.roles.client_loop import client_id_of, state_folder
 from llmos_stream.roles.client_state import ClientState
 from llmos_stream.roles.local_model import Trained
 from llmos_stream.roles.retry import keep_trying
+from llmos_stream.roles.trail import update_span
 from llmos_stream.roles.versions import Version
 from llmos_stream.runtime import Background, Offload, Shutdown, run_while
+from llmos_stream.runtime.tracing import Span
 
 log = logging.getLogger(__name__)
 
@@ -76,6 +78,10 @@ class Membership:
         """
         _ = self._joined
         return self._background.run(self._newest())
+
+    def update_span(self, base: Version) -> AbstractContextManager[Span]:
+        """See `trail.update_span`."""
+        return update_span(self._joined.client_id, base.head.number, self._joined.came)
 
     def publish(self, trained: Trained, base: Version) -> Published:
         """Raises Rejected when `base` is too old by now: go on from the newest."""

@@ -1,10 +1,11 @@
-"""Which span each message comes of that is being read, by where it begins."""
+"""What spans say of updates and versions, and which span each message comes of that is being read."""
 
 from collections import OrderedDict
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 
 from llmos_stream.broker import Record
-from llmos_stream.runtime.tracing import Attribute, TraceParent, traceparent_of, tracing
+from llmos_stream.runtime.tracing import Attribute, Span, TraceParent, span, traceparent_of, tracing
 from llmos_stream.types import CodecId, UpdateHead, VersionHead
 
 _MOST = 4096
@@ -20,6 +21,12 @@ def update_attributes(head: UpdateHead) -> dict[str, Attribute]:
         "codec": _codec(head),
         "bytes": head.payload_size,
     }
+
+
+def update_span(client_id: str, base_version: int, came: TraceParent | None) -> AbstractContextManager[Span]:
+    """Around all that a client does for one update; linked to the span of the version that it begins with."""
+    about: dict[str, Attribute] = {"client_id": client_id, "base_version": base_version}
+    return span("client.update", about, links=() if came is None else (came,))
 
 
 def version_attributes(head: VersionHead) -> dict[str, Attribute]:

@@ -139,22 +139,40 @@ def traced(
 ) -> Iterator[None]:
     """Spans of this context, and of the tasks made in it, go to `tracing.endpoint` (or `exporter`) meanwhile.
 
-    `facts` are `role`, `federation` and `version` of the process. Nothing happens where no endpoint is set. Raises
-    ConfigError where the package for it is missing.
+    See `open_tracer`.
     """
-    if settings.endpoint is None:
+    tracer = open_tracer(settings, facts, exporter)
+    try:
+        with tracing_to(tracer):
+            yield
+    finally:
+        if tracer is not None:
+            tracer.close()
+
+
+@contextmanager
+def tracing_to(tracer: Tracer | None) -> Iterator[None]:
+    """Spans of this context, and of the tasks made in it, go there meanwhile. None changes nothing."""
+    if tracer is None:
         yield
         return
-    tracer = _tracer(settings, facts, exporter)
     token = _current.set(tracer)
     try:
         yield
     finally:
         _current.reset(token)
-        tracer.close()
 
 
-def _tracer(settings: TracingSettings, facts: Mapping[str, str], exporter: "SpanExporter | None") -> Tracer:
+def open_tracer(
+    settings: TracingSettings, facts: Mapping[str, str], exporter: "SpanExporter | None" = None
+) -> Tracer | None:
+    """A tracer that sends to `tracing.endpoint` (or `exporter`), to be closed; None where no endpoint is set.
+
+    `facts` are `role`, `federation` and `version` of the process. Raises ConfigError where the package for it is
+    missing.
+    """
+    if settings.endpoint is None:
+        return None
     try:
         from llmos_stream.runtime.otlp import OpenTelemetry  # noqa: PLC0415 (an extra)
     except ModuleNotFoundError as error:

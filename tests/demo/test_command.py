@@ -8,6 +8,7 @@ import pytest
 
 from tests.cli.aids import Run, Start
 from tests.conftest import IN_CI
+from tests.monitoring.collector import collector
 
 _KEYS = {"final_accuracy", "versions", "updates", "bytes_sent", "bytes_raw", "seconds", "broker", "report", "finished"}
 _QUICK = ("--task.entry", "blobs", "--client.min-train-seconds", "0")
@@ -49,6 +50,15 @@ def test_json_and_the_report(start: Start, tmp_path: Path) -> None:
     assert found["seconds"] > 0
     assert (found["broker"], found["report"], found["clients"]) == ("embedded", "report.html", 2)
     assert _is_a_report(tmp_path / "report.html")
+
+
+def test_the_demo_is_traced_where_a_collector_is_named(llmos: Run) -> None:
+    with collector() as collected:
+        endpoint = str(collected.settings.endpoint)
+        done = llmos("demo", "--json", *_QUICK, *_TWO, "--stop.max-versions", "3", "--tracing.endpoint", endpoint)
+        assert done.status == 0, done
+        assert {service for service, _ in collected.spans} == {"llmos-demo"}
+        assert {"client.update", "aggregator.fold", "aggregator.version", "evaluator.evaluate"} <= set(collected.names)
 
 
 def test_the_table_fits_80_columns(llmos: Run, tmp_path: Path) -> None:

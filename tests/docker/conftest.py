@@ -75,3 +75,4 @@ def _up(stack: Stack, services: list[str], say: Say, session: pytest.Session) ->
         if session.testsfailed > failed:
             say(stack.compose("logs", "--tail", "20"))
         stack.down()
+        assert stack.left() == {"container": [], "volume": [], "network": []}

@@ -157,5 +157,5 @@ def test_everyone_ends_in_order_and_nothing_stays(stack: Stack, say: Say) -> Non
         stack.stop()
         statuses = {service: stack.look(service).status for service in ROLES}
         assert statuses == dict.fromkeys(ROLES, 0)
-        stack.down()
+        stack.down()  # and nothing stays
     assert stack.left() == {"container": [], "volume": [], "network": []}
