@@ -1,7 +1,7 @@
 """Dynamic batching: requests for one version share a forward pass.
 
 A batch goes when `max_batch` examples are there or the oldest has waited for `max_delay_ms`, whichever is first. While
-every thread is busy more come together, so batches grow with the load.
+every thread is busy more come together, so batches grow with the load. A request that the model fails on fails alone.
 """
 
 import asyncio
@@ -126,29 +126,39 @@ class Batcher:
         self._observe(sum(len(request.inputs) for request in batch))
         try:
             answers = await self._offload.run(_forward, held, [request.inputs for request in batch])
-        except Exception as error:  # noqa: BLE001 (whatever a model raises is its requests' trouble alone)
-            # Not the error's text: it may hold what was asked.
-            log.error("version %d failed on a batch: %s", held.version, type(error).__name__)
-            ours = error if isinstance(error, PredictionFailed) else PredictionFailed(_failed(held.version))
-            _fail(batch, ours)
         except BaseException:
             _fail(batch, Busy("stopping"))
             raise
-        else:
-            for request, outputs in zip(batch, answers, strict=True):
-                if not request.answer.done():
-                    request.answer.set_result(outputs)
+        for request, answer in zip(batch, answers, strict=True):
+            if isinstance(answer, PredictionFailed):
+                _fail([request], answer)
+            elif not request.answer.done():
+                request.answer.set_result(answer)
 
 
-def _forward(held: Held, inputs: list[Tensor]) -> list[Outputs]:
+def _forward(held: Held, inputs: list[Tensor]) -> list[Outputs | PredictionFailed]:
+    """One pass for all. Where that fails each gets its own: nobody's request spoils those of others."""
+    try:
+        return _together(held, inputs)
+    except Exception as error:  # noqa: BLE001 (whatever a model raises is its requests' trouble alone)
+        if len(inputs) > 1:
+            return [answer for one in inputs for answer in _forward(held, [one])]
+        # Not the error's text: it may hold what was asked.
+        log.error("version %d failed on a request: %s", held.version, type(error).__name__)
+        return [error if isinstance(error, PredictionFailed) else PredictionFailed(_failed(held.version))]
+
+
+def _together(held: Held, inputs: list[Tensor]) -> list[Outputs | PredictionFailed]:
     together = torch.cat(inputs) if len(inputs) > 1 else inputs[0]
     with torch.inference_mode():
         outputs = held.model(together)
     if not isinstance(outputs, Tensor) or outputs.ndim < 1 or len(outputs) != len(together) or outputs.is_complex():
         raise PredictionFailed(f"version {held.version} did not give a tensor with a row for each example")
-    if not bool(torch.isfinite(outputs).all()):
-        raise PredictionFailed(f"version {held.version} gave numbers that are not finite; ask for another version")
-    return [part.tolist() for part in torch.split(outputs, [len(one) for one in inputs])]
+    parts = torch.split(outputs, [len(one) for one in inputs])
+    if bool(torch.isfinite(outputs).all()):
+        return [part.tolist() for part in parts]
+    unusable = PredictionFailed(f"version {held.version} gave numbers that are not finite; ask for another version")
+    return [part.tolist() if bool(torch.isfinite(part).all()) else unusable for part in parts]
 
 
 def _failed(version: int) -> str:

@@ -102,7 +102,7 @@ async def test_past_the_limit_requests_are_turned_away_and_places_come_back() ->
         assert await _ask(batcher, version, 2.0) == [[2.0]]
 
 
-async def test_a_batch_that_fails_fails_only_its_own_requests() -> None:
+async def test_a_request_that_the_model_fails_on_spoils_none_that_shared_its_pass() -> None:
     gate = _Gate()
 
     def picky(inputs: Tensor) -> None:
@@ -117,19 +117,21 @@ async def test_a_batch_that_fails_fails_only_its_own_requests() -> None:
         others = [_ask(batcher, version, value) for value in (-1.0, 2.0, 3.0, 4.0)]
         await until(lambda: batcher.waiting == 4)
         gate.open.set()
-        done = await asyncio.gather(first, *others, return_exceptions=True)
-    good = [done[0], *done[3:]]
-    assert good == [[[2.0]], [[6.0]], [[8.0]]]
-    for error in done[1:3]:
-        assert isinstance(error, PredictionFailed)
-        assert "version 2" in str(error)
-        assert "secret" not in str(error)
+        first_done, failed, *good = await asyncio.gather(first, *others, return_exceptions=True)
+    assert [first_done, *good] == [[[2.0]], [[4.0]], [[6.0]], [[8.0]]]
+    assert isinstance(failed, PredictionFailed)
+    assert "version 2" in str(failed)
+    assert "secret" not in str(failed)
+    assert gate.sizes == [1, 2, 1, 1, 2]
 
 
-async def test_numbers_that_are_not_finite_are_no_answer() -> None:
-    async with _batching(max_delay_ms=0.0) as batcher:
+async def test_numbers_that_are_not_finite_are_no_answer_to_who_asked_for_them() -> None:
+    async with asyncio.timeout(SECONDS), _batching(max_batch=4, max_delay_ms=10_000.0) as batcher:
+        version = held(2)
+        bad, good = _ask(batcher, version, 3e38, 1.0), _ask(batcher, version, 1.0, 2.0)
         with pytest.raises(PredictionFailed, match="not finite"):
-            await _ask(batcher, held(2), 3e38)
+            await bad
+        assert await good == [[2.0], [4.0]]
 
 
 async def test_who_has_gone_is_not_worked_for() -> None:
