@@ -35,7 +35,7 @@ _MAY: dict[str, tuple[set[str], set[str]]] = {
     ),
     "inference": (
         {"fastapi", "fastapi_offline", "starlette", "uvicorn", "pydantic", "orjson", "prometheus_client", "torch"},
-        _BASE | {"broker", "codec", "replay", "roles", "runtime", "training"},
+        _BASE | {"broker", "codec", "registry", "replay", "roles", "runtime", "training"},
     ),
     "registry": (
         {"torch", "orjson", "fsspec", "prometheus_client"},

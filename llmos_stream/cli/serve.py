@@ -20,7 +20,7 @@ def add(commands: Commands) -> None:
         "serve",
         run,
         text="answer predictions over HTTP with the versions of a federation",
-        sections=("federation", "broker", "wire", "task", "runtime", "operations", "inference", "tracing"),
+        sections=("federation", "broker", "wire", "task", "runtime", "operations", "inference", "registry", "tracing"),
         examples=(
             "  llmos-stream serve --task.entry digits      then open http://127.0.0.1:8000/docs\n"
             "  llmos-stream serve --inference.canary 0.1"

@@ -6,8 +6,8 @@ from contextlib import AsyncExitStack
 from llmos_stream.broker import Broker, Topics
 from llmos_stream.config import Settings
 from llmos_stream.errors import OffsetGone, Rejected
-from llmos_stream.inference.held import Shelf, build
-from llmos_stream.replay import Missing, ReplayLog
+from llmos_stream.inference.held import Held, Shelf, build
+from llmos_stream.inference.promoted import Promoted
 from llmos_stream.roles import ControlView, Pointer, Replica, Version, wait_for_topics
 from llmos_stream.roles.retry import keep_trying, until_stop
 from llmos_stream.roles.trail import version_attributes
@@ -22,7 +22,7 @@ _CATCH_UP_SECONDS = 60.0
 
 
 class Following:
-    """Puts versions on the shelf."""
+    """Puts versions on the shelf. `promoted` finds those that it is not following any more."""
 
     def __init__(
         self,
@@ -30,6 +30,7 @@ class Following:
         settings: Settings,
         task: Task,
         shelf: Shelf,
+        promoted: Promoted,
         offload: Offload,
         shutdown: Shutdown,
     ) -> None:
@@ -38,10 +39,11 @@ class Following:
         self._topics = Topics(settings.federation.name)
         self._task = task
         self._shelf = shelf
+        self._promoted = promoted
         self._offload = offload
         self._shutdown = shutdown
+        self._taken: int | None = None  # not the newest held, which may be another run's, from the registry
         self._refused: int | None = None
-        self._not_there: int | None = None
 
     async def run(self) -> None:
         """Until a stop is asked for. What is held goes on serving while the broker does not answer.
@@ -71,13 +73,13 @@ class Following:
         return control, Replica(models, topics.models, self._settings.wire, self._offload)
 
     async def _take(self, replica: Replica, latest: Pointer) -> None:
-        newest = self._shelf.newest
-        if latest.version == self._refused or (newest is not None and latest.version <= newest):
+        if latest.version == self._refused or (self._taken is not None and latest.version <= self._taken):
             return
         try:
             version = await replica.move_to(latest, _CATCH_UP_SECONDS)
             with follow("inference.swap", replica.came, version_attributes(version.head)):
                 await self._hold(version)
+            self._taken = latest.version
         except OffsetGone:
             log.warning("version %d was deleted before it was read; going on with the next", latest.version)
         except Rejected as error:
@@ -90,23 +92,16 @@ class Following:
             await self._take(replica, latest)
         if version in self._shelf.held:
             self._shelf.promote(version)
-        elif version == self._not_there or not await self._fetch(version):
-            return
+        elif (held := await self._promoted.find(version)) is not None:
+            self._publish(held, promoted=True)
+        else:
+            return  # what served goes on
         log.info("version %d is promoted", version)
 
-    async def _fetch(self, version: int) -> bool:
-        """A promoted version of before, rebuilt from the log. False when it cannot be had: what served goes on."""
-        try:
-            async with ReplayLog(self._broker, self._settings, self._offload) as past:
-                await self._hold(await past.version(version), promoted=True)
-        except (Missing, OffsetGone) as error:
-            log.error("version %d is promoted and cannot be had (%s); promote another", version, error)
-            self._not_there = version
-            return False
-        return True
+    async def _hold(self, version: Version) -> None:
+        self._publish(await self._offload.run(build, self._task, self._settings, version))
 
-    async def _hold(self, version: Version, *, promoted: bool = False) -> None:
-        held = await self._offload.run(build, self._task, self._settings, version)
+    def _publish(self, held: Held, *, promoted: bool = False) -> None:
         self._shelf.publish(held, promoted=promoted)
         met(MODEL)
         log.info("version %d is ready", held.version)

@@ -8,13 +8,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from random import random
 
-from torch import nn
+from torch import Tensor, nn
 
 from llmos_stream.codec import Layout
 from llmos_stream.config import InferenceSettings, Settings
 from llmos_stream.errors import ConfigError
 from llmos_stream.inference.errors import NotHeld
 from llmos_stream.inference.routing import Choice, Route, Why, choose, serving
+from llmos_stream.registry import Archived
 from llmos_stream.roles import Version
 from llmos_stream.training import Task, load_, shared_tensors
 
@@ -36,13 +37,23 @@ def build(task: Task, settings: Settings, version: Version) -> Held:
 
     Raises ConfigError when the version is of another model.
     """
+    head, model = version.head, _model(task, settings, version.layout, version.weights)
+    return Held(head.number, head.weights_digest.hex(), head.time_ms, model)
+
+
+def build_archived(task: Task, settings: Settings, entry: Archived, weights: Tensor) -> Held:
+    """As `build`, of what the registry holds."""
+    model = _model(task, settings, entry.layout, weights)
+    return Held(entry.version, entry.weights_digest.hex(), entry.time_ms, model)
+
+
+def _model(task: Task, settings: Settings, layout: Layout, weights: Tensor) -> nn.Module:
     model = task.model()
     shared = shared_tensors(model, settings.task.share)
-    if Layout.of(shared).digest != version.layout.digest:
+    if Layout.of(shared).digest != layout.digest:
         raise ConfigError("task.entry, task.share: the task's shared tensors are not the federation's")
-    load_(shared, version.layout.unflatten(version.weights))
-    head = version.head
-    return Held(head.number, head.weights_digest.hex(), head.time_ms, model.eval().requires_grad_(False))
+    load_(shared, layout.unflatten(weights))
+    return model.eval().requires_grad_(False)
 
 
 class Shelf:

@@ -14,6 +14,7 @@ from llmos_stream.inference.held import Shelf
 from llmos_stream.inference.http import serve_http
 from llmos_stream.inference.inputs import form_of
 from llmos_stream.inference.metrics import InferenceMetrics
+from llmos_stream.inference.promoted import Promoted
 from llmos_stream.runtime import Offload, Shutdown, run_while
 from llmos_stream.training import Task
 
@@ -25,7 +26,8 @@ async def run_inference(
 ) -> int | None:
     """Serve until a stop is asked for, and answer what is under way then. Returns the version that served last.
 
-    Raises ConfigError when the port cannot be had, or the task's model is not the federation's or cannot be served.
+    Raises ConfigError when the port cannot be had, `registry.url` makes no sense, or the task's model is not the
+    federation's or cannot be served.
     """
     ours = settings.inference
     form = await offload.run(form_of, task)
@@ -34,10 +36,13 @@ async def run_inference(
     batcher = Batcher(ours, offload, metrics.batch)
     metrics.watch_waiting(lambda: batcher.waiting)
 
-    following = Following(broker, settings, task, shelf, offload, shutdown)
     app = make_app(ours, form, shelf, batcher, metrics, offload)
     drain = settings.runtime.stop_seconds * _DRAIN
-    await run_while(serve_http(app, ours, shutdown, drain), batcher.run(), following.run())
+    # A store may be slow: threads of its own, so that predictions do not wait for it.
+    async with Offload(1) as fetching:
+        promoted = Promoted(broker, settings, task, offload, fetching)
+        following = Following(broker, settings, task, shelf, promoted, offload, shutdown)
+        await run_while(serve_http(app, ours, shutdown, drain), batcher.run(), following.run())
     return _number(shelf)
 
 

@@ -46,6 +46,11 @@ class Archived:
         return bytes.fromhex(self.head["weights_digest"])
 
     @property
+    def time_ms(self) -> int:
+        """When it was made, in milliseconds since the epoch."""
+        return round(datetime.fromisoformat(self.head["time"]).timestamp() * 1000)
+
+    @property
     def metadata(self) -> dict[str, str]:
         return file_metadata(self.federation, self.version, self.weights_digest)
 
@@ -99,8 +104,9 @@ def load_entry(data: bytes, federation: str, number: int) -> Archived:
         if min(found.at.partition, found.at.offset, found.at.beginning.partition, found.at.beginning.offset) < 0:
             raise ValueError("no place in a log")
         _digest(head["weights_digest"])
+        _ = found.time_ms
         confirmed = _digest(head["layout_digest"]) == found.layout.digest
-    except (orjson.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError, Rejected) as error:
+    except (orjson.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError, OverflowError, Rejected) as error:
         raise Damaged(f"version.json cannot be read ({type(error).__name__})") from None
     if (found.federation, found.version, head.get("number")) != (federation, number, number):
         raise Damaged("version.json is that of another version")

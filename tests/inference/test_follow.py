@@ -1,88 +1,26 @@
 """A served federation: versions come from a real aggregator through the log, and requests go on meanwhile."""
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-import httpx
 import pytest
 import torch
-from prometheus_client import CollectorRegistry
 from torch import Tensor
 
 from llmos_stream.broker import Broker, MemoryBroker
 from llmos_stream.config import Settings
 from llmos_stream.errors import BrokerUnavailable, ConfigError
-from llmos_stream.inference.api import make_app
-from llmos_stream.inference.batching import Batcher
-from llmos_stream.inference.follow import Following
-from llmos_stream.inference.held import Shelf, build
-from llmos_stream.inference.inputs import form_of
-from llmos_stream.inference.metrics import InferenceMetrics
-from llmos_stream.roles import Initial, Version, decoded_versions, initial_of, retry
-from llmos_stream.roles.control_records import PROMOTED, Promotion, dump_promotion
-from llmos_stream.runtime import BROKER, MODEL, Health, Offload, Shutdown
+from llmos_stream.inference.held import build
+from llmos_stream.roles import Version, decoded_versions, retry
+from llmos_stream.runtime import BROKER
 from llmos_stream.training import Task, load_task
 from tests.inference.aids import until
+from tests.inference.following import Serving, promote_in_log, publish, serving_of, settings_of, task_of
 from tests.replay.aids import running_from
-from tests.roles.aids import Running, settings_for, update
+from tests.roles.aids import Running, settings_for
 
 _VERSIONS = 20
-
-
-class _Serving:
-    """The service without its port."""
-
-    def __init__(self, shelf: Shelf, http: httpx.AsyncClient, health: Health, following: "asyncio.Task[None]") -> None:
-        self.shelf = shelf
-        self.http = http
-        self.health = health
-        self.following = following
-
-
-@contextlib.asynccontextmanager
-async def _serving(broker: Broker, settings: Settings, task: Task) -> AsyncIterator[_Serving]:
-    shutdown, metrics = Shutdown(), InferenceMetrics(CollectorRegistry())
-    health = Health((BROKER, MODEL))
-    health.attach()
-    async with Offload(2) as offload:
-        shelf = Shelf(settings.inference)
-        batcher = Batcher(settings.inference, offload)
-        app = make_app(settings.inference, form_of(task), shelf, batcher, metrics, offload)
-        following = asyncio.create_task(Following(broker, settings, task, shelf, offload, shutdown).run())
-        answering = asyncio.create_task(batcher.run())
-        transport = httpx.ASGITransport(app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
-            try:
-                yield _Serving(shelf, http, health, following)
-            finally:
-                shutdown.request()
-                answering.cancel()
-                await asyncio.wait([following, answering])
-    if not following.cancelled():
-        following.result()
-
-
-def _settings(federation: str, **sections: Any) -> Settings:
-    return settings_for(federation, task={"entry": "blobs"}, **{"versions": {"full_every": 4}, **sections})
-
-
-def _task(settings: Settings) -> tuple[Task, Initial]:
-    task = load_task(settings.task, settings.client)
-    return task, initial_of(task, settings)
-
-
-async def _publish(running: Running, initial: Initial, number: int) -> None:
-    delta = torch.randn(initial.layout.numel, generator=torch.Generator().manual_seed(number))
-    records = update(delta, sequence=number, base_version=number - 1, layout_digest=initial.layout.digest)
-    await running.send(records)
-    await running.version(number)
-
-
-async def _promote(running: Running, version: int) -> None:
-    async with running.broker.producer() as producer:
-        await producer.send(running.topics.control, dump_promotion(Promotion(version, (), 0)), key=PROMOTED)
 
 
 async def _expected(running: Running, settings: Settings, task: Task, inputs: Tensor) -> Mapping[int, Tensor]:
@@ -98,14 +36,14 @@ async def _expected(running: Running, settings: Settings, task: Task, inputs: Te
 async def test_twenty_versions_come_under_load_and_every_answer_is_that_of_the_version_it_names(
     broker: Broker, federation: str
 ) -> None:
-    settings = _settings(federation, inference={"canary": 0.3, "max_batch": 8, "max_delay_ms": 0.5})
-    task, initial = _task(settings)
+    settings = settings_of(federation, inference={"canary": 0.3, "max_batch": 8, "max_delay_ms": 0.5})
+    task, initial = task_of(settings)
     inputs = next(iter(task.test_batches(16)))[0]
     assert isinstance(inputs, Tensor)
     answers: list[tuple[int, int, list[float]]] = []  # row asked, version, outputs
     done = asyncio.Event()
 
-    async def ask(serving: _Serving, begin: int) -> None:
+    async def ask(serving: Serving, begin: int) -> None:
         row = begin
         while not done.is_set():
             row = (row + 1) % len(inputs)
@@ -114,15 +52,15 @@ async def test_twenty_versions_come_under_load_and_every_answer_is_that_of_the_v
             said = answer.json()
             answers.append((row, said["version"], said["outputs"][0]))
 
-    async with running_from(broker, settings, initial) as running, _serving(broker, settings, task) as serving:
+    async with running_from(broker, settings, initial) as running, serving_of(broker, settings, task) as serving:
         await until(lambda: serving.shelf.newest == 0)
         assert serving.health.ready
         asking = [asyncio.create_task(ask(serving, begin)) for begin in range(8)]
         for number in range(1, _VERSIONS + 1):
-            await _publish(running, initial, number)
+            await publish(running, initial, number)
             await until(lambda number=number: serving.shelf.newest == number)  # type: ignore[misc]
             if number == 8:
-                await _promote(running, number)
+                await promote_in_log(running, number)
                 await until(lambda: serving.shelf.promoted == 8)
         seen = len(answers)
         await until(lambda: len(answers) > seen + 50 or any(one.done() for one in asking))
@@ -139,36 +77,36 @@ async def test_twenty_versions_come_under_load_and_every_answer_is_that_of_the_v
 
 
 async def test_a_promoted_version_of_long_ago_serves_after_a_restart(federation: str) -> None:
-    settings = _settings(federation, inference={"keep": 1})
-    task, initial = _task(settings)
+    settings = settings_of(federation, inference={"keep": 1})
+    task, initial = task_of(settings)
     broker = MemoryBroker()
     async with running_from(broker, settings, initial) as running:
         for number in range(1, 8):
-            await _publish(running, initial, number)
-        await _promote(running, 2)
-        async with _serving(broker, settings, task) as serving:
+            await publish(running, initial, number)
+        await promote_in_log(running, 2)
+        async with serving_of(broker, settings, task) as serving:
             await until(lambda: serving.shelf.newest == 7)
             models = (await serving.http.get("/v1/models")).json()
             assert (models["serving"], models["why"], models["promoted"]) == (2, "promoted", 2)
             assert [one["version"] for one in models["models"]] == [2, 7]
-            await _promote(running, 7)
+            await promote_in_log(running, 7)
             await until(lambda: serving.shelf.promoted == 7)
-            await _promote(running, 99)  # nobody has it: what served goes on
-            await _promote(running, 5)
+            await promote_in_log(running, 99)  # nobody has it: what served goes on
+            await promote_in_log(running, 5)
             await until(lambda: serving.shelf.promoted == 5)
 
 
 async def test_a_version_that_nobody_can_have_is_not_served_and_nothing_else_suffers(
     federation: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    settings = _settings(federation)
-    task, initial = _task(settings)
+    settings = settings_of(federation)
+    task, initial = task_of(settings)
     broker = MemoryBroker()
-    async with running_from(broker, settings, initial) as running, _serving(broker, settings, task) as serving:
+    async with running_from(broker, settings, initial) as running, serving_of(broker, settings, task) as serving:
         await until(lambda: serving.shelf.newest == 0)
-        await _promote(running, 99)
+        await promote_in_log(running, 99)
         await until(lambda: "version 99 is promoted and cannot be had" in caplog.text)
-        await _publish(running, initial, 1)
+        await publish(running, initial, 1)
         await until(lambda: serving.shelf.newest == 1)
         assert serving.shelf.promoted is None
         assert caplog.text.count("cannot be had") == 1
@@ -203,18 +141,18 @@ async def test_it_goes_on_answering_without_a_broker_and_catches_up_afterwards(
     federation: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(retry, "_FIRST_PAUSE_SECONDS", 0.001)
-    settings = _settings(federation)
-    task, initial = _task(settings)
+    settings = settings_of(federation)
+    task, initial = task_of(settings)
     memory = MemoryBroker()
     unsteady: Any = _Lost(memory)
-    async with running_from(memory, settings, initial) as running, _serving(unsteady, settings, task) as serving:
+    async with running_from(memory, settings, initial) as running, serving_of(unsteady, settings, task) as serving:
         await until(lambda: serving.shelf.newest == 0)
         unsteady.lost = True
         await until(lambda: not serving.health.ready)
         assert set(serving.health.missing) == {BROKER}
         answer = await serving.http.post("/v1/predict", json={"inputs": [[0.0] * 16]})
         assert answer.json()["version"] == 0
-        await _publish(running, initial, 1)
+        await publish(running, initial, 1)
         assert serving.shelf.newest == 0
         unsteady.lost = False
         await until(lambda: serving.shelf.newest == 1)
@@ -222,19 +160,19 @@ async def test_it_goes_on_answering_without_a_broker_and_catches_up_afterwards(
 
 
 async def test_a_task_of_another_model_ends_it(federation: str) -> None:
-    settings = _settings(federation)
-    _, initial = _task(settings)
+    settings = settings_of(federation)
+    _, initial = task_of(settings)
     broker = MemoryBroker()
     other = load_task(settings_for(federation, task={"entry": "digits"}).task, settings.client)
     async with running_from(broker, settings, initial):
         with pytest.raises(ConfigError, match="not the federation's"):
-            async with _serving(broker, settings, other) as serving:
+            async with serving_of(broker, settings, other) as serving:
                 await asyncio.wait([serving.following])
 
 
 async def test_what_is_built_is_in_eval_mode_and_a_copy(federation: str) -> None:
-    settings = _settings(federation)
-    task, initial = _task(settings)
+    settings = settings_of(federation)
+    task, initial = task_of(settings)
     broker = MemoryBroker()
     found: list[Version] = []
     async with (

@@ -1,0 +1,81 @@
+"""A federation that is served: a real aggregator, and the service without its port."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import torch
+from prometheus_client import CollectorRegistry
+
+from llmos_stream.broker import Broker
+from llmos_stream.config import Settings
+from llmos_stream.inference.api import make_app
+from llmos_stream.inference.batching import Batcher
+from llmos_stream.inference.follow import Following
+from llmos_stream.inference.held import Shelf
+from llmos_stream.inference.inputs import form_of
+from llmos_stream.inference.metrics import InferenceMetrics
+from llmos_stream.inference.promoted import Promoted
+from llmos_stream.roles import Initial, initial_of
+from llmos_stream.roles.control_records import PROMOTED, Promotion, dump_promotion
+from llmos_stream.runtime import BROKER, MODEL, Health, Offload, Shutdown
+from llmos_stream.training import Task, load_task
+from tests.roles.aids import Running, settings_for, update
+
+
+class Serving:
+    """The service without its port."""
+
+    def __init__(self, shelf: Shelf, http: httpx.AsyncClient, health: Health, following: "asyncio.Task[None]") -> None:
+        self.shelf = shelf
+        self.http = http
+        self.health = health
+        self.following = following
+
+
+@contextlib.asynccontextmanager
+async def serving_of(broker: Broker, settings: Settings, task: Task) -> AsyncIterator[Serving]:
+    shutdown, metrics = Shutdown(), InferenceMetrics(CollectorRegistry())
+    health = Health((BROKER, MODEL))
+    health.attach()
+    async with Offload(2) as offload:
+        shelf = Shelf(settings.inference)
+        batcher = Batcher(settings.inference, offload)
+        app = make_app(settings.inference, form_of(task), shelf, batcher, metrics, offload)
+        promoted = Promoted(broker, settings, task, offload, offload)
+        follower = Following(broker, settings, task, shelf, promoted, offload, shutdown)
+        following = asyncio.create_task(follower.run())
+        answering = asyncio.create_task(batcher.run())
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
+            try:
+                yield Serving(shelf, http, health, following)
+            finally:
+                shutdown.request()
+                answering.cancel()
+                await asyncio.wait([following, answering])
+    if not following.cancelled():
+        following.result()
+
+
+def settings_of(federation: str, **sections: Any) -> Settings:
+    return settings_for(federation, task={"entry": "blobs"}, **{"versions": {"full_every": 4}, **sections})
+
+
+def task_of(settings: Settings) -> tuple[Task, Initial]:
+    task = load_task(settings.task, settings.client)
+    return task, initial_of(task, settings)
+
+
+async def publish(running: Running, initial: Initial, number: int) -> None:
+    delta = torch.randn(initial.layout.numel, generator=torch.Generator().manual_seed(number))
+    records = update(delta, sequence=number, base_version=number - 1, layout_digest=initial.layout.digest)
+    await running.send(records)
+    await running.version(number)
+
+
+async def promote_in_log(running: Running, version: int) -> None:
+    async with running.broker.producer() as producer:
+        await producer.send(running.topics.control, dump_promotion(Promotion(version, (), 0)), key=PROMOTED)

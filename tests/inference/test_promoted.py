@@ -1,0 +1,193 @@
+"""A promoted version that the log does not hold any more: it comes from the registry, as soon as that answers."""
+
+import asyncio
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from llmos_stream.broker import Broker, MemoryBroker
+from llmos_stream.codec import Layout
+from llmos_stream.config import Settings
+from llmos_stream.errors import ConfigError
+from llmos_stream.inference import promoted as module
+from llmos_stream.inference import run_inference
+from llmos_stream.inference.held import build
+from llmos_stream.inference.promoted import Promoted
+from llmos_stream.registry import Store, StoreUnavailable, open_store
+from llmos_stream.roles import Initial
+from llmos_stream.runtime import Offload, Shutdown
+from tests.inference.aids import until
+from tests.inference.following import promote_in_log, publish, serving_of, settings_of, task_of
+from tests.registry.aids import AT, version_of
+from tests.replay.aids import running_from
+
+_OLD = 70
+_QUESTION = {"inputs": [[0.5] * 16]}
+
+
+def _with_registry(federation: str, folder: Path, **sections: Any) -> Settings:
+    return settings_of(federation, registry={"url": f"file://{folder}"}, **sections)
+
+
+def _archive(settings: Settings, initial: Initial, number: int = _OLD) -> None:
+    open_store(settings).save(version_of(initial.layout, number), AT)
+
+
+class _Away:
+    """A store that does not answer for as long as it is `away`."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.away = True
+        self.asked = 0
+        real = Store.load
+
+        def load(store: Store, number: int) -> Any:
+            self.asked += 1
+            if self.away:
+                raise StoreUnavailable("nobody answers")
+            return real(store, number)
+
+        monkeypatch.setattr(Store, "load", load)
+
+
+async def test_it_is_loaded_from_the_registry_and_answers(broker: Broker, federation: str, tmp_path: Path) -> None:
+    settings = _with_registry(federation, tmp_path)
+    task, initial = task_of(settings)
+    _archive(settings, initial)
+    with torch.no_grad():
+        expected = build(task, settings, version_of(initial.layout, _OLD)).model(torch.tensor(_QUESTION["inputs"]))
+    async with running_from(broker, settings, initial) as running:
+        for _ in ("at first", "and after a restart"):
+            async with serving_of(broker, settings, task) as serving:
+                await until(lambda serving=serving: serving.shelf.newest is not None)  # type: ignore[misc]
+                await promote_in_log(running, _OLD)
+                await until(lambda serving=serving: serving.shelf.promoted == _OLD)  # type: ignore[misc]
+                said = (await serving.http.post("/v1/predict", json=_QUESTION)).json()
+                assert (said["version"], said["why"]) == (_OLD, "promoted")
+                torch.testing.assert_close(torch.tensor(said["outputs"]), expected, rtol=1e-5, atol=1e-5)
+                models = (await serving.http.get("/v1/models")).json()["models"]
+                archived = version_of(initial.layout, _OLD).head
+                assert [one["weights_digest"] for one in models][-1] == archived.weights_digest.hex()
+                assert [one["time_ms"] for one in models][-1] == archived.time_ms
+
+
+async def test_versions_of_a_later_run_with_smaller_numbers_go_on_coming(federation: str, tmp_path: Path) -> None:
+    settings = _with_registry(federation, tmp_path)
+    task, initial = task_of(settings)
+    _archive(settings, initial)
+    broker = MemoryBroker()
+    async with running_from(broker, settings, initial) as running, serving_of(broker, settings, task) as serving:
+        await promote_in_log(running, _OLD)
+        await until(lambda: serving.shelf.promoted == _OLD)
+        for number in (1, 2):
+            await publish(running, initial, number)
+        await promote_in_log(running, 2)
+        await until(lambda: serving.shelf.promoted == 2)
+
+
+async def test_while_the_store_is_away_what_is_held_serves_and_new_versions_come(
+    federation: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "_FIRST_PAUSE_SECONDS", 0.001)
+    monkeypatch.setattr(module, "_LAST_PAUSE_SECONDS", 0.002)
+    store = _Away(monkeypatch)
+    settings = _with_registry(federation, tmp_path)
+    task, initial = task_of(settings)
+    _archive(settings, initial)
+    broker = MemoryBroker()
+    async with running_from(broker, settings, initial) as running:
+        await promote_in_log(running, _OLD)
+        async with serving_of(broker, settings, task) as serving:
+            await until(lambda: store.asked >= 2)
+            await publish(running, initial, 1)
+            await until(lambda: serving.shelf.newest == 1)
+            said = (await serving.http.post("/v1/predict", json=_QUESTION)).json()
+            assert (said["version"], said["why"]) == (1, "newest")
+            assert caplog.text.count("cannot be had yet (nobody answers)") == 1
+            store.away = False
+            await until(lambda: serving.shelf.promoted == _OLD)
+
+
+async def test_another_promotion_does_not_wait_for_one_that_cannot_be_had(
+    federation: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = _Away(monkeypatch)
+    settings = _with_registry(federation, tmp_path)
+    task, initial = task_of(settings)
+    broker = MemoryBroker()
+    async with running_from(broker, settings, initial) as running, serving_of(broker, settings, task) as serving:
+        await promote_in_log(running, _OLD)
+        await until(lambda: store.asked == 1)
+        await promote_in_log(running, 0)
+        await until(lambda: serving.shelf.promoted == 0)
+
+
+async def test_pauses_grow_to_half_a_minute_and_begin_anew_with_another_version(
+    federation: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, now = _Away(monkeypatch), 0.0
+    settings = _with_registry(federation, tmp_path)
+    task, initial = task_of(settings)
+    broker = MemoryBroker()
+    async with running_from(broker, settings, initial), Offload(1) as offload:
+        promoted = Promoted(broker, settings, task, offload, offload, clock=lambda: now)
+        asked = []
+        for second in range(100):
+            now = float(second)
+            before = store.asked
+            assert await promoted.find(_OLD) is None
+            if store.asked > before:
+                asked.append(second)
+        assert asked == [0, 1, 3, 7, 15, 31, 61, 91]
+        assert await promoted.find(_OLD + 1) is None
+        assert store.asked == len(asked) + 1
+
+
+@pytest.mark.parametrize(
+    ("harm", "why"),
+    [
+        ("nothing there", "is not in the registry"),
+        ("cut short", "is not the file that was archived"),
+        ("another model", "the task's shared tensors are not the federation's"),
+        ("no time", "version.json cannot be read"),
+    ],
+)
+async def test_what_cannot_be_had_is_said_once_and_not_asked_for_again(
+    harm: str, why: str, federation: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    store = _Away(monkeypatch)
+    store.away = False
+    settings = _with_registry(federation, tmp_path)
+    task, initial = task_of(settings)
+    place = tmp_path / federation / f"{_OLD:08d}"
+    if harm == "another model":
+        open_store(settings).save(version_of(Layout.of({"w": torch.zeros(3)}), _OLD), AT)
+    elif harm != "nothing there":
+        _archive(settings, initial)
+        name, cut = ("model.safetensors", 1) if harm == "cut short" else ("version.json", 0)
+        data = (place / name).read_bytes()
+        (place / name).write_bytes(data[: len(data) - cut].replace(b'"time"', b'"when"'))
+    broker = MemoryBroker()
+    async with running_from(broker, settings, initial) as running, serving_of(broker, settings, task) as serving:
+        await promote_in_log(running, _OLD)
+        await until(lambda: "cannot be had" in caplog.text)
+        assert why in caplog.text
+        await publish(running, initial, 1)
+        await until(lambda: serving.shelf.newest == 1)
+        assert store.asked == caplog.text.count("cannot be had") == 1
+        assert serving.shelf.promoted is None
+
+
+async def test_a_registry_that_makes_no_sense_is_told_at_the_start(
+    federation: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    settings = settings_of(federation, registry={"url": "nonsense://x"}, inference={"port": 0})
+    task, _ = task_of(settings)
+    async with asyncio.timeout(30), Offload(1) as offload:
+        with pytest.raises(ConfigError, match=r"registry\.url"):
+            await run_inference(MemoryBroker(), settings, task, offload, Shutdown())
+    assert "predicting on" not in caplog.text
