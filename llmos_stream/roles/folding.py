@@ -129,37 +129,55 @@ class Folding:
 
     async def run(self, shutdown: Shutdown, paused: Callable[[], bool] = lambda: False) -> RunEnd | None:
         """Fold until the stop rule fires (returned) or a stop is asked for (None); nothing while it is `paused`."""
-        end: RunEnd | None = None
-        while end is None and not shutdown.requested:
-            self._round = monotonic()
-            self._load = self._load._replace(lag=await self._source.lag())
-            OWN.behind(self._load.lag)
-            BUFFERED.set(len(self._buffered))
-            if self._rests(paused()):
-                await shutdown.wait(_POLL_SECONDS)
-            else:
-                await self._receive(shutdown)
-            end = self._end or await self._observe()
-            await self._flush_sometimes()
-        if end is None:
+        while not self._is_over(shutdown):
+            await self._look_round()
+            if await self._goes_on(shutdown, paused):
+                await self._receive(shutdown, paused)
+        if self._end is None:
             await self._publisher.commit(self._source.safe())
-        return end
+        return self._end
+
+    def _is_over(self, shutdown: Shutdown) -> bool:
+        return self._end is not None or shutdown.requested
+
+    async def _look_round(self) -> None:
+        """What is due however the updates come, also in a pause."""
+        self._round = monotonic()
+        self._load = self._load._replace(lag=await self._source.lag())
+        OWN.behind(self._load.lag)
+        BUFFERED.set(len(self._buffered))
+        self._end = self._end or await self._observe()
+        await self._flush_sometimes()
+
+    async def _goes_on(self, shutdown: Shutdown, paused: Callable[[], bool]) -> bool:
+        """Wait while it is paused. False when the run has ended or a stop is asked for."""
+        while not self._is_over(shutdown) and self._rests(paused()):
+            await self._look_round()
+            await shutdown.wait(_POLL_SECONDS)
+        return not self._is_over(shutdown)
 
     def _rests(self, paused: bool) -> bool:
-        if paused != self._paused:
-            log.info("paused: nothing is folded until `llmos-stream resume`" if paused else "going on after the pause")
+        if paused and not self._paused:
+            log.info("paused: nothing is folded until `llmos-stream resume`")
+        elif self._paused and not paused:
+            log.info("going on after the pause")
         self._paused = paused
         PAUSED.set(paused)
         return paused
 
-    async def _receive(self, shutdown: Shutdown) -> None:
+    async def _receive(self, shutdown: Shutdown, paused: Callable[[], bool]) -> None:
+        """Take what one poll brings. Where a pause comes between, the rest of it waits, and is taken first afterwards.
+
+        Only the next update is decoded meanwhile: the source does nothing until it is asked for another.
+        """
         async with aclosing(self._source.receive(self._patience(), self._state.version)) as updates:
             async for received in updates:
-                await self._take(received)
+                if await self._goes_on(shutdown, paused):
+                    await self._take(received)
                 del received  # as large as the model, and the next one is on its way
-                if self._end is not None or shutdown.requested:
+                if self._is_over(shutdown):
                     break  # what is left is held: it is read again
-        if self._end is None:
+        if await self._goes_on(shutdown, paused):
             await self._tick()
 
     async def _tick(self) -> None:
@@ -220,10 +238,8 @@ class Folding:
             self._refuse(received)
             return
         begun, head = perf_counter(), received.head
-        came, staleness = (
-            self._source.came(received.partition, received.offset),
-            self._state.version - head.base_version,
-        )
+        came = self._source.came(received.partition, received.offset)
+        staleness = self._state.version - head.base_version
         with span("aggregator.fold", {**update_attributes(head), "staleness": staleness}, parent=came) as folding:
             self._state, effects = await self._offload.run(step, self._state, received, monotonic())
         self._fold_seconds += perf_counter() - begun

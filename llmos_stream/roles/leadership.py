@@ -31,6 +31,8 @@ from llmos_stream.runtime.vitals import LEADERSHIPS, LEADING
 
 log = logging.getLogger(__name__)
 
+_LISTEN_SECONDS = 0.1
+
 
 class Load(NamedTuple):
     """How busy the leader is (see `control_records.Leader`)."""
@@ -111,9 +113,16 @@ class Leadership:
                 elif not silent:
                     silent = True
                     log.error("the aggregation does not come round; a standby may take over")
-                await asyncio.sleep(beat)
-                await control.poll(0)
-                self._require_newest(control)
+                await self._listen(control, beat)
+
+    async def _listen(self, control: ControlView, seconds: float) -> None:
+        """Keep `control` current for this long: a takeover and a pause take effect when they are heard."""
+        until = monotonic() + seconds
+        while (left := until - monotonic()) > 0:
+            await asyncio.sleep(min(left, _LISTEN_SECONDS))
+            while await control.poll(0):  # all of it: versions may come faster than one poll takes them
+                pass
+            self._require_newest(control)
 
     async def leave(self) -> None:
         """Hand over in order, so that a standby need not wait."""
