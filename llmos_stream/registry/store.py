@@ -66,13 +66,13 @@ class Store:
             # Names are taken for nothing but numbers, and a path is made of the number.
             names = {path.rstrip("/").rpartition("/")[2] for path in found}
             numbers = sorted(int(name) for name in names if _NUMBER.fullmatch(name))
-            return [number for number in numbers if self._fs.exists(self._path(number, _ENTRY))]
+            return [number for number in numbers if self._exists(self._path(number, _ENTRY))]
 
     def has(self, number: int) -> bool:
         path = self._path(number, _ENTRY)
         with self._reaching(path):
             self._fs.invalidate_cache()
-            return bool(self._fs.exists(path))
+            return self._exists(path)
 
     def entry(self, number: int) -> Archived:
         """What is known of an archived version. Raises NotArchived and Damaged."""
@@ -155,14 +155,22 @@ class Store:
         with self._reaching(self._path(number, _ENTRY)):
             for name in (_ENTRY, f"{_ENTRY}.new", _MODEL):
                 self._remove(self._path(number, name))
-            if isinstance(self._fs, LocalFileSystem) and self._fs.exists(self._path(number)):
+            if isinstance(self._fs, LocalFileSystem) and self._exists(self._path(number)):
                 self._fs.rmdir(self._path(number))
 
     def _path(self, number: int, name: str = "") -> str:
         return f"{self._root}/{number:08d}/{name}".rstrip("/")
 
+    def _exists(self, path: str) -> bool:
+        """Not fsspec's own `exists`, which by default takes a store that does not answer for one without the file."""
+        try:
+            self._fs.info(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return True
+
     def _remove(self, path: str) -> None:
-        if self._fs.exists(path):
+        if self._exists(path):
             self._fs.rm_file(path)
 
     @contextmanager

@@ -266,6 +266,39 @@ def test_a_store_that_fails_says_where(monkeypatch: pytest.MonkeyPatch, tmp_path
         assert caught.value.retriable
 
 
+class _Broken(AbstractFileSystem):  # type: ignore[misc]  # fsspec has no types
+    """A file system with fsspec's own `exists`, whose connection breaks as soon as it has listed a folder."""
+
+    cachable = False
+
+    def ls(self, path: str, detail: bool = True, **_: object) -> list[Any]:
+        found = {"name": f"{path}/00000007", "size": None, "type": "directory"}
+        return [found] if detail else [found["name"]]
+
+    def info(self, path: str, **_: object) -> dict[str, Any]:
+        raise OSError("the connection broke")
+
+
+def test_a_store_that_does_not_answer_is_not_an_empty_one() -> None:
+    store = Store(_Broken(), "/models", "ward")
+    assert not store._fs.exists("/models/ward/00000007")  # as fsspec has it
+    works = (
+        store.numbers,
+        lambda: store.has(7),
+        lambda: store.delete(7),
+        lambda: store.save(version_of(LAYOUT), AT),
+    )
+    for work in works:
+        with pytest.raises(StoreUnavailable, match=r"the registry at /models/ward.*the connection broke"):
+            work()
+
+
+def test_a_file_where_a_version_would_be_is_no_version(folder: Folder) -> None:
+    folder.write("ward/00000009", b"")
+    store = store_at(folder.url)
+    assert (store.numbers(), store.has(9)) == ([], False)
+
+
 @pytest.mark.parametrize(
     ("url", "reason"),
     [
