@@ -2,11 +2,13 @@
 
 import argparse
 import asyncio
+import math
 from functools import partial
 
 from llmos_stream.cli.common import Commands, add_command, print_json, say, start_logging
 from llmos_stream.cli.flags import load_settings
 from llmos_stream.config import Settings
+from llmos_stream.errors import BrokerError
 
 _SECTIONS = ("federation", "broker")
 
@@ -33,19 +35,46 @@ def add(commands: Commands) -> None:
 def _run(arguments: argparse.Namespace, *, paused: bool) -> int:
     settings = load_settings(arguments)
     start_logging(settings)
-    asyncio.run(_tell(settings, paused))
-    if arguments.json:
-        print_json({"paused": paused})
-    elif paused:
-        say("paused: clients rest, nothing is folded; llmos-stream resume lets it go on")
+    if paused:
+        hours = asyncio.run(_pause(settings))
+        if arguments.json:
+            print_json({"paused": True, "updates_kept_hours": hours if hours is None or math.isfinite(hours) else None})
+        else:
+            say("paused: clients rest, nothing is folded; llmos-stream resume lets it go on")
+            say(f"updates under way wait in the log {_how_long(settings, hours)}")
     else:
-        say("the federation goes on")
+        asyncio.run(_resume(settings))
+        if arguments.json:
+            print_json({"paused": False})
+        else:
+            say("the federation goes on")
     return 0
 
 
-async def _tell(settings: Settings, paused: bool) -> None:
+def _how_long(settings: Settings, hours: float | None) -> str:
+    if hours is None:
+        return f"for as long as the broker keeps them (retention.ms of {settings.federation.name}.updates)"
+    if math.isinf(hours):
+        return "until they are folded"
+    return f"for at most {hours:g} hours (topics.updates_retention_hours)"
+
+
+async def _pause(settings: Settings) -> float | None:
+    """How many hours the log keeps what is under way, where that can be told."""
+    from llmos_stream.broker import connect
+    from llmos_stream.roles import set_paused, updates_kept_hours
+
+    async with connect(settings.broker) as broker:
+        await set_paused(broker, settings, True)
+        try:
+            return await updates_kept_hours(broker, settings)
+        except BrokerError:
+            return None  # it is paused all the same
+
+
+async def _resume(settings: Settings) -> None:
     from llmos_stream.broker import connect
     from llmos_stream.roles import set_paused
 
     async with connect(settings.broker) as broker:
-        await set_paused(broker, settings, paused)
+        await set_paused(broker, settings, False)

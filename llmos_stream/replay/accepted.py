@@ -52,6 +52,7 @@ class AcceptedUpdates:
         self._open: dict[int, set[_Place]] = {}  # by offset of the live version: what is not settled of it
         self._read = 0
         self._committed = -1
+        self._rested = False  # since something was read last
 
     async def begin(self, version: int, offset: int) -> None:
         """Start with what was accepted after the live `version`, which begins at `offset`."""
@@ -95,6 +96,9 @@ class AcceptedUpdates:
         self._remember_stand_in(head, self._version)
         self._out, self._out_last = None, False
 
+    def rested(self) -> None:
+        self._rested = True
+
     def release(self, partition: int, offset: int) -> None:
         for places in self._open.values():
             places.discard((partition, offset))
@@ -136,9 +140,13 @@ class AcceptedUpdates:
         try:
             found = await self._heads.poll(timeout_seconds)
         except OffsetGone as error:
-            log.error("live versions were deleted before they were read (%s); going on with the oldest left", error)
+            pause = ", during a pause" if self._rested else ""
+            log.error(
+                "live versions were deleted before they were read%s (%s); going on with the oldest left", pause, error
+            )
             await self._models.seek_to_beginning()
             return
+        self._rested = self._rested and not found
         for logged in found:
             self._read = logged.offset + 1
             if logged.head.number > self._began:

@@ -9,7 +9,7 @@ from llmos_stream.roles.evaluator import Evaluation, Judge, evaluate_once, run_e
 from llmos_stream.roles.local_model import LocalModel
 from llmos_stream.roles.log import LoggedVersion, read_versions
 from llmos_stream.roles.monitor import follow_events
-from llmos_stream.roles.pausing import set_paused
+from llmos_stream.roles.pausing import set_paused, updates_kept_hours
 from llmos_stream.roles.replica import Follower, Replica, decoded_versions
 from llmos_stream.roles.versions import Version, decode_version
 
@@ -41,5 +41,6 @@ __all__ = [
     "run_evaluator",
     "set_paused",
     "state_folder",
+    "updates_kept_hours",
     "wait_for_topics",
 ]

@@ -161,6 +161,7 @@ class Folding:
             log.info("paused: nothing is folded until `llmos-stream resume`")
         elif self._paused and not paused:
             log.info("going on after the pause")
+            self._source.rested()
         self._paused = paused
         PAUSED.set(paused)
         return paused

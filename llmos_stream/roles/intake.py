@@ -27,6 +27,10 @@ from llmos_stream.wire import Assembler, Message, Outcome, Refusal
 
 log = logging.getLogger(__name__)
 
+_AFTER_A_PAUSE = (
+    " while the federation was paused: what is under way then waits for topics.updates_retention_hours at most"
+)
+
 
 class Intake:
     """Reads the updates that clients send to one aggregator. See `Source` for the methods."""
@@ -53,6 +57,7 @@ class Intake:
         self._busy_seconds = 0.0
         self._read_before: dict[TopicPartition, int] = {}
         self._log_time, self._silent_seconds = 0.0, 0.0
+        self._rested: set[TopicPartition] = set()  # those not heard since a pause
 
     async def resume(self, remembered: Mapping[str, object]) -> None:
         """Records up to the present end may have been read before: nothing else is remembered.
@@ -78,6 +83,9 @@ class Intake:
             finally:
                 # Folding may have walked through it once more. Giving back a part of a file may take a while.
                 await self._offload.run(outcome.parts.close)
+
+    def rested(self) -> None:
+        self._rested.update(self._reader.partitions)
 
     def came(self, partition: int, offset: int) -> TraceParent | None:
         return self._trail.take(partition, offset)
@@ -112,13 +120,17 @@ class Intake:
         try:
             records = await self._reader.poll(timeout_seconds)
         except OffsetGone as error:
+            deleted = await skip_deleted(self._reader)
             log.error(
-                "updates were deleted by retention before they were read (%s); going on with the oldest left", error
+                "updates were deleted by retention before they were read (%s)%s; going on with the oldest left",
+                error,
+                _AFTER_A_PAUSE if self._rested.intersection(deleted) else "",
             )
-            for at in await skip_deleted(self._reader):
+            for at in deleted:
                 self._assembler.forget(at.partition)
             return deque()
         self._trail.note(records)
+        self._rested.difference_update(TopicPartition(record.topic, record.partition) for record in records)
         # By the log's own time, and that spent listening in vain since then: an aggregator that was held up, or paused,
         # must not take what waits for what is missing.
         if records:

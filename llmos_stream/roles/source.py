@@ -24,6 +24,9 @@ class Source(Protocol):
     def receive(self, timeout_seconds: float, version: int) -> AsyncGenerator[Update | Refusal, None]:
         """What the next records amount to; nothing at the time-out. `version` is the aggregator's present one."""
 
+    def rested(self) -> None:
+        """A pause is over: what is asked for next may have waited for long."""
+
     def came(self, partition: int, offset: int) -> TraceParent | None:
         """The span that the update there was sent from, where that is known. Asked for once."""
 

@@ -27,8 +27,10 @@ def test_pause_and_resume(llmos: Run, kafka: KafkaNode, on_kafka: str) -> None:
     done = llmos("pause")
     assert (done.status, done.out) == (
         0,
-        "paused: clients rest, nothing is folded; llmos-stream resume lets it go on\n",
+        "paused: clients rest, nothing is folded; llmos-stream resume lets it go on\n"
+        "updates under way wait in the log for at most 24 hours (topics.updates_retention_hours)\n",
     )
     assert asyncio.run(paused())
+    assert llmos("pause", "--json").json() == {"paused": True, "updates_kept_hours": 24.0}
     assert llmos("resume", "--json").json() == {"paused": False}
     assert not asyncio.run(paused())

@@ -213,7 +213,9 @@ async def test_a_model_that_nobody_could_read_is_refused_at_start(
             )
 
 
-async def test_updates_that_retention_deleted_are_passed_over(federation: str) -> None:
+async def test_updates_that_retention_deleted_are_passed_over(
+    federation: str, caplog: pytest.LogCaptureFixture
+) -> None:
     """The committed offset lies before the oldest record left: the run goes on with what there is."""
     broker, settings = MemoryBroker(partition_bytes=1 << 16), settings_for(federation)
     async with aggregator(broker, settings) as running:
@@ -228,6 +230,8 @@ async def test_updates_that_retention_deleted_are_passed_over(federation: str) -
         await running.send(update(delta_of(1.0), client_id="after", base_version=1))
         version = await running.version(2)
     assert oldest > 1
+    assert "updates were deleted by retention" in caplog.text
+    assert "paused" not in caplog.text
     assert [item.client_id for item in version.head.manifest] == ["after"]
 
 

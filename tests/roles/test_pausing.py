@@ -2,7 +2,9 @@
 
 import asyncio
 import logging
+import math
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from time import monotonic
 
 import pytest
@@ -13,7 +15,7 @@ from llmos_stream.broker import Broker, MemoryBroker, Topics
 from llmos_stream.broker.ports import Reader
 from llmos_stream.core import Update
 from llmos_stream.errors import FederationFinished, TopicMissing
-from llmos_stream.roles import ControlView, intake, set_paused
+from llmos_stream.roles import ControlView, intake, set_paused, updates_kept_hours
 from llmos_stream.roles.intake import Intake
 from llmos_stream.runtime import Offload
 from tests.roles.aids import LAYOUT, NUMEL, aggregator, delta_of, settings_for, update
@@ -127,6 +129,43 @@ async def test_what_is_half_received_outlives_a_pause(federation: str, monkeypat
         await producer.send_all(topics.updates, rest, key=b"a")
         (whole,) = [item async for item in source.receive(0.1, 0)]
     assert isinstance(whole, Update)
+
+
+async def test_updates_lost_in_a_pause_are_said_to_be(federation: str, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    broker, settings = MemoryBroker(partition_bytes=1 << 16), settings_for(federation)
+    async with aggregator(broker, settings) as running:
+        await running.version(0)
+        await set_paused(broker, settings, True)
+        await _logged(caplog, "paused: nothing is folded")
+        async with broker.producer() as producer:
+            for _ in range(10):
+                await producer.send(running.topics.updates, b"rubbish" * 1500, key=b"a")
+        await set_paused(broker, settings, False)
+        await _logged(caplog, "deleted by retention")
+        await running.send(update(delta_of(1.0)))
+        await running.version(1)
+    (said,) = (record.getMessage() for record in caplog.records if "deleted by retention" in record.getMessage())
+    assert "while the federation was paused: what is under way then waits for topics.updates_retention_hours" in said
+
+
+@pytest.mark.parametrize(
+    ("hours", "config", "kept"),
+    [
+        (36.0, {}, 36.0),
+        (24.0, {"retention.ms": "5400000"}, 1.5),  # as the topic has it, whatever the settings say now
+        (24.0, {"retention.ms": "-1"}, math.inf),
+        (24.0, {"retention.ms": None}, None),
+    ],
+)
+async def test_how_long_updates_wait_is_told_by_their_topic(
+    broker: Broker, federation: str, hours: float, config: dict[str, str | None], kept: float | None
+) -> None:
+    settings = settings_for(federation, topics={"updates_retention_hours": hours})
+    specs = Topics(federation).specs(settings.topics)
+    updates = {name: value for name, value in {**specs[0].config, **config}.items() if value is not None}
+    await broker.create_topics([replace(specs[0], config=updates), *specs[1:]])
+    assert await updates_kept_hours(broker, settings) == kept
 
 
 async def test_there_must_be_somebody_to_hear_it(broker: Broker, federation: str) -> None:
