@@ -8,15 +8,16 @@ from typing import Any
 import pytest
 import torch
 
-from llmos_stream.broker import Broker, MemoryBroker
+from llmos_stream.broker import Broker, MemoryBroker, Topics
 from llmos_stream.config import Settings
 from llmos_stream.errors import ConfigError, FederationFinished
 from llmos_stream.replay import Outcome, audit, run_shadow, shadow_settings
+from llmos_stream.replay.accepted import AcceptedUpdates
 from llmos_stream.roles import RunEnd
 from llmos_stream.runtime import Offload, Shutdown
 from llmos_stream.types import VersionHead
 from tests.replay.aids import outcomes, replay_log, running_from, topics_of, verdicts_of, write_random
-from tests.roles.aids import Running, delta_of, initial, settings_for, update
+from tests.roles.aids import LAYOUT, Running, delta_of, initial, settings_for, update
 
 
 @contextlib.asynccontextmanager
@@ -180,6 +181,24 @@ async def test_a_killed_shadow_goes_on_where_it_was(federation: str) -> None:
     assert _identities(heads) == _identities(live)
     async with replay_log(broker, _of(settings)) as log:
         assert outcomes(await verdicts_of(log)) == [Outcome.INITIAL] + [Outcome.MATCH] * 18
+
+
+@pytest.mark.parametrize("paused", [True, False])
+async def test_live_versions_lost_in_a_pause_are_said_to_be(
+    federation: str, caplog: pytest.LogCaptureFixture, paused: bool
+) -> None:
+    broker, settings, topics = MemoryBroker(partition_bytes=1 << 16), settings_for(federation), Topics(federation)
+    await broker.create_topics(topics.specs(settings.topics))
+    reading = broker.reader([topics.models], start="earliest"), broker.reader([topics.updates], start="earliest")
+    async with Offload(1) as offload, reading[0] as models, reading[1] as updates, broker.producer() as producer:
+        source = AcceptedUpdates(models, updates, LAYOUT, settings.wire, offload)
+        for _ in range(10):
+            await producer.send(topics.models, b"rubbish" * 1500, key=b"1")
+        if paused:
+            source.rested()
+        assert [item async for item in source.receive(0.1, 0)] == []
+    assert "live versions were deleted before they were read" in caplog.text
+    assert ("during a pause" in caplog.text) == paused
 
 
 def test_a_shadow_of_a_shadow_is_refused() -> None:
