@@ -5,9 +5,18 @@ from fastapi import FastAPI
 from llmos_stream.config import InferenceSettings
 from llmos_stream.runtime import Shutdown
 from llmos_stream.runtime import http as shared
+from llmos_stream.runtime.patience import Patience
+
+_PATIENCE = Patience()
 
 
-async def serve_http(app: FastAPI, settings: InferenceSettings, shutdown: Shutdown, drain_seconds: float) -> None:
+async def serve_http(
+    app: FastAPI,
+    settings: InferenceSettings,
+    shutdown: Shutdown,
+    drain_seconds: float,
+    patience: Patience = _PATIENCE,
+) -> None:
     """Answer until a stop is asked for; what is under way then has `drain_seconds`. Raises ConfigError."""
     place = shared.Place("inference", settings.host, settings.port)
-    await shared.serve_http(app, place, "predicting", shutdown, drain_seconds)
+    await shared.serve_http(app, place, "predicting", shutdown, drain_seconds, patience=patience)

@@ -9,17 +9,20 @@ from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
+from uvicorn.protocols.http.auto import AutoHTTPProtocol
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from llmos_stream.errors import ConfigError
+from llmos_stream.runtime.patience import Patience, patient
 from llmos_stream.runtime.shutdown import Shutdown
 from llmos_stream.runtime.tasks import run_while
 
 log = logging.getLogger(__name__)
 
 _BACKLOG = 1024
-_STALLED_MS = 30_000
-_MOST_CONNECTIONS = 1024  # each may hold a body; past that the answer is 503
+_UNHEARD_MS = 30_000
 _MOST_HEAD_BYTES = 32 << 10  # of a request's line and headers together
+_PATIENCE = Patience()
 
 
 class _Server(uvicorn.Server):
@@ -37,17 +40,24 @@ class Place:
 
 
 async def serve_http(
-    app: ASGIApp, place: Place, said: str, shutdown: Shutdown, drain_seconds: float, *, strict: bool = False
+    app: ASGIApp,
+    place: Place,
+    said: str,
+    shutdown: Shutdown,
+    drain_seconds: float,
+    *,
+    strict: bool = False,
+    patience: Patience = _PATIENCE,
 ) -> None:
     """Answer until a stop is asked for; what is under way then has `drain_seconds`. `said` is for the log.
 
-    `strict` takes the parser that is written in Python: slower, and it breaks off endless headers. Raises ConfigError
-    when the port cannot be had.
+    `strict` takes the parser that is written in Python: slower, and it breaks off endless headers. Who takes longer
+    than `patience` says loses its connection. Raises ConfigError when the port cannot be had.
     """
     with listening(place) as listener:
         config = uvicorn.Config(
             app,
-            http="h11" if strict else "auto",
+            http=patient(H11Protocol if strict else AutoHTTPProtocol, patience),
             h11_max_incomplete_event_size=_MOST_HEAD_BYTES,
             log_config=None,
             access_log=False,
@@ -55,7 +65,7 @@ async def serve_http(
             ws="none",
             server_header=False,
             proxy_headers=False,
-            limit_concurrency=_MOST_CONNECTIONS,
+            limit_concurrency=patience.connections * 9 // 8,  # past this the answer is 503
             timeout_graceful_shutdown=max(1, int(drain_seconds)),
         )
         server = _Server(config)
@@ -83,9 +93,9 @@ def listening(place: Place) -> Iterator[socket.socket]:
         # Connections inherit it. asyncio would set it only on sockets that name their protocol, and without it an
         # answer, which goes out in two writes, waits 40 ms for the other side's delayed acknowledgement.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        # Nor may one who takes nothing keep a connection, and what is written for it, beyond this; Linux has it.
+        # Nor is one that vanished without a word waited for longer than this; Linux has it.
         if hasattr(socket, "TCP_USER_TIMEOUT"):
-            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _STALLED_MS)
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNHEARD_MS)
         yield listener
 
 

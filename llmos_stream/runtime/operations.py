@@ -10,11 +10,8 @@ from contextlib import contextmanager, suppress
 from http import HTTPStatus
 from pathlib import Path
 from shutil import disk_usage
-from socket import SO_REUSEADDR, SOL_SOCKET
-from socketserver import ThreadingMixIn
 from threading import Thread
 from typing import Any
-from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 import orjson
 from prometheus_client import REGISTRY, CollectorRegistry, make_wsgi_app
@@ -25,11 +22,12 @@ from prometheus_client.registry import Collector
 from llmos_stream.config import OperationsSettings
 from llmos_stream.errors import ConfigError
 from llmos_stream.runtime.health import Health
+from llmos_stream.runtime.threaded import ThreadedServer
 
 log = logging.getLogger(__name__)
 
 _PATHS = ("/health", "/ready", "/metrics")
-_REQUEST_SECONDS = 5.0
+_REQUEST_SECONDS = 10.0  # for a connection from its first byte to the last of its answer
 
 
 class Operations:
@@ -77,16 +75,18 @@ class Operations:
 
 
 @contextmanager
-def serve_operations(settings: OperationsSettings, operations: Operations) -> Iterator[int | None]:
+def serve_operations(
+    settings: OperationsSettings, operations: Operations, request_seconds: float = _REQUEST_SECONDS
+) -> Iterator[int | None]:
     """Answer on the port of the settings meanwhile; yields the port, None where none is set.
 
-    Raises ConfigError when the port cannot be had.
+    A connection ends after `request_seconds`, whatever is missing. Raises ConfigError when the port cannot be had.
     """
     if settings.port is None:
         yield None
         return
     try:
-        server = _Server((settings.host, settings.port), _Handler)
+        server = ThreadedServer((settings.host, settings.port), request_seconds)
     except OSError as error:
         raise ConfigError(
             f"operations.host, operations.port: cannot listen on {settings.host}:{settings.port} ({error.strerror})"
@@ -129,33 +129,6 @@ class _Process(Collector):
                 size.add_metric([name], usage.total)
         yield free
         yield size
-
-
-class _Server(ThreadingMixIn, WSGIServer):
-    daemon_threads = True
-    block_on_close = False
-
-    def server_bind(self) -> None:
-        # WSGIServer asks the resolver for this host's name, which may take seconds.
-        self.allow_reuse_address = True
-        self.socket.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
-        self.socket.bind(self.server_address)
-        self.server_address = self.socket.getsockname()
-        self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
-        self.setup_environ()
-
-    def handle_error(self, request: object, client_address: object) -> None:
-        log.debug("a request was broken off", exc_info=True)
-
-
-class _Handler(WSGIRequestHandler):
-    timeout = _REQUEST_SECONDS
-
-    def log_message(self, format: str, *args: object) -> None:
-        log.debug(format, *args)
-
-    def address_string(self) -> str:
-        return str(self.client_address[0])
 
 
 def _status(good: bool) -> HTTPStatus:

@@ -19,11 +19,13 @@ from llmos_stream.dashboard.operating import Operator
 from llmos_stream.dashboard.view import view
 from llmos_stream.runtime import Offload, Shutdown
 from llmos_stream.runtime.http import Place, serve_http
+from llmos_stream.runtime.patience import Patience
 from llmos_stream.types import CodecId, CodecSpec, Contribution, Event, EventKind, VersionHead, VersionKind
 
 SECONDS = 30.0
 TOKEN = "let-me-in"  # noqa: S105
 NOW = 1_760_000_000.0
+_PATIENCE = Patience()
 
 
 class Acts:
@@ -76,12 +78,14 @@ async def shown(**fields: Any) -> AsyncIterator[Shown]:
 
 
 @contextlib.asynccontextmanager
-async def on_a_port(here: Shown, shutdown: Shutdown, number: int = 0) -> AsyncIterator[str]:
+async def on_a_port(
+    here: Shown, shutdown: Shutdown, number: int = 0, patience: Patience = _PATIENCE
+) -> AsyncIterator[str]:
     """The same on a port of the loopback, kept new; yields its address and ends with the block."""
     place = Place("dashboard", "127.0.0.1", number)
     with heard_port() as port:
         serving = asyncio.gather(
-            serve_http(here.app, place, "the live page is", shutdown, 2.0, strict=True),
+            serve_http(here.app, place, "the live page is", shutdown, 2.0, strict=True, patience=patience),
             here.feed.run(shutdown),
         )
         try:

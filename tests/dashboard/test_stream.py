@@ -1,6 +1,9 @@
 """Pages are kept up to date over a real port: a snapshot, then changes; slow ones are let go, and all at the end."""
 
 import asyncio
+import socket
+from itertools import count
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -9,8 +12,9 @@ from starlette.types import Message
 from llmos_stream.dashboard import feed as feed_module
 from llmos_stream.dashboard.changes import apply
 from llmos_stream.dashboard.feed import Feed
-from llmos_stream.dashboard.stream import EventStream
+from llmos_stream.dashboard.stream import _PATIENCE_SECONDS, EventStream
 from llmos_stream.runtime import Shutdown
+from llmos_stream.runtime.patience import Patience
 from llmos_stream.types import EventKind
 from tests.dashboard.aids import SECONDS, Stream, event, on_a_port, shown, until
 
@@ -160,3 +164,41 @@ async def test_a_request_with_endless_headers_is_refused() -> None:
         answer = await http.get(f"{where}/", headers={"x-much": "x" * (64 << 10)})
         assert answer.status_code == 431
         assert (await http.get(f"{where}/")).status_code == 200
+
+
+async def test_half_a_head_is_not_waited_for_while_pages_stay_open() -> None:
+    patience = Patience(head=0.05, body=0.05)
+    async with (
+        shown() as here,
+        on_a_port(here, Shutdown(), patience=patience) as where,
+        httpx.AsyncClient(timeout=SECONDS) as http,
+        http.stream("GET", f"{where}/api/events") as response,
+    ):
+        stream = Stream(response)
+        await stream.next()
+        for half in (b"GET / HT", b"POST /api/pause HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n"):
+            reader, writer = await asyncio.open_connection("127.0.0.1", urlsplit(where).port)
+            writer.write(half)
+            async with asyncio.timeout(SECONDS):
+                assert await reader.read() == b""
+            writer.close()
+        here.board.take(event(EventKind.VERSION_PUBLISHED, version=5))
+        assert (await stream.next())[0] == "changes"
+
+
+async def test_a_viewer_who_reads_nothing_is_released(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its system goes on acknowledging, with no room: TCP alone may wait as long as it does."""
+    monkeypatch.setattr(feed_module, "_SECONDS", 0.01)
+    patience = Patience(taking=0.1)
+    async with shown() as here, on_a_port(here, Shutdown(), patience=patience) as where, httpx.AsyncClient() as http:
+        at = urlsplit(where)
+        with socket.create_connection((at.hostname or "", at.port or 0)) as stalled:
+            stalled.sendall(b"GET /api/events HTTP/1.1\r\nhost: x\r\n\r\n")
+            await until(lambda: here.feed.viewers == 1)
+            numbers = count()
+            monkeypatch.setattr(here.feed, "_make", lambda: str(next(numbers)) * (1 << 20))
+            async with asyncio.timeout(0.5 * _PATIENCE_SECONDS):  # sooner than its stream alone would be ended
+                while here.feed.viewers:
+                    here.board.changes += 1
+                    await asyncio.sleep(0.001)
+        assert (await http.get(f"{where}/api/state")).status_code == 200

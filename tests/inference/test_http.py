@@ -15,6 +15,7 @@ from llmos_stream.errors import ConfigError
 from llmos_stream.inference.http import serve_http
 from llmos_stream.runtime import Shutdown
 from llmos_stream.runtime.http import Place, listening
+from llmos_stream.runtime.patience import Patience
 from tests.inference.aids import SECONDS, held, served, until
 
 _ASK = {"inputs": [[1.0, 2.0, 3.0]]}
@@ -69,6 +70,25 @@ async def test_a_port_that_is_taken_is_one_clear_error(caplog: pytest.LogCapture
         taken = InferenceSettings(port=_port(caplog) or 0)
         with pytest.raises(ConfigError, match=r"inference\.port: cannot listen on 127\.0\.0\.1"):
             await serve_http(here.app, taken, shutdown, SECONDS)
+        shutdown.request()
+        await serving
+
+
+async def test_half_a_request_is_not_waited_for(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    shutdown, patience = Shutdown(), Patience(head=0.05, body=0.05)
+    async with served() as here, httpx.AsyncClient(timeout=SECONDS) as http:
+        here.shelf.publish(held(2))
+        serving = asyncio.create_task(serve_http(here.app, _ANY, shutdown, SECONDS, patience))
+        await until(lambda: _port(caplog) is not None)
+        for half in (b"POST /v1/pre", b"POST /v1/predict HTTP/1.1\r\nhost: x\r\ncontent-length: 99\r\n\r\n{"):
+            reader, writer = await asyncio.open_connection("127.0.0.1", _port(caplog))
+            writer.write(half)
+            async with asyncio.timeout(SECONDS):
+                assert await reader.read() == b""
+            writer.close()
+            answer = await http.post(f"http://127.0.0.1:{_port(caplog)}/v1/predict", json=_ASK)
+            assert answer.json()["outputs"] == [[2.0, 4.0, 6.0]]
         shutdown.request()
         await serving
 

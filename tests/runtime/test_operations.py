@@ -1,8 +1,10 @@
 """What operators ask over HTTP, and that a process which hangs still answers."""
 
 import json
+import select
 import socket
 from collections.abc import Iterator
+from contextlib import ExitStack
 from http.client import HTTPConnection
 
 import pytest
@@ -11,6 +13,7 @@ from prometheus_client import CollectorRegistry
 from llmos_stream.config import OperationsSettings
 from llmos_stream.errors import ConfigError
 from llmos_stream.runtime import Health, Operations, serve_operations
+from llmos_stream.runtime.threaded import _MOST_CONNECTIONS
 
 FACTS = {"role": "client", "federation": "f", "version": "1"}
 
@@ -80,6 +83,39 @@ def test_rubbish_and_silence_hold_nobody_up(port: int) -> None:
         rude.sendall(b"\x00\xff rubbish\r\n\r\n")
         assert silent.fileno() >= 0
         assert _ask(port, "/health")[0] == 200
+
+
+@pytest.mark.parametrize("half", [b"", b"GET /hea", b"GET /health HTTP/1.0\r\nx: "])
+def test_who_brings_half_a_request_is_let_go(health: Health, half: bytes) -> None:
+    operations = Operations(health, FACTS, CollectorRegistry())
+    with serve_operations(OperationsSettings(port=0), operations, request_seconds=0.3) as port:
+        assert port is not None
+        with socket.create_connection(("127.0.0.1", port), timeout=10) as slow:
+            slow.sendall(half)
+            slow.settimeout(0.02)
+            while True:  # byte by byte, which gains no time
+                try:
+                    said = slow.recv(1 << 16)
+                except TimeoutError:
+                    slow.sendall(half[-1:])
+                    continue
+                except ConnectionError:
+                    break
+                if not said:
+                    break
+            assert _ask(port, "/health")[0] == 200
+
+
+def test_of_too_many_the_oldest_goes(port: int) -> None:
+    with ExitStack() as stack:
+        silent = [
+            stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=10))
+            for _ in range(_MOST_CONNECTIONS + 5)
+        ]
+        for connection in silent[:5]:
+            assert connection.recv(1) == b""
+        assert _ask(port, "/health")[0] == 200
+        assert select.select(silent[-1:], [], [], 0) == ([], [], [])
 
 
 def test_a_port_that_is_taken_is_named(port: int, health: Health) -> None:
