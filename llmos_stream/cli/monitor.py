@@ -2,7 +2,7 @@
 
 import argparse
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import ExitStack
 from functools import cache
 from typing import TYPE_CHECKING
@@ -17,6 +17,7 @@ from llmos_stream.runtime import ExitCode, Offload, Shutdown
 
 if TYPE_CHECKING:
     from llmos_stream.broker import Broker
+    from llmos_stream.dashboard import LivePage
     from llmos_stream.runtime.metrics import EventMetrics
     from llmos_stream.types import Event
 
@@ -39,12 +40,13 @@ def add(commands: Commands) -> None:
 
 def run_monitor_command(arguments: argparse.Namespace) -> int:
     settings = load_settings(arguments)
-    follow = _without_page if settings.dashboard.port is None else _with_page()
+    page = None if settings.dashboard.port is None else _page(settings)
     seen: Counter[str] = Counter()
 
     async def role(broker: "Broker", offload: Offload, shutdown: Shutdown) -> None:
         from llmos_stream.cli.progress import Progress
         from llmos_stream.reporting import History
+        from llmos_stream.roles import follow_events
 
         takers: list[Callable[[Event], object]] = [_metrics().observe]
         with ExitStack() as stack:
@@ -57,9 +59,12 @@ def run_monitor_command(arguments: argparse.Namespace) -> int:
                 for taker in takers:
                     taker(event)
 
-            await follow(broker, settings, take, offload, shutdown)
+            if page is None:
+                await follow_events(broker, settings, take, shutdown)
+            else:
+                await page.follow(broker, take, shutdown)
 
-    code = run_connected("monitor", settings, role)
+    code = run_connected("monitor", settings, role, beside=None if page is None else page.show)
     if code is ExitCode.DONE:
         if arguments.json:
             print_json({"events": {str(kind): count for kind, count in seen.items()}})
@@ -68,23 +73,15 @@ def run_monitor_command(arguments: argparse.Namespace) -> int:
     return code
 
 
-async def _without_page(
-    broker: "Broker", settings: Settings, take: Callable[["Event"], object], offload: Offload, shutdown: Shutdown
-) -> None:
-    from llmos_stream.roles import follow_events
-
-    await follow_events(broker, settings, take, shutdown)
-
-
-def _with_page() -> "Callable[..., Awaitable[None]]":
+def _page(settings: Settings) -> "LivePage":
     """Raises ConfigError where the live page's libraries, which are an extra, are not there."""
     try:
-        from llmos_stream.dashboard import follow_with_page
+        from llmos_stream.dashboard import LivePage
     except ModuleNotFoundError as error:
         raise ConfigError(
             f"dashboard.port: the live page needs {error.name}; install it with: pip install 'llmos-stream[dashboard]'"
         ) from None
-    return follow_with_page
+    return LivePage(settings)
 
 
 @cache

@@ -1,10 +1,10 @@
 """A command that is a role: connected to its broker, under signals, answering operators."""
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from contextlib import AsyncExitStack
 from pathlib import Path
 from tempfile import gettempdir
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from llmos_stream import __version__
 from llmos_stream.cli.common import start_logging
@@ -17,6 +17,7 @@ from llmos_stream.runtime import (
     Operations,
     Shutdown,
     met,
+    run_all,
     run_process,
     run_while,
     serve_operations,
@@ -53,11 +54,13 @@ def run_connected(
     *,
     patient: bool = True,
     needs: Iterable[str] = (BROKER,),
+    beside: Callable[[Shutdown], Coroutine[Any, Any, None]] | None = None,
 ) -> ExitCode:
     """Connect and run the role under signals, answering operators meanwhile where a port is set.
 
     A role may be started before its broker and waits for it; one that is not `patient` fails with one clear error.
-    It is ready while it has all that it `needs`.
+    It is ready while it has all that it `needs`. `beside` runs from the beginning, whether the broker answers or not,
+    until a stop is asked for.
     """
 
     async def process(shutdown: Shutdown) -> None:
@@ -84,7 +87,8 @@ def run_connected(
                 offload = await stack.enter_async_context(Offload(settings.runtime.workers))
                 await role(broker, offload, shutdown)
 
-            await run_while(main(), health.beat())
+            both = run_all(main(), beside(shutdown)) if beside else main()
+            await run_while(both, health.beat())
 
     start_logging(settings)
     facts = {"role": name, "federation": settings.federation.name, "version": __version__}

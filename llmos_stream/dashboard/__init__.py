@@ -3,6 +3,6 @@
 <f>.events, <f>.control, <f>.models -> Board -> view -> Feed -> every open page, as one snapshot and then what changes
 """
 
-from llmos_stream.dashboard.service import follow_with_page
+from llmos_stream.dashboard.service import LivePage
 
-__all__ = ["follow_with_page"]
+__all__ = ["LivePage"]

@@ -21,6 +21,7 @@ _SILENT_MS = 15_000
 
 @unique
 class Status(StrEnum):
+    UNREACHED = "unreached"  # the broker has not answered yet
     WAITING = "waiting"  # for a first version, or for clients
     TRAINING = "training"
     PAUSED = "paused"
@@ -39,10 +40,14 @@ class Told(NamedTuple):
 
 
 class Board:
-    """Folds what the log says. `changes` rises with whatever could be seen on the page."""
+    """Folds what the log says. `changes` rises with whatever could be seen on the page.
 
-    def __init__(self, federation: str, clock: Callable[[], float] = time) -> None:
+    One that is not `reached` waits for the broker's first answer, until `reach` says that it has come.
+    """
+
+    def __init__(self, federation: str, clock: Callable[[], float] = time, *, reached: bool = True) -> None:
         self.federation = federation
+        self._reached = reached
         self.history = History(limit=_POINTS, client_limit=_CLIENTS)
         self.provenance = Provenance()
         self.told = Told()
@@ -65,6 +70,8 @@ class Board:
     @property
     def status(self) -> Status:
         """Of these that hold, the first."""
+        if not self._reached:
+            return Status.UNREACHED
         if self.history.finish is not None or self.told.finished is not None:
             return Status.FINISHED
         if self.news_ms is not None and self.now_ms - self.news_ms > _SILENT_MS:
@@ -72,6 +79,11 @@ class Board:
         if self.told.paused:
             return Status.PAUSED
         return Status.TRAINING if self.history.version is not None and self._anybody() else Status.WAITING
+
+    def reach(self) -> None:
+        """The broker has answered."""
+        self._reached = True
+        self.changes += 1
 
     def take(self, event: Event) -> None:
         """Fold an event in; one that is not of the closed table is passed over."""

@@ -22,8 +22,13 @@ class Operator:
     promote: Callable[[int], Awaitable[object]]
 
 
-def operator(broker: Broker, settings: Settings, offload: Offload) -> Operator:
-    return Operator(
-        set_paused=lambda paused: set_paused(broker, settings, paused),
-        promote=lambda number: promote(broker, settings, number, offload),
-    )
+def operator(broker: Callable[[], Broker], settings: Settings, offload: Offload) -> Operator:
+    """`broker` is asked for the broker at each act; it raises BrokerUnavailable while there is none."""
+
+    async def pause_or_resume(paused: bool) -> None:
+        await set_paused(broker(), settings, paused)
+
+    async def promote_one(number: int) -> None:
+        await promote(broker(), settings, number, offload)
+
+    return Operator(pause_or_resume, promote_one)

@@ -11,44 +11,58 @@ from llmos_stream.dashboard.feed import Feed
 from llmos_stream.dashboard.follow import follow
 from llmos_stream.dashboard.operating import operator
 from llmos_stream.dashboard.view import view
+from llmos_stream.errors import BrokerUnavailable
 from llmos_stream.roles import follow_events
 from llmos_stream.runtime import Offload, Shutdown, run_all
 from llmos_stream.runtime.http import Place, serve_http
 from llmos_stream.types import Event
 
 _DRAIN = 0.2  # of the time that a stop may take
+_WORKERS = 1
 
 
-async def follow_with_page(
-    broker: Broker, settings: Settings, take: Callable[[Event], object], offload: Offload, shutdown: Shutdown
-) -> None:
-    """Give every event of the log to `take`, as `roles.follow_events` does, and show the live page meanwhile.
+class LivePage:
+    """The page of one federation: `show` it from the beginning, and `follow` the federation once its broker answers.
 
-    Raises ConfigError when the port cannot be had.
+    Until then the page says that it waits for the broker; it becomes live by itself.
     """
-    board = Board(settings.federation.name)
 
-    def take_both(event: Event) -> None:
-        take(event)
-        board.take(event)
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._board = Board(settings.federation.name, reached=False)
+        self._broker: Broker | None = None
 
-    await run_all(
-        follow_events(broker, settings, take_both, shutdown),
-        follow(broker, settings, board, shutdown),
-        _show(broker, settings, board, offload, shutdown),
-    )
+    async def show(self, shutdown: Shutdown) -> None:
+        """Answer on the port of the settings until a stop is asked for. Raises ConfigError when it cannot be had."""
+        ours, board = self._settings.dashboard, self._board
+        may_operate = ours.token is not None
+        feed = Feed(lambda: view(board, may_operate), lambda: board.changes, lambda: board.now_ms)
+        place = Place("dashboard", ours.host, ours.port or 0)
+        drain = self._settings.runtime.stop_seconds * _DRAIN
+        async with Offload(_WORKERS) as offload:
+            assets = await offload.run(Assets, offload)
+            app = make_app(ours, board, feed, assets, operator(self._reached, self._settings, offload))
+            await run_all(
+                serve_http(app, place, "the live page is", shutdown, drain, strict=True),
+                feed.run(shutdown),
+                assets.plotly(),
+            )
 
+    async def follow(self, broker: Broker, take: Callable[[Event], object], shutdown: Shutdown) -> None:
+        """Give every event of the log to `take`, as `roles.follow_events` does, and keep the page told meanwhile."""
 
-async def _show(broker: Broker, settings: Settings, board: Board, offload: Offload, shutdown: Shutdown) -> None:
-    ours = settings.dashboard
-    may_operate = ours.token is not None
-    feed = Feed(lambda: view(board, may_operate), lambda: board.changes, lambda: board.now_ms)
-    assets = await offload.run(Assets, offload)
-    app = make_app(ours, board, feed, assets, operator(broker, settings, offload))
-    place = Place("dashboard", ours.host, ours.port or 0)
-    drain = settings.runtime.stop_seconds * _DRAIN
-    await run_all(
-        serve_http(app, place, "the live page is", shutdown, drain, strict=True),
-        feed.run(shutdown),
-        assets.plotly(),
-    )
+        def take_both(event: Event) -> None:
+            take(event)
+            self._board.take(event)
+
+        self._broker = broker
+        self._board.reach()
+        await run_all(
+            follow_events(broker, self._settings, take_both, shutdown),
+            follow(broker, self._settings, self._board, shutdown),
+        )
+
+    def _reached(self) -> Broker:
+        if self._broker is None:
+            raise BrokerUnavailable("the broker has not answered yet")
+        return self._broker

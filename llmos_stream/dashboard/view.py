@@ -6,6 +6,7 @@ several. So nothing from outside can name a property in the browser.
 
 from collections import Counter
 
+from llmos_stream.broker import Topics
 from llmos_stream.dashboard.board import Board
 from llmos_stream.dashboard.charts import charts
 from llmos_stream.dashboard.provenance import Origin
@@ -146,6 +147,7 @@ def _quarantine(board: Board) -> Json:
     refusals = board.history.refusals
     return {
         "total": refusals.total,
+        "topic": Topics(board.federation).updates,
         "reasons": [[wording.plain(reason, _NAME), count] for reason, count in refusals.by_reason.most_common()],
         "newest": [_refusal(item) for item in refusals.newest],
     }

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from time import time
 from typing import Any
 
@@ -10,7 +10,7 @@ import httpx
 
 from llmos_stream.broker import Broker, MemoryBroker, Topics
 from llmos_stream.config import Settings, load
-from llmos_stream.dashboard import follow_with_page
+from llmos_stream.dashboard import LivePage
 from llmos_stream.demo.scenario import Cast, make_scenario
 from llmos_stream.errors import Reason
 from llmos_stream.roles import ClientState, initial_of, run_aggregator, run_client, run_evaluator
@@ -50,11 +50,12 @@ class Run:
             "partition": 0,
             "offset": offset,
         }
+        await self.tell(Event(EventKind.UPDATE_REJECTED, "aggregator", int(time() * 1000), data))
+
+    async def tell(self, event: Event) -> None:
+        """Write an event to the log."""
         async with self.broker.producer() as producer:
-            topic = Topics(FEDERATION).events
-            await producer.send(
-                topic, dump_event(Event(EventKind.UPDATE_REJECTED, "aggregator", int(time() * 1000), data))
-            )
+            await producer.send(Topics(FEDERATION).events, dump_event(event))
 
 
 @contextlib.asynccontextmanager
@@ -72,15 +73,40 @@ async def running() -> AsyncIterator[Run]:
     over = Shutdown()
     async with MemoryBroker() as broker, Offload(2) as offload, httpx.AsyncClient(timeout=SECONDS) as http:
         with heard_port() as port:
+            page = LivePage(settings)
             everything = asyncio.gather(
                 _federation(broker, settings, offload, over),
-                follow_with_page(broker, settings, lambda _: None, offload, over),
+                page.show(over),
+                page.follow(broker, lambda _: None, over),
             )
             try:
                 await until(lambda: port() is not None or everything.done())
                 yield Run(f"http://127.0.0.1:{port()}", broker, http)
             finally:
                 over.request()
+                async with asyncio.timeout(SECONDS):
+                    await everything
+
+
+@contextlib.asynccontextmanager
+async def waiting() -> AsyncIterator[tuple[str, Callable[[], None]]]:
+    """The page before its broker answers: where it is, and what makes the broker answer."""
+    settings, over, answered = load({"dashboard": {"port": 0}}), Shutdown(), asyncio.Event()
+    page = LivePage(settings)
+    async with MemoryBroker() as broker:
+
+        async def follow() -> None:
+            await answered.wait()
+            await page.follow(broker, lambda _: None, over)
+
+        with heard_port() as port:
+            everything = asyncio.gather(page.show(over), follow())
+            try:
+                await until(lambda: port() is not None or everything.done())
+                yield f"http://127.0.0.1:{port()}", answered.set
+            finally:
+                over.request()
+                answered.set()
                 async with asyncio.timeout(SECONDS):
                     await everything
 

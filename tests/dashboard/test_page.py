@@ -11,10 +11,12 @@ import pytest
 from playwright.async_api import Browser, Page, expect
 
 from llmos_stream.dashboard.changes import difference
+from llmos_stream.errors import Reason, Rejected
+from llmos_stream.roles.client_events import update_rejected
 from llmos_stream.runtime import Shutdown
 from llmos_stream.types import EventKind
 from tests.dashboard.aids import TOKEN, event, head, on_a_port, shown
-from tests.dashboard.run import Run, running
+from tests.dashboard.run import Run, running, waiting
 
 PICTURES = Path(__file__).parents[2] / "build" / "page"
 WAIT_MS = 30_000
@@ -159,6 +161,7 @@ async def test_a_run_is_seen_live_and_operated(chromium: Browser) -> None:
         await run.until_version(4)
         for offset in (7, 8):
             await run.refuse("a frame with <b>tags</b> in its head", offset)
+        await run.tell(update_rejected("client-2", 3, Rejected(Reason.NOT_FINITE, "the training has diverged")))
         watched = await opened(chromium, run.where)
         page = watched.page
         await _is_live(page)
@@ -166,6 +169,9 @@ async def test_a_run_is_seen_live_and_operated(chromium: Browser) -> None:
         quarantine = page.locator("#quarantine")
         await expect(quarantine.locator("tbody tr").first).to_contain_text("malformed")
         await expect(quarantine).to_contain_text("0 / 8")
+        await expect(quarantine).to_contain_text("partition / offset are of digits.updates")
+        unsent = quarantine.locator("tbody tr", has_text="diverged")
+        await expect(unsent.locator("td")).to_contain_text(["not sent", "client-2", "3", "not_finite"])
         await expect(quarantine).to_contain_text('<img src=x onerror="alert(1)">')
         assert await page.locator("img, #quarantine b").count() == 0
         await picture(page, "light")
@@ -201,6 +207,19 @@ async def test_it_says_when_the_server_is_gone_and_comes_back_by_itself(chromium
             await expect(tile(page, "newest version")).to_have_text("6")
             assert watched.faults == []
             await page.close()
+
+
+async def test_it_waits_for_the_broker_and_becomes_live_by_itself(chromium: Browser) -> None:
+    async with waiting() as (where, answer):
+        watched = await opened(chromium, where)
+        page = watched.page
+        await expect(page.locator("#status")).to_have_text("Waiting for the broker, which has not answered yet")
+        await expect(page.locator("#connection")).to_contain_text("Live")
+        await picture(page, "unreached")
+        answer()
+        await expect(page.locator("#status")).to_have_text("Waiting for the first version")
+        assert watched.faults == []
+        await page.close()
 
 
 async def test_without_a_token_the_page_is_for_looking(chromium: Browser) -> None:

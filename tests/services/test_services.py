@@ -115,10 +115,11 @@ def test_a_federation_of_services(serve: Serve, on_kafka: str) -> None:
             assert {"time", "level", "message"} <= json.loads(line).keys()
 
 
-def _http(port: int, method: str, path: str, body: object = None) -> tuple[int, Any]:
+def _http(port: int, method: str, path: str, body: object = None, token: str = "") -> tuple[int, Any]:
+    headers = {"content-type": "application/json", "authorization": f"Bearer {token}"} if token else {}
     connection = HTTPConnection("127.0.0.1", port, timeout=10)
     try:
-        connection.request(method, path, None if body is None else json.dumps(body))
+        connection.request(method, path, None if body is None else json.dumps(body), headers)
         response = connection.getresponse()
         return response.status, json.loads(response.read())
     finally:
@@ -203,9 +204,16 @@ def test_a_service_started_before_its_broker_waits_and_can_be_stopped(
 ) -> None:
     monkeypatch.setenv("LLMOS_BROKER__BOOTSTRAP_SERVERS", nobody)
     monkeypatch.setenv("LLMOS_BROKER__CONNECT_TIMEOUT_SECONDS", "0.3")
+    monkeypatch.setenv("LLMOS_DASHBOARD__TOKEN", "let-me-in")
     monitor = serve("monitor")
+    page = monitor.port("the live page is on")
     _until(lambda: "no Kafka answers" in monitor.ask("/ready")[1], "it says what is missing")
     assert monitor.ask("/health")[0] == 200
+    status, state = _http(page, "GET", "/api/state")
+    assert (status, state["headline"]["status"]) == (200, "unreached")
+    status, said = _http(page, "POST", "/api/pause", {}, "let-me-in")
+    assert (status, said["detail"]) == (503, "the broker has not answered yet; try again")
+    assert _http(page, "GET", "/api/versions/1")[0] == 404
     assert monitor.stop().status == 0
 
 

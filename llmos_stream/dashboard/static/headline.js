@@ -9,6 +9,7 @@ const tiles = new Map();
 
 function words(now) {
   switch (now.status) {
+    case "unreached": return "Waiting for the broker, which has not answered yet";
     case "training": return "Training";
     case "paused": return "Paused";
     case "finished": return now.finished ? `Finished: ${now.finished}` : "Finished";

@@ -1,4 +1,4 @@
-// What was refused: counts by reason, and the newest entries with where they lie in the log.
+// What was refused: counts by reason, and the newest entries with where they lie in the log, as far as they ever did.
 
 import { el } from "./dom.js";
 import { Table } from "./table.js";
@@ -31,11 +31,11 @@ const newest = new Table(newestPlace, {
   sort: [0, -1],
   columns: [
     { name: "time", left: true, text: (row) => time(row.time_ms), value: (row) => row.key },
-    { name: "partition / offset", text: (row) => `${told(row.partition)} / ${told(row.offset)}`, value: (row) => row.offset },
+    { name: "partition / offset", text: (row) => (row.offset === null ? "not sent" : `${told(row.partition)} / ${row.offset}`), value: (row) => row.offset },
     { name: "client", left: true, text: (row) => told(row.client), value: (row) => row.client, kind: () => "name" },
+    { name: "sequence", text: (row) => told(row.sequence), value: (row) => row.sequence },
     { name: "reason", left: true, text: (row) => row.reason, value: (row) => row.reason },
     { name: "detail", left: true, text: (row) => row.detail, value: (row) => row.detail, kind: () => "w" },
-    { name: "sequence", text: (row) => told(row.sequence), value: (row) => row.sequence },
   ],
 });
 
@@ -44,6 +44,7 @@ export function quarantine(state) {
   none.hidden = found.total > 0;
   side.hidden = found.total === 0;
   reasons.show(found.reasons);
+  newestPlace.querySelector("caption").textContent = `The newest entries; partition / offset are of ${found.topic}, and what a client refused itself was not sent`;
   const first = found.total - found.newest.length;
   newest.show(found.newest.map((row, index) => ({ ...row, key: first + index })));
 }
