@@ -329,6 +329,9 @@ class DashboardSettings(Section):
     """Show the live page on this port (0: any that is free). Unset: not at all."""
     host: str = "127.0.0.1"
     """Address of the same; 0.0.0.0 for all, as in a container. Whoever reaches it may look."""
+    allowed_hosts: Annotated[str | None, Field(pattern=r"^(\*|[\w.-]+( *, *[\w.-]+)*)?$")] = None
+    """Names, separated by commas, under which browsers may open it, beside addresses, localhost, this machine's name,
+    names without a dot and those of Kubernetes services. *: any."""
     token: Annotated[SecretStr | None, AfterValidator(_none_where_empty)] = None
     """Who types it into the page, or sends it as a bearer token, may pause, resume and promote. Unset: nobody may."""
     viewers: Annotated[int, Field(ge=1, le=1000)] = 100

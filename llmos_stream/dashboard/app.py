@@ -22,12 +22,14 @@ from llmos_stream.dashboard.view import details
 from llmos_stream.errors import BrokerUnavailable, ConfigError, FederationFinished, LlmosError, TopicMissing
 from llmos_stream.runtime.bearer import bearer_of, check_bearer
 from llmos_stream.runtime.body import BodyLimit
+from llmos_stream.runtime.hosts import HostCheck
 
 _MOST_BODY_BYTES = 4096
 _MOST_HEADER_BYTES = 32 << 10
 _MOST_VERSION = 2**63
 _NUMBER = re.compile(r"[0-9]{1,19}")
 _UNSET = "nothing can be changed from here: set LLMOS_DASHBOARD__TOKEN and start the monitor again"
+_HOSTS = "dashboard.allowed_hosts (LLMOS_DASHBOARD__ALLOWED_HOSTS)"
 # plotly.js writes style sheets of its own; everything else is from this origin, and nothing is inline.
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; "
@@ -101,6 +103,7 @@ def make_app(settings: DashboardSettings, board: Board, feed: Feed, assets: Asse
         await _done(operator.promote(number))
         return _json(200, orjson.dumps({"promoted": number}))
 
+    allowed = [settings.host, *(name.strip() for name in (settings.allowed_hosts or "").split(","))]
     app = Starlette(
         routes=[
             Route("/", _told(page)),
@@ -112,7 +115,11 @@ def make_app(settings: DashboardSettings, board: Board, feed: Feed, assets: Asse
             Route("/api/resume", _told(resume), methods=["POST"]),
             Route("/api/promote", _told(promote), methods=["POST"]),
         ],
-        middleware=[Middleware(_Headers), Middleware(BodyLimit, most=_MOST_BODY_BYTES)],
+        middleware=[
+            Middleware(_Headers),
+            Middleware(HostCheck, allowed=allowed, setting=_HOSTS),
+            Middleware(BodyLimit, most=_MOST_BODY_BYTES),
+        ],
     )
     app.router.redirect_slashes = False
     return app

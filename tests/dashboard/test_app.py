@@ -4,6 +4,7 @@ import httpx
 import pytest
 import zstandard
 
+from llmos_stream.config import DashboardSettings
 from llmos_stream.errors import (
     BrokerUnavailable,
     ConfigError,
@@ -202,3 +203,23 @@ async def test_no_more_pages_than_the_settings_say() -> None:
 async def test_the_clock_is_the_servers() -> None:
     async with shown() as here:
         assert here.board.now_ms == int(NOW * 1000)
+
+
+async def test_another_sites_name_reads_nothing() -> None:
+    async with shown(host="page.example.org", allowed_hosts="gateway.example.org, other.example.org") as here:
+        for path in ("/", "/static/main.js", "/api/state", "/api/events", "/api/versions/1"):
+            answer = await here.http.get(path, headers={"host": "evil.example:8090"})
+            assert answer.status_code == 421
+            assert "dashboard.allowed_hosts" in answer.json()["detail"]
+            assert answer.headers["x-content-type-options"] == "nosniff"
+        assert (await here.post("/api/pause")).status_code == 200
+        for name in ("127.0.0.1:8090", "monitor", "page.example.org", "gateway.example.org", "other.example.org:443"):
+            assert (await here.http.get("/api/state", headers={"host": name})).status_code == 200
+    async with shown(allowed_hosts="*") as anybody:
+        assert (await anybody.http.get("/", headers={"host": "evil.example"})).status_code == 200
+
+
+@pytest.mark.parametrize("said", ["a b", "http://a.b", "a.b,", "*.b", "a.b:1"])
+def test_allowed_hosts_are_names(said: str) -> None:
+    with pytest.raises(ValueError, match="allowed_hosts"):
+        DashboardSettings(allowed_hosts=said)
