@@ -16,7 +16,7 @@ def _machine(monkeypatch: pytest.MonkeyPatch) -> None:
 async def _ask(host: str, *allowed: str) -> httpx.Response:
     app = HostCheck(Response("here"), allowed, "some.setting")
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as http:
-        return await http.get("/", headers={"host": host.encode()})
+        return await http.get("/", headers={b"host": host.encode()})
 
 
 @pytest.mark.parametrize(
