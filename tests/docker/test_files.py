@@ -4,11 +4,13 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import yaml
 
-from llmos_stream.config import SECTIONS
+from llmos_stream.config import SECTIONS, load
+from llmos_stream.registry import NotArchived, open_store
 from services import PORT
 from tests.docker.images import ROOT
 from tests.docker.stack import ROLES
@@ -99,6 +101,37 @@ def test_clients_have_different_data_and_states_of_their_own(composed: dict[str,
     assert len({client["volumes"][0]["source"] for client in clients}) == 3
     for client in clients:
         assert client["environment"]["LLMOS_CLIENT__STATE_DIR"].startswith(client["volumes"][0]["target"])
+
+
+def test_versions_are_kept_by_one_and_read_by_two(composed: dict[str, Any]) -> None:
+    services = composed["services"]
+    named = {
+        name: service["environment"].get("LLMOS_REGISTRY__URL") for name, service in services.items() if name in ROLES
+    }
+    (url,) = {named.pop(name) for name in ("archiver", "inference", "monitor")}
+    assert set(named.values()) == {None}
+    mounts = {
+        name: mount
+        for name, service in services.items()
+        for mount in service.get("volumes", [])
+        if mount.get("source") == "models"
+    }
+    assert mounts.keys() == {"archiver", "inference", "monitor"}
+    assert {mount["target"] for mount in mounts.values()} == {"/var/lib/llmos"}
+    assert urlsplit(url).path.startswith("/var/lib/llmos/")
+    assert not mounts.pop("archiver").get("read_only")  # and its mount gives a new volume its owner
+    for mount in mounts.values():
+        assert mount["read_only"] is True
+        assert mount["volume"]["nocopy"] is True
+
+
+def test_reading_a_volume_that_is_empty_makes_nothing_there(tmp_path: Path) -> None:
+    store = open_store(load({"registry": {"url": f"file://{tmp_path}/models"}}))
+    assert store.numbers() == []
+    assert not store.has(1)
+    with pytest.raises(NotArchived):
+        store.load(1)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_everybody_waits_for_whom_they_need(composed: dict[str, Any]) -> None:

@@ -32,6 +32,11 @@ for folder in ("/", "/app", "/opt/llmos", "/etc", "/home", "/var/lib/llmos", "/t
         pass
 print(os.getuid(), os.getgid(), int(status["CapEff"], 16), int(status["NoNewPrivs"]), *written)
 """
+_ARCHIVED = """
+from llmos_stream.config import load
+from llmos_stream.registry import open_store
+print(*open_store(load()).numbers())
+"""
 
 
 def _predict(stack: Stack) -> dict[str, Any]:
@@ -113,6 +118,14 @@ def test_nobody_is_root_or_writes_to_the_root_file_system(stack: Stack, service:
     assert (uid, gid, capabilities, no_new_privileges) == ("10001", "10001", "0", "1")
     keeps = {"/var/lib/llmos"} if service.startswith("client") or service == "archiver" else set()
     assert set(written) == {"/tmp", *keeps}  # noqa: S108 (a tmpfs of the container)
+
+
+def test_what_is_archived_is_read_by_those_who_need_it(stack: Stack, say: Say) -> None:
+    with timed(say, "a version is archived"):
+        until(lambda: stack.run_in("archiver", _ARCHIVED).split() != [], "a version is archived", PATIENCE_SECONDS)
+    archived = stack.run_in("archiver", _ARCHIVED).split()
+    for reader in ("inference", "monitor"):
+        assert set(archived) <= set(stack.run_in(reader, _ARCHIVED).split()), reader
 
 
 @pytest.mark.skipif(not WATCH, reason="docker/prometheus is not there")
