@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 import orjson
 from pydantic import SecretStr
@@ -16,7 +17,9 @@ from llmos_stream.config import DashboardSettings
 from llmos_stream.dashboard.assets import Assets
 from llmos_stream.dashboard.board import Board, Status
 from llmos_stream.dashboard.feed import Feed
+from llmos_stream.dashboard.older import NotInLog, OlderVersions
 from llmos_stream.dashboard.operating import Operator
+from llmos_stream.dashboard.provenance import Origin
 from llmos_stream.dashboard.stream import EventStream
 from llmos_stream.dashboard.view import details
 from llmos_stream.errors import BrokerUnavailable, ConfigError, FederationFinished, LlmosError, TopicMissing
@@ -27,6 +30,7 @@ from llmos_stream.runtime.hosts import HostCheck
 _MOST_BODY_BYTES = 4096
 _MOST_HEADER_BYTES = 32 << 10
 _MOST_VERSION = 2**63
+_MOST_LOOKED_UP = 8  # at a time
 _NUMBER = re.compile(r"[0-9]{1,19}")
 _UNSET = "nothing can be changed from here: set LLMOS_DASHBOARD__TOKEN and start the monitor again"
 _HOSTS = "dashboard.allowed_hosts (LLMOS_DASHBOARD__ALLOWED_HOSTS)"
@@ -41,6 +45,7 @@ _HEADERS = (
     (b"referrer-policy", b"no-referrer"),
     (b"cross-origin-resource-policy", b"same-origin"),
 )
+T = TypeVar("T")
 Handler = Callable[[Request], Awaitable[Response]]
 
 
@@ -53,7 +58,9 @@ class Refused(Exception):
         self.detail = detail
 
 
-def make_app(settings: DashboardSettings, board: Board, feed: Feed, assets: Assets, operator: Operator) -> Starlette:
+def make_app(
+    settings: DashboardSettings, board: Board, feed: Feed, assets: Assets, operator: Operator, older: OlderVersions
+) -> Starlette:
     """The page over what is given, whose life is the caller's care."""
 
     async def page(request: Request) -> Response:
@@ -75,12 +82,17 @@ def make_app(settings: DashboardSettings, board: Board, feed: Feed, assets: Asse
         asked = request.path_params["number"]
         if not _NUMBER.fullmatch(asked):
             raise Refused(404, "a version is a number, as in /api/versions/12")
-        number = int(asked)
-        if (origin := board.provenance.get(number)) is None:
-            held = [item.head.number for item in board.provenance]
-            there = f"those from {held[0]} to {held[-1]} are" if held else "none is yet"
-            raise Refused(404, f"version {number} is not held here, {there}; see llmos-stream versions show {number}")
-        return _json(200, orjson.dumps(details(origin)))
+        return _json(200, orjson.dumps(details(board.provenance.get(int(asked)) or await look_up(int(asked)))))
+
+    async def look_up(number: int) -> Origin:
+        if older.waiting >= _MOST_LOOKED_UP:
+            raise Refused(503, "others are looking up older versions; try again")
+        try:
+            return await _done(older.get(number))
+        except NotInLog as error:
+            raise Refused(404, f"{error}; a registry may have it: llmos-stream versions show {number}") from None
+        except TimeoutError:
+            raise Refused(503, f"version {number} was not found in the log in time; try again") from None
 
     async def pause(request: Request) -> Response:
         return await set_paused(request, True)
@@ -148,10 +160,10 @@ async def _authorised(request: Request, token: SecretStr | None) -> dict[str, ob
     return asked
 
 
-async def _done(act: Awaitable[object]) -> None:
-    """Wait for an act. Raises Refused for what went wrong, in words."""
+async def _done(act: Awaitable[T]) -> T:
+    """What an act came to. Raises Refused for what went wrong, in words."""
     try:
-        await act
+        return await act
     except ConfigError as error:
         raise Refused(404, str(error)) from None
     except FederationFinished as error:

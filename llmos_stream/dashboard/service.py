@@ -9,6 +9,7 @@ from llmos_stream.dashboard.assets import Assets
 from llmos_stream.dashboard.board import Board
 from llmos_stream.dashboard.feed import Feed
 from llmos_stream.dashboard.follow import follow
+from llmos_stream.dashboard.older import OlderVersions
 from llmos_stream.dashboard.operating import operator
 from llmos_stream.dashboard.view import view
 from llmos_stream.errors import BrokerUnavailable
@@ -40,8 +41,9 @@ class LivePage:
         place = Place("dashboard", ours.host, ours.port or 0)
         drain = self._settings.runtime.stop_seconds * _DRAIN
         async with Offload(_WORKERS) as offload:
+            older = OlderVersions(self._reached, self._settings.federation.name)
             assets = await offload.run(Assets, offload)
-            app = make_app(ours, board, feed, assets, operator(self._reached, self._settings, offload))
+            app = make_app(ours, board, feed, assets, operator(self._reached, self._settings, offload), older)
             await run_all(
                 serve_http(app, place, "the live page is", shutdown, drain, strict=True),
                 feed.run(shutdown),

@@ -10,13 +10,16 @@ import httpx
 import orjson
 from starlette.applications import Starlette
 
+from llmos_stream.broker import Broker
 from llmos_stream.config import DashboardSettings
 from llmos_stream.dashboard.app import make_app
 from llmos_stream.dashboard.assets import Assets
 from llmos_stream.dashboard.board import Board
 from llmos_stream.dashboard.feed import Feed
+from llmos_stream.dashboard.older import OlderVersions
 from llmos_stream.dashboard.operating import Operator
 from llmos_stream.dashboard.view import view
+from llmos_stream.errors import BrokerUnavailable
 from llmos_stream.runtime import Offload, Shutdown
 from llmos_stream.runtime.http import Place, serve_http
 from llmos_stream.runtime.patience import Patience
@@ -50,7 +53,8 @@ class Acts:
 class Shown:
     """The application and what is behind it. The clock stands still unless a test moves it."""
 
-    def __init__(self, app: Starlette, board: Board, feed: Feed, acts: Acts) -> None:
+    def __init__(self, app: Starlette, board: Board, feed: Feed, acts: Acts, older: OlderVersions) -> None:
+        self.older = older
         self.app = app
         self.board = board
         self.feed = feed
@@ -63,8 +67,13 @@ class Shown:
         return await self.http.post(path, json=body or {}, headers=headers)
 
 
+def _no_broker() -> Broker:
+    raise BrokerUnavailable("there is no broker in this test")
+
+
 @contextlib.asynccontextmanager
-async def shown(**fields: Any) -> AsyncIterator[Shown]:
+async def shown(log: Callable[[], Broker] = _no_broker, **fields: Any) -> AsyncIterator[Shown]:
+    """`log` is where older versions are looked up."""
     settings = DashboardSettings(**{"port": 0, "token": TOKEN, **fields})
     board = Board("trial", clock=lambda: NOW)
     may = settings.token is not None
@@ -72,7 +81,8 @@ async def shown(**fields: Any) -> AsyncIterator[Shown]:
     acts = Acts()
     async with Offload(1) as offload:
         operator = Operator(acts.set_paused, acts.promote)
-        here = Shown(make_app(settings, board, feed, Assets(offload), operator), board, feed, acts)
+        older = OlderVersions(log, "trial")
+        here = Shown(make_app(settings, board, feed, Assets(offload), operator, older), board, feed, acts, older)
         async with here.http:
             yield here
 

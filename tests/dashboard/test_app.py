@@ -96,8 +96,8 @@ async def test_the_state_for_scripts() -> None:
 async def test_a_version_with_its_provenance() -> None:
     async with shown() as here:
         missing = await here.http.get("/api/versions/3")
-        assert missing.status_code == 404
-        assert "none is yet" in missing.json()["detail"]
+        assert missing.status_code == 503
+        assert missing.json()["detail"] == "there is no broker in this test; try again"
         here.board.holds(head(3), 0, 17)
         found = (await here.http.get("/api/versions/3")).json()
         assert (found["parent"], found["offset"], found["codec"]) == (2, 17, "float32")
@@ -105,8 +105,10 @@ async def test_a_version_with_its_provenance() -> None:
         one = found["contributions"][1]
         assert (one["client"], one["staleness"], one["share"], one["offset"]) == ("client-1", 1, 0.5, 31)
         assert one["digest"] == (b"d" * 32).hex()
-        gone = await here.http.get("/api/versions/2")
-        assert gone.json()["detail"].endswith("those from 3 to 3 are; see llmos-stream versions show 2")
+        here.older.waiting = 8
+        assert (await here.http.get("/api/versions/3")).status_code == 200
+        busy = await here.http.get("/api/versions/2")
+        assert (busy.status_code, busy.headers["retry-after"]) == (503, "5")
 
 
 async def test_acts_with_the_token() -> None:

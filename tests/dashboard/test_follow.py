@@ -28,7 +28,7 @@ async def write(broker: Broker, numbers: range) -> None:
             said = replace(head(number), payload_size=3000, tensors=(TensorSpec("w", (750,), "float32"),))
             prelude, place = pack_prelude(said), message_id("aggregator", number)
             records = split(prelude, [bytes(3000)], payload_size=3000, message_id=place, chunk_bytes=1500)
-            await producer.send_all(TOPICS.models, records, partition=0)
+            await producer.send_all(TOPICS.models, records, key=str(number).encode(), partition=0)
 
 
 async def test_versions_from_not_too_far_back_then_new_ones_a_pause_and_a_promotion(

@@ -10,6 +10,8 @@ import orjson
 import pytest
 from playwright.async_api import Browser, Page, expect
 
+from llmos_stream.broker import MemoryBroker, Topics
+from llmos_stream.config import Settings
 from llmos_stream.dashboard.changes import difference
 from llmos_stream.errors import Reason, Rejected
 from llmos_stream.roles.client_events import update_rejected
@@ -17,6 +19,7 @@ from llmos_stream.runtime import Shutdown
 from llmos_stream.types import EventKind
 from tests.dashboard.aids import TOKEN, event, head, on_a_port, shown
 from tests.dashboard.run import Run, running, waiting
+from tests.dashboard.test_older import write_versions
 
 PICTURES = Path(__file__).parents[2] / "build" / "page"
 WAIT_MS = 30_000
@@ -218,6 +221,30 @@ async def test_it_waits_for_the_broker_and_becomes_live_by_itself(chromium: Brow
         await picture(page, "unreached")
         answer()
         await expect(page.locator("#status")).to_have_text("Waiting for the first version")
+        assert watched.faults == []
+        await page.close()
+
+
+async def test_a_version_that_is_not_held_is_opened_by_its_number(chromium: Browser) -> None:
+    broker = MemoryBroker()
+    await broker.create_topics(Topics("trial").specs(Settings().topics))
+    await write_versions(broker, "trial", range(30))
+    async with shown(log=lambda: broker) as here, on_a_port(here, Shutdown()) as where:
+        here.board.take(event(EventKind.VERSION_PUBLISHED, version=29))
+        for number in range(25, 30):
+            here.board.holds(head(number), 0, number)
+        watched = await opened(chromium, where)
+        page, found = watched.page, watched.page.locator("#version-found")
+        await page.get_by_label("An older version").fill("7")
+        await page.keyboard.press("Enter")
+        await expect(found.locator("caption")).to_contain_text("What version 7 was made of: 2 contributions")
+        await expect(found.locator("tbody tr")).to_have_count(2)
+        await expect(found.locator("tbody tr").first).to_contain_text("client-")
+        await picture(page, "older")
+        await page.get_by_label("An older version").fill("70")
+        await page.keyboard.press("Enter")
+        await expect(found).to_contain_text("version 70 is not in the log")
+        assert await page.evaluate(_SIDEWAYS) <= 0
         assert watched.faults == []
         await page.close()
 

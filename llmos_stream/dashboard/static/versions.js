@@ -1,4 +1,4 @@
-// The newest versions, and what each was made of.
+// The newest versions, and what each was made of; older ones by their number, looked up in the log.
 
 import { bar, el, fill } from "./dom.js";
 import { Table } from "./table.js";
@@ -6,7 +6,8 @@ import { count, fixed, number, percent, plural, size, time, told } from "./words
 
 let promoted = null;
 
-const table = new Table(document.getElementById("versions"), {
+const place = document.getElementById("versions");
+const table = new Table(place, {
   caption: "The newest versions",
   what: "version",
   empty: "There is no version yet.",
@@ -32,16 +33,35 @@ const table = new Table(document.getElementById("versions"), {
 export function versions(state) {
   promoted = state.headline.promoted;
   table.show(state.versions);
+  lookUp.hidden = state.versions.length === 0;
 }
 
+const wanted = el("input", { type: "number", id: "version-wanted", min: "0", step: "1", inputMode: "numeric", required: true });
+const found = el("div", { id: "version-found", className: "inside", "aria-live": "polite" });
+const form = el(
+  "form", { className: "ask" },
+  el("label", { for: "version-wanted" }, "An older version, from the log", wanted),
+  el("button", { type: "submit", className: "act" }, "Open"),
+);
+form.onsubmit = (event) => {
+  event.preventDefault();
+  open(wanted.value, found);
+};
+const lookUp = el("div", { id: "look-up", className: "card", hidden: true }, form, found);
+place.append(lookUp);
+
+let asked = 0;
+
 async function open(number, cell) {
-  cell.replaceChildren(el("p", { className: "muted" }, "Reading its manifest"));
+  const mine = (cell.asked = ++asked); // a slow answer must not take a later one's place
+  const show = (...nodes) => cell.asked === mine && cell.replaceChildren(...nodes);
+  show(el("p", { className: "muted" }, "Reading its manifest"));
   try {
     const answer = await fetch(`/api/versions/${number}`);
     const said = await answer.json();
-    cell.replaceChildren(...(answer.ok ? [facts(said), contributions(said)] : [el("p", { className: "bad" }, said.detail)]));
+    show(...(answer.ok ? [facts(said), contributions(said)] : [el("p", { className: "bad" }, said.detail)]));
   } catch {
-    cell.replaceChildren(el("p", { className: "bad" }, "The monitor did not answer. Close the row and open it again."));
+    show(el("p", { className: "bad" }, "The monitor did not answer. Open it again."));
   }
 }
 
