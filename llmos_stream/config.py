@@ -302,7 +302,7 @@ class InferenceSettings(Section):
     max_waiting: Count = 1024
     """Examples that wait at most; past that a request is turned away (503)."""
     max_body_bytes: Annotated[int, Field(ge=1024, le=1 << 30)] = 8 << 20
-    """Bytes of a request's body at most."""
+    """Bytes of a request's body at most; it has a minute to come."""
 
     @model_validator(mode="after")
     def _a_batch_may_wait(self) -> Self:

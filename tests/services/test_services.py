@@ -213,7 +213,7 @@ def test_a_service_started_before_its_broker_waits_and_can_be_stopped(
     assert (status, state["headline"]["status"]) == (200, "unreached")
     status, said = _http(page, "POST", "/api/pause", {}, "let-me-in")
     assert (status, said["detail"]) == (503, "the broker has not answered yet; try again")
-    assert _http(page, "GET", "/api/versions/1")[0] == 404
+    assert _http(page, "GET", "/api/versions/1")[0] == 503
     assert monitor.stop().status == 0
 
 
