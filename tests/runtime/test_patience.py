@@ -172,12 +172,14 @@ async def test_one_who_does_not_read_is_let_go(strict: bool, caplog: pytest.LogC
 @both
 async def test_who_reads_steadily_is_not_taken_for_stalled(strict: bool, caplog: pytest.LogCaptureFixture) -> None:
     """However much is written anew as soon as there is room for it."""
-    app = App()
-    async with answering(app, Patience(head=60, body=60, taking=0.02), strict, caplog) as where:
+    app, taking = App(), 0.2
+    async with answering(app, Patience(head=60, body=60, taking=taking), strict, caplog) as where:
         reader, writer = await asyncio.open_connection(*where)
         writer.write(b"GET /endless HTTP/1.1\r\nhost: x\r\n\r\n")
         async with asyncio.timeout(SECONDS):
-            await reader.readexactly(64 << 20)
+            looked_at_a_few_times = asyncio.get_running_loop().time() + 5 * taking
+            while asyncio.get_running_loop().time() < looked_at_a_few_times:
+                await reader.readexactly(1 << 20)
         assert not app.left.is_set()
         writer.close()
 
