@@ -11,7 +11,7 @@ from llmos_stream.inference.promoted import Promoted
 from llmos_stream.roles import ControlView, Pointer, Replica, Version, wait_for_topics
 from llmos_stream.roles.retry import keep_trying, until_stop
 from llmos_stream.roles.trail import version_attributes
-from llmos_stream.runtime import BROKER, MODEL, Offload, Shutdown, met
+from llmos_stream.runtime import BROKER, MODEL, Offload, Shutdown, met, run_while
 from llmos_stream.runtime.tracing import follow
 from llmos_stream.training import Task
 
@@ -19,6 +19,8 @@ log = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.25
 _CATCH_UP_SECONDS = 60.0
+_PROMOTED_SECONDS = 30.0
+"""How long nothing serves after a start because the registry has not yet given the promoted version."""
 
 
 class Following:
@@ -50,7 +52,8 @@ class Following:
 
         Raises ConfigError when the task's model is not the federation's.
         """
-        await keep_trying(self._follow, self._shutdown, "going on with what is held; looking for versions again")
+        what = "going on with what is held; looking for versions again"
+        await run_while(keep_trying(self._follow, self._shutdown, what), self._promoted.run())
 
     async def _follow(self) -> None:
         if not await wait_for_topics(self._broker, self._topics, self._shutdown):
@@ -59,7 +62,7 @@ class Following:
             control, replica = await until_stop(self._open(stack), self._shutdown)
             met(BROKER)
             while not self._shutdown.requested:
-                if (promoted := control.promoted) is not None and promoted.version != self._shelf.promoted:
+                if (promoted := control.promoted) is not None:
                     await self._promote(promoted.version, replica, control.latest)
                 if control.latest is not None:
                     await self._take(replica, control.latest)
@@ -88,15 +91,22 @@ class Following:
 
     async def _promote(self, version: int, replica: Replica, latest: Pointer | None) -> None:
         """Before the newest: after a restart, too, the promoted version is the first that serves."""
+        if version == self._shelf.promoted:
+            self._promoted.forget()
+            return
         if latest is not None and latest.version == version:
             await self._take(replica, latest)
         if version in self._shelf.held:
             self._shelf.promote(version)
-        elif (held := await self._promoted.find(version)) is not None:
+        elif (held := await self._find(version)) is not None:
             self._publish(held, promoted=True)
         else:
             return  # what served goes on
         log.info("version %d is promoted", version)
+
+    async def _find(self, version: int) -> Held | None:
+        patience = 0.0 if self._shelf.held else _PROMOTED_SECONDS
+        return await until_stop(self._promoted.find(version, patience), self._shutdown)
 
     async def _hold(self, version: Version) -> None:
         self._publish(await self._offload.run(build, self._task, self._settings, version))

@@ -1,15 +1,19 @@
 """The version that an operator has promoted, where it is none of those held: from the log, or else from the registry.
 
-The log has it for as long as it keeps it. The registry may be away for a while: what is held serves until it answers.
+The log has it for as long as it keeps it. The registry may be away or slow: what is held serves until it answers. What
+it gives is verified, and of a tensor narrower than float32 it has what the model would have made of it anyway.
 """
 
+import asyncio
+import contextlib
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from time import monotonic
 
 from llmos_stream.broker import Broker
 from llmos_stream.config import Settings
-from llmos_stream.errors import ConfigError, OffsetGone
+from llmos_stream.errors import ConfigError, LlmosError, OffsetGone
 from llmos_stream.inference.held import Held, build, build_archived
 from llmos_stream.registry import STORE, Damaged, NotArchived, Store, StoreUnavailable, open_store
 from llmos_stream.replay import Missing, ReplayLog
@@ -23,8 +27,22 @@ _FIRST_PAUSE_SECONDS = 1.0
 _LAST_PAUSE_SECONDS = 30.0
 
 
+@dataclass(eq=False, slots=True)
+class _Search:
+    """What is known of one version that is looked for."""
+
+    version: int
+    in_log: bool = True
+    nowhere: bool = False
+    loading: bool = False  # the registry is asked, or will be next
+    found: Held | None = None
+    due: float = 0.0  # when the registry may be asked again
+    pause: float = field(default_factory=lambda: _FIRST_PAUSE_SECONDS)
+    answered: asyncio.Event = field(default_factory=asyncio.Event)
+
+
 class Promoted:
-    """Looks for one version at a time; `fetching` is for what waits for the store.
+    """Looks for one version at a time, while `run` runs; `fetching` is for what waits for the store.
 
     Raises ConfigError for a `registry.url` that makes no sense.
     """
@@ -45,42 +63,74 @@ class Promoted:
         self._fetching = fetching
         self._clock = clock
         self._store: Store | None = None if settings.registry.url is None else open_store(settings)
-        self._wanted: int | None = None
-        self._in_log = True
-        self._nowhere = False
-        self._due = 0.0
-        self._pause = _FIRST_PAUSE_SECONDS
+        self._search: _Search | None = None
+        self._asked = asyncio.Event()
 
-    async def find(self, version: int) -> Held | None:
+    def forget(self) -> None:
+        """Another version serves as the promoted one: whoever is promoted next is looked for anew."""
+        self._search = None
+
+    async def find(self, version: int, patience_seconds: float = 0.0) -> Held | None:
         """The version; None when it cannot be had, or not at present, as the log says once.
 
-        Asked again it tries again, but not before the pause is over, and not what cannot change.
+        Waits for the log, and for the registry no longer than `patience_seconds`. Asked again it tries again, but not
+        before the pause is over, and not what cannot change. Raises BrokerUnavailable.
         """
-        if version != self._wanted:
-            self._wanted, self._in_log, self._nowhere = version, True, False
-            self._due, self._pause = 0.0, _FIRST_PAUSE_SECONDS
-        if self._nowhere or self._clock() < self._due:
-            return None
-        try:
-            if self._store is None:
+        if self._search is None or version != self._search.version:
+            self._search = _Search(version)
+        search = self._search
+        if search.in_log and not search.nowhere:
+            try:
                 return await self._logged(version)
-            if self._in_log:
-                try:
-                    return await self._logged(version)
-                except (Missing, OffsetGone) as error:
+            except ConfigError as error:
+                self._give_up(search, error)
+            except (Missing, OffsetGone) as error:
+                if self._store is None:
+                    self._give_up(search, error)
+                else:
                     log.info("version %d is promoted; looking for it in the registry (%s)", version, error)
-                    self._in_log = False
-            return await self._archived(self._store, version)
-        except StoreUnavailable as error:
-            if not self._due:
-                log.error("version %d is promoted and cannot be had yet (%s); what is held serves", version, error)
-            RETRIES.labels(STORE).inc()
-            self._due = self._clock() + self._pause
-            self._pause = min(2 * self._pause, _LAST_PAUSE_SECONDS)
-        except (NotArchived, Damaged, ConfigError, Missing, OffsetGone) as error:
-            log.error("version %d is promoted and cannot be had (%s); promote another", version, error)
-            self._nowhere = True
-        return None
+                search.in_log = False
+        if search.found is None and not search.nowhere and not search.loading and self._clock() >= search.due:
+            search.loading = True
+            search.answered.clear()
+            self._asked.set()
+        if search.loading and patience_seconds:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(patience_seconds):
+                    await search.answered.wait()
+        found, search.found = search.found, None  # not kept alive from here
+        return found
+
+    async def run(self) -> None:
+        """Load from the registry what `find` looks for there, until cancelled.
+
+        One at a time: a store that does not let go of one version has no other either.
+        """
+        while True:
+            await self._asked.wait()
+            self._asked.clear()
+            if self._store is None or (search := self._search) is None or not search.loading:
+                continue
+            try:
+                search.found = await self._archived(self._store, search.version)
+            except StoreUnavailable as error:
+                self._put_off(search, error)
+            except (NotArchived, Damaged, ConfigError) as error:
+                self._give_up(search, error)
+            search.loading = False
+            search.answered.set()
+
+    def _put_off(self, search: _Search, error: StoreUnavailable) -> None:
+        if not search.due and search is self._search:
+            log.error("version %d is promoted and cannot be had yet (%s); what is held serves", search.version, error)
+        RETRIES.labels(STORE).inc()
+        search.due = self._clock() + search.pause
+        search.pause = min(2 * search.pause, _LAST_PAUSE_SECONDS)
+
+    def _give_up(self, search: _Search, error: LlmosError) -> None:
+        search.nowhere = True
+        if search is self._search:
+            log.error("version %d is promoted and cannot be had (%s); promote another", search.version, error)
 
     async def _logged(self, version: int) -> Held:
         """Raises Missing and OffsetGone."""

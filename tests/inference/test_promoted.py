@@ -2,24 +2,31 @@
 
 import asyncio
 import logging
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from aiokafka import TopicPartition as TheirPartition
+from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
+from torch import nn
 
-from llmos_stream.broker import Broker, MemoryBroker
+from llmos_stream.broker import Broker, MemoryBroker, connect
 from llmos_stream.codec import Layout
 from llmos_stream.config import Settings
 from llmos_stream.errors import ConfigError
+from llmos_stream.inference import follow, run_inference
 from llmos_stream.inference import promoted as module
-from llmos_stream.inference import run_inference
-from llmos_stream.inference.held import build
+from llmos_stream.inference.held import build, build_archived
 from llmos_stream.inference.promoted import Promoted
-from llmos_stream.registry import Store, StoreUnavailable, open_store
-from llmos_stream.roles import Initial
-from llmos_stream.runtime import Offload, Shutdown
-from tests.inference.aids import until
+from llmos_stream.registry import Store, StoreUnavailable, find_in_log, open_store, promote
+from llmos_stream.roles import Initial, decoded_versions
+from llmos_stream.runtime import Offload, Shutdown, run_while
+from llmos_stream.training import shared_tensors
+from tests.conftest import KafkaNode
+from tests.inference.aids import SECONDS, until
 from tests.inference.following import promote_in_log, publish, serving_of, settings_of, task_of
 from tests.registry.aids import AT, version_of
 from tests.replay.aids import running_from
@@ -53,6 +60,35 @@ class _Away:
         monkeypatch.setattr(Store, "load", load)
 
 
+class _Stuck:
+    """A store that neither answers nor fails until `let_go`."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.asked = 0
+        self._gone_on = threading.Event()
+        real = Store.load
+
+        def load(store: Store, number: int) -> Any:
+            self.asked += 1
+            self._gone_on.wait(60)
+            return real(store, number)
+
+        monkeypatch.setattr(Store, "load", load)
+
+    def let_go(self) -> None:
+        self._gone_on.set()
+
+    def hold(self) -> None:
+        self._gone_on.clear()
+
+
+@pytest.fixture
+def stuck(monkeypatch: pytest.MonkeyPatch) -> Iterator[_Stuck]:
+    store = _Stuck(monkeypatch)
+    yield store
+    store.let_go()
+
+
 async def test_it_is_loaded_from_the_registry_and_answers(broker: Broker, federation: str, tmp_path: Path) -> None:
     settings = _with_registry(federation, tmp_path)
     task, initial = task_of(settings)
@@ -72,6 +108,55 @@ async def test_it_is_loaded_from_the_registry_and_answers(broker: Broker, federa
                 archived = version_of(initial.layout, _OLD).head
                 assert [one["weights_digest"] for one in models][-1] == archived.weights_digest.hex()
                 assert [one["time_ms"] for one in models][-1] == archived.time_ms
+
+
+@pytest.mark.kafka
+async def test_one_that_retention_has_deleted_is_promoted_and_serves(
+    kafka: KafkaNode, federation: str, tmp_path: Path
+) -> None:
+    settings = _with_registry(federation, tmp_path)  # a full version every 4
+    task, initial = task_of(settings)
+    async with (
+        connect(kafka.settings()) as broker,
+        running_from(broker, settings, initial) as running,
+        Offload(1) as offload,
+    ):
+        for number in range(1, 5):
+            await publish(running, initial, number)
+        async with running.broker.reader([running.topics.models], start="earliest") as reader:
+            async for version in decoded_versions(reader, settings.wire):
+                if version.head.number == 2:
+                    open_store(settings).save(version, AT)
+        kept = await find_in_log(broker, federation, 4)
+        assert kept is not None
+        await _delete(kafka, running.topics.models, kept.beginning.offset)
+        assert (await promote(broker, settings, 2, offload)).version == 2
+        async with serving_of(broker, settings, task) as serving:
+            await until(lambda: serving.shelf.promoted == 2)
+            assert (await serving.http.post("/v1/predict", json=_QUESTION)).json()["version"] == 2
+
+
+async def _delete(kafka: KafkaNode, topic: str, before: int) -> None:
+    admin = AIOKafkaAdminClient(bootstrap_servers=kafka.bootstrap_servers)
+    await admin.start()
+    await admin.delete_records({TheirPartition(topic, 0): RecordsToDelete(before)})
+    await admin.close()
+
+
+async def test_narrow_tensors_are_what_the_model_would_have_made_of_them(federation: str, tmp_path: Path) -> None:
+    settings = _with_registry(federation, tmp_path)
+
+    class Narrow:
+        def model(self) -> nn.Module:
+            return nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2).to(torch.bfloat16), nn.Linear(2, 2).half())
+
+    narrow: Any = Narrow()
+    version = version_of(Layout.of(shared_tensors(narrow.model(), settings.task.share)), _OLD)
+    open_store(settings).save(version, AT)
+    logged = build(narrow, settings, version).model.state_dict()
+    archived = build_archived(narrow, settings, *open_store(settings).load(_OLD)).model.state_dict()
+    assert {tensor.dtype for tensor in archived.values()} == {torch.float32, torch.bfloat16, torch.float16}
+    assert all(torch.equal(archived[name], tensor) for name, tensor in logged.items())
 
 
 async def test_versions_of_a_later_run_with_smaller_numbers_go_on_coming(federation: str, tmp_path: Path) -> None:
@@ -125,6 +210,70 @@ async def test_another_promotion_does_not_wait_for_one_that_cannot_be_had(
         await until(lambda: serving.shelf.promoted == 0)
 
 
+async def test_a_store_that_is_stuck_holds_nothing_up(federation: str, tmp_path: Path, stuck: _Stuck) -> None:
+    settings = _with_registry(federation, tmp_path)
+    task, initial = task_of(settings)
+    _archive(settings, initial)
+    broker = MemoryBroker()
+    async with running_from(broker, settings, initial) as running, serving_of(broker, settings, task) as serving:
+        await until(lambda: serving.shelf.newest == 0)
+        await promote_in_log(running, _OLD)
+        await until(lambda: stuck.asked == 1)
+        await publish(running, initial, 1)
+        await until(lambda: serving.shelf.newest == 1)
+        await promote_in_log(running, 0)
+        await until(lambda: serving.shelf.promoted == 0)
+        stuck.let_go()
+        await promote_in_log(running, _OLD)
+        await until(lambda: serving.shelf.promoted == _OLD)
+
+
+async def test_after_a_start_it_serves_first_unless_the_store_is_stuck(
+    federation: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stuck: _Stuck
+) -> None:
+    settings = _with_registry(federation, tmp_path)
+    task, initial = task_of(settings)
+    _archive(settings, initial)
+    broker = MemoryBroker()
+    async with running_from(broker, settings, initial) as running:
+        await promote_in_log(running, _OLD)
+        async with serving_of(broker, settings, task) as serving:
+            await until(lambda: stuck.asked == 1)
+            for _ in range(100):
+                await asyncio.sleep(0)
+            assert not serving.shelf.held  # it waits for the one promoted
+            stuck.let_go()
+            await until(lambda: bool(serving.shelf.held))
+            assert list(serving.shelf.held) == [_OLD]
+            await until(lambda: 0 in serving.shelf.held)
+        monkeypatch.setattr(follow, "_PROMOTED_SECONDS", 0.01)
+        stuck.hold()
+        async with serving_of(broker, settings, task) as serving:
+            await until(lambda: 0 in serving.shelf.held)
+            assert (await serving.http.post("/v1/predict", json=_QUESTION)).json()["version"] == 0
+            stuck.let_go()
+            await until(lambda: serving.shelf.promoted == _OLD)
+
+
+async def test_one_that_was_nowhere_is_looked_for_anew_when_it_is_promoted_again(
+    federation: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = _with_registry(federation, tmp_path)
+    task, initial = task_of(settings)
+    broker = MemoryBroker()
+    async with running_from(broker, settings, initial) as running, serving_of(broker, settings, task) as serving:
+        await promote_in_log(running, 0)
+        await until(lambda: serving.shelf.promoted == 0)
+        await promote_in_log(running, _OLD)
+        await until(lambda: "cannot be had" in caplog.text)
+        _archive(settings, initial)
+        await promote_in_log(running, 0)
+        await publish(running, initial, 1)  # read after it: what is promoted has been seen by then
+        await until(lambda: serving.shelf.newest == 1)
+        await promote_in_log(running, _OLD)
+        await until(lambda: serving.shelf.promoted == _OLD)
+
+
 async def test_pauses_grow_to_half_a_minute_and_begin_anew_with_another_version(
     federation: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -135,15 +284,20 @@ async def test_pauses_grow_to_half_a_minute_and_begin_anew_with_another_version(
     async with running_from(broker, settings, initial), Offload(1) as offload:
         promoted = Promoted(broker, settings, task, offload, offload, clock=lambda: now)
         asked = []
-        for second in range(100):
-            now = float(second)
-            before = store.asked
-            assert await promoted.find(_OLD) is None
-            if store.asked > before:
-                asked.append(second)
-        assert asked == [0, 1, 3, 7, 15, 31, 61, 91]
-        assert await promoted.find(_OLD + 1) is None
-        assert store.asked == len(asked) + 1
+
+        async def every_second() -> None:
+            nonlocal now
+            for second in range(100):
+                now = float(second)
+                before = store.asked
+                assert await promoted.find(_OLD, SECONDS) is None
+                if store.asked > before:
+                    asked.append(second)
+            assert asked == [0, 1, 3, 7, 15, 31, 61, 91]
+            assert await promoted.find(_OLD + 1, SECONDS) is None
+            assert store.asked == len(asked) + 1
+
+        await run_while(every_second(), promoted.run())
 
 
 @pytest.mark.parametrize(
