@@ -45,6 +45,22 @@ def test_every_error_gets_its_name_here(error: Exception, kind: type[BrokerError
     assert translated.retriable == (kind in {BrokerUnavailable, TransactionAborted})
 
 
+def test_what_aiokafka_wraps_counts() -> None:
+    def wrapped(error: Exception) -> Exception:
+        for text in (repr(error), "Unexpected error during batch delivery"):
+            outer = theirs.KafkaError(text)
+            outer.__cause__, error = error, outer
+        return error
+
+    broken = translate(wrapped(theirs.KafkaConnectionError("closed")), "host:1", producer="id")
+    assert type(broken) is BrokerUnavailable
+    assert "closed" in str(broken)
+    assert type(translate(wrapped(theirs.ProducerFenced()), "host:1", producer="id")) is Fenced
+    bug = translate(wrapped(ValueError("a bug")), "host:1", producer="id")
+    assert type(bug) is BrokerError
+    assert "a bug" in str(bug)
+
+
 def test_messages_say_where_and_what_to_do() -> None:
     assert "t[3] at 7" in str(translate(theirs.OffsetOutOfRangeError({TheirPartition("t", 3): 7}), "host:1"))
     assert "host:1" in str(translate(theirs.KafkaConnectionError("x"), "host:1"))

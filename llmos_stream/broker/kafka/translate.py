@@ -35,6 +35,10 @@ def translate(
     error: BaseException, address: str, *, topic: str | None = None, producer: str | None = None
 ) -> BrokerError:
     """The error to raise in its place; `topic` and `producer` (a transactional id) say what was going on."""
+    while type(error) is theirs.KafkaError and error.__cause__ is not None:
+        # What ends aiokafka's sending task comes wrapped, and what it wraps may pass: a connection that broke off
+        # while it asked who coordinates the transaction.
+        error = error.__cause__
     said = f"{type(error).__name__}: {error}"
     translated: BrokerError
     match error:
