@@ -10,8 +10,9 @@ sense; 3 no broker; 4 a newer aggregator has taken over; 130 a stop that took lo
 
 import os
 from collections.abc import Sequence
+from typing import NoReturn
 
-from llmos_stream.cli.main import main
+from llmos_stream.cli.main import run
 
 PORT = 8080
 _DEFAULTS = {
@@ -21,11 +22,11 @@ _DEFAULTS = {
 }
 
 
-def serve(command: str, arguments: Sequence[str]) -> int:
-    """Run a command of `llmos-stream`, with more `arguments`, under a container's defaults. Returns its exit status.
+def serve(command: str, arguments: Sequence[str]) -> NoReturn:
+    """Run a command of `llmos-stream`, with more `arguments`, under a container's defaults, and end with its status.
 
     What it came to is one line of JSON on standard output.
     """
     for name, value in _DEFAULTS.items():
         os.environ.setdefault(name, value)
-    return main([command, "--json", *arguments])
+    run([command, "--json", *arguments])

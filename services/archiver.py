@@ -5,4 +5,4 @@ import sys
 from services import serve
 
 if __name__ == "__main__":
-    sys.exit(serve("archive", sys.argv[1:]))
+    serve("archive", sys.argv[1:])

@@ -5,4 +5,4 @@ import sys
 from services import serve
 
 if __name__ == "__main__":
-    sys.exit(serve("client", sys.argv[1:]))
+    serve("client", sys.argv[1:])

@@ -7,4 +7,4 @@ from services import serve
 
 if __name__ == "__main__":
     os.environ.setdefault("LLMOS_INFERENCE__HOST", "0.0.0.0")  # noqa: S104 (a container's own network)
-    sys.exit(serve("serve", sys.argv[1:]))
+    serve("serve", sys.argv[1:])

@@ -8,4 +8,4 @@ from services import serve
 if __name__ == "__main__":
     os.environ.setdefault("LLMOS_DASHBOARD__HOST", "0.0.0.0")  # noqa: S104 (a container's own network)
     os.environ.setdefault("LLMOS_DASHBOARD__PORT", "8090")
-    sys.exit(serve("monitor", sys.argv[1:]))
+    serve("monitor", sys.argv[1:])

@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from llmos_stream import __version__
 from llmos_stream.cli import (
@@ -23,7 +24,7 @@ from llmos_stream.cli import (
 )
 from llmos_stream.cli.common import Parser
 from llmos_stream.errors import LlmosError
-from llmos_stream.runtime.process import ExitCode, exit_code
+from llmos_stream.runtime.process import ExitCode, exit_code, leave
 
 _EPILOG = """\
 start here:
@@ -46,6 +47,11 @@ Each setting is a flag (--codec.name int4), a variable (LLMOS_CODEC__NAME=int4)
 and a line in a TOML file (--config FILE); `llmos-stream settings` lists them
 all with their present values.
 """
+
+
+def run(argv: Sequence[str] | None = None) -> NoReturn:
+    """Run one command, and end the process with its exit status."""
+    leave(main(argv))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

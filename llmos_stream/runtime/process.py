@@ -4,9 +4,13 @@ import asyncio
 import gc
 import logging
 import math
+import os
 import signal
+import sys
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from enum import IntEnum
+from typing import NoReturn
 
 from llmos_stream.errors import BrokerUnavailable, ConfigError, Fenced, LlmosError
 from llmos_stream.runtime.logs import last_words
@@ -55,6 +59,21 @@ def run_process(role: Callable[[Shutdown], Awaitable[object]], stop_seconds: flo
         last_words(f"error: {error}")
         return exit_code(error)
     return ExitCode.DONE
+
+
+def leave(status: int) -> NoReturn:
+    """End the process with this exit status.
+
+    After a stop that was forced no thread is waited for: one may hang in a call that never returns, of a file system
+    or a store that is gone, and the interpreter would wait for it to the end.
+    """
+    if status == ExitCode.FORCED:
+        logging.shutdown()
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 async def _supervise(role: Callable[[Shutdown], Awaitable[object]], stop_seconds: float) -> None:

@@ -2,6 +2,9 @@
 
 import os
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -80,3 +83,31 @@ def test_a_stop_in_time_is_not_cut_short() -> None:
         await shutdown.wait()
 
     assert run_process(role, stop_seconds=60.0) == ExitCode.DONE
+
+
+@pytest.mark.parametrize(
+    ("status", "waits"), [(ExitCode.FORCED, False), (ExitCode.DONE, True), (ExitCode.FAILED, True)]
+)
+def test_a_forced_end_waits_for_no_thread(status: ExitCode, waits: bool, tmp_path: Path) -> None:
+    """One may hang in a store that is gone; here it reads a pipe that nobody writes to until it is told to go on."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    code = (
+        "import sys, time\n"
+        "from concurrent.futures import ThreadPoolExecutor\n"
+        "from llmos_stream.runtime.process import leave\n"
+        "ThreadPoolExecutor(1).submit(lambda: print(open(sys.argv[1]).read()))\n"
+        "print('said before')\n"
+        "leave(int(sys.argv[2]))\n"
+    )
+    started = subprocess.Popen(
+        [sys.executable, "-c", code, str(pipe), str(int(status))], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        if status != ExitCode.FORCED:
+            pipe.write_text("gone on")  # blocks until it is read
+        said, _ = started.communicate(timeout=60)
+    finally:
+        started.kill()
+    assert started.returncode == status
+    assert sorted(said.splitlines()) == (["said before"] if status == ExitCode.FORCED else ["gone on", "said before"])
