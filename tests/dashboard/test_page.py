@@ -1,5 +1,6 @@
 """The page in a real Chromium, with a real run behind it: seen, used from a keyboard, and looked at."""
 
+import asyncio
 import random
 import re
 from pathlib import Path
@@ -36,6 +37,16 @@ _IN_ITS_TABLE = """() => {
   const row = document.activeElement.closest("tr").getBoundingClientRect();
   return row.top >= table.top && row.bottom <= table.bottom;
 }"""
+_SAID_AND_DRAWN = """() => new Promise((done) => {
+  const figure = document.querySelector("#charts figure");
+  const plot = figure.querySelector(".plot");
+  const seen = new Map();
+  new MutationObserver(() => {
+    const said = Number(/Version (\\d+)/.exec(figure.querySelector("p").textContent)[1]);
+    seen.set(said, plot.data[0].x.at(-1));
+    if (seen.size > 2) done([...seen]);
+  }).observe(figure.querySelector("figcaption"), { childList: true, characterData: true, subtree: true });
+})"""
 _SIDEWAYS = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
 
 
@@ -86,6 +97,12 @@ async def _is_live(page: Page) -> None:
     await expect(page.locator("#charts .plot .scatterlayer path.js-line").first).to_be_visible()
     assert await page.locator("#charts figure").count() == 5
     await expect(page.locator("#clients tbody tr")).to_have_count(4)
+
+
+async def _draws_what_it_says(page: Page) -> None:
+    """The accuracy chart's words name the version up to which it is drawn, however fast versions come."""
+    seen = await asyncio.wait_for(page.evaluate(_SAID_AND_DRAWN), WAIT_MS / 1000)
+    assert [said for said, _ in seen] == [drawn for _, drawn in seen]
 
 
 async def _is_measured(page: Page) -> None:
@@ -169,6 +186,7 @@ async def test_a_run_is_seen_live_and_operated(chromium: Browser) -> None:
         page = watched.page
         await _is_live(page)
         await _is_measured(page)
+        await _draws_what_it_says(page)
         quarantine = page.locator("#quarantine")
         await expect(quarantine.locator("tbody tr").first).to_contain_text("malformed")
         await expect(quarantine).to_contain_text("0 / 8")

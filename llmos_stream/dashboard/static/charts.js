@@ -53,11 +53,6 @@ function legend(one, keys) {
 function draw(one) {
   const { figure } = one.chart;
   if (!Plotly || !figure || one.drawn === figure || document.hidden) return;
-  const early = LATEST_MS - (performance.now() - one.drawnAt);
-  if (early > 0) {
-    one.due ??= setTimeout(() => ((one.due = null), draw(one)), early);
-    return;
-  }
   if (one.drawn === null) one.plot.replaceChildren();
   one.drawn = figure;
   one.drawnAt = performance.now();
@@ -66,11 +61,25 @@ function draw(one) {
   Plotly.react(one.plot, data, { ...layout, dragmode: fine ? "zoom" : false, uirevision: "kept" }, config);
 }
 
+/** Words, legend and drawing change together: what a chart says is what it shows. */
+function show(one) {
+  const early = LATEST_MS - (performance.now() - one.drawnAt);
+  if (one.drawn && early > 0) {
+    one.due ??= setTimeout(() => ((one.due = null), show(one)), early);
+    return;
+  }
+  setText(one.title, one.chart.title);
+  setText(one.words, one.chart.summary);
+  legend(one, one.chart.keys);
+  one.plot.hidden = !one.chart.figure;
+  draw(one);
+}
+
 function redraw() {
   for (const one of held.values()) {
     one.drawn = one.drawn && undefined;
     one.drawnAt = 0;
-    draw(one);
+    show(one);
   }
 }
 
@@ -79,11 +88,7 @@ export function charts(state) {
     if (!held.has(chart.name)) held.set(chart.name, make(chart));
     const one = held.get(chart.name);
     one.chart = chart;
-    setText(one.title, chart.title);
-    setText(one.words, chart.summary);
-    legend(one, chart.keys);
-    one.plot.hidden = !chart.figure;
-    draw(one);
+    show(one);
   }
 }
 
@@ -102,4 +107,4 @@ export function loadCharts() {
 }
 
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
-document.addEventListener("visibilitychange", () => held.forEach(draw));
+document.addEventListener("visibilitychange", () => held.forEach(show));
