@@ -12,6 +12,9 @@ import llmos_stream
 _PACKAGE = Path(llmos_stream.__file__).parent
 _STDLIB = sys.stdlib_module_names
 _BASE = {"errors", "types", "config"}
+_PURE_ROOMS = {"codec", "wire", "core"}
+_GROUND = _BASE | {"runtime", "telemetry"}
+_LOG = _GROUND | _PURE_ROOMS | {"broker", "storage", "log"}
 
 # Room: the third-party libraries and the rooms of the package that it may import.
 _MAY: dict[str, tuple[set[str], set[str]]] = {
@@ -22,36 +25,30 @@ _MAY: dict[str, tuple[set[str], set[str]]] = {
     "wire": ({"msgpack", "orjson"}, _BASE),
     "core": ({"torch"}, _BASE),
     "broker": ({"aiokafka"}, _BASE),
+    "storage": (set(), _BASE | {"wire"}),
     "training": ({"torch", "numpy", "sklearn"}, _BASE),
-    "runtime": ({"orjson", "prometheus_client", "opentelemetry", "starlette", "uvicorn"}, _BASE),
+    "telemetry": ({"prometheus_client", "opentelemetry"}, _BASE),
+    "runtime": ({"orjson"}, _GROUND),
+    "web": ({"orjson", "prometheus_client", "starlette", "uvicorn"}, _GROUND),
+    "log": ({"torch", "orjson"}, _LOG),
     "reporting": ({"rich", "plotly", "orjson"}, _BASE | {"wire"}),
-    "roles": (
-        {"torch", "orjson", "safetensors"},
-        _BASE | {"codec", "wire", "core", "broker", "training", "runtime"},
-    ),
-    "replay": (
-        {"torch"},
-        _BASE | {"codec", "wire", "core", "broker", "training", "runtime", "roles"},
-    ),
+    "roles": ({"torch", "orjson", "safetensors"}, _LOG | {"training"}),
+    "federated": ({"torch"}, _LOG | {"roles", "training", "__init__"}),
+    "replay": ({"torch"}, _LOG | {"roles", "training"}),
+    "registry": ({"torch", "orjson", "fsspec", "prometheus_client"}, _LOG),
     "inference": (
         {"fastapi", "fastapi_offline", "starlette", "uvicorn", "pydantic", "orjson", "prometheus_client", "torch"},
-        _BASE | {"broker", "codec", "registry", "replay", "roles", "runtime", "training"},
-    ),
-    "registry": (
-        {"torch", "orjson", "fsspec", "prometheus_client"},
-        _BASE | {"codec", "wire", "broker", "roles", "runtime"},
+        _LOG | {"registry", "replay", "training", "web"},
     ),
     "dashboard": (
         {"starlette", "plotly", "orjson", "pydantic", "zstandard"},
-        _BASE | {"broker", "registry", "reporting", "roles", "runtime", "wire"},
+        _LOG | {"registry", "reporting", "roles", "web"},
     ),
-    "federated": ({"torch"}, _BASE | {"roles", "runtime", "training", "__init__"}),
-    "demo": (set(), _BASE | {"broker", "roles", "runtime", "training"}),
+    "demo": (set(), _BASE | {"broker", "roles", "runtime", "telemetry", "training"}),
     "cli": (
         {"rich", "pydantic", "pydantic_core", "orjson", "safetensors", "torch"},
-        _BASE
+        _LOG
         | {
-            "broker",
             "dashboard",
             "demo",
             "inference",
@@ -59,9 +56,8 @@ _MAY: dict[str, tuple[set[str], set[str]]] = {
             "replay",
             "reporting",
             "roles",
-            "runtime",
             "training",
-            "wire",
+            "web",
             "__init__",
         },
     ),

@@ -9,7 +9,8 @@ from llmos_stream.cli.main import main
 from llmos_stream.cli.settings import markdown
 from llmos_stream.config import SECTIONS
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+_ROOT = Path(__file__).parent.parent
+README = (_ROOT / "README.md").read_text()
 
 
 def test_the_settings_table_is_the_present_one() -> None:
@@ -40,3 +41,12 @@ def test_settings_named_in_the_text_exist() -> None:
     for section, field in re.findall(r"`(?:--)?([a-z_]+)\.([a-z_-]+)(?: [^`]*)?`", README):
         if section in SECTIONS:
             assert field.replace("-", "_") in SECTIONS[section].model_fields, f"{section}.{field}"
+
+
+def test_the_table_of_rooms_is_the_tree() -> None:
+    table = README.partition("| room | its one job |")[2].partition("\n\n")[0]
+    named = [name for row in table.splitlines() for name in re.findall(r"`([\w./]+)`", row.split("|")[1])]
+    package = _ROOT / "llmos_stream"
+    folders = {f"{path.name}/" for path in package.iterdir() if (path / "__init__.py").is_file()}
+    modules = {path.stem for path in package.glob("[!_]*.py")}
+    assert sorted(named) == sorted(folders | modules | {"../services/"})

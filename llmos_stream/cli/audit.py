@@ -8,10 +8,9 @@ from rich.text import Text
 
 from llmos_stream.cli.common import Commands, add_command, err, out, plain_table, print_json, say, start_logging
 from llmos_stream.cli.flags import load_settings
-from llmos_stream.cli.told import told
 from llmos_stream.config import Settings
 from llmos_stream.errors import ConfigError
-from llmos_stream.reporting.wording import plain
+from llmos_stream.reporting.wording import in_words, plain
 
 if TYPE_CHECKING:
     from llmos_stream.replay import Audit
@@ -99,7 +98,7 @@ def _show(found: "Audit") -> None:
     console = out()
     for name, value in _plain(found).items():
         if name not in _HIDDEN and value not in (None, {}):
-            console.print(Text.assemble((name, "bold"), f"  {told(value)}"), soft_wrap=True)
+            console.print(Text.assemble((name, "bold"), f"  {in_words(value)}"), soft_wrap=True)
     if not found.items:
         say("no contributions: the weights the log begins with")
         return

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from llmos_stream.errors import ConfigError
 
 if TYPE_CHECKING:
-    from llmos_stream.roles import Version
+    from llmos_stream.log import Version
 
 
 def check_target(path: Path) -> None:

@@ -18,7 +18,7 @@ from llmos_stream.runtime import ExitCode, Offload, Shutdown
 if TYPE_CHECKING:
     from llmos_stream.broker import Broker
     from llmos_stream.dashboard import LivePage
-    from llmos_stream.runtime.metrics import EventMetrics
+    from llmos_stream.telemetry.event_metrics import EventMetrics
     from llmos_stream.types import Event
 
 
@@ -46,7 +46,7 @@ def run_monitor_command(arguments: argparse.Namespace) -> int:
     async def role(broker: "Broker", offload: Offload, shutdown: Shutdown) -> None:
         from llmos_stream.cli.progress import Progress
         from llmos_stream.reporting import History
-        from llmos_stream.roles import follow_events
+        from llmos_stream.roles.monitor import follow_events
 
         takers: list[Callable[[Event], object]] = [_metrics().observe]
         with ExitStack() as stack:
@@ -87,6 +87,6 @@ def _page(settings: Settings) -> "LivePage":
 @cache
 def _metrics() -> "EventMetrics":
     """Names can be registered once in a process."""
-    from llmos_stream.runtime.federation_metrics import FederationMetrics
+    from llmos_stream.telemetry.federation_metrics import FederationMetrics
 
     return FederationMetrics()

@@ -62,7 +62,7 @@ def _how_long(settings: Settings, hours: float | None) -> str:
 async def _pause(settings: Settings) -> float | None:
     """How many hours the log keeps what is under way, where that can be told."""
     from llmos_stream.broker import connect
-    from llmos_stream.roles import set_paused, updates_kept_hours
+    from llmos_stream.log import set_paused, updates_kept_hours
 
     async with connect(settings.broker) as broker:
         await set_paused(broker, settings, True)
@@ -74,7 +74,7 @@ async def _pause(settings: Settings) -> float | None:
 
 async def _resume(settings: Settings) -> None:
     from llmos_stream.broker import connect
-    from llmos_stream.roles import set_paused
+    from llmos_stream.log import set_paused
 
     async with connect(settings.broker) as broker:
         await set_paused(broker, settings, False)

@@ -9,20 +9,9 @@ from typing import TYPE_CHECKING, Any
 from llmos_stream import __version__
 from llmos_stream.cli.common import start_logging
 from llmos_stream.config import Settings
-from llmos_stream.runtime import (
-    BROKER,
-    ExitCode,
-    Health,
-    Offload,
-    Operations,
-    Shutdown,
-    met,
-    run_all,
-    run_process,
-    run_while,
-    serve_operations,
-    traced,
-)
+from llmos_stream.runtime import BROKER, ExitCode, Health, Offload, Shutdown, met, run_all, run_process, run_while
+from llmos_stream.telemetry.tracing import traced
+from llmos_stream.web.health_endpoints import Operations, serve_operations
 
 if TYPE_CHECKING:
     from llmos_stream.broker import Broker
@@ -65,7 +54,7 @@ def run_connected(
 
     async def process(shutdown: Shutdown) -> None:
         from llmos_stream.broker import connect
-        from llmos_stream.roles.retry import keep_trying, until_stop
+        from llmos_stream.runtime.retry import keep_trying, until_stop
         from llmos_stream.training import use_threads
 
         use_threads(settings.runtime)

@@ -8,7 +8,7 @@ from rich.live import Live
 from llmos_stream.broker import Broker
 from llmos_stream.config import Settings
 from llmos_stream.reporting import History, line, render
-from llmos_stream.roles import follow_events
+from llmos_stream.roles.monitor import follow_events
 from llmos_stream.runtime import Shutdown
 from llmos_stream.types import Event
 

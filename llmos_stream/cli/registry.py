@@ -18,7 +18,7 @@ from llmos_stream.runtime import BROKER, ExitCode, Offload, Shutdown
 
 if TYPE_CHECKING:
     from llmos_stream.broker import Broker
-    from llmos_stream.roles import Promotion
+    from llmos_stream.log import Promotion
 
 
 _NAMED = 10

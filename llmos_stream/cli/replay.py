@@ -2,24 +2,22 @@
 
 import argparse
 import asyncio
-import re
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
-from llmos_stream.cli.common import Commands, add_command, err, note, out, plain_table, print_json, say, start_logging
+from llmos_stream.cli.common import Commands, add_command, note, out, plain_table, print_json, say, start_logging
 from llmos_stream.cli.export import check_target, write_weights
 from llmos_stream.cli.flags import given_settings, load_settings
-from llmos_stream.cli.told import told
+from llmos_stream.cli.replaying import bar, numbers_of, opened
+from llmos_stream.cli.whatif import run_what_if
 from llmos_stream.config import SECTIONS, Settings
 from llmos_stream.errors import ConfigError
-from llmos_stream.reporting.wording import plural
+from llmos_stream.reporting.wording import in_words, plural
 
 if TYPE_CHECKING:
-    from llmos_stream.replay import Index, ReplayLog, Verdict
+    from llmos_stream.replay import Verdict
 
 RULE = ("aggregation", "staleness", "server_optimizer")
 _RECORDED = {name: dict.fromkeys(SECTIONS[name].model_fields, "as recorded in the log") for name in RULE}
@@ -72,8 +70,6 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigError("--every: at least 1")
     start_logging(settings)
     if changes or arguments.without:
-        from llmos_stream.cli.whatif import run_what_if
-
         return run_what_if(arguments, settings, changes)
     return asyncio.run(_rebuild(settings, arguments))
 
@@ -85,52 +81,6 @@ def changes_of(arguments: argparse.Namespace) -> dict[str, dict[str, object]]:
         if value is not None:
             given.setdefault(section, {})[field] = value
     return {section: fields for section, fields in given.items() if section in RULE}
-
-
-@asynccontextmanager
-async def opened(settings: Settings) -> "AsyncIterator[ReplayLog]":
-    """The log, with its index read."""
-    from llmos_stream.broker import connect
-    from llmos_stream.replay import ReplayLog
-    from llmos_stream.runtime import Offload
-    from llmos_stream.training import use_threads
-
-    use_threads(settings.runtime)
-    async with connect(settings.broker) as broker, Offload(settings.runtime.workers) as offload:
-        log = ReplayLog(broker, settings, offload)
-        with err().status("reading the log ..."):
-            await log.__aenter__()
-        try:
-            yield log
-        finally:
-            await log.__aexit__(None, None, None)
-
-
-def numbers_of(text: str | None, index: "Index", federation: str) -> range:
-    """The versions that `N` or `N-M` means; all without it. Raises ConfigError for some that are not there."""
-    there = index.numbers
-    if not there:
-        raise ConfigError(f"federation {federation} has no versions in the log; is its aggregator running?")
-    if text is None:
-        return there
-    if (found := re.fullmatch(r"(\d+)(?:-(\d+))?", text)) is None:
-        raise ConfigError(f"versions are a number or a range such as 5-12, not {text!r}")
-    first, last = int(found[1]), int(found[2] or found[1])
-    if first > last or first not in there or last not in there:
-        raise ConfigError(f"versions {text}: the log holds {there.start} to {there.stop - 1}")
-    return range(first, last + 1)
-
-
-@contextmanager
-def bar(what: str, total: int) -> Iterator[Callable[[], None]]:
-    """A progress bar on standard error, where that is a terminal; gives what moves it on by one."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = err()
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(what, total=total)
-        yield lambda: progress.advance(task)
 
 
 async def _rebuild(settings: Settings, arguments: argparse.Namespace) -> int:
@@ -160,7 +110,7 @@ async def _rebuild(settings: Settings, arguments: argparse.Namespace) -> int:
 
 
 def _plain(verdicts: "list[Verdict]") -> dict[str, object]:
-    from llmos_stream.roles.versions import build
+    from llmos_stream.log.versions import build
 
     counted = Counter(str(verdict.outcome) for verdict in verdicts)
     rows = [asdict(verdict) | {"build": dict(verdict.build)} for verdict in verdicts]
@@ -169,8 +119,8 @@ def _plain(verdicts: "list[Verdict]") -> dict[str, object]:
 
 
 def _show(verdicts: "list[Verdict]") -> None:
+    from llmos_stream.log.versions import build
     from llmos_stream.replay import Outcome
-    from llmos_stream.roles.versions import build
 
     table = plain_table("version", "contributions", "verdict", "published", "max difference", "relative L2")
     for verdict in verdicts:
@@ -188,8 +138,8 @@ def _show(verdicts: "list[Verdict]") -> None:
         if verdict.detail:
             say(f"version {verdict.version}: {verdict.detail}")
     differing = [verdict for verdict in verdicts if verdict.outcome is Outcome.DIFFERS]
-    for recorded in {told(verdict.build): None for verdict in differing}:
-        say(f"computed first on {recorded}; here on {told(build())}: kernels may round differently elsewhere")
+    for recorded in {in_words(verdict.build): None for verdict in differing}:
+        say(f"computed first on {recorded}; here on {in_words(build())}: kernels may round differently elsewhere")
     counted = Counter(verdict.outcome for verdict in verdicts)
     words = {
         Outcome.MATCH: "rebuilt, every digest as published",

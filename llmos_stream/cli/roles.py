@@ -14,7 +14,8 @@ from llmos_stream.runtime import ExitCode, Offload, Shutdown, run_while
 
 if TYPE_CHECKING:
     from llmos_stream.broker import Broker
-    from llmos_stream.roles import Evaluation, RunEnd
+    from llmos_stream.log import RunEnd
+    from llmos_stream.roles.evaluator import Evaluation
     from llmos_stream.training import Task
 
 _SHARED = ("federation", "broker", "wire", "task", "runtime", "operations", "tracing")
@@ -83,7 +84,7 @@ def run_aggregator_command(arguments: argparse.Namespace) -> int:
         end.append(await run_while(main, *progress))
 
     async def role(broker: "Broker", task: "Task", offload: Offload, shutdown: Shutdown) -> None:
-        from llmos_stream.roles import initial_of, run_aggregator
+        from llmos_stream.roles.aggregator import initial_of, run_aggregator
 
         main = run_aggregator(broker, settings, lambda: initial_of(task, settings), offload, shutdown)
         await watched(broker, settings, main)
@@ -115,7 +116,7 @@ def run_client_command(arguments: argparse.Namespace) -> int:
     sent: list[int] = []
 
     async def role(broker: "Broker", task: "Task", offload: Offload, shutdown: Shutdown) -> None:
-        from llmos_stream.roles import ClientState, client_id_of, run_client, state_folder
+        from llmos_stream.roles.client import ClientState, client_id_of, run_client, state_folder
 
         client_id = client_id_of(settings)
         with ClientState(client_id, state_folder(settings, client_id)) as state:
@@ -136,7 +137,7 @@ def run_evaluate_command(arguments: argparse.Namespace) -> int:
     last: list[Evaluation | None] = []
 
     async def role(broker: "Broker", task: "Task", offload: Offload, shutdown: Shutdown) -> None:
-        from llmos_stream.roles import evaluate_once, run_evaluator
+        from llmos_stream.roles.evaluator import evaluate_once, run_evaluator
 
         evaluate = evaluate_once if arguments.once else run_evaluator
         last.append(await evaluate(broker, settings, task, offload, shutdown))

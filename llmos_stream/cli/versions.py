@@ -12,13 +12,12 @@ from rich.text import Text
 from llmos_stream.cli.common import Commands, add_command, out, plain_table, print_json, say, start_logging
 from llmos_stream.cli.flags import load_settings
 from llmos_stream.cli.registry import nothing_in_log, run_export, run_promotion
-from llmos_stream.cli.told import told
 from llmos_stream.config import Settings
 from llmos_stream.errors import ConfigError
-from llmos_stream.reporting.wording import plain, plural, size
+from llmos_stream.reporting.wording import in_words, plain, plural, size
 
 if TYPE_CHECKING:
-    from llmos_stream.roles import LoggedVersion
+    from llmos_stream.log import LoggedVersion
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +81,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 async def _list(settings: Settings, as_json: bool) -> int:
     from llmos_stream.broker import Topics, connect
+    from llmos_stream.log import read_versions
     from llmos_stream.registry import promoted
-    from llmos_stream.roles import read_versions
 
     topic = Topics(settings.federation.name).models
     rows = []
@@ -133,7 +132,7 @@ def _row(version: "LoggedVersion", served: int | None) -> _Row:
 
 async def _find(settings: Settings, number: int | None) -> "LoggedVersion":
     from llmos_stream.broker import Topics, connect
-    from llmos_stream.roles import read_versions
+    from llmos_stream.log import read_versions
 
     topic = Topics(settings.federation.name).models
     found = None
@@ -165,7 +164,7 @@ def _show(version: "LoggedVersion", as_json: bool) -> int:
     console = out()
     for name, value in found.items():
         if name not in ("manifest", "tensors") and value not in (None, {}):
-            console.print(Text.assemble((name, "bold"), f"  {told(value)}"), soft_wrap=True)
+            console.print(Text.assemble((name, "bold"), f"  {in_words(value)}"), soft_wrap=True)
     if head.tensors is not None:
         console.print(Text.assemble(("tensors", "bold"), f"  {len(head.tensors)}"))
     if not head.manifest:

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 from llmos_stream.cli.common import note, out, plain_table, print_json, say
 from llmos_stream.cli.export import write_weights
-from llmos_stream.cli.replay import bar, numbers_of, opened
+from llmos_stream.cli.replaying import bar, numbers_of, opened
 from llmos_stream.config import Settings
 from llmos_stream.reporting.wording import listed, plain, plural
 
 if TYPE_CHECKING:
     from llmos_stream.replay import Change, Changes, Told
-    from llmos_stream.roles import Judge
+    from llmos_stream.roles.evaluator import Judge
 
 _CAVEAT = (
     "Later updates were trained on models that contained the removed contributions; those updates are folded as "
@@ -64,7 +64,7 @@ async def _tell(settings: Settings, arguments: argparse.Namespace, change: "Chan
 
 
 def _judge(settings: Settings) -> "Judge":
-    from llmos_stream.roles import Judge
+    from llmos_stream.roles.evaluator import Judge
     from llmos_stream.training import load_task
 
     return Judge(load_task(settings.task, settings.client), settings)

@@ -23,9 +23,9 @@ from llmos_stream.dashboard.provenance import Origin
 from llmos_stream.dashboard.stream import EventStream
 from llmos_stream.dashboard.view import details
 from llmos_stream.errors import BrokerUnavailable, ConfigError, FederationFinished, LlmosError, TopicMissing
-from llmos_stream.runtime.bearer import bearer_of, check_bearer
-from llmos_stream.runtime.body import BodyLimit
-from llmos_stream.runtime.hosts import HostCheck
+from llmos_stream.web.bearer import bearer_of, check_bearer
+from llmos_stream.web.body import BodyLimit
+from llmos_stream.web.hosts import HostCheck
 
 _MOST_BODY_BYTES = 4096
 _MOST_HEADER_BYTES = 32 << 10

@@ -7,13 +7,13 @@ from llmos_stream.broker import Broker, Reader, Topics
 from llmos_stream.config import Settings
 from llmos_stream.dashboard.board import Board
 from llmos_stream.errors import OffsetGone
-from llmos_stream.roles import ControlView, wait_for_topics
-from llmos_stream.roles.log import HeadReader
-from llmos_stream.roles.retry import QUIET_SECONDS, keep_trying, until_stop
+from llmos_stream.log import ControlView, wait_for_topics
+from llmos_stream.log.scan import HeadReader
 from llmos_stream.runtime import Shutdown, run_all
+from llmos_stream.runtime.retry import QUIET_SECONDS, keep_trying, until_stop
 from llmos_stream.types import VersionHead
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.25
 _LOOK_BACK = 512
@@ -62,7 +62,7 @@ async def _follow_heads(reader: Reader, board: Board, shutdown: Shutdown) -> Non
         try:
             found = await heads.poll(_POLL_SECONDS)
         except OffsetGone as error:
-            log.warning("retention deleted versions before they were read (%s)", error)
+            logger.warning("retention deleted versions before they were read (%s)", error)
             await until_stop(reader.seek_to_beginning(), shutdown)
             continue
         for item in found:

@@ -12,7 +12,7 @@ from dataclasses import replace
 from llmos_stream.broker import Broker, Reader, Record, TopicPartition, Topics
 from llmos_stream.dashboard.provenance import Origin
 from llmos_stream.errors import OffsetGone, Rejected
-from llmos_stream.roles.log import HeadReader
+from llmos_stream.log.scan import HeadReader
 from llmos_stream.types import VersionHead
 from llmos_stream.wire import read_chunk
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from llmos_stream.broker import Broker
 from llmos_stream.config import Settings
+from llmos_stream.log.pausing import set_paused
 from llmos_stream.registry import promote
-from llmos_stream.roles.pausing import set_paused
 from llmos_stream.runtime import Offload
 
 

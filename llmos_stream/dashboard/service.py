@@ -13,10 +13,10 @@ from llmos_stream.dashboard.older import OlderVersions
 from llmos_stream.dashboard.operating import operator
 from llmos_stream.dashboard.view import view
 from llmos_stream.errors import BrokerUnavailable
-from llmos_stream.roles import follow_events
+from llmos_stream.roles.monitor import follow_events
 from llmos_stream.runtime import Offload, Shutdown, run_all
-from llmos_stream.runtime.http import Place, serve_http
 from llmos_stream.types import Event
+from llmos_stream.web.server import Place, serve_http
 
 _DRAIN = 0.2  # of the time that a stop may take
 _WORKERS = 1

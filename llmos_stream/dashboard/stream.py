@@ -10,7 +10,7 @@ from starlette.types import Receive, Scope, Send
 from llmos_stream.dashboard.feed import Feed
 from llmos_stream.runtime import run_while
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 _PATIENCE_SECONDS = 20.0
 _HEADERS = ((b"content-type", b"text/event-stream"), (b"cache-control", b"no-store"), (b"x-accel-buffering", b"no"))
@@ -34,7 +34,7 @@ class EventStream(Response):
             try:
                 await run_while(self._send(send, headers), _until_gone(receive))
             except _Gone:
-                log.debug("a viewer left")
+                logger.debug("a viewer left")
 
     async def _send(self, send: Send, headers: list[tuple[bytes, bytes]]) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": headers})
@@ -44,7 +44,7 @@ class EventStream(Response):
                 async with asyncio.timeout(self._patience):
                     await send({"type": "http.response.body", "body": message, "more_body": True})
             except TimeoutError:
-                log.info("let a viewer go who took nothing for %g s", self._patience)
+                logger.info("let a viewer go who took nothing for %g s", self._patience)
                 raise _Gone from None
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 

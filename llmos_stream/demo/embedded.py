@@ -5,14 +5,10 @@ from contextlib import AsyncExitStack
 
 from llmos_stream.broker import MemoryBroker
 from llmos_stream.demo.scenario import Scenario
-from llmos_stream.roles import (
-    ClientState,
-    follow_events,
-    initial_of,
-    run_aggregator,
-    run_client,
-    run_evaluator,
-)
+from llmos_stream.roles.aggregator import initial_of, run_aggregator
+from llmos_stream.roles.client import ClientState, run_client
+from llmos_stream.roles.evaluator import run_evaluator
+from llmos_stream.roles.monitor import follow_events
 from llmos_stream.runtime import Offload, Shutdown, run_all
 from llmos_stream.training import load_task, use_threads
 from llmos_stream.types import Event

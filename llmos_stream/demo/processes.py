@@ -16,11 +16,11 @@ from llmos_stream.broker import connect
 from llmos_stream.config import Settings, to_environment
 from llmos_stream.demo.scenario import Scenario
 from llmos_stream.errors import LlmosError
-from llmos_stream.roles import follow_events
+from llmos_stream.roles.monitor import follow_events
 from llmos_stream.runtime import Shutdown, run_all, run_while
 from llmos_stream.types import Event
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 _DRAIN_SECONDS = 20.0
 _LOOK_SECONDS = 0.2
@@ -109,7 +109,7 @@ async def _until_exit(child: _Child, begun: Shutdown, shutdown: Shutdown) -> Non
     while not (begun.requested or shutdown.requested):
         await shutdown.wait(_LOOK_SECONDS)
     # The run goes on without this client: that is what asynchrony is for.
-    log.error("%s", _ending(child, code))
+    logger.error("%s", _ending(child, code))
 
 
 def _ending(child: _Child, code: int) -> str:

@@ -19,8 +19,8 @@ from llmos_stream.inference.held import Shelf
 from llmos_stream.inference.inputs import Form, read_inputs
 from llmos_stream.inference.metrics import InferenceMetrics
 from llmos_stream.runtime import Offload
-from llmos_stream.runtime.bearer import check_bearer
-from llmos_stream.runtime.body import BodyLimit
+from llmos_stream.web.bearer import check_bearer
+from llmos_stream.web.body import BodyLimit
 
 _LARGE_BODY = 1 << 16
 _ERRORS: dict[int | str, dict[str, Any]] = {

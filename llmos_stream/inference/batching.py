@@ -19,7 +19,7 @@ from llmos_stream.inference.errors import Busy, PredictionFailed
 from llmos_stream.inference.held import Held
 from llmos_stream.runtime import Offload, run_all
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 Outputs = list[Any]
 """For each example what the model gave, as numbers in lists."""
@@ -144,7 +144,7 @@ def _forward(held: Held, inputs: list[Tensor]) -> list[Outputs | PredictionFaile
         if len(inputs) > 1:
             return [answer for one in inputs for answer in _forward(held, [one])]
         # Not the error's text: it may hold what was asked.
-        log.error("version %d failed on a request: %s", held.version, type(error).__name__)
+        logger.error("version %d failed on a request: %s", held.version, type(error).__name__)
         return [error if isinstance(error, PredictionFailed) else PredictionFailed(_failed(held.version))]
 
 

@@ -8,14 +8,14 @@ from llmos_stream.config import Settings
 from llmos_stream.errors import OffsetGone, Rejected
 from llmos_stream.inference.held import Held, Shelf, build
 from llmos_stream.inference.promoted import Promoted
-from llmos_stream.roles import ControlView, Pointer, Replica, Version, wait_for_topics
-from llmos_stream.roles.retry import keep_trying, until_stop
-from llmos_stream.roles.trail import version_attributes
+from llmos_stream.log import ControlView, Pointer, Replica, Version, wait_for_topics
+from llmos_stream.log.record_tracing import version_attributes
 from llmos_stream.runtime import BROKER, MODEL, Offload, Shutdown, met, run_while
-from llmos_stream.runtime.tracing import follow
+from llmos_stream.runtime.retry import keep_trying, until_stop
+from llmos_stream.telemetry.tracing import follow
 from llmos_stream.training import Task
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.25
 _CATCH_UP_SECONDS = 60.0
@@ -84,9 +84,9 @@ class Following:
                 await self._hold(version)
             self._taken = latest.version
         except OffsetGone:
-            log.warning("version %d was deleted before it was read; going on with the next", latest.version)
+            logger.warning("version %d was deleted before it was read; going on with the next", latest.version)
         except Rejected as error:
-            log.error("version %d cannot be read and never serves: %s", latest.version, error)
+            logger.error("version %d cannot be read and never serves: %s", latest.version, error)
             self._refused = latest.version
 
     async def _promote(self, version: int, replica: Replica, latest: Pointer | None) -> None:
@@ -102,7 +102,7 @@ class Following:
             self._publish(held, promoted=True)
         else:
             return  # what served goes on
-        log.info("version %d is promoted", version)
+        logger.info("version %d is promoted", version)
 
     async def _find(self, version: int) -> Held | None:
         patience = 0.0 if self._shelf.held else _PROMOTED_SECONDS
@@ -114,4 +114,4 @@ class Following:
     def _publish(self, held: Held, *, promoted: bool = False) -> None:
         self._shelf.publish(held, promoted=promoted)
         met(MODEL)
-        log.info("version %d is ready", held.version)
+        logger.info("version %d is ready", held.version)

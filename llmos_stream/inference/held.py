@@ -15,8 +15,8 @@ from llmos_stream.config import InferenceSettings, Settings
 from llmos_stream.errors import ConfigError
 from llmos_stream.inference.errors import NotHeld
 from llmos_stream.inference.routing import Choice, Route, Why, choose, serving
+from llmos_stream.log import Version
 from llmos_stream.registry import Archived
-from llmos_stream.roles import Version
 from llmos_stream.training import Task, load_, shared_tensors
 
 _REMEMBERED = 32

@@ -4,8 +4,8 @@ from fastapi import FastAPI
 
 from llmos_stream.config import InferenceSettings
 from llmos_stream.runtime import Shutdown
-from llmos_stream.runtime import http as shared
-from llmos_stream.runtime.patience import Patience
+from llmos_stream.web import server as shared
+from llmos_stream.web.timeouts import Patience
 
 _PATIENCE = Patience()
 

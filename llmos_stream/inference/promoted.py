@@ -18,10 +18,10 @@ from llmos_stream.inference.held import Held, build, build_archived
 from llmos_stream.registry import STORE, Damaged, NotArchived, Store, StoreUnavailable, open_store
 from llmos_stream.replay import Missing, ReplayLog
 from llmos_stream.runtime import Offload
-from llmos_stream.runtime.vitals import RETRIES
+from llmos_stream.telemetry.process_metrics import RETRIES
 from llmos_stream.training import Task
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 _FIRST_PAUSE_SECONDS = 1.0
 _LAST_PAUSE_SECONDS = 30.0
@@ -88,7 +88,7 @@ class Promoted:
                 if self._store is None:
                     self._give_up(search, error)
                 else:
-                    log.info("version %d is promoted; looking for it in the registry (%s)", version, error)
+                    logger.info("version %d is promoted; looking for it in the registry (%s)", version, error)
                 search.in_log = False
         if search.found is None and not search.nowhere and not search.loading and self._clock() >= search.due:
             search.loading = True
@@ -122,7 +122,9 @@ class Promoted:
 
     def _put_off(self, search: _Search, error: StoreUnavailable) -> None:
         if not search.due and search is self._search:
-            log.error("version %d is promoted and cannot be had yet (%s); what is held serves", search.version, error)
+            logger.error(
+                "version %d is promoted and cannot be had yet (%s); what is held serves", search.version, error
+            )
         RETRIES.labels(STORE).inc()
         search.due = self._clock() + search.pause
         search.pause = min(2 * search.pause, _LAST_PAUSE_SECONDS)
@@ -130,7 +132,7 @@ class Promoted:
     def _give_up(self, search: _Search, error: LlmosError) -> None:
         search.nowhere = True
         if search is self._search:
-            log.error("version %d is promoted and cannot be had (%s); promote another", search.version, error)
+            logger.error("version %d is promoted and cannot be had (%s); promote another", search.version, error)
 
     async def _logged(self, version: int) -> Held:
         """Raises Missing and OffsetGone."""

@@ -13,18 +13,18 @@ from typing import TypeVar
 from llmos_stream.broker import Broker, Reader, TopicPartition, Topics
 from llmos_stream.config import Settings
 from llmos_stream.errors import ConfigError, OffsetGone, Rejected
+from llmos_stream.log import ControlView, Pointer, Promotion, Replica, wait_for_topics
+from llmos_stream.log.scan import HeadReader, LoggedHead
 from llmos_stream.registry.errors import Damaged, StoreUnavailable
 from llmos_stream.registry.lookup import Heads, find_in_log
 from llmos_stream.registry.metrics import ARCHIVED, ARCHIVED_BYTES, HELD, NEWEST
 from llmos_stream.registry.store import Store
-from llmos_stream.roles import ControlView, Pointer, Promotion, Replica, wait_for_topics
-from llmos_stream.roles.log import HeadReader, LoggedHead
-from llmos_stream.roles.retry import keep_trying, until_stop
 from llmos_stream.runtime import Offload, Shutdown
+from llmos_stream.runtime.retry import keep_trying, until_stop
 from llmos_stream.types import VersionHead
 from llmos_stream.wire import describe
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 STORE = "store"
 """What the archiver needs beside its broker, as `/ready` names it."""
@@ -90,7 +90,7 @@ class _Archiving:
             try:
                 entry = await self._reach(partial(self._store.entry, number))
             except Damaged as error:
-                log.error("%s", error)
+                logger.error("%s", error)
                 continue
             if entry is None:
                 return False
@@ -117,7 +117,7 @@ class _Archiving:
             try:
                 found = await following.poll(_POLL_SECONDS)
             except OffsetGone as error:
-                log.warning("retention deleted versions before they were seen (%s); going on with the oldest", error)
+                logger.warning("retention deleted versions before they were seen (%s); going on with the oldest", error)
                 following, heads = HeadReader(models, VersionHead), Heads()
                 await until_stop(models.seek_to_beginning(), self._shutdown)
                 continue
@@ -150,7 +150,7 @@ class _Archiving:
         try:
             entry = await self._reach(partial(self._store.entry, head.number))
         except Damaged as error:
-            log.error("%s", error)
+            logger.error("%s", error)
             return
         if entry is not None and not entry.is_of(describe(head)):
             raise ConfigError(
@@ -166,7 +166,7 @@ class _Archiving:
                 return
             at = await until_stop(find_in_log(self._broker, self._federation, number), self._shutdown)
             if at is None:
-                log.error("version %d is promoted and cannot be archived: it is no longer in the log", number)
+                logger.error("version %d is promoted and cannot be archived: it is no longer in the log", number)
             else:
                 await self._archive(at, replica, promotion)
         self._settled = promotion
@@ -177,10 +177,10 @@ class _Archiving:
         try:
             version = await until_stop(replica.move_to(at, _FETCH_SECONDS), self._shutdown)
         except OffsetGone:
-            log.warning("version %d is not archived: retention has just deleted it", at.version)
+            logger.warning("version %d is not archived: retention has just deleted it", at.version)
             return
         except Rejected as error:
-            log.error("version %d is not archived: it cannot be read: %s", at.version, error)
+            logger.error("version %d is not archived: it cannot be read: %s", at.version, error)
             return
         entry = await self._reach(partial(self._store.save, version, at))
         if entry is None:
@@ -190,7 +190,7 @@ class _Archiving:
         ARCHIVED.inc()
         ARCHIVED_BYTES.inc(entry.size)
         self._show()
-        log.info("version %d is archived (%d bytes)", at.version, entry.size)
+        logger.info("version %d is archived (%d bytes)", at.version, entry.size)
         await self._thin(promotion)
 
     async def _thin(self, promotion: Promotion | None) -> None:
@@ -204,7 +204,7 @@ class _Archiving:
                 return  # whether it was deleted is not known; a restart looks
             self._numbers.discard(number)
             self._show()
-            log.info("version %d is deleted from the registry: registry.most is %d", number, self._rule.most)
+            logger.info("version %d is deleted from the registry: registry.most is %d", number, self._rule.most)
 
     def _show(self) -> None:
         HELD.set(len(self._numbers))

@@ -19,10 +19,10 @@ import orjson
 
 from llmos_stream.codec import Layout
 from llmos_stream.errors import Rejected
+from llmos_stream.log import Pointer, Version
 from llmos_stream.registry.errors import Damaged
-from llmos_stream.roles import Pointer, Version
-from llmos_stream.roles.control_records import dump_latest, load_latest
 from llmos_stream.wire import describe
+from llmos_stream.wire.control import dump_latest, load_latest
 
 _FORMAT = 1
 _DIGEST_BYTES = 32

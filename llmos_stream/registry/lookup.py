@@ -1,8 +1,8 @@
 """Where in the log a version begins, from the heads alone."""
 
 from llmos_stream.broker import Broker, Topics
-from llmos_stream.roles import Pointer
-from llmos_stream.roles.log import LoggedHead, read_heads
+from llmos_stream.log import Pointer
+from llmos_stream.log.scan import LoggedHead, read_heads
 from llmos_stream.types import VersionHead, VersionKind
 
 

@@ -6,11 +6,11 @@ from time import time
 from llmos_stream.broker import Broker, Topics
 from llmos_stream.config import Settings
 from llmos_stream.errors import ConfigError
+from llmos_stream.log import ControlView, Promotion
 from llmos_stream.registry.lookup import find_in_log
 from llmos_stream.registry.store import open_store
-from llmos_stream.roles import ControlView, Promotion
-from llmos_stream.roles.control_records import PROMOTED, dump_promotion
 from llmos_stream.runtime import Offload
+from llmos_stream.wire.control import PROMOTED, dump_promotion
 
 
 async def promoted(broker: Broker, settings: Settings) -> Promotion | None:

@@ -23,10 +23,10 @@ from torch import Tensor
 from llmos_stream.codec import weights_digest
 from llmos_stream.config import Settings
 from llmos_stream.errors import ConfigError, LlmosError
+from llmos_stream.log import Pointer, Version
 from llmos_stream.registry.entry import Archived, dump_entry, entry_of, file_metadata, load_entry
 from llmos_stream.registry.errors import Damaged, NotArchived, StoreUnavailable
 from llmos_stream.registry.tensors import data_size, file_header, file_pieces, keeps_weights, rooms
-from llmos_stream.roles import Pointer, Version
 
 _MODEL = "model.safetensors"
 _ENTRY = "version.json"

@@ -11,14 +11,14 @@ from llmos_stream.config import WireSettings
 from llmos_stream.core import Update
 from llmos_stream.core.replay import Rule
 from llmos_stream.errors import OffsetGone, Rejected
+from llmos_stream.log.scan import HeadReader, LoggedHead
 from llmos_stream.replay.errors import UpdateMissing
 from llmos_stream.replay.updates import UpdateSource, decode_recorded
-from llmos_stream.roles.log import HeadReader, LoggedHead
 from llmos_stream.runtime import Offload
 from llmos_stream.types import Contribution, VersionHead
 from llmos_stream.wire import Refusal
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 _FEWEST_STAND_INS = 32
 
@@ -69,7 +69,7 @@ class AcceptedUpdates:
                 self._began = began
                 self._stand_ins = {int(live): int(here) for live, here in pairs.items()}
             case _:
-                log.error(
+                logger.error(
                     "the log does not hold which versions stand in for which: staleness will be wrong for a while"
                 )
 
@@ -88,7 +88,7 @@ class AcceptedUpdates:
                 message = await self._updates.take(item)
                 update = await self._offload.run(decode_recorded, message, item, base, self._layout.numel)
             except UpdateMissing as missing:
-                log.error("left out: %s", missing)
+                logger.error("left out: %s", missing)
                 self.release(item.partition, item.offset)
                 continue
             del message
@@ -141,7 +141,7 @@ class AcceptedUpdates:
             found = await self._heads.poll(timeout_seconds)
         except OffsetGone as error:
             pause = ", during a pause" if self._rested else ""
-            log.error(
+            logger.error(
                 "live versions were deleted before they were read%s (%s); going on with the oldest left", pause, error
             )
             await self._models.seek_to_beginning()

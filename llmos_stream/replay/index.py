@@ -6,10 +6,10 @@ from dataclasses import dataclass, field, replace
 from llmos_stream.broker import Broker, Topics
 from llmos_stream.codec import Layout
 from llmos_stream.errors import TopicMissing
+from llmos_stream.log import Pointer
+from llmos_stream.log.scan import read_heads
+from llmos_stream.log.snapshots import RESIDUAL
 from llmos_stream.replay.errors import Missing
-from llmos_stream.roles import Pointer
-from llmos_stream.roles.log import read_heads
-from llmos_stream.roles.snapshots import RESIDUAL
 from llmos_stream.types import SnapshotHead, VersionHead, VersionKind
 
 

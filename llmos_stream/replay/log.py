@@ -13,12 +13,12 @@ from llmos_stream.codec import Layout, Residual
 from llmos_stream.config import Settings
 from llmos_stream.core import Update
 from llmos_stream.errors import OffsetGone, Rejected
+from llmos_stream.log import Replica, Version
+from llmos_stream.log.snapshots import RESIDUAL, Kept, fetch_snapshots
 from llmos_stream.replay.errors import Missing
 from llmos_stream.replay.index import Index, read_index
 from llmos_stream.replay.naming import live_of
 from llmos_stream.replay.updates import UpdateSource, decode_recorded
-from llmos_stream.roles import Replica, Version
-from llmos_stream.roles.snapshots import RESIDUAL, Kept, fetch_snapshots
 from llmos_stream.runtime import Offload
 from llmos_stream.types import Contribution, VersionKind
 

@@ -11,11 +11,11 @@ from llmos_stream.codec import Residual, encode_delta, settle, weights_digest
 from llmos_stream.core import Strategy
 from llmos_stream.core.replay import Rule
 from llmos_stream.errors import Rejected
+from llmos_stream.log import Version
 from llmos_stream.replay.difference import Difference, difference
 from llmos_stream.replay.errors import Missing
 from llmos_stream.replay.log import ReplayLog
 from llmos_stream.replay.updates import UpdateSource
-from llmos_stream.roles import Version
 from llmos_stream.types import Contribution, VersionHead, VersionKind
 
 

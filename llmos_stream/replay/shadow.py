@@ -12,18 +12,18 @@ from llmos_stream.broker import Broker, Reader, Topics
 from llmos_stream.config import Settings, StopSettings
 from llmos_stream.core import device_for
 from llmos_stream.errors import ConfigError
+from llmos_stream.log import ControlView, RunEnd, wait_for_topics
 from llmos_stream.replay.accepted import AcceptedUpdates
 from llmos_stream.replay.naming import live_of, shadow_of
-from llmos_stream.roles import ControlView, RunEnd, wait_for_topics
-from llmos_stream.roles.aggregation import Aggregation
-from llmos_stream.roles.ending import Ending
-from llmos_stream.roles.folding import Folding
-from llmos_stream.roles.publisher import Publisher, group_of
-from llmos_stream.roles.recovery import fetch_layout, fetch_newest
-from llmos_stream.roles.versions import check_fits
+from llmos_stream.roles.aggregator.lifecycle import Aggregation
+from llmos_stream.roles.aggregator.loop import Folding
+from llmos_stream.roles.aggregator.preflight import check_fits
+from llmos_stream.roles.aggregator.publisher import Publisher, group_of
+from llmos_stream.roles.aggregator.recovery import fetch_layout, fetch_newest
+from llmos_stream.roles.aggregator.stopping import Ending
 from llmos_stream.runtime import Offload, Shutdown
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 _LOOK_SECONDS = 0.5
 
@@ -93,7 +93,7 @@ class _Shadow(Aggregation):
         async def begin(folding: Folding) -> None:
             # A full one: what a delta left out of the version before is not known to its readers.
             full = live.beginning
-            log.info("shadowing %s from version %d on", self._live_topics.federation, full.version)
+            logger.info("shadowing %s from version %d on", self._live_topics.federation, full.version)
             await source.begin(full.version, full.offset)
             first = await fetch_newest(broker, self._live_topics, settings, full, self._offload)
             await folding.begin(first.weights, full.version)

@@ -13,10 +13,10 @@ from llmos_stream.codec import max_payload_size
 from llmos_stream.config import WireSettings
 from llmos_stream.core import Update
 from llmos_stream.errors import BrokerUnavailable, OffsetGone, Reason, Rejected
+from llmos_stream.log.messages import skip_deleted
+from llmos_stream.log.updates import decode_update
 from llmos_stream.replay.errors import UpdateMissing
-from llmos_stream.roles.decoding import decode_update
-from llmos_stream.roles.messages import skip_deleted
-from llmos_stream.roles.spool import Spools
+from llmos_stream.storage.spool import Spools
 from llmos_stream.types import Contribution, Head, UpdateHead
 from llmos_stream.wire import Assembler, Message, Outcome, Refusal
 

@@ -19,11 +19,12 @@ from llmos_stream.codec import Residual, encode_delta, fits_delta, settle, weigh
 from llmos_stream.core import Update
 from llmos_stream.core.replay import Changes, Retelling, Rule
 from llmos_stream.errors import ConfigError, Rejected
+from llmos_stream.log import Version
 from llmos_stream.replay.difference import Difference, difference
 from llmos_stream.replay.errors import Missing
 from llmos_stream.replay.log import ReplayLog
 from llmos_stream.replay.span import kept_span
-from llmos_stream.roles import Evaluation, Judge, Version
+from llmos_stream.roles.evaluator import Evaluation, Judge
 from llmos_stream.types import Contribution, VersionHead, VersionKind
 
 

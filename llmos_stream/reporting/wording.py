@@ -1,7 +1,7 @@
 """How numbers and untrusted names are written for people."""
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -96,3 +96,13 @@ def listed(names: Iterable[str]) -> str:
     """`a`, `a and b`, `a, b and c`."""
     *head, last = [*names] or [""]
     return f"{', '.join(head)} and {last}" if head else last
+
+
+def in_words(value: object) -> str:
+    """A value on one line; a section of settings as `name=value` pairs."""
+    if not isinstance(value, Mapping):
+        return plain(str(value))
+    return ", ".join(
+        f"{name} ({in_words(inner)})" if isinstance(inner, Mapping) else f"{name}={in_words(inner)}"
+        for name, inner in value.items()
+    )

@@ -10,22 +10,22 @@ from time import monotonic, perf_counter
 from llmos_stream.broker import Broker, Reader, TopicPartition, Topics
 from llmos_stream.config import Settings
 from llmos_stream.errors import ConfigError, OffsetGone, Rejected
-from llmos_stream.roles.client import wait_for_topics
-from llmos_stream.roles.control import ControlView, Pointer
-from llmos_stream.roles.delivery import Delivery
-from llmos_stream.roles.events import emit, event
-from llmos_stream.roles.local_model import LocalModel
-from llmos_stream.roles.replica import Follower, Replica, take_message
-from llmos_stream.roles.retry import QUIET_SECONDS, keep_trying, until_stop
-from llmos_stream.roles.trail import Trail, version_attributes
-from llmos_stream.roles.versions import Version, version_assembler, version_head
+from llmos_stream.log.control import ControlView, Pointer
+from llmos_stream.log.events import emit, event
+from llmos_stream.log.producer import Delivery
+from llmos_stream.log.record_tracing import Trail, version_attributes
+from llmos_stream.log.replica import Follower, Replica, take_message
+from llmos_stream.log.topics import wait_for_topics
+from llmos_stream.log.versions import Version, version_assembler, version_head
+from llmos_stream.roles.shared_model import LocalModel
 from llmos_stream.runtime import Offload, Shutdown
-from llmos_stream.runtime.tracing import TraceParent, follow
+from llmos_stream.runtime.retry import QUIET_SECONDS, keep_trying, until_stop
+from llmos_stream.telemetry.tracing import TraceParent, follow
 from llmos_stream.training import LocalTrainer, Task, evaluate
 from llmos_stream.types import EventKind
 from llmos_stream.wire import Message, Refusal
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 ROLE = "evaluator"
 _POLL_SECONDS = 0.25
@@ -124,7 +124,7 @@ class _Measuring:
             found = await self._offload.run(judge.evaluate, version)
         self._passed_over, self.last = None, found
         metrics = ", ".join(f"{name} {value:.4f}" for name, value in found.metrics.items())
-        log.info("version %d: %s", found.version, metrics)
+        logger.info("version %d: %s", found.version, metrics)
         measured = event(
             EventKind.EVALUATION,
             ROLE,
@@ -201,7 +201,9 @@ async def _versions(
         try:
             records = await models.poll(_POLL_SECONDS)
         except OffsetGone as error:
-            log.warning("retention deleted versions before they were evaluated (%s); going on with the newest", error)
+            logger.warning(
+                "retention deleted versions before they were evaluated (%s); going on with the newest", error
+            )
             assembler = version_assembler(settings.wire)
             await until_stop(models.seek_to_beginning(), shutdown)
             if control.latest:
@@ -227,15 +229,15 @@ async def _decoded(
     outcome: Message | Refusal, follower: Follower, offload: Offload, came: TraceParent | None
 ) -> Version | None:
     if isinstance(outcome, Refusal):
-        log.error("a version at offset %d cannot be read: %s", outcome.offset, outcome.detail)
+        logger.error("a version at offset %d cannot be read: %s", outcome.offset, outcome.detail)
         return None
     head = version_head(outcome)
     try:
         with follow("version.apply", came, version_attributes(head)):
             version = await offload.run(take_message, follower, outcome)
     except Rejected as error:
-        log.error("a version at offset %d cannot be read: %s", outcome.first_offset, error.detail)
+        logger.error("a version at offset %d cannot be read: %s", outcome.first_offset, error.detail)
         return None
     if version is None:
-        log.warning("version %d is passed over: what it stands on was not read", head.number)
+        logger.warning("version %d is passed over: what it stands on was not read", head.number)
     return version

@@ -8,13 +8,13 @@ from time import monotonic
 from llmos_stream.broker import Broker, Record, TopicPartition, Topics
 from llmos_stream.config import Settings
 from llmos_stream.errors import OffsetGone, Rejected
-from llmos_stream.roles.client import wait_for_topics
-from llmos_stream.roles.retry import QUIET_SECONDS, keep_trying, until_stop
+from llmos_stream.log.topics import wait_for_topics
 from llmos_stream.runtime import Shutdown
+from llmos_stream.runtime.retry import QUIET_SECONDS, keep_trying, until_stop
 from llmos_stream.types import Event
 from llmos_stream.wire import load_event
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.25
 
@@ -54,7 +54,7 @@ class _Following:
                 try:
                     records = await reader.poll(_POLL_SECONDS)
                 except OffsetGone as error:
-                    log.warning("retention deleted events before they were read (%s)", error)
+                    logger.warning("retention deleted events before they were read (%s)", error)
                     await until_stop(reader.seek_to_beginning(), self._shutdown)
                     continue
                 self._hand_on(records)
@@ -69,6 +69,6 @@ class _Following:
             try:
                 event = load_event(record.value or b"")
             except Rejected as error:
-                log.warning("ignored an event that cannot be read, at offset %d: %s", record.offset, error.detail)
+                logger.warning("ignored an event that cannot be read, at offset %d: %s", record.offset, error.detail)
                 continue
             self._take(event)

@@ -1,14 +1,12 @@
-"""How a process lives: tasks, signals, work off the event loop, logs."""
+"""How a process lives: tasks, signals, work off the event loop, retries, logs."""
 
 from llmos_stream.runtime.background import Background
 from llmos_stream.runtime.health import BROKER, MODEL, Health, lost, met
 from llmos_stream.runtime.logs import configure_logging
 from llmos_stream.runtime.offload import Offload
-from llmos_stream.runtime.operations import Operations, serve_operations
 from llmos_stream.runtime.process import ExitCode, run_process
 from llmos_stream.runtime.shutdown import Shutdown
 from llmos_stream.runtime.tasks import run_all, run_while
-from llmos_stream.runtime.tracing import traced
 
 __all__ = [
     "BROKER",
@@ -17,7 +15,6 @@ __all__ = [
     "ExitCode",
     "Health",
     "Offload",
-    "Operations",
     "Shutdown",
     "configure_logging",
     "lost",
@@ -25,6 +22,4 @@ __all__ = [
     "run_all",
     "run_process",
     "run_while",
-    "serve_operations",
-    "traced",
 ]

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
 from time import monotonic
 
-from llmos_stream.runtime.vitals import LOOP_LAG
+from llmos_stream.telemetry.process_metrics import LOOP_LAG
 
 BROKER = "broker"
 MODEL = "model"

@@ -7,7 +7,7 @@ from functools import partial
 from types import TracebackType
 from typing import ParamSpec, Self, TypeVar
 
-from llmos_stream.runtime.vitals import BUSY_THREADS
+from llmos_stream.telemetry.process_metrics import BUSY_THREADS
 
 P = ParamSpec("P")
 T = TypeVar("T")

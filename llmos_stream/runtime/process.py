@@ -16,7 +16,7 @@ from llmos_stream.errors import BrokerUnavailable, ConfigError, Fenced, LlmosErr
 from llmos_stream.runtime.logs import last_words
 from llmos_stream.runtime.shutdown import Shutdown
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class ExitCode(IntEnum):
@@ -86,13 +86,13 @@ async def _supervise(role: Callable[[Shutdown], Awaitable[object]], stop_seconds
         if shutdown.requested and task is not None:
             task.cancel()
         else:
-            log.info("%s: stopping; once more to force", name)
+            logger.info("%s: stopping; once more to force", name)
             shutdown.request()
             if task is not None and stop_seconds < math.inf:
                 deadlines.append(loop.call_later(stop_seconds, cut_short, task))
 
     def cut_short(task: asyncio.Task[object]) -> None:
-        log.error("not everything was drained in the %g s of runtime.stop_seconds", stop_seconds)
+        logger.error("not everything was drained in the %g s of runtime.stop_seconds", stop_seconds)
         task.cancel()
 
     signals = (signal.SIGINT, signal.SIGTERM)

@@ -28,7 +28,7 @@ from llmos_stream.core import Update, check_and_clip
 from llmos_stream.core.buffer import Buffer
 from llmos_stream.core.flat import blocks, l2_norm, scratch
 from llmos_stream.core.optimizer import make_optimizer
-from llmos_stream.roles.decoding import Decoder
+from llmos_stream.roles.aggregator.decoding import Decoder
 from llmos_stream.runtime import Offload
 from llmos_stream.types import CodecId, CodecSpec, Contribution, UpdateHead
 from llmos_stream.wire import Message

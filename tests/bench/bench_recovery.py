@@ -23,7 +23,8 @@ from rich.progress import Progress, TaskID
 
 from llmos_stream.broker import Broker, LocalKafka, Topics, connect
 from llmos_stream.config import BrokerSettings, Settings, load
-from llmos_stream.roles import ControlView, initial_of, run_aggregator
+from llmos_stream.log import ControlView
+from llmos_stream.roles.aggregator import initial_of, run_aggregator
 from llmos_stream.runtime import Offload, Shutdown, run_all
 from llmos_stream.training import load_task
 from tests.bench.children import BenchmarkFailed

@@ -23,7 +23,8 @@ from torch import Tensor
 from llmos_stream.broker import Broker, LocalKafka, Topics, connect
 from llmos_stream.config import Settings, load
 from llmos_stream.inference.held import build
-from llmos_stream.roles import ControlView, decoded_versions, initial_of
+from llmos_stream.log import ControlView, decoded_versions
+from llmos_stream.roles.aggregator import initial_of
 from llmos_stream.runtime import run_all
 from llmos_stream.training import Task, load_task
 from tests.bench.children import BenchmarkFailed

@@ -15,7 +15,7 @@ from torch import Tensor
 from llmos_stream.broker import Broker, Topics
 from llmos_stream.codec import Layout, encode, payload_digest
 from llmos_stream.config import Settings, to_environment
-from llmos_stream.roles import ControlView
+from llmos_stream.log import ControlView
 from llmos_stream.types import CodecId, CodecSpec, UpdateHead
 from llmos_stream.wire import message_id, pack_prelude, split
 from tests.bench.children import BenchmarkFailed

@@ -16,16 +16,9 @@ from torch import Tensor
 
 from llmos_stream.broker import Broker, Topics, connect
 from llmos_stream.config import Settings, load
-from llmos_stream.roles import (
-    Client,
-    ClientState,
-    Version,
-    client_id_of,
-    initial_of,
-    run_aggregator,
-    state_folder,
-    wait_for_topics,
-)
+from llmos_stream.log import Version, wait_for_topics
+from llmos_stream.roles.aggregator import initial_of, run_aggregator
+from llmos_stream.roles.client import Client, ClientState, client_id_of, state_folder
 from llmos_stream.runtime import Offload, Shutdown, configure_logging, run_all
 from llmos_stream.training import Task, load_task, use_threads
 from tests.bench.children import BenchmarkFailed, serve

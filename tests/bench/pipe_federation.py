@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 from llmos_stream.broker import Broker, Reader, Topics
 from llmos_stream.config import Settings, to_environment
-from llmos_stream.roles import wait_for_topics
-from llmos_stream.roles.log import read_heads
+from llmos_stream.log import wait_for_topics
+from llmos_stream.log.scan import read_heads
 from llmos_stream.runtime import Shutdown, run_all, run_while
 from llmos_stream.types import Event, EventKind, VersionHead
 from llmos_stream.wire import load_event

@@ -18,7 +18,7 @@ import pytest
 
 from llmos_stream.broker import LocalKafka, Topics, connect
 from llmos_stream.config import BrokerSettings
-from llmos_stream.roles import wait_for_topics
+from llmos_stream.log import wait_for_topics
 from llmos_stream.runtime import Shutdown
 from llmos_stream.types import Event, EventKind
 from llmos_stream.wire import load_event

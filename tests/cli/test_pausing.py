@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from llmos_stream.broker import Topics, connect
-from llmos_stream.roles import ControlView
+from llmos_stream.log import ControlView
 from tests.cli.aids import Run
 from tests.conftest import KafkaNode
 

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from llmos_stream.broker import connect
-from llmos_stream.roles.versions import Origin, encode_version
+from llmos_stream.log.versions import Origin, encode_version
 from llmos_stream.types import EventKind
 from llmos_stream.wire import message_id, pack_prelude, split
 from tests.cli.aids import Run, Start, wait_for_event

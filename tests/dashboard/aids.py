@@ -21,9 +21,9 @@ from llmos_stream.dashboard.operating import Operator
 from llmos_stream.dashboard.view import view
 from llmos_stream.errors import BrokerUnavailable
 from llmos_stream.runtime import Offload, Shutdown
-from llmos_stream.runtime.http import Place, serve_http
-from llmos_stream.runtime.patience import Patience
 from llmos_stream.types import CodecId, CodecSpec, Contribution, Event, EventKind, VersionHead, VersionKind
+from llmos_stream.web.server import Place, serve_http
+from llmos_stream.web.timeouts import Patience
 
 SECONDS = 30.0
 TOKEN = "let-me-in"  # noqa: S105
@@ -117,7 +117,7 @@ def heard_port() -> Iterator[Callable[[], int | None]]:
             if "the live page is on" in record.getMessage():
                 said.append(record.getMessage())
 
-    log, handler = logging.getLogger("llmos_stream.runtime.http"), Listening()
+    log, handler = logging.getLogger("llmos_stream.web.server"), Listening()
     level = log.level
     log.addHandler(handler)
     log.setLevel(logging.INFO)

@@ -13,7 +13,9 @@ from llmos_stream.config import Settings, load
 from llmos_stream.dashboard import LivePage
 from llmos_stream.demo.scenario import Cast, make_scenario
 from llmos_stream.errors import Reason
-from llmos_stream.roles import ClientState, initial_of, run_aggregator, run_client, run_evaluator
+from llmos_stream.roles.aggregator import initial_of, run_aggregator
+from llmos_stream.roles.client import ClientState, run_client
+from llmos_stream.roles.evaluator import run_evaluator
 from llmos_stream.runtime import Offload, Shutdown, run_all
 from llmos_stream.training import load_task
 from llmos_stream.types import Event, EventKind

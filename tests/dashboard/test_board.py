@@ -12,9 +12,9 @@ from llmos_stream.broker import MemoryBroker, Topics, TopicSpec
 from llmos_stream.dashboard.board import Board, Status
 from llmos_stream.dashboard.provenance import Provenance
 from llmos_stream.dashboard.view import details, view
-from llmos_stream.roles import ControlView
-from llmos_stream.roles.control_records import AGGREGATOR, Leader, dump_leader
+from llmos_stream.log import ControlView
 from llmos_stream.types import Event, EventKind
+from llmos_stream.wire.control import AGGREGATOR, Leader, dump_leader
 from llmos_stream.wire.events import FIELDS, MAX_TIME_MS, amount, metrics, text, whole
 from tests.dashboard.aids import NOW, event, head
 from tests.reporting.fake import Federation

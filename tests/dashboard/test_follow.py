@@ -10,8 +10,8 @@ from llmos_stream.config import FederationSettings, Settings
 from llmos_stream.dashboard import follow as follow_module
 from llmos_stream.dashboard.board import Board
 from llmos_stream.dashboard.follow import follow
+from llmos_stream.log.pausing import set_paused
 from llmos_stream.registry import promote
-from llmos_stream.roles.pausing import set_paused
 from llmos_stream.runtime import Offload, Shutdown
 from llmos_stream.types import TensorSpec
 from llmos_stream.wire import message_id, pack_prelude, split

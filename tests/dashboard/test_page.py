@@ -15,7 +15,7 @@ from llmos_stream.broker import MemoryBroker, Topics
 from llmos_stream.config import Settings
 from llmos_stream.dashboard.changes import difference
 from llmos_stream.errors import Reason, Rejected
-from llmos_stream.roles.client_events import update_rejected
+from llmos_stream.roles.client.events import update_rejected
 from llmos_stream.runtime import Shutdown
 from llmos_stream.types import EventKind
 from tests.dashboard.aids import TOKEN, event, head, on_a_port, shown

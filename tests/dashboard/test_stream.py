@@ -14,8 +14,8 @@ from llmos_stream.dashboard.changes import apply
 from llmos_stream.dashboard.feed import Feed
 from llmos_stream.dashboard.stream import _PATIENCE_SECONDS, EventStream
 from llmos_stream.runtime import Shutdown
-from llmos_stream.runtime.patience import Patience
 from llmos_stream.types import EventKind
+from llmos_stream.web.timeouts import Patience
 from tests.dashboard.aids import SECONDS, Stream, event, on_a_port, shown, until
 
 

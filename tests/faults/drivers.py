@@ -6,9 +6,11 @@ from pathlib import Path
 from llmos_stream.broker import Broker
 from llmos_stream.config import Settings
 from llmos_stream.errors import FederationFinished
-from llmos_stream.roles import Client, ClientState, run_aggregator, wait_for_topics
-from llmos_stream.roles.retry import keep_trying
+from llmos_stream.log import wait_for_topics
+from llmos_stream.roles.aggregator import run_aggregator
+from llmos_stream.roles.client import Client, ClientState
 from llmos_stream.runtime import Offload, Shutdown
+from llmos_stream.runtime.retry import keep_trying
 from tests.faults.faulty import FaultyBroker
 from tests.faults.injector import Injector
 from tests.faults.journal import Journal

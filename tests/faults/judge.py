@@ -11,7 +11,7 @@ import torch
 from llmos_stream.codec import Residual, decode, encode_delta, settle, weights_digest
 from llmos_stream.config import Settings
 from llmos_stream.core import make_strategy
-from llmos_stream.roles import ClientState
+from llmos_stream.roles.client import ClientState
 from llmos_stream.types import VersionKind
 from tests.faults.drivers import journal_of, state_of
 from tests.faults.log import Logged, Sending

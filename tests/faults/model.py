@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from llmos_stream.codec import Layout
-from llmos_stream.roles import Initial
+from llmos_stream.roles.aggregator import Initial
 from tests.faults.plan import Plan
 
 

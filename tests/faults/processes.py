@@ -22,7 +22,14 @@ from tests.faults.host import Ended, Ending, Running
 from tests.faults.injector import InProcess, Notice, Tell
 from tests.faults.plan import Fault, Plan, Point
 
-_PRELOADED = ["torch", "llmos_stream.roles", "llmos_stream.broker", "tests.faults.processes"]
+_PRELOADED = [
+    "torch",
+    "llmos_stream.roles.aggregator",
+    "llmos_stream.roles.client",
+    "llmos_stream.roles.evaluator",
+    "llmos_stream.broker",
+    "tests.faults.processes",
+]
 _TAIL_BYTES = 600
 
 

@@ -9,7 +9,7 @@ import pytest
 from llmos_stream.broker.kafka.connection import Connection, topic_leaders
 from llmos_stream.broker.local import LocalCluster, needs
 from llmos_stream.config import BrokerSettings
-from llmos_stream.roles.publisher import group_of
+from llmos_stream.roles.aggregator.publisher import group_of
 from tests.conftest import IN_CI
 from tests.faults.plan import BROKER, Fault, Plan, Point
 from tests.faults.trials import try_on_kafka

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from llmos_stream.broker import Broker, MemoryBroker, Topics, connect
 from llmos_stream.config import Settings
-from llmos_stream.roles.retry import keep_trying
 from llmos_stream.runtime import Shutdown
+from llmos_stream.runtime.retry import keep_trying
 from tests.faults.host import InTasks
 from tests.faults.judge import Verdict, journals, judge, judge_residuals
 from tests.faults.log import read_log

@@ -18,10 +18,10 @@ from llmos_stream.inference.held import Shelf
 from llmos_stream.inference.inputs import form_of
 from llmos_stream.inference.metrics import InferenceMetrics
 from llmos_stream.inference.promoted import Promoted
-from llmos_stream.roles import Initial, initial_of
-from llmos_stream.roles.control_records import PROMOTED, Promotion, dump_promotion
+from llmos_stream.roles.aggregator import Initial, initial_of
 from llmos_stream.runtime import BROKER, MODEL, Health, Offload, Shutdown
 from llmos_stream.training import Task, load_task
+from llmos_stream.wire.control import PROMOTED, Promotion, dump_promotion
 from tests.roles.aids import Running, settings_for, update
 
 

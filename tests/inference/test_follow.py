@@ -12,8 +12,8 @@ from llmos_stream.broker import Broker, MemoryBroker
 from llmos_stream.config import Settings
 from llmos_stream.errors import BrokerUnavailable, ConfigError
 from llmos_stream.inference.held import build
-from llmos_stream.roles import Version, decoded_versions, retry
-from llmos_stream.runtime import BROKER
+from llmos_stream.log import Version, decoded_versions
+from llmos_stream.runtime import BROKER, retry
 from llmos_stream.training import Task, load_task
 from tests.inference.aids import until
 from tests.inference.following import Serving, promote_in_log, publish, serving_of, settings_of, task_of

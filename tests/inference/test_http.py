@@ -14,8 +14,8 @@ from llmos_stream.config import InferenceSettings
 from llmos_stream.errors import ConfigError
 from llmos_stream.inference.http import serve_http
 from llmos_stream.runtime import Shutdown
-from llmos_stream.runtime.http import Place, listening
-from llmos_stream.runtime.patience import Patience
+from llmos_stream.web.server import Place, listening
+from llmos_stream.web.timeouts import Patience
 from tests.inference.aids import SECONDS, held, served, until
 
 _ASK = {"inputs": [[1.0, 2.0, 3.0]]}

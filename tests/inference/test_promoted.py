@@ -21,8 +21,9 @@ from llmos_stream.inference import follow, run_inference
 from llmos_stream.inference import promoted as module
 from llmos_stream.inference.held import build, build_archived
 from llmos_stream.inference.promoted import Promoted
+from llmos_stream.log import decoded_versions
 from llmos_stream.registry import Store, StoreUnavailable, find_in_log, open_store, promote
-from llmos_stream.roles import Initial, decoded_versions
+from llmos_stream.roles.aggregator import Initial
 from llmos_stream.runtime import Offload, Shutdown, run_while
 from llmos_stream.training import shared_tensors
 from tests.conftest import KafkaNode

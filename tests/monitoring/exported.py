@@ -4,9 +4,11 @@ from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector,
 
 from llmos_stream.inference.metrics import InferenceMetrics
 from llmos_stream.registry import metrics as registry_metrics
-from llmos_stream.runtime import Health, Operations, vitals
-from llmos_stream.runtime.federation_metrics import FederationMetrics
-from llmos_stream.runtime.metrics import EventMetrics
+from llmos_stream.runtime import Health
+from llmos_stream.telemetry import process_metrics as vitals
+from llmos_stream.telemetry.event_metrics import EventMetrics
+from llmos_stream.telemetry.federation_metrics import FederationMetrics
+from llmos_stream.web.health_endpoints import Operations
 
 _SUFFIXES = {
     "counter": ("_total",),

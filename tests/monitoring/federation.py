@@ -12,16 +12,12 @@ from llmos_stream.broker import Broker
 from llmos_stream.config import Settings
 from llmos_stream.inference import run_inference
 from llmos_stream.registry import open_store, run_archiver
-from llmos_stream.roles import (
-    ClientState,
-    follow_events,
-    initial_of,
-    run_aggregator,
-    run_client,
-    run_evaluator,
-)
+from llmos_stream.roles.aggregator import initial_of, run_aggregator
+from llmos_stream.roles.client import ClientState, run_client
+from llmos_stream.roles.evaluator import run_evaluator
+from llmos_stream.roles.monitor import follow_events
 from llmos_stream.runtime import Offload, Shutdown, run_all
-from llmos_stream.runtime.federation_metrics import FederationMetrics
+from llmos_stream.telemetry.federation_metrics import FederationMetrics
 from llmos_stream.training import load_task
 from tests.roles.aids import settings_for
 

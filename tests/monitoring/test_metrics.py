@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
-from llmos_stream.runtime import Health, Operations
-from llmos_stream.runtime.federation_metrics import FederationMetrics
+from llmos_stream.runtime import Health
+from llmos_stream.telemetry.federation_metrics import FederationMetrics
 from llmos_stream.types import Event, EventKind
+from llmos_stream.web.health_endpoints import Operations
 from tests.monitoring import exported
 from tests.monitoring.tools import promtool
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from llmos_stream.broker import MemoryBroker, Topics
-from llmos_stream.runtime import BROKER, Health, Operations, Shutdown, run_all, run_while, serve_operations
+from llmos_stream.runtime import BROKER, Health, Shutdown, run_all, run_while
+from llmos_stream.web.health_endpoints import Operations, serve_operations
 from tests.monitoring.dashboards import DASHBOARDS, Query, alerts, panels, queries
 from tests.monitoring.draw import NO_DATA, Span, draw
 from tests.monitoring.federation import run_whole, whole_settings

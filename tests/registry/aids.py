@@ -9,9 +9,9 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from llmos_stream.codec import Layout
 from llmos_stream.config import Settings
+from llmos_stream.log import Pointer, Version, decode_version
+from llmos_stream.log.versions import Origin, encode_version, rule_of
 from llmos_stream.registry import Store, open_store
-from llmos_stream.roles import Pointer, Version, decode_version
-from llmos_stream.roles.versions import Origin, encode_version, rule_of
 from llmos_stream.types import Contribution
 from tests.roles.aids import settings_for
 

@@ -14,9 +14,10 @@ import torch
 from llmos_stream.broker import Broker, MemoryBroker, Record
 from llmos_stream.config import Settings
 from llmos_stream.errors import BrokerUnavailable, ConfigError
+from llmos_stream.log import decoded_versions
 from llmos_stream.registry import Store, StoreUnavailable, open_store, promote, roll_back, run_archiver
-from llmos_stream.roles import decoded_versions, initial_of, retry
-from llmos_stream.runtime import Offload, Shutdown
+from llmos_stream.roles.aggregator import initial_of
+from llmos_stream.runtime import Offload, Shutdown, retry
 from llmos_stream.training import load_task
 from tests.registry.aids import AT, Folder, registry_settings, version_of
 from tests.replay.aids import running_from

@@ -5,10 +5,10 @@ import pytest
 
 from llmos_stream.broker import Broker, Topics
 from llmos_stream.errors import ConfigError
+from llmos_stream.log import ControlView, Pointer, Promotion
 from llmos_stream.registry import find_in_log, open_store, promote, promoted, roll_back
-from llmos_stream.roles import ControlView, Pointer, Promotion
-from llmos_stream.roles.control_records import PROMOTED, dump_promotion, load_promotion
 from llmos_stream.runtime import Offload
+from llmos_stream.wire.control import PROMOTED, dump_promotion, load_promotion
 from tests.registry.aids import AT, Folder, registry_settings, version_of
 from tests.roles.aids import LAYOUT, aggregator, delta_of, settings_for, update
 

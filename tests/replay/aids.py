@@ -10,8 +10,10 @@ from torch import Tensor
 
 from llmos_stream.broker import Broker, Topics
 from llmos_stream.config import Settings
+from llmos_stream.log import decode_version, wait_for_topics
 from llmos_stream.replay import Outcome, Rebuilding, ReplayLog, Verdict
-from llmos_stream.roles import Initial, LocalModel, decode_version, initial_of, run_aggregator, wait_for_topics
+from llmos_stream.roles.aggregator import Initial, initial_of, run_aggregator
+from llmos_stream.roles.shared_model import LocalModel
 from llmos_stream.runtime import Offload, Shutdown
 from llmos_stream.training import Batch, LocalTrainer, Task, load_task
 from tests.roles.aids import LAYOUT, NUMEL, Running, settings_for, update

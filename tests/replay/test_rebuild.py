@@ -10,8 +10,8 @@ from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 
 from llmos_stream.broker import Broker, MemoryBroker, connect
 from llmos_stream.config import Settings
+from llmos_stream.log.versions import Origin, encode_version
 from llmos_stream.replay import Index, Outcome, Rebuilding, ReplayLog
-from llmos_stream.roles.versions import Origin, encode_version
 from llmos_stream.wire import message_id, pack_prelude, split
 from tests.conftest import KafkaNode
 from tests.replay.aids import RULES, outcomes, replay_log, topics_of, verdicts_of, write_random
@@ -169,7 +169,7 @@ async def test_heads_of_large_versions_are_found_without_reading_them(
     """Every payload of more than a chunk is passed over by a seek here; nothing is lost by that."""
     broker = MemoryBroker()
     settings = await write_random(broker, federation, "adam", wire={"chunk_bytes": 1024})
-    monkeypatch.setattr("llmos_stream.roles.log._WORTH_A_SEEK", 0)
+    monkeypatch.setattr("llmos_stream.log.scan._WORTH_A_SEEK", 0)
     async with replay_log(broker, settings) as log:
         assert list(log.index.versions) == list(range(7))
         assert sorted(log.index.moments) == list(range(7))

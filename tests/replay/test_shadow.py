@@ -11,9 +11,9 @@ import torch
 from llmos_stream.broker import Broker, MemoryBroker, Topics
 from llmos_stream.config import Settings
 from llmos_stream.errors import ConfigError, FederationFinished
+from llmos_stream.log import RunEnd
 from llmos_stream.replay import Outcome, audit, run_shadow, shadow_settings
 from llmos_stream.replay.accepted import AcceptedUpdates
-from llmos_stream.roles import RunEnd
 from llmos_stream.runtime import Offload, Shutdown
 from llmos_stream.types import VersionHead
 from tests.replay.aids import outcomes, replay_log, running_from, topics_of, verdicts_of, write_random

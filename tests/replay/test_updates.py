@@ -10,8 +10,8 @@ from torch import Tensor
 from llmos_stream.broker import Broker, MemoryBroker, Record, TopicPartition, TopicSpec
 from llmos_stream.codec import decode, encode
 from llmos_stream.config import load
+from llmos_stream.log.updates import decode_update
 from llmos_stream.replay import UpdateMissing, UpdateSource
-from llmos_stream.roles.decoding import decode_update
 from llmos_stream.types import Contribution, UpdateHead
 from tests.roles.aids import FLOAT32, records_of, update_head
 

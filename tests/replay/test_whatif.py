@@ -7,7 +7,7 @@ from llmos_stream.broker import Broker, MemoryBroker
 from llmos_stream.config import Settings
 from llmos_stream.errors import ConfigError
 from llmos_stream.replay import Change, Missing, Told, WhatIf
-from llmos_stream.roles import Judge
+from llmos_stream.roles.evaluator import Judge
 from llmos_stream.training import load_task
 from tests.replay.aids import FLIPPER, RULES, replay_log, running_from, write_poisoned, write_random
 from tests.roles.aids import delta_of, initial, settings_for, update

@@ -14,8 +14,9 @@ from llmos_stream.broker import Broker, Record, Topics
 from llmos_stream.codec import Layout, encode, payload_digest
 from llmos_stream.config import Settings, load
 from llmos_stream.errors import Fenced
-from llmos_stream.roles import Initial, RunEnd, read_versions, run_aggregator, wait_for_topics
-from llmos_stream.roles.log import LoggedVersion
+from llmos_stream.log import RunEnd, read_versions, wait_for_topics
+from llmos_stream.log.scan import LoggedVersion
+from llmos_stream.roles.aggregator import Initial, run_aggregator
 from llmos_stream.runtime import Offload, Shutdown
 from llmos_stream.types import CodecId, CodecSpec, Event, UpdateHead
 from llmos_stream.wire import load_event, message_id, pack_prelude, split

@@ -12,14 +12,14 @@ from llmos_stream.codec import Layout
 from llmos_stream.config import Settings
 from llmos_stream.core import NewVersion
 from llmos_stream.errors import ConfigError
-from llmos_stream.roles import decoded_versions
-from llmos_stream.roles.chain import Chain, Encoded
-from llmos_stream.roles.control_records import Pointer
-from llmos_stream.roles.replica import Follower
-from llmos_stream.roles.spool import Spools
-from llmos_stream.roles.versions import check_fits
+from llmos_stream.log import decoded_versions
+from llmos_stream.log.replica import Follower
+from llmos_stream.roles.aggregator.preflight import check_fits
+from llmos_stream.roles.aggregator.version_chain import Chain, Encoded
 from llmos_stream.runtime import Offload
+from llmos_stream.storage.spool import Spools
 from llmos_stream.types import VersionKind
+from llmos_stream.wire.control import Pointer
 from tests.roles.aids import LAYOUT, NUMEL, aggregator, delta_of, settings_for, update
 
 

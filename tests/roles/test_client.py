@@ -9,8 +9,8 @@ import torch
 from llmos_stream.broker import Broker, MemoryBroker
 from llmos_stream.codec import decode
 from llmos_stream.errors import FederationFinished, Reason, Rejected
-from llmos_stream.roles import Client, ClientState
-from llmos_stream.roles.client import _max_staleness
+from llmos_stream.roles.client import Client, ClientState
+from llmos_stream.roles.client.session import _max_staleness
 from llmos_stream.runtime import Offload, Shutdown
 from llmos_stream.types import Event, UpdateHead
 from llmos_stream.wire import read_chunk, unpack_prelude

@@ -17,9 +17,9 @@ from torch import Tensor
 from llmos_stream.codec import SLICE, Layout, decode
 from llmos_stream.config import Settings
 from llmos_stream.errors import StateError, TaskError
-from llmos_stream.roles import ClientState
-from llmos_stream.roles.client_state import Unsent
-from llmos_stream.roles.outbox import Draft, Outbox
+from llmos_stream.roles.client import ClientState
+from llmos_stream.roles.client.outbox import Draft, Outbox
+from llmos_stream.roles.client.state import Unsent
 from tests.roles.aids import LAYOUT, NUMEL, settings_for
 
 _PRIMITIVES = ("fsync", "replace", "unlink", "open")

@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from llmos_stream.codec import encode, weights_digest
 from llmos_stream.errors import StateError
-from llmos_stream.roles import ClientState
-from llmos_stream.roles.client_state import Unsent
+from llmos_stream.roles.client import ClientState
+from llmos_stream.roles.client.state import Unsent
 from llmos_stream.wire import pack_prelude
 from tests.roles.aids import FLOAT32, delta_of, update_head
 

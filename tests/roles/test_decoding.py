@@ -11,7 +11,8 @@ from llmos_stream.config import AggregationSettings
 from llmos_stream.core import NewVersion, Update, start, step
 from llmos_stream.core.flat import l2_norm
 from llmos_stream.errors import Reason, Rejected, StateError
-from llmos_stream.roles.decoding import Decoder, decode_update
+from llmos_stream.log.updates import decode_update
+from llmos_stream.roles.aggregator.decoding import Decoder
 from llmos_stream.runtime import Offload
 from llmos_stream.types import CodecId, CodecSpec, Part, SnapshotHead, UpdateHead
 from llmos_stream.wire import Message

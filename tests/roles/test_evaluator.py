@@ -13,8 +13,10 @@ from llmos_stream.broker import Broker, MemoryBroker, Record, Topics
 from llmos_stream.codec import Layout
 from llmos_stream.config import Settings
 from llmos_stream.errors import BrokerUnavailable
-from llmos_stream.roles import ControlView, Initial, Judge, Pointer, decoded_versions, initial_of, retry, run_evaluator
-from llmos_stream.runtime import Offload, Shutdown
+from llmos_stream.log import ControlView, Pointer, decoded_versions
+from llmos_stream.roles.aggregator import Initial, initial_of
+from llmos_stream.roles.evaluator import Judge, run_evaluator
+from llmos_stream.runtime import Offload, Shutdown, retry
 from llmos_stream.training import Batch, Task, load_task
 from llmos_stream.types import Event
 from llmos_stream.wire import load_event

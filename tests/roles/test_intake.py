@@ -8,7 +8,7 @@ import torch
 
 from llmos_stream.broker import Broker, MemoryBroker
 from llmos_stream.errors import StateError
-from llmos_stream.roles import decode_version
+from llmos_stream.log import decode_version
 from tests.roles.aids import NUMEL, aggregator, settings_for, update
 
 

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmos_stream.broker import TopicPartition
-from llmos_stream.roles.offsets import SafeOffsets
+from llmos_stream.roles.aggregator.offsets import SafeOffsets
 
 AT = TopicPartition("f.updates", 0)
 

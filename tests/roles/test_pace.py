@@ -4,7 +4,7 @@ import pytest
 
 from llmos_stream.broker import Broker
 from llmos_stream.core import Pace
-from llmos_stream.roles import ControlView
+from llmos_stream.log import ControlView
 from llmos_stream.wire.events import whole
 from tests.roles.aids import aggregator, delta_of, settings_for, update
 from tests.roles.test_pipeline import Federation

@@ -14,20 +14,14 @@ import pytest
 from llmos_stream.broker import Broker, LocalKafka, MemoryBroker, connect
 from llmos_stream.config import Settings
 from llmos_stream.errors import BrokerUnavailable, Fenced
-from llmos_stream.roles import (
-    ClientState,
-    evaluator,
-    follow_events,
-    initial_of,
-    monitor,
-    read_versions,
-    retry,
-    run_aggregator,
-    run_client,
-    run_evaluator,
-)
-from llmos_stream.roles.retry import keep_trying, until_stop
-from llmos_stream.runtime import Offload, Shutdown, run_all
+from llmos_stream.log import read_versions
+from llmos_stream.roles import evaluator, monitor
+from llmos_stream.roles.aggregator import initial_of, run_aggregator
+from llmos_stream.roles.client import ClientState, run_client
+from llmos_stream.roles.evaluator import run_evaluator
+from llmos_stream.roles.monitor import follow_events
+from llmos_stream.runtime import Offload, Shutdown, retry, run_all
+from llmos_stream.runtime.retry import keep_trying, until_stop
 from llmos_stream.training import load_task
 from llmos_stream.types import Event
 from llmos_stream.wire import load_event
@@ -77,7 +71,7 @@ async def test_a_stop_ends_the_pause() -> None:
 
 
 async def test_a_stop_leaves_the_broker_a_few_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llmos_stream.roles.retry._FAREWELL_SECONDS", 0.05)
+    monkeypatch.setattr("llmos_stream.runtime.retry._FAREWELL_SECONDS", 0.05)
     shutdown, answered = Shutdown(), asyncio.Event()
     asyncio.get_running_loop().call_later(0.05, shutdown.request)
     with pytest.raises(BrokerUnavailable, match="that a stop leaves"):

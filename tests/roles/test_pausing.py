@@ -15,8 +15,9 @@ from llmos_stream.broker import Broker, MemoryBroker, Topics
 from llmos_stream.broker.ports import Reader
 from llmos_stream.core import Update
 from llmos_stream.errors import FederationFinished, TopicMissing
-from llmos_stream.roles import ControlView, intake, set_paused, updates_kept_hours
-from llmos_stream.roles.intake import Intake
+from llmos_stream.log import ControlView, set_paused, updates_kept_hours
+from llmos_stream.roles.aggregator import intake
+from llmos_stream.roles.aggregator.intake import Intake
 from llmos_stream.runtime import Offload
 from tests.roles.aids import LAYOUT, NUMEL, aggregator, delta_of, settings_for, update
 from tests.roles.test_pipeline import Federation

@@ -9,18 +9,11 @@ import pytest
 from llmos_stream.broker import Broker, MemoryBroker, connect
 from llmos_stream.config import Settings
 from llmos_stream.errors import ConfigError
-from llmos_stream.roles import (
-    ClientState,
-    Evaluation,
-    RunEnd,
-    evaluate_once,
-    follow_events,
-    initial_of,
-    read_versions,
-    run_aggregator,
-    run_client,
-    run_evaluator,
-)
+from llmos_stream.log import RunEnd, read_versions
+from llmos_stream.roles.aggregator import initial_of, run_aggregator
+from llmos_stream.roles.client import ClientState, run_client
+from llmos_stream.roles.evaluator import Evaluation, evaluate_once, run_evaluator
+from llmos_stream.roles.monitor import follow_events
 from llmos_stream.runtime import Offload, Shutdown, run_all
 from llmos_stream.training import load_task
 from llmos_stream.types import Event, VersionKind

@@ -9,9 +9,10 @@ import torch
 from llmos_stream.broker import Broker, Topics, connect
 from llmos_stream.codec import Layout
 from llmos_stream.config import Settings
-from llmos_stream.roles import ControlView, Initial, Pointer, decode_version, run_aggregator, wait_for_topics
-from llmos_stream.roles.events import emit, event
-from llmos_stream.roles.recovery import fetch_newest, recover
+from llmos_stream.log import ControlView, Pointer, decode_version, wait_for_topics
+from llmos_stream.log.events import emit, event
+from llmos_stream.roles.aggregator import Initial, run_aggregator
+from llmos_stream.roles.aggregator.recovery import fetch_newest, recover
 from llmos_stream.runtime import Offload, Shutdown
 from llmos_stream.types import EventKind
 from tests.conftest import KafkaNode

@@ -9,10 +9,11 @@ import torch
 
 from llmos_stream.broker import Broker, MemoryBroker, Transaction, connect
 from llmos_stream.errors import Fenced
-from llmos_stream.roles import ControlView, RunEnd, aggregation, decode_version
-from llmos_stream.roles.folding import Folding
-from llmos_stream.roles.publisher import Publisher
-from llmos_stream.roles.recovery import fetch_newest
+from llmos_stream.log import ControlView, RunEnd, decode_version
+from llmos_stream.roles.aggregator import lifecycle as aggregation
+from llmos_stream.roles.aggregator.loop import Folding
+from llmos_stream.roles.aggregator.publisher import Publisher
+from llmos_stream.roles.aggregator.recovery import fetch_newest
 from llmos_stream.types import Event
 from tests.conftest import KafkaNode
 from tests.roles.aids import Running, aggregator, delta_of, settings_for, update

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from llmos_stream.errors import Reason
-from llmos_stream.roles.spool import Spools
+from llmos_stream.storage.spool import Spools
 from llmos_stream.types import UpdateHead
 from llmos_stream.wire import RECORD_COST, MemoryStore, Message, Outcome, Refusal, Store
 from tests.wire.records import payload_of, records, topic

@@ -1,0 +1,59 @@
+"""What the commands that replay a log share: the log opened, the versions that were asked for, a progress bar."""
+
+import re
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import TYPE_CHECKING
+
+from llmos_stream.cli.common import err
+from llmos_stream.config import Settings
+from llmos_stream.errors import ConfigError
+
+if TYPE_CHECKING:
+    from llmos_stream.replay import Index, ReplayLog
+
+
+@asynccontextmanager
+async def opened(settings: Settings) -> "AsyncIterator[ReplayLog]":
+    """The log, with its index read."""
+    from llmos_stream.broker import connect
+    from llmos_stream.replay import ReplayLog
+    from llmos_stream.runtime import Offload
+    from llmos_stream.training import use_threads
+
+    use_threads(settings.runtime)
+    async with connect(settings.broker) as broker, Offload(settings.runtime.workers) as offload:
+        log = ReplayLog(broker, settings, offload)
+        with err().status("reading the log ..."):
+            await log.__aenter__()
+        try:
+            yield log
+        finally:
+            await log.__aexit__(None, None, None)
+
+
+def numbers_of(text: str | None, index: "Index", federation: str) -> range:
+    """The versions that `N` or `N-M` means; all without it. Raises ConfigError for some that are not there."""
+    there = index.numbers
+    if not there:
+        raise ConfigError(f"federation {federation} has no versions in the log; is its aggregator running?")
+    if text is None:
+        return there
+    if (found := re.fullmatch(r"(\d+)(?:-(\d+))?", text)) is None:
+        raise ConfigError(f"versions are a number or a range such as 5-12, not {text!r}")
+    first, last = int(found[1]), int(found[2] or found[1])
+    if first > last or first not in there or last not in there:
+        raise ConfigError(f"versions {text}: the log holds {there.start} to {there.stop - 1}")
+    return range(first, last + 1)
+
+
+@contextmanager
+def bar(what: str, total: int) -> Iterator[Callable[[], None]]:
+    """A progress bar on standard error, where that is a terminal; gives what moves it on by one."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = err()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(what, total=total)
+        yield lambda: progress.advance(task)

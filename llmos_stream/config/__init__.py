@@ -1,0 +1,52 @@
+"""Every setting: its name, its range, its default and what it does.
+
+One value is looked up as flag, then environment (`LLMOS_SECTION__FIELD`), then TOML file, then
+default. All sections are frozen: a run has the settings it started with.
+"""
+
+from llmos_stream.config.aggregation import (
+    AggregationSettings,
+    AggregatorSettings,
+    ServerOptimizerSettings,
+    StalenessSettings,
+    StopSettings,
+    VersionSettings,
+)
+from llmos_stream.config.base import NAME_PATTERN, Section
+from llmos_stream.config.broker import BrokerSettings, FederationSettings, TopicSettings, WireSettings
+from llmos_stream.config.client import ClientSettings, CodecSettings, EvaluatorSettings, TaskSettings
+from llmos_stream.config.load import CONFIG_VARIABLE, explain, load, to_environment
+from llmos_stream.config.operations import OperationsSettings, RuntimeSettings, TracingSettings
+from llmos_stream.config.serving import DashboardSettings, InferenceSettings, RegistrySettings
+from llmos_stream.config.settings import SECTIONS, Settings
+
+__all__ = [
+    "CONFIG_VARIABLE",
+    "NAME_PATTERN",
+    "SECTIONS",
+    "AggregationSettings",
+    "AggregatorSettings",
+    "BrokerSettings",
+    "ClientSettings",
+    "CodecSettings",
+    "DashboardSettings",
+    "EvaluatorSettings",
+    "FederationSettings",
+    "InferenceSettings",
+    "OperationsSettings",
+    "RegistrySettings",
+    "RuntimeSettings",
+    "Section",
+    "ServerOptimizerSettings",
+    "Settings",
+    "StalenessSettings",
+    "StopSettings",
+    "TaskSettings",
+    "TopicSettings",
+    "TracingSettings",
+    "VersionSettings",
+    "WireSettings",
+    "explain",
+    "load",
+    "to_environment",
+]

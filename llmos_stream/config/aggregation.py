@@ -1,0 +1,96 @@
+"""What makes a version of updates, how it is written, and when a run ends."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, Field, model_validator
+
+from llmos_stream.config.base import Count, Fraction, Positive, Section, power_of_two
+
+
+class StalenessSettings(Section):
+    kind: Literal["constant", "polynomial", "hinge"] = "polynomial"
+    """s(tau): 1, (1 + tau)^-a, or 1 up to b and 1 / (a (tau - b) + 1) beyond."""
+    a: Positive = 0.5
+    """How fast the weight falls (polynomial, hinge)."""
+    b: Annotated[float, Field(ge=0)] = 4.0
+    """Staleness up to which the hinge gives full weight."""
+    maximum: Annotated[int, Field(ge=0)] = 20
+    """An update staler than this is refused."""
+
+
+class AggregationSettings(Section):
+    strategy: Literal["fedbuff", "fedasync"] = "fedbuff"
+    """fedbuff: one version for each buffer of updates. fedasync: mix every update in on arrival."""
+    buffer_size: Annotated[int, Field(ge=1, le=2048)] = 4
+    """Updates that make a version (fedbuff)."""
+    deadline_seconds: Positive = 10.0
+    """A buffer that is not empty becomes a version this long after its first update."""
+    mixing: Fraction = 0.6
+    """alpha of fedasync."""
+    clip_norm: Positive | None = None
+    """L2 norm that no delta may exceed; a longer one is scaled down. Unset: no clipping."""
+    max_num_examples: Count = 1_000_000_000
+    """An update that claims more examples than this is refused."""
+
+
+class ServerOptimizerSettings(Section):
+    name: Literal["sgd", "adam", "yogi", "adagrad"] = "sgd"
+    """How the server applies the pseudo-gradient (FedOpt); sgd with lr 1 is FedAvg."""
+    lr: Positive = 1.0
+    """Server learning rate."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Momentum of sgd."""
+    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """First moment's decay (adam, yogi, adagrad)."""
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    """Second moment's decay (adam, yogi)."""
+    epsilon: Positive = 1e-3
+    """Degree of adaptivity: tau in the FedOpt paper."""
+
+
+class VersionSettings(Section):
+    full_every: Annotated[int, Field(ge=1, le=4096)] = 16
+    """Every n-th version is written in full, lossless; those between as a quantised delta on what readers hold. 1:
+    every version is full."""
+    codec: Literal["int8", "int4"] = "int4"
+    """Codec of the versions between; what it leaves out of one goes into the next."""
+    block: Annotated[int, Field(ge=32, le=1024), AfterValidator(power_of_two)] = 256
+    """Elements of a version that share a scale; a power of two."""
+
+
+class StopSettings(Section):
+    metric: Annotated[str, Field(min_length=1)] = "accuracy"
+    """Evaluation metric that target and patience look at."""
+    mode: Literal["max", "min"] = "max"
+    """Whether more or less of the metric is better."""
+    target: float | None = None
+    """The run ends when the metric reaches this."""
+    patience: Count | None = None
+    """The run ends after this many evaluations without a new best."""
+    min_delta: Annotated[float, Field(ge=0)] = 0.0
+    """What counts as a new best."""
+    max_versions: Count | None = None
+    """The run ends at this version."""
+    max_seconds: Positive | None = None
+    """The run ends after this long."""
+
+
+class AggregatorSettings(Section):
+    beat_seconds: Positive = 0.5
+    """How often the aggregator that leads says that it is alive."""
+    takeover_seconds: Positive = 3.0
+    """A waiting aggregator takes over when the one that leads was silent for this long."""
+    utilisation: Fraction = 0.9
+    """Share of its time that the aggregator means to be busy; clients are told to send less often beyond that."""
+    decode_bytes: Annotated[int, Field(ge=0)] = 1 << 30
+    """How much memory a decoded update may take; a larger one is decoded twice, slice by slice, as float32 always is.
+    int8 and int4 take 1 byte a parameter, float16 and bfloat16 2, top-k 8 for each that it keeps."""
+    device: Literal["cpu", "cuda", "auto"] = "cpu"
+    """Where updates are folded. cuda: weights, sum and moments lie on the GPU, and the versions are the same bit for
+    bit. auto: there where there is one."""
+
+    @model_validator(mode="after")
+    def _one_beat_may_be_missed(self) -> Self:
+        if self.takeover_seconds < 2 * self.beat_seconds:
+            raise ValueError(f"takeover_seconds must be at least twice beat_seconds ({self.beat_seconds:g})")
+        return self

@@ -1,0 +1,34 @@
+"""What the sections of the settings share: their base class and the ranges of their fields."""
+
+from typing import Annotated
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(gt=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+def power_of_two(value: int) -> int:
+    """Raises ValueError for any other."""
+    if value & (value - 1):
+        raise ValueError(f"{value} is not a power of two")
+    return value
+
+
+def none_where_empty(token: SecretStr | None) -> SecretStr | None:
+    """A variable that is set to nothing, as in a file of variables to fill in, is no token that anybody could guess."""
+    return token if token is not None and token.get_secret_value() else None
+
+
+def no_password(value: str) -> str:
+    """Raises ValueError for a URL that carries one."""
+    if "@" in urlsplit(value).netloc:
+        raise ValueError("leave user and password out of it; give them as the store's own variables or files")
+    return value

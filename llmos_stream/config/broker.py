@@ -1,0 +1,92 @@
+"""How a process reaches Kafka, what its topics keep, and how messages are cut into records."""
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, SecretStr, model_validator
+
+from llmos_stream.config.base import NAME_PATTERN, Count, Positive, Section
+
+
+class FederationSettings(Section):
+    name: Annotated[str, Field(pattern=NAME_PATTERN)] = "llmos"
+    """Name of the federation, and the prefix of its topics."""
+
+
+class BrokerSettings(Section):
+    bootstrap_servers: str | None = None
+    """Kafka to join, as HOST:PORT[,HOST:PORT...]. Unset: a federation embedded in this process."""
+    connect_timeout_seconds: Positive = 8.0
+    """How long a first connection may take before the one clear error."""
+    request_timeout_seconds: Positive = 40.0
+    """How long one request to the broker may take."""
+    transaction_timeout_seconds: Positive = 60.0
+    """After this long the broker aborts a transaction whose writer hangs."""
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
+    """How connections are secured, in Kafka's own terms."""
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "PLAIN"
+    """SASL mechanism, where security_protocol is SASL_*."""
+    sasl_username: str | None = None
+    """SASL user name."""
+    sasl_password: SecretStr | None = None
+    """SASL password; never logged."""
+    ssl_cafile: Path | None = None
+    """CA certificates (PEM) that the brokers' certificates must chain to."""
+    ssl_certfile: Path | None = None
+    """This client's certificate (PEM), for mutual TLS."""
+    ssl_keyfile: Path | None = None
+    """The key of ssl_certfile (PEM)."""
+    max_partition_fetch_bytes: Annotated[int, Field(ge=1024, le=1 << 30)] = 1924 * 1024
+    """Bytes that one fetch takes from one partition: two records of wire.chunk_bytes. More suits links with a long
+    round trip; a reader takes about four times as much memory."""
+    fetch_max_bytes: Annotated[int, Field(ge=1024, le=1 << 30)] = 8 << 20
+    """Bytes that one fetch takes from all partitions together."""
+    fetch_max_wait_ms: Annotated[int, Field(ge=1, le=30_000)] = 500
+    """How long the broker holds a fetch while there is nothing new; 50 at most for a reader of several partitions."""
+    max_batch_size: Annotated[int, Field(ge=1, le=1_000_000)] = 64 * 1024
+    """Bytes of small records that wait for the request before them and then go as one batch."""
+    linger_ms: Annotated[int, Field(ge=0, le=60_000)] = 0
+    """How long a batch waits for more records."""
+    compression_type: Literal["none", "gzip", "snappy", "lz4", "zstd"] = "none"
+    """Kafka's own compression. Payloads are compressed already; all but gzip need the package cramjam everywhere."""
+    heap_bytes: Annotated[int, Field(ge=0, le=1 << 40)] = 16 << 20
+    """Freed memory that a process on Kafka keeps for its next records, in one malloc arena (glibc). 0 leaves malloc as
+    it is, as FederatedLearning does unless this is set."""
+
+    @model_validator(mode="after")
+    def _sasl_is_whole(self) -> Self:
+        if self.security_protocol.startswith("SASL") and not (self.sasl_username and self.sasl_password):
+            raise ValueError(f"security_protocol {self.security_protocol} needs sasl_username and sasl_password")
+        return self
+
+
+class TopicSettings(Section):
+    updates_partitions: Count = 1
+    """Partitions of `<f>.updates`."""
+    replication_factor: Annotated[int, Field(ge=-1, le=32)] = -1
+    """Replicas of every topic; -1 takes the broker's default."""
+    updates_retention_hours: Positive = 24.0
+    """How long raw updates are kept. Short: they are personal data."""
+    models_retention_gib: Positive = 16.0
+    """How many GiB of versions are kept."""
+    snapshots_retention_gib: Positive = 16.0
+    """How many GiB of snapshots of the aggregator's own state are kept (server optimisers with moments write one
+    with every version)."""
+    events_retention_hours: Positive = 24.0 * 7
+    """How long events are kept."""
+    quarantine_retention_hours: Positive = 24.0 * 7
+    """How long quarantine entries are kept."""
+
+
+class WireSettings(Section):
+    chunk_bytes: Annotated[int, Field(ge=1024, le=1_000_000)] = 960 * 1024
+    """Bytes of a message that one record carries; must fit Kafka's default limit of 1 MiB."""
+    incomplete_seconds: Positive = 60.0
+    """A half-received message is dropped when no chunk of it came for this long."""
+    pending_bytes: Annotated[int, Field(ge=1 << 20)] = 4 << 30
+    """Bytes of half-received messages held at most; past that the longest idle one is dropped."""
+    memory_bytes: Annotated[int, Field(ge=0)] = 4 << 20
+    """How much of pending_bytes is held in memory; the rest lies in a temporary file."""
+    spool_dir: Path | None = None
+    """Folder of that file: on a disk (what /tmp holds may be memory) with room for pending_bytes. Unset: the system's
+    for such files."""

@@ -1,0 +1,69 @@
+"""What is learnt, and how a client trains and encodes what it learnt."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field
+
+from llmos_stream.config.base import NAME_PATTERN, Count, Fraction, Positive, Section, power_of_two
+
+
+class TaskSettings(Section):
+    entry: str = "digits"
+    """What is learnt: `digits`, `blobs`, `noop:N`, or `package.module:callable` of your own, which returns a Task."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Seed of the initial weights, the split and the batches."""
+    shards: Count = 8
+    """Into how many unequal shards the task's data is split."""
+    alpha: Positive = 0.3
+    """Dirichlet concentration of the labels over the shards; small is more skewed."""
+    share: str = "all"
+    """Tensors that are shared: all, trainable, adapters, no-norm, or a glob such as `encoder.*`."""
+
+
+class ClientSettings(Section):
+    id: Annotated[str, Field(pattern=NAME_PATTERN)] | None = None
+    """Name of this client, unique in the federation. Unset: this host's name and the shard."""
+    shard: Annotated[int, Field(ge=0)] = 0
+    """Which shard of the task's data this client holds."""
+    state_dir: Path | None = None
+    """Folder for the sequence, the residual and the unsent update. Unset: one of its own in the user's state folder."""
+    epochs: Count = 1
+    """Local epochs between two updates."""
+    batch_size: Count = 32
+    """Examples in a batch."""
+    lr: Positive = 0.05
+    """Learning rate of the task's local optimiser."""
+    speed: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Speed factor: 0.1 behaves as a device ten times slower."""
+    min_train_seconds: Annotated[float, Field(ge=0)] = 0.0
+    """Training takes at least this long at speed 1: shows devices that are slower than this machine."""
+    wait_seconds: Annotated[float, Field(ge=0)] = 5.0
+    """How long to wait for a newer version before training on the same one again; doubles while none comes."""
+    join_delay_seconds: Annotated[float, Field(ge=0)] = 0.0
+    """Join this long after the start."""
+    max_updates: Count | None = None
+    """Leave after this many updates."""
+
+
+class CodecSettings(Section):
+    name: Literal["float32", "float16", "bfloat16", "int8", "int4", "topk"] = "int8"
+    """Codec of the updates."""
+    block: Annotated[int, Field(ge=32, le=1024), AfterValidator(power_of_two)] = 512
+    """Elements that share a scale (int8, int4); a power of two."""
+    rounding: Literal["stochastic", "nearest"] | None = None
+    """Rounding of int8, int4 and the values of top-k. Unset: to nearest, which errs half as much, where error_feedback
+    makes up for its bias; stochastic, which has none, without."""
+    fraction: Fraction = 0.1
+    """Share of the elements that top-k keeps."""
+    error_feedback: bool = True
+    """Add what the lossy codec left out to the next update."""
+    zstd_level: Annotated[int, Field(ge=1, le=19)] = 1
+    """zstd level of updates."""
+
+
+class EvaluatorSettings(Section):
+    batch_size: Count = 512
+    """Examples in an evaluation batch."""
+    every: Count = 1
+    """Evaluate every n-th version."""

@@ -1,0 +1,57 @@
+"""Reading settings from flags, environment and file, and handing them on to another process."""
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pydantic import SecretStr, ValidationError
+from pydantic_settings import SettingsError
+
+from llmos_stream.config.settings import SECTIONS, Settings
+from llmos_stream.errors import ConfigError
+
+CONFIG_VARIABLE = "LLMOS_CONFIG"
+
+
+def load(overrides: Mapping[str, Any] | None = None, file: Path | None = None) -> Settings:
+    """Read all settings; `overrides` (nested, by section) win, `file` defaults to `$LLMOS_CONFIG`.
+
+    Raises ConfigError that lists each field that is wrong, with the reason.
+    """
+    path = file or (Path(os.environ[CONFIG_VARIABLE]) if os.environ.get(CONFIG_VARIABLE) else None)
+    if path is not None and not path.is_file():
+        raise ConfigError(f"settings file {path} does not exist")
+
+    class FromFile(Settings):
+        _file: ClassVar[Path | None] = path
+
+    try:
+        return FromFile(**(overrides or {}))
+    except (ValidationError, SettingsError) as error:
+        raise ConfigError(explain(error)) from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"settings file {path} is not TOML: {error}") from None
+
+
+def to_environment(settings: Settings) -> dict[str, str]:
+    """The variables that give another process these settings; secrets are left to its own environment."""
+    return {
+        f"LLMOS_{section}__{name}".upper(): str(value)
+        for section in SECTIONS
+        for name, value in getattr(settings, section)
+        if value is not None and not isinstance(value, SecretStr)
+    }
+
+
+def explain(error: ValidationError | SettingsError) -> str:
+    """One line a wrong field: its dotted name and the reason, without the value (it may be secret)."""
+    if not isinstance(error, ValidationError):
+        return f"settings: {error}"
+    lines = []
+    for item in error.errors(include_url=False, include_input=False, include_context=False):
+        name = ".".join(str(part) for part in item["loc"])
+        reason = item["msg"].removeprefix("Value error, ")
+        lines.append(f"{name}: {reason}" if name else reason)
+    return "\n".join(lines)

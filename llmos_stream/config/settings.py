@@ -1,0 +1,86 @@
+"""All settings of a process: which sections there are, and what must hold between them."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import ClassVar, Self
+
+from pydantic import model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+
+from llmos_stream.config.aggregation import (
+    AggregationSettings,
+    AggregatorSettings,
+    ServerOptimizerSettings,
+    StalenessSettings,
+    StopSettings,
+    VersionSettings,
+)
+from llmos_stream.config.base import Section
+from llmos_stream.config.broker import BrokerSettings, FederationSettings, TopicSettings, WireSettings
+from llmos_stream.config.client import ClientSettings, CodecSettings, EvaluatorSettings, TaskSettings
+from llmos_stream.config.operations import OperationsSettings, RuntimeSettings, TracingSettings
+from llmos_stream.config.serving import DashboardSettings, InferenceSettings, RegistrySettings
+
+
+class Settings(BaseSettings):
+    """All settings of a process."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="LLMOS_", env_nested_delimiter="__", frozen=True, extra="forbid", use_attribute_docstrings=True
+    )
+
+    federation: FederationSettings = FederationSettings()
+    broker: BrokerSettings = BrokerSettings()
+    topics: TopicSettings = TopicSettings()
+    wire: WireSettings = WireSettings()
+    codec: CodecSettings = CodecSettings()
+    staleness: StalenessSettings = StalenessSettings()
+    aggregation: AggregationSettings = AggregationSettings()
+    server_optimizer: ServerOptimizerSettings = ServerOptimizerSettings()
+    versions: VersionSettings = VersionSettings()
+    stop: StopSettings = StopSettings()
+    task: TaskSettings = TaskSettings()
+    client: ClientSettings = ClientSettings()
+    aggregator: AggregatorSettings = AggregatorSettings()
+    evaluator: EvaluatorSettings = EvaluatorSettings()
+    inference: InferenceSettings = InferenceSettings()
+    registry: RegistrySettings = RegistrySettings()
+    dashboard: DashboardSettings = DashboardSettings()
+    runtime: RuntimeSettings = RuntimeSettings()
+    operations: OperationsSettings = OperationsSettings()
+    tracing: TracingSettings = TracingSettings()
+
+    @model_validator(mode="after")
+    def _sections_agree(self) -> Self:
+        optimizer = self.server_optimizer
+        if optimizer.name != "sgd" and optimizer.momentum:
+            raise ValueError("server_optimizer.momentum: only sgd has one; the others take beta1")
+        if self.aggregation.strategy == "fedasync" and optimizer != ServerOptimizerSettings():
+            raise ValueError("server_optimizer: fedasync mixes models and takes no server optimiser; leave it out")
+        if self.client.shard >= self.task.shards:
+            raise ValueError(
+                f"client.shard: {self.client.shard} is not one of task.shards ({self.task.shards}), counted from 0"
+            )
+        return self
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Flags before environment before file; the file's path comes from `load`."""
+        file = cls._file
+        return (init_settings, env_settings, *([TomlConfigSettingsSource(settings_cls, file)] if file else []))
+
+    _file: ClassVar[Path | None] = None
+
+
+SECTIONS: Mapping[str, type[Section]] = {
+    name: field.annotation
+    for name, field in Settings.model_fields.items()
+    if isinstance(field.annotation, type) and issubclass(field.annotation, Section)
+}

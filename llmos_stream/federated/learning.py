@@ -1,0 +1,148 @@
+"""`FederatedLearning`: federated training from an ordinary, synchronous training loop.
+
+fl = FederatedLearning(model, data_loader, optimizer)
+for epoch in range(num_epochs):
+    fl.train(epoch)
+global_model = fl.get_global_model()
+"""
+
+import copy
+import logging
+import weakref
+from collections.abc import Iterable
+from types import TracebackType
+from typing import Self
+
+from torch import nn
+from torch.nn.functional import cross_entropy
+from torch.optim import Optimizer
+
+from llmos_stream import __version__
+from llmos_stream.config import Settings, load
+from llmos_stream.errors import Rejected
+from llmos_stream.federated.membership import Membership
+from llmos_stream.log import Version
+from llmos_stream.roles.shared_model import LocalModel
+from llmos_stream.telemetry.tracing import Tracer, open_tracer, span, tracing_to
+from llmos_stream.training import Batch, LocalTrainer, Loss
+
+logger = logging.getLogger(__name__)
+
+
+class FederatedLearning:
+    """One client of a federation, driven by the caller's own loop.
+
+    With `broker.bootstrap_servers` set (`LLMOS_BROKER__BOOTSTRAP_SERVERS`) it joins the federation
+    that runs there; without, it is alone with an aggregator of its own in this process, and `model`
+    is version 0.
+
+    `data_loader` is any iterable of `(inputs, targets)` that can be gone through once an epoch;
+    `optimizer` any torch optimiser over the model's parameters: new weights are copied into the
+    parameters in place, so it keeps its settings and its state. `settings` are read from the
+    environment and `$LLMOS_CONFIG` unless given.
+
+    Raises ConfigError for settings that make no sense and BrokerUnavailable when no broker answers.
+    Close it, or use it as a context manager; at the latest it is closed when the process ends.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data_loader: Iterable[Batch],
+        optimizer: Optimizer,
+        *,
+        loss: Loss = cross_entropy,
+        settings: Settings | None = None,
+    ) -> None:
+        self._settings = settings or load()
+        self._data_loader = data_loader
+        self._local = LocalModel(LocalTrainer(model, optimizer, loss), self._settings.task.share)
+        facts = {"role": "client", "federation": self._settings.federation.name, "version": __version__}
+        self._tracer = open_tracer(self._settings.tracing, facts)
+        try:
+            with tracing_to(self._tracer):
+                self._membership = Membership(self._settings, self._local.layout, self._local.weights())
+        except BaseException:
+            _close_tracer(self._tracer)
+            raise
+        self._finalizer = weakref.finalize(self, _leave, self._membership, self._tracer)
+
+    @property
+    def finished(self) -> str | None:
+        """Why the federation's run has ended; None while it goes on."""
+        return self._membership.finished
+
+    def train(self, epoch: int) -> dict[str, float | int | str]:
+        """Take the newest version, train one epoch on it here, and publish the difference.
+
+        Returns the epoch's metrics: `epoch`, `loss`, `accuracy` (where the model classifies),
+        `num_examples`, `version` (trained on), `sequence`, `sent_bytes`, `raw_bytes` and
+        `train_seconds`. When so many versions came meanwhile that the update could not count, it is not
+        sent, and `rejected`, the reason, is there in place of `sequence` and the bytes; the next call
+        goes on from the newest. Once the run has ended nothing is trained, and the answer is `epoch`,
+        `version` and `finished`, the reason. An exception in training leaves the object usable.
+
+        While the broker does not answer this waits, and says so in the log; an interrupt ends it.
+        """
+        with tracing_to(self._tracer):
+            version = self._membership.newest()
+            if self.finished:
+                return {"epoch": epoch, "version": version.head.number, "finished": self.finished}
+            with self._membership.update_span(version):
+                return self._update(epoch, version)
+
+    def _update(self, epoch: int, version: Version) -> dict[str, float | int | str]:
+        with span("client.train"):
+            trained = self._local.train(version.weights, [self._data_loader])
+        told: dict[str, float | int | str] = {
+            "epoch": epoch,
+            **trained.metrics,
+            "num_examples": trained.num_examples,
+            "version": version.head.number,
+            "train_seconds": trained.seconds,
+        }
+        try:
+            published = self._membership.publish(trained, version)
+        except Rejected as error:
+            return {**told, "rejected": str(error)}
+        return {
+            **told,
+            "sequence": published.head.sequence,
+            "sent_bytes": published.sent_bytes,
+            "raw_bytes": published.raw_bytes,
+        }
+
+    def get_global_model(self) -> nn.Module:
+        """A copy of the model with the newest version's weights; what is not shared is this client's own."""
+        with tracing_to(self._tracer):
+            version = self._membership.newest()
+        trainer = self._local.trainer
+        clone = copy.deepcopy(trainer.model)
+        LocalModel(LocalTrainer(clone, trainer.optimizer, trainer.loss), self._settings.task.share).load(
+            version.weights
+        )
+        return clone
+
+    def close(self) -> None:
+        """Leave the federation and release everything. May be called more than once."""
+        self._finalizer()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _leave(membership: Membership, tracer: Tracer | None) -> None:
+    try:
+        membership.close()
+    finally:
+        _close_tracer(tracer)
+
+
+def _close_tracer(tracer: Tracer | None) -> None:
+    if tracer is not None:
+        tracer.close()

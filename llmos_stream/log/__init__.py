@@ -1,0 +1,25 @@
+"""A federation's log, typed: one module a topic, read by everybody."""
+
+from llmos_stream.log.control import ControlView, Pointer, Promotion, RunEnd
+from llmos_stream.log.pausing import set_paused, updates_kept_hours
+from llmos_stream.log.replica import Follower, Replica, decoded_versions
+from llmos_stream.log.scan import LoggedVersion, read_versions
+from llmos_stream.log.topics import wait_for_topics
+from llmos_stream.log.versions import Version, decode_version
+
+__all__ = [
+    "ControlView",
+    "Follower",
+    "LoggedVersion",
+    "Pointer",
+    "Promotion",
+    "Replica",
+    "RunEnd",
+    "Version",
+    "decode_version",
+    "decoded_versions",
+    "read_versions",
+    "set_paused",
+    "updates_kept_hours",
+    "wait_for_topics",
+]

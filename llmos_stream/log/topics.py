@@ -1,0 +1,28 @@
+"""Waiting for a federation's topics."""
+
+import logging
+
+from llmos_stream.broker import Broker, Topics
+from llmos_stream.runtime import BROKER, Shutdown, met
+from llmos_stream.runtime.retry import until_stop
+
+logger = logging.getLogger(__name__)
+
+_FIRST_LOOK_SECONDS = 0.05
+_LAST_LOOK_SECONDS = 2.0
+
+
+async def wait_for_topics(broker: Broker, topics: Topics, shutdown: Shutdown) -> bool:
+    """Wait until the federation's aggregator has made its topics. False when a stop came and there are still none."""
+    pause = _FIRST_LOOK_SECONDS
+    while True:
+        found = await until_stop(broker.list_topics(f"{topics.federation}."), shutdown)
+        met(BROKER)
+        if {topic.name for topic in found} >= set(topics.names):
+            return True
+        if shutdown.requested:
+            return False
+        if pause == _LAST_LOOK_SECONDS:
+            logger.info("waiting for federation %s: it has no topics yet", topics.federation)
+        await shutdown.wait(pause)
+        pause = min(2 * pause, _LAST_LOOK_SECONDS)

@@ -1,0 +1,167 @@
+"""Global versions between weights and messages, full ones and deltas on their parents."""
+
+import platform
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from llmos_stream.codec import Layout, apply_delta, decode, encode, max_payload_size, payload_digest, weights_digest
+from llmos_stream.config import Settings, VersionSettings, WireSettings
+from llmos_stream.errors import Reason, Rejected
+from llmos_stream.storage.spool import Spooled, Spools, spooled
+from llmos_stream.types import CodecId, CodecSpec, Contribution, Head, Part, VersionHead, VersionKind
+from llmos_stream.wire import Assembler, MemoryStore, Message, Parts, Store
+
+FULL_CODEC = CodecSpec(CodecId.FLOAT32)
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """A decoded version: its head, its layout and its weights (flat, float32)."""
+
+    head: VersionHead
+    layout: Layout
+    weights: Tensor
+
+
+@cache
+def build() -> Mapping[str, str]:
+    """The torch build and CPU type: kernels may round differently elsewhere."""
+    return {"torch": torch.__version__, "cpu": platform.processor() or platform.machine()}
+
+
+def rule_of(settings: Settings) -> dict[str, object]:
+    """The aggregation settings that a version is made under."""
+    sections = ("aggregation", "staleness", "server_optimizer")
+    return {name: getattr(settings, name).model_dump(mode="json") for name in sections}
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a version comes from: its parent, what was folded, under which rule, and when (milliseconds)."""
+
+    parent: int | None
+    manifest: tuple[Contribution, ...]
+    rule: Mapping[str, object]
+    time_ms: int
+
+
+def encode_version(
+    number: int, weights: Tensor, layout: Layout, origin: Origin, store: Store | None = None
+) -> tuple[VersionHead, Parts]:
+    """A full version's head and payload, kept in `store` (None: in memory).
+
+    Lossless: every reader gets the bytes the digest names.
+    """
+    payload = spooled(encode(weights, FULL_CODEC), MemoryStore() if store is None else store)
+    return _head(number, VersionKind.FULL, weights, layout, origin, FULL_CODEC, payload), payload.parts
+
+
+def delta_version(
+    number: int, weights: Tensor, layout: Layout, origin: Origin, codec: CodecSpec, sections: Iterable[bytes]
+) -> tuple[VersionHead, Parts]:
+    """The head and the payload of a delta version: `sections` make `weights` of those of its parent."""
+    payload = spooled(sections, MemoryStore())
+    return _head(number, VersionKind.DELTA, weights, layout, origin, codec, payload), payload.parts
+
+
+def delta_codec(settings: VersionSettings) -> CodecSpec:
+    """How delta versions are written."""
+    return CodecSpec(CodecId[settings.codec.upper()], {"block": settings.block, "stochastic": 0})
+
+
+def _head(
+    number: int,
+    kind: VersionKind,
+    weights: Tensor,
+    layout: Layout,
+    origin: Origin,
+    codec: CodecSpec,
+    payload: Spooled,
+) -> VersionHead:
+    return VersionHead(
+        number=number,
+        parent=origin.parent,
+        kind=kind,
+        layout_digest=layout.digest,
+        codec=codec,
+        payload_size=payload.size,
+        payload_digest=payload.digest,
+        weights_digest=weights_digest(weights),
+        time_ms=origin.time_ms,
+        manifest=origin.manifest,
+        tensors=layout.tensors if kind is VersionKind.FULL else None,
+        rule=origin.rule,
+        build=build(),
+    )
+
+
+def decode_version(head: VersionHead, parts: Iterable[Part], room: Tensor | None = None) -> Version:
+    """Verify and decode a full version, into `room` where it is as large.
+
+    Raises Rejected for anything its digests do not confirm.
+    """
+    if head.kind is not VersionKind.FULL or head.tensors is None:
+        raise Rejected(Reason.UNSUPPORTED, f"version {head.number} is not a full version")
+    layout = Layout.from_specs(head.tensors)
+    if layout.digest != head.layout_digest:
+        raise Rejected(Reason.WRONG_LAYOUT, f"version {head.number}: the tensors do not match the layout digest")
+    _check_payload(head, parts)
+    weights = decode(
+        parts, head.codec, layout.numel, out=room if room is not None and room.numel() == layout.numel else None
+    )
+    _check_weights(head, weights)
+    return Version(head, layout, weights)
+
+
+def apply_version(before: Version, head: VersionHead, parts: Iterable[Part]) -> Version:
+    """Verify a delta version and make it of its parent, whose weights are overwritten, and spoilt by an error.
+
+    Raises Rejected where it is no delta on `before`, and for anything its digests do not confirm.
+    """
+    if head.kind is not VersionKind.DELTA or head.parent != before.head.number:
+        raise Rejected(Reason.MALFORMED, f"version {head.number} is no delta on version {before.head.number}")
+    if head.layout_digest != before.layout.digest:
+        raise Rejected(Reason.WRONG_LAYOUT, f"version {head.number} is of another model than its parent")
+    _check_payload(head, parts)
+    apply_delta(before.weights, parts, head.codec)
+    _check_weights(head, before.weights)
+    return Version(head, before.layout, before.weights)
+
+
+def _check_payload(head: VersionHead, parts: Iterable[Part]) -> None:
+    if payload_digest(parts) != head.payload_digest:
+        raise Rejected(Reason.WRONG_DIGEST, f"version {head.number}: the payload does not match its digest")
+
+
+def _check_weights(head: VersionHead, weights: Tensor) -> None:
+    if weights_digest(weights) != head.weights_digest:
+        raise Rejected(Reason.WRONG_DIGEST, f"version {head.number}: the weights do not match their digest")
+
+
+def admit_version(head: Head) -> None:
+    """Refuse what is no version, or claims a payload that its layout cannot need, before it is collected."""
+    if not isinstance(head, VersionHead):
+        raise Rejected(Reason.UNSUPPORTED, "this topic carries versions")
+    if head.tensors is not None:
+        limit = max_payload_size(head.codec, Layout.from_specs(head.tensors).numel)
+        if head.payload_size > limit:
+            raise Rejected(Reason.TOO_LARGE, f"payload of {head.payload_size} bytes, at most {limit} needed")
+
+
+def version_assembler(wire: WireSettings) -> Assembler:
+    return Assembler(
+        admit_version,
+        max_pending_bytes=wire.pending_bytes,
+        max_idle_seconds=wire.incomplete_seconds,
+        store=Spools(wire.memory_bytes, wire.spool_dir).new,
+    )
+
+
+def version_head(message: Message) -> VersionHead:
+    if not isinstance(message.head, VersionHead):
+        raise Rejected(Reason.UNSUPPORTED, "this topic carries versions")
+    return message.head

@@ -1,0 +1,195 @@
+"""From a version to its place in the log: its message, and all that commits with it in one transaction."""
+
+from collections import deque
+from collections.abc import Sequence
+from time import monotonic, perf_counter
+from typing import NamedTuple
+
+from llmos_stream.codec import Layout
+from llmos_stream.config import Settings
+from llmos_stream.core import NewVersion, Pace, State
+from llmos_stream.log.events import event, now_ms
+from llmos_stream.log.snapshots import EncodedSnapshot, encode_snapshot
+from llmos_stream.roles.aggregator.leadership import Load
+from llmos_stream.roles.aggregator.publisher import ROLE, Outgoing, Publisher
+from llmos_stream.roles.aggregator.recovery import Recovered
+from llmos_stream.roles.aggregator.source import Source
+from llmos_stream.roles.aggregator.stopping import Ending
+from llmos_stream.roles.aggregator.version_chain import Chain, Encoded
+from llmos_stream.runtime import Offload
+from llmos_stream.storage.spool import Spools
+from llmos_stream.telemetry.tracing import TraceParent, span
+from llmos_stream.types import Contribution, Event, EventKind, UpdateHead, VersionHead
+from llmos_stream.wire import Parts
+from llmos_stream.wire.control import Pointer, Progress, RunEnd
+
+_FLUSH_SECONDS = 1.0
+_FLUSH_RECORDS = 256
+
+
+class _Buffered(NamedTuple):
+    """What is remembered of an update until its version: where it begins, and its bytes."""
+
+    partition: int
+    offset: int
+    payload_bytes: int
+    came: TraceParent | None  # the span of its folding
+
+
+class Committing:
+    """Knows what is buffered, and what the next version needs to know of those before it."""
+
+    def __init__(
+        self,
+        source: Source,
+        ending: Ending,
+        publisher: Publisher,
+        settings: Settings,
+        offload: Offload,
+        layout: Layout,
+    ) -> None:
+        self._source = source
+        self._ending = ending
+        self._publisher = publisher
+        self._offload = offload
+        self._layout = layout
+        self._buffered: dict[tuple[str, int], _Buffered] = {}
+        self._spools = Spools(settings.wire.memory_bytes, settings.wire.spool_dir)
+        self._chain = Chain(settings, layout, self._spools, offload)
+        self._places: deque[Pointer] = deque()  # versions that fedasync holds
+        self._places_kept = settings.staleness.maximum if settings.aggregation.strategy == "fedasync" else 0
+        self._fold_seconds = 0.0
+        self._pace = Pace(settings.aggregator.utilisation)
+        self._flushed = monotonic()
+        self.load = Load()
+        self.end: RunEnd | None = None
+        """How the run ended, as committed with the last version."""
+
+    @property
+    def buffered(self) -> int:
+        """How many updates wait for their version."""
+        return len(self._buffered)
+
+    def resume(self, found: Recovered) -> None:
+        """Go on from the newest version in the log."""
+        self._places.extend(found.places)
+        self._chain.resume(found.newest.weights, found.residual, found.full)
+
+    def spent(self, seconds: float) -> None:
+        """Folding an update took this long."""
+        self._fold_seconds += seconds
+
+    def buffer(self, head: UpdateHead, partition: int, offset: int, came: TraceParent | None) -> None:
+        """An update that begins there waits for its version from now on; `came` is the span of its folding."""
+        self._buffered[head.client_id, head.sequence] = _Buffered(partition, offset, head.payload_size, came)
+
+    def is_buffered(self, client_id: str, sequence: int, partition: int, offset: int) -> bool:
+        """Whether this update waits for its version, and begins there."""
+        waiting = self._buffered.get((client_id, sequence))
+        return waiting is not None and waiting[:2] == (partition, offset)
+
+    async def publish(self, new: NewVersion, state: State) -> None:
+        """Commit a version that `state` has come to.
+
+        Its span goes on from that of the update which made it due, and is linked to those of all.
+        """
+        buffered = (self._buffered[item.client_id, item.sequence] for item in new.manifest)
+        came = [update.came for update in buffered if update.came is not None]
+        with span("aggregator.version", {"version": new.number}, parent=came[-1] if came else None, links=came):
+            await self._publish(new, state)
+
+    async def flush_sometimes(self) -> None:
+        """Refusals and repeats do not wait for a version that may be long in coming."""
+        due = self._publisher.waiting and monotonic() - self._flushed > _FLUSH_SECONDS
+        if due or self._publisher.waiting > _FLUSH_RECORDS:
+            safe = self._source.safe()
+            await self._publisher.commit(safe)
+            self._source.committed(safe)
+            self._flushed = monotonic()
+
+    async def _publish(self, new: NewVersion, state: State) -> None:
+        number, manifest, begun = new.number, new.manifest, perf_counter()
+        encoded = await self._chain.encode(new, now_ms())
+        await self._offload.run(state.adopt, new.weights)
+        snapshots = await self._snapshots(new, encoded)
+        events = [self._folded_event(item, number) for item in manifest]
+        events.append(self._published_event(encoded.head))
+        progress = await self._progress(number, state)
+        outgoing = Outgoing(encoded, snapshots, new.sequences, progress, events)
+        safe = self._source.safe(manifest)
+        # The last version by number ends the run in its own transaction, so that no client trains on it in vain.
+        self.end = self._ending.at_version(number)
+        pointer = await self._publisher.commit(safe, outgoing, self.end)
+        self._source.committed(safe, manifest)
+        await self._offload.run(_close, [encoded.parts, *(parts for _, parts in snapshots)])
+        if pointer is not None:
+            self._remember(pointer)
+        busy = self._source.take_seconds() + self._fold_seconds + perf_counter() - begun
+        self._pace.observe(len(manifest), busy)
+        self.load = self.load._replace(pace_seconds=self._pace.interval(len(state.sequences)))
+        self._fold_seconds = 0.0
+        self._flushed = monotonic()
+
+    async def _snapshots(self, new: NewVersion, encoded: Encoded) -> list[EncodedSnapshot]:
+        found: list[EncodedSnapshot] = [] if encoded.residual is None else [encoded.residual]
+        for name, tensor in new.moments.items():
+            store = self._spools.new()
+            found.append(await self._offload.run(encode_snapshot, new.number, name, tensor, self._layout, store))
+        return found
+
+    async def _progress(self, number: int, state: State) -> Progress:
+        return Progress(
+            version=number,
+            started_ms=self._ending.started_ms,
+            events=await self._ending.position(),
+            stop=self._ending.learnt(),
+            bases=self._places[0].beginning.offset if self._places else None,
+            floor=state.floor,
+            intake=self._source.remember(number),
+        )
+
+    def _remember(self, pointer: Pointer) -> None:
+        self._chain.committed(pointer)
+        if self._places_kept:
+            self._places.append(pointer)
+            while self._places and self._places[0].version <= pointer.version - self._places_kept:
+                self._places.popleft()
+
+    def _published_event(self, head: VersionHead) -> Event:
+        return event(
+            EventKind.VERSION_PUBLISHED,
+            ROLE,
+            version=head.number,
+            parent=head.parent,
+            contributions=len(head.manifest),
+            payload_bytes=head.payload_size,
+            raw_bytes=4 * self._layout.numel,
+            fold_seconds=self._fold_seconds,
+            mean_staleness=sum(item.staleness for item in head.manifest) / max(len(head.manifest), 1),
+            weights_digest=head.weights_digest.hex(),
+            lag=self.load.lag,
+            pace_seconds=self.load.pace_seconds,
+        )
+
+    def _folded_event(self, item: Contribution, version: int) -> Event:
+        buffered = self._buffered.pop((item.client_id, item.sequence))
+        return event(
+            EventKind.UPDATE_FOLDED,
+            ROLE,
+            client_id=item.client_id,
+            sequence=item.sequence,
+            staleness=item.staleness,
+            weight=item.weight,
+            clip=item.clip,
+            num_examples=item.num_examples,
+            partition=item.partition,
+            offset=item.offset,
+            version=version,
+            payload_bytes=buffered.payload_bytes,
+            raw_bytes=4 * self._layout.numel,
+        )
+
+
+def _close(payloads: Sequence[Parts]) -> None:
+    for parts in payloads:
+        parts.close()  # in a thread: the end of a file may take a while

@@ -1,0 +1,207 @@
+"""From records of `<f>.updates` to decoded updates and refusals.
+
+The cheap checks run on the head as soon as it is there, before the payload is collected. Collecting
+(which may write to a file), hashing, decompression and decoding run off the event loop.
+"""
+
+import logging
+from collections import deque
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from time import monotonic, perf_counter
+
+from llmos_stream.broker import Reader, Record, TopicPartition
+from llmos_stream.codec import Layout, max_payload_size
+from llmos_stream.config import Settings
+from llmos_stream.core import Update, check_head
+from llmos_stream.errors import OffsetGone, Reason, Rejected
+from llmos_stream.log.messages import skip_deleted
+from llmos_stream.log.record_tracing import Trail
+from llmos_stream.roles.aggregator.decoding import Decoder
+from llmos_stream.roles.aggregator.offsets import SafeOffsets
+from llmos_stream.runtime import Offload
+from llmos_stream.storage.spool import Spools
+from llmos_stream.telemetry.process_metrics import PENDING, PENDING_BYTES
+from llmos_stream.telemetry.tracing import TraceParent
+from llmos_stream.types import Contribution, Head, UpdateHead
+from llmos_stream.wire import Assembler, Message, Outcome, Refusal
+
+logger = logging.getLogger(__name__)
+
+_AFTER_A_PAUSE = (
+    " while the federation was paused: what is under way then waits for topics.updates_retention_hours at most"
+)
+
+
+class Intake:
+    """Reads the updates that clients send to one aggregator. See `Source` for the methods."""
+
+    def __init__(self, reader: Reader, layout: Layout, settings: Settings, offload: Offload) -> None:
+        self._reader = reader
+        self._topic = reader.partitions[0].topic
+        self._layout = layout
+        self._settings = settings
+        self._offload = offload
+        self._version = 0
+        wire = settings.wire
+        self._assembler = Assembler(
+            self._admit,
+            max_pending_bytes=wire.pending_bytes,
+            max_idle_seconds=wire.incomplete_seconds,
+            store=Spools(wire.memory_bytes, wire.spool_dir).new,
+            hashes=True,
+        )
+        self._offsets = SafeOffsets(self._assembler.low_water)
+        clips = settings.aggregation.clip_norm is not None
+        self._decoder = Decoder(layout.numel, offload, settings.aggregator.decode_bytes, clips=clips)
+        self._trail = Trail()
+        self._busy_seconds = 0.0
+        self._read_before: dict[TopicPartition, int] = {}
+        self._log_time, self._silent_seconds = 0.0, 0.0
+        self._rested: set[TopicPartition] = set()  # those not heard since a pause
+
+    async def resume(self, remembered: Mapping[str, object]) -> None:
+        """Records up to the present end may have been read before: nothing else is remembered.
+
+        A restart begins at the oldest message that was not settled, which can lie in the middle of one
+        that was: the rest of that one is no rubbish.
+        """
+        self._read_before = await self._reader.end_offsets()
+
+    async def receive(self, timeout_seconds: float, version: int) -> AsyncGenerator[Update | Refusal, None]:
+        """One update is decoded at a time, by all threads at once, and the next one when it has been folded: each may
+        be as large as the model.
+        """
+        self._version = version
+        waiting = await self._outcomes(timeout_seconds)
+        while waiting:
+            outcome = waiting.popleft()
+            if isinstance(outcome, Refusal):
+                yield outcome
+                continue
+            try:
+                yield await self._decode(outcome)
+            finally:
+                # Folding may have walked through it once more. Giving back a part of a file may take a while.
+                await self._offload.run(outcome.parts.close)
+
+    def rested(self) -> None:
+        self._rested.update(self._reader.partitions)
+
+    def came(self, partition: int, offset: int) -> TraceParent | None:
+        return self._trail.take(partition, offset)
+
+    def release(self, partition: int, offset: int) -> None:
+        self._offsets.release(TopicPartition(self._topic, partition), offset)
+
+    def safe(self, manifest: Sequence[Contribution] = ()) -> dict[TopicPartition, int]:
+        return self._offsets.safe(self._settled(manifest))
+
+    def committed(self, offsets: Mapping[TopicPartition, int], manifest: Sequence[Contribution] = ()) -> None:
+        self._offsets.committed(offsets, self._settled(manifest))
+
+    async def lag(self) -> int:
+        return await self._reader.known_lag()
+
+    def take_seconds(self) -> float:
+        taken, self._busy_seconds = self._busy_seconds, 0.0
+        return taken
+
+    def remember(self, version: int) -> dict[str, object]:
+        return {}
+
+    def _settled(self, manifest: Sequence[Contribution]) -> dict[TopicPartition, set[int]]:
+        settled: dict[TopicPartition, set[int]] = {}
+        for item in manifest:
+            settled.setdefault(TopicPartition(self._topic, item.partition), set()).add(item.offset)
+        return settled
+
+    async def _outcomes(self, timeout_seconds: float) -> deque[Outcome]:
+        begun = monotonic()
+        try:
+            records = await self._reader.poll(timeout_seconds)
+        except OffsetGone as error:
+            deleted = await skip_deleted(self._reader)
+            logger.error(
+                "updates were deleted by retention before they were read (%s)%s; going on with the oldest left",
+                error,
+                _AFTER_A_PAUSE if self._rested.intersection(deleted) else "",
+            )
+            for at in deleted:
+                self._assembler.forget(at.partition)
+            return deque()
+        self._trail.note(records)
+        self._rested.difference_update(TopicPartition(record.topic, record.partition) for record in records)
+        # By the log's own time, and that spent listening in vain since then: an aggregator that was held up, or paused,
+        # must not take what waits for what is missing.
+        if records:
+            self._log_time, self._silent_seconds = max(record.timestamp_ms / 1000 for record in records), 0.0
+        elif self._assembler.pending_messages:
+            self._silent_seconds += monotonic() - begun
+        else:
+            return deque()
+        now = self._log_time + self._silent_seconds
+        begun = perf_counter()
+        outcomes = await self._offload.run(self._assemble, records, now)
+        self._busy_seconds += perf_counter() - begun
+        PENDING.set(self._assembler.pending_messages)
+        PENDING_BYTES.set(self._assembler.pending_bytes)
+        for record in records:
+            self._offsets.read(TopicPartition(record.topic, record.partition), record.offset)
+        for outcome in outcomes:  # none may be committed past before somebody has settled it
+            offset = outcome.first_offset if isinstance(outcome, Message) else outcome.offset
+            self._offsets.hold(TopicPartition(self._topic, outcome.partition), offset)
+        return outcomes
+
+    def _assemble(self, records: Sequence[Record], now: float) -> deque[Outcome]:
+        """Collect in a thread: payloads are hashed and may go to a file. Nobody else is at the assembler meanwhile."""
+        found: deque[Outcome] = deque()
+        for record in records:
+            outcomes = self._assembler.push(
+                record.value or b"",
+                key=record.key,
+                partition=record.partition,
+                offset=record.offset,
+                now=record.timestamp_ms / 1000,
+            )
+            found += [outcome for outcome in outcomes if not self._is_old_tail(outcome)]
+        found += self._assembler.expire(now)
+        return found
+
+    def _is_old_tail(self, outcome: Outcome) -> bool:
+        return (
+            isinstance(outcome, Refusal)
+            and outcome.reason is Reason.MISSING_CHUNK
+            and not outcome.head_bytes  # its beginning was never seen
+            and outcome.offset < self._read_before.get(TopicPartition(self._topic, outcome.partition), 0)
+        )
+
+    def _admit(self, head: Head) -> None:
+        if not isinstance(head, UpdateHead):
+            raise Rejected(Reason.UNSUPPORTED, "this topic carries updates")
+        check_head(
+            head,
+            version=self._version,
+            layout_digest=self._layout.digest,
+            staleness=self._settings.staleness,
+            aggregation=self._settings.aggregation,
+        )
+        limit = max_payload_size(head.codec, self._layout.numel)
+        if head.payload_size > limit:
+            raise Rejected(Reason.TOO_LARGE, f"payload of {head.payload_size} bytes, at most {limit} needed")
+
+    async def _decode(self, message: Message) -> Update | Refusal:
+        begun = perf_counter()
+        try:
+            return await self._decoder.decode(message)
+        except Rejected as error:
+            return Refusal(
+                reason=error.reason,
+                detail=error.detail,
+                head=message.head,
+                head_bytes=b"",
+                key=message.key,
+                partition=message.partition,
+                offset=message.first_offset,
+            )
+        finally:
+            self._busy_seconds += perf_counter() - begun

@@ -1,0 +1,163 @@
+"""Who aggregates: one leads, others stand by, and the log decides.
+
+The leader claims the federation with a record in `<f>.control` that carries a term, one above the last.
+The claim is written in a transaction of the producer whose transactional id fences every older one, so
+terms rise in the order of the fencing. From then on the leader beats. A standby takes over when no beat
+has come for `aggregator.takeover_seconds`, or at once when the leader left in order. Of several that do so
+at the same moment the last one leads, and the others stand by again. A takeover that was not needed costs
+the other one its place and the log nothing: only the newest can commit.
+
+Standbys cannot vote in the log: a leader that died in a transaction keeps everything after it from readers
+until its producer is fenced, which is the takeover.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from time import monotonic
+from typing import NamedTuple
+from uuid import uuid4
+
+from llmos_stream.broker import Broker, Producer, Topics
+from llmos_stream.config import Settings
+from llmos_stream.errors import Fenced, TransactionAborted
+from llmos_stream.log.control import ControlView
+from llmos_stream.log.producer import Delivery
+from llmos_stream.runtime import Shutdown
+from llmos_stream.telemetry.process_metrics import LEADERSHIPS, LEADING
+from llmos_stream.wire.control import AGGREGATOR, Leader, dump_leader
+
+logger = logging.getLogger(__name__)
+
+_LISTEN_SECONDS = 0.1
+
+
+class Load(NamedTuple):
+    """How busy the leader is (see `control_records.Leader`)."""
+
+    pace_seconds: float = 0.0
+    lag: int = 0
+
+
+@contextmanager
+def leading() -> Iterator[None]:
+    """This process shows as the one that leads meanwhile."""
+    LEADERSHIPS.inc()
+    LEADING.set(1)
+    try:
+        yield
+    finally:
+        LEADING.set(0)
+
+
+class Leadership:
+    """One aggregator's place in a federation, through all its attempts to lead."""
+
+    def __init__(self, broker: Broker, topics: Topics, settings: Settings) -> None:
+        self._broker = broker
+        self._topic = topics.control
+        self._settings = settings
+        self._instance = uuid4().hex[:12]
+        self._term = 0
+        self._claimed = 0.0
+
+    async def await_turn(self, control: ControlView, shutdown: Shutdown) -> bool:
+        """Stand by until nobody leads. False when the run ends or a stop is asked for before."""
+        await control.catch_up()
+        if self._is_free(control):
+            return control.finished is None
+        logger.info("standing by: another aggregator leads, or did until a moment ago")
+        patience, beat = self._settings.aggregator.takeover_seconds, self._settings.aggregator.beat_seconds
+        heard, silent = control.beats, 0.0
+        while not (shutdown.requested or control.finished or self._is_free(control)):
+            asked = monotonic()
+            if silent >= patience:
+                await control.catch_up()
+                if control.beats == heard and monotonic() - asked < patience:
+                    logger.warning("taking over: the aggregator that led was silent for %.1f s", silent)
+                    return True
+                silent = 0.0  # the log itself was away: the leader gets the same time to be heard again
+            await control.poll(beat)
+            # Where this process itself stood still, so may the leader have: a long stall counts as one beat missed.
+            silent = silent + min(monotonic() - asked, beat) if control.beats == heard else 0.0
+            heard = control.beats
+        return not (shutdown.requested or control.finished)
+
+    async def claim(self, producer: Producer, control: ControlView) -> None:
+        """Lead from here on. `producer` is transactional and was opened for this; `control` is up to date afterwards.
+
+        Raises TransactionAborted when another one was quicker.
+        """
+        await control.catch_up()
+        term = 1 if control.leader is None else control.leader.term + 1
+        try:
+            async with producer.transaction() as transaction:
+                await transaction.send(self._topic, dump_leader(Leader(term, self._instance)), key=AGGREGATOR)
+        except Fenced as error:
+            raise TransactionAborted("another aggregator took over first") from error
+        self._term, self._claimed = term, monotonic()
+        logger.info("leading, term %d", term)
+
+    async def beat(self, control: ControlView, load: Callable[[], Load | None]) -> None:
+        """Say so, and how busy it is, every `aggregator.beat_seconds`; not while `load` is None. Never returns.
+
+        Raises Fenced when another one has taken over: an aggregator without updates would not notice otherwise.
+        """
+        silent, beat = False, self._settings.aggregator.beat_seconds
+        async with Delivery(self._broker, Shutdown(), longest_pause_seconds=beat) as delivery:
+            while True:
+                if (present := load()) is not None:
+                    await delivery.deliver(partial(self._say, load=present))
+                elif not silent:
+                    silent = True
+                    logger.error("the aggregation does not come round; a standby may take over")
+                await self._listen(control, beat)
+
+    async def _listen(self, control: ControlView, seconds: float) -> None:
+        """Keep `control` current for this long: a takeover and a pause take effect when they are heard."""
+        until = monotonic() + seconds
+        while (left := until - monotonic()) > 0:
+            await asyncio.sleep(min(left, _LISTEN_SECONDS))
+            while await control.poll(0):  # all of it: versions may come faster than one poll takes them
+                pass
+            self._require_newest(control)
+
+    async def leave(self) -> None:
+        """Hand over in order, so that a standby need not wait."""
+        async with self._broker.producer() as producer:
+            await self._say(producer, Load(), left=True)
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether it has led for a while. One that is overtaken before that lost a race between standbys."""
+        return monotonic() - self._claimed > self._settings.aggregator.takeover_seconds
+
+    async def superseded(self) -> bool:
+        """Whether another one claims the federation within `aggregator.takeover_seconds` from now.
+
+        Kafka tells a writer that was fenced and one whose transaction took too long the same thing.
+        """
+        async with self._broker.reader([self._topic], start="earliest") as reader:
+            control = ControlView(reader)
+            deadline = monotonic() + self._settings.aggregator.takeover_seconds
+            await control.catch_up()
+            while not self._is_another(control.leader) and monotonic() < deadline:
+                await control.poll(self._settings.aggregator.beat_seconds)
+        return self._is_another(control.leader)
+
+    def _is_free(self, control: ControlView) -> bool:
+        leader = control.leader
+        return leader is None or leader.left or leader.instance == self._instance
+
+    def _is_another(self, leader: Leader | None) -> bool:
+        return leader is not None and leader.term > self._term
+
+    def _require_newest(self, control: ControlView) -> None:
+        if self._is_another(control.leader):
+            raise Fenced("another aggregator has taken over this federation; this one stops")
+
+    async def _say(self, producer: Producer, load: Load, left: bool = False) -> None:
+        record = dump_leader(Leader(self._term, self._instance, left, load.pace_seconds, load.lag))
+        await producer.send(self._topic, record, key=AGGREGATOR)

@@ -1,0 +1,119 @@
+"""Standing by, leading, leaving: what an aggregator and its shadows do alike, whatever they aggregate."""
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+
+from llmos_stream.broker import Broker, Producer, Reader, Topics
+from llmos_stream.config import Settings
+from llmos_stream.errors import BrokerError, FederationFinished, Fenced, TransactionAborted
+from llmos_stream.log.control import ControlView, Pointer, RunEnd
+from llmos_stream.roles.aggregator.leadership import Leadership, leading
+from llmos_stream.roles.aggregator.loop import Folding
+from llmos_stream.roles.aggregator.publisher import Publisher, group_of
+from llmos_stream.roles.aggregator.recovery import fetch_newest, recover
+from llmos_stream.runtime import BROKER, Offload, Shutdown, met, run_while
+from llmos_stream.runtime.retry import keep_trying, until_stop
+
+logger = logging.getLogger(__name__)
+
+_DRAIN_SECONDS = 8.0
+
+
+class Aggregation(ABC):
+    """One process's part in a federation that it may come to lead, through all its attempts."""
+
+    def __init__(self, broker: Broker, settings: Settings, offload: Offload, shutdown: Shutdown) -> None:
+        self._broker = broker
+        self._settings = settings
+        self._topics = Topics(settings.federation.name)
+        self._offload = offload
+        self._shutdown = shutdown
+        self._leadership = Leadership(broker, self._topics, settings)
+        self._first = True
+
+    async def run(self) -> RunEnd | None:
+        """Until the run has ended (returned) or a stop is asked for (None), through broker trouble.
+
+        Raises FederationFinished when the run had ended before, Fenced when another process has taken over.
+        """
+
+        async def attempt() -> RunEnd | None:
+            return await until_stop(self._attempt(), self._shutdown, _DRAIN_SECONDS)
+
+        return await keep_trying(attempt, self._shutdown, "starting again from the log")
+
+    @abstractmethod
+    async def _prepare(self, stack: AsyncExitStack, control: ControlView) -> bool:
+        """Before standing by: refuse, by an error, what must not lead here. False when a stop was asked for."""
+
+    @abstractmethod
+    async def _lead(self, stack: AsyncExitStack, publisher: Publisher, control: ControlView) -> RunEnd | None:
+        """Aggregate, after this process's claim: what older ones wrote is settled, and `control` knows it."""
+
+    async def _attempt(self) -> RunEnd | None:
+        await self._broker.create_topics(self._topics.specs(self._settings.topics))
+        async with AsyncExitStack() as stack:
+            control = ControlView(await self._follow(stack, self._topics.control), with_sequences=True)
+            await control.catch_up()
+            met(BROKER)
+            if control.finished and self._first:
+                raise FederationFinished(
+                    f"federation {self._topics.federation} ended at version {control.finished.version} "
+                    f"({control.finished.reason}); start a new one under another name"
+                )
+            self._first = False
+            if not await self._prepare(stack, control):
+                return None
+            if not await self._leadership.await_turn(control, self._shutdown):
+                return control.finished
+            try:
+                # The producer comes first: from here on an older one is fenced and its transaction settled.
+                producer: Producer = self._broker.producer(group_of(self._settings))
+                await stack.enter_async_context(producer)
+                await self._leadership.claim(producer, control)
+                stack.enter_context(leading())
+                # The run may have ended in the last transaction of the one that led before.
+                publisher = Publisher(producer, self._topics, self._settings)
+                end = control.finished or await self._lead(stack, publisher, control)
+            except Fenced as error:
+                settled = self._leadership.is_settled
+                if await self._leadership.superseded():
+                    if settled:
+                        raise
+                    raise TransactionAborted("another standby took over at the same moment") from error
+                raise TransactionAborted(
+                    "the broker gave up a transaction that took too long; if this comes again, raise "
+                    "LLMOS_BROKER__TRANSACTION_TIMEOUT_SECONDS"
+                ) from error
+        try:
+            await until_stop(self._leadership.leave(), self._shutdown)
+        except BrokerError as error:
+            logger.warning("left without a word: %s", error)
+        if end is not None:
+            logger.info("the run has ended: %s", end.detail)
+        return end
+
+    async def _fold(
+        self, folding: Folding, control: ControlView, begin: Callable[[Folding], Awaitable[None]]
+    ) -> RunEnd | None:
+        """Go on from what the log holds, or `begin` where there is nothing, then fold; and say so all the while."""
+
+        async def main() -> RunEnd | None:
+            if control.latest is None:
+                await begin(folding)
+            else:
+                await self._resume(folding, control, control.latest)
+            return await folding.run(self._shutdown, lambda: control.paused)
+
+        return await run_while(main(), self._leadership.beat(control, folding.load))
+
+    async def _resume(self, folding: Folding, control: ControlView, pointer: Pointer) -> None:
+        logger.info("going on from version %d", pointer.version)
+        log_of = (self._broker, self._topics, self._settings)
+        newest = await fetch_newest(*log_of, pointer, self._offload)
+        await folding.resume(await recover(*log_of, control, pointer, newest, self._offload))
+
+    async def _follow(self, stack: AsyncExitStack, topic: str) -> Reader:
+        return await stack.enter_async_context(self._broker.reader([topic], start="earliest"))

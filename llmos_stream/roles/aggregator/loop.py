@@ -1,0 +1,196 @@
+"""The aggregator's loop, from received updates to committed versions."""
+
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import aclosing
+from time import monotonic, perf_counter
+
+from torch import Tensor
+
+from llmos_stream.codec import Layout
+from llmos_stream.config import Settings
+from llmos_stream.core import Duplicate, Effect, Folded, NewVersion, Refused, State, Update, next_deadline, step, tick
+from llmos_stream.log.events import event
+from llmos_stream.log.record_tracing import update_attributes
+from llmos_stream.roles.aggregator.commit import Committing
+from llmos_stream.roles.aggregator.leadership import Load
+from llmos_stream.roles.aggregator.publisher import ROLE, Publisher
+from llmos_stream.roles.aggregator.recovery import Recovered, new_state, resumed_state
+from llmos_stream.roles.aggregator.source import Source
+from llmos_stream.roles.aggregator.stopping import Ending
+from llmos_stream.runtime import Offload, Shutdown
+from llmos_stream.telemetry.event_metrics import OWN
+from llmos_stream.telemetry.process_metrics import BUFFERED, PAUSED
+from llmos_stream.telemetry.tracing import span
+from llmos_stream.types import EventKind, UpdateHead
+from llmos_stream.wire import Refusal
+from llmos_stream.wire.control import RunEnd
+
+logger = logging.getLogger(__name__)
+
+_POLL_SECONDS = 0.25
+
+
+class Folding:
+    """State and resources of one running aggregator. Call `begin` or `resume`, then `run`."""
+
+    def __init__(
+        self,
+        source: Source,
+        ending: Ending,
+        publisher: Publisher,
+        settings: Settings,
+        offload: Offload,
+        layout: Layout,
+    ) -> None:
+        self._source = source
+        self._ending = ending
+        self._publisher = publisher
+        self._settings = settings
+        self._offload = offload
+        self._layout = layout
+        self._committing = Committing(source, ending, publisher, settings, offload, layout)
+        self._paused = False
+        self._round: float | None = None  # recovery before the first one may take long
+        self._end: RunEnd | None = None
+        self._state: State
+
+    def load(self) -> Load | None:
+        """How busy this is; None when the loop has not come round for so long that it must hang.
+
+        A transaction that takes longer than that is aborted by the broker anyway.
+        """
+        if (
+            self._round is not None
+            and monotonic() - self._round > 2 * self._settings.broker.transaction_timeout_seconds
+        ):
+            return None
+        return self._committing.load
+
+    async def begin(self, weights: Tensor, version: int = 0) -> None:
+        """Publish `weights` as the first version of a new federation."""
+        self._state = new_state(self._settings, self._layout, weights, version)
+        moments = {name: tensor.cpu() for name, tensor in self._state.strategy.state_tensors().items()}
+        await self._publish(NewVersion(version, None, weights, (), {}, moments))
+
+    async def resume(self, found: Recovered) -> None:
+        """Go on from what the log holds."""
+        progress = found.progress
+        if progress is not None:
+            self._ending.resume(progress.started_ms, progress.stop, progress.events)
+        await self._source.resume({} if progress is None else progress.intake)
+        self._committing.resume(found)
+        self._state = resumed_state(self._settings, self._layout, found)
+
+    async def run(self, shutdown: Shutdown, paused: Callable[[], bool] = lambda: False) -> RunEnd | None:
+        """Fold until the stop rule fires (returned) or a stop is asked for (None); nothing while it is `paused`."""
+        while not self._is_over(shutdown):
+            await self._look_round()
+            if await self._goes_on(shutdown, paused):
+                await self._receive(shutdown, paused)
+        if self._end is None:
+            await self._publisher.commit(self._source.safe())
+        return self._end
+
+    def _is_over(self, shutdown: Shutdown) -> bool:
+        return self._end is not None or shutdown.requested
+
+    async def _look_round(self) -> None:
+        """What is due however the updates come, also in a pause."""
+        self._round = monotonic()
+        lag = await self._source.lag()
+        self._committing.load = self._committing.load._replace(lag=lag)
+        OWN.behind(lag)
+        BUFFERED.set(self._committing.buffered)
+        self._end = self._end or await self._observe()
+        await self._committing.flush_sometimes()
+
+    async def _goes_on(self, shutdown: Shutdown, paused: Callable[[], bool]) -> bool:
+        """Wait while it is paused. False when the run has ended or a stop is asked for."""
+        while not self._is_over(shutdown) and self._rests(paused()):
+            await self._look_round()
+            await shutdown.wait(_POLL_SECONDS)
+        return not self._is_over(shutdown)
+
+    def _rests(self, paused: bool) -> bool:
+        if paused and not self._paused:
+            logger.info("paused: nothing is folded until `llmos-stream resume`")
+        elif self._paused and not paused:
+            logger.info("going on after the pause")
+            self._source.rested()
+        self._paused = paused
+        PAUSED.set(paused)
+        return paused
+
+    async def _receive(self, shutdown: Shutdown, paused: Callable[[], bool]) -> None:
+        """Take what one poll brings. Where a pause comes between, the rest of it waits, and is taken first afterwards.
+
+        Only the next update is decoded meanwhile: the source does nothing until it is asked for another.
+        """
+        async with aclosing(self._source.receive(self._patience(), self._state.version)) as updates:
+            async for received in updates:
+                if await self._goes_on(shutdown, paused):
+                    await self._take(received)
+                del received  # as large as the model, and the next one is on its way
+                if self._is_over(shutdown):
+                    break  # what is left is held: it is read again
+        if await self._goes_on(shutdown, paused):
+            await self._tick()
+
+    async def _tick(self) -> None:
+        deadline = next_deadline(self._state)
+        if deadline is not None and deadline <= monotonic():
+            self._state, effects = await self._offload.run(tick, self._state, monotonic())
+            await self._apply(effects)
+
+    async def _observe(self) -> RunEnd | None:
+        end = await self._ending.observe(self._state.version)
+        if end is not None:
+            await self._publisher.commit(self._source.safe(), end=end)
+        return end
+
+    def _patience(self) -> float:
+        deadline = next_deadline(self._state)
+        return _POLL_SECONDS if deadline is None else min(max(deadline - monotonic(), 0.0), _POLL_SECONDS)
+
+    async def _take(self, received: Update | Refusal) -> None:
+        if isinstance(received, Refusal):
+            self._refuse(received)
+            return
+        begun, head = perf_counter(), received.head
+        came = self._source.came(received.partition, received.offset)
+        staleness = self._state.version - head.base_version
+        with span("aggregator.fold", {**update_attributes(head), "staleness": staleness}, parent=came) as folding:
+            self._state, effects = await self._offload.run(step, self._state, received, monotonic())
+        self._committing.spent(perf_counter() - begun)
+        if any(isinstance(effect, Folded) for effect in effects):
+            self._committing.buffer(head, received.partition, received.offset, folding.parent)
+        await self._apply(effects, head)
+
+    async def _apply(self, effects: Sequence[Effect], head: UpdateHead | None = None) -> None:
+        """Do what a step asks for; `head` is that of the update it was given."""
+        for effect in effects:
+            match effect:
+                case Folded():
+                    pass  # its offset stays held until the version is committed
+                case NewVersion():
+                    await self._publish(effect)
+                case Duplicate(client_id, sequence, partition, offset):
+                    identity = {"client_id": client_id, "sequence": sequence}
+                    self._publisher.note(
+                        event(EventKind.UPDATE_DUPLICATE, ROLE, **identity, partition=partition, offset=offset)
+                    )
+                    # The buffered update itself, read again, still waits for its version at that offset.
+                    if not self._committing.is_buffered(client_id, sequence, partition, offset):
+                        self._source.release(partition, offset)
+                case Refused(reason, detail, client_id, _, partition, offset):
+                    self._refuse(Refusal(reason, detail, head, b"", client_id.encode(), partition, offset))
+
+    def _refuse(self, refusal: Refusal) -> None:
+        self._publisher.refuse(refusal)
+        self._source.release(refusal.partition, refusal.offset)
+
+    async def _publish(self, new: NewVersion) -> None:
+        await self._committing.publish(new, self._state)
+        self._end = self._committing.end
+        self._round = monotonic()

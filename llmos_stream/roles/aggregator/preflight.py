@@ -1,0 +1,60 @@
+"""What an aggregator looks at before it begins: whether its versions can be written, kept and read."""
+
+from llmos_stream.codec import Layout, max_payload_size
+from llmos_stream.config import Settings
+from llmos_stream.errors import ConfigError
+from llmos_stream.log.versions import FULL_CODEC, build, delta_codec, rule_of
+from llmos_stream.types import Contribution, VersionHead, VersionKind
+from llmos_stream.wire import pack_prelude
+
+
+def check_fits(layout: Layout, settings: Settings) -> None:
+    """Raise ConfigError when versions of this layout could not be written, not be kept, or not be read by anyone."""
+    widest = Contribution("c" * 128, 2**63 - 1, 2**31 - 1, 2**63 - 1, 2**63 - 1, 2**31 - 1, 1.0, 1.0, bytes(32))
+    head = VersionHead(
+        number=2**63 - 1,
+        parent=2**63 - 2,
+        kind=VersionKind.FULL,
+        layout_digest=layout.digest,
+        codec=FULL_CODEC,
+        payload_size=max_payload_size(FULL_CODEC, layout.numel),
+        payload_digest=bytes(32),
+        weights_digest=bytes(32),
+        time_ms=0,
+        manifest=(widest,) * settings.aggregation.buffer_size,
+        tensors=layout.tensors,
+        rule=rule_of(settings),
+        build=build(),
+    )
+    try:
+        size = len(pack_prelude(head)) + head.payload_size
+    except ValueError as error:
+        raise ConfigError(
+            f"task.share, aggregation.buffer_size: a version's head has no room for {len(layout.tensors)} tensors and "
+            f"{settings.aggregation.buffer_size} contributions ({error}); share fewer or make the buffer smaller"
+        ) from None
+    delta = max_payload_size(delta_codec(settings.versions), layout.numel)
+    # A full version and the deltas on it are needed until the next full one is committed, in two attempts perhaps.
+    chain = 3 * size + (settings.versions.full_every - 1) * (size - head.payload_size + delta)
+    snapshots = 3 * (_moments(settings) * max_payload_size(FULL_CODEC, layout.numel) + delta)
+    topics = settings.topics
+    for name, gib, needed, what in (
+        ("models", topics.models_retention_gib, chain, "full versions and the deltas between"),
+        ("snapshots", topics.snapshots_retention_gib, snapshots, "what versions need to be gone on from"),
+    ):
+        if needed > gib * (1 << 30):
+            raise ConfigError(
+                f"topics.{name}_retention_gib: {gib:g} GiB do not hold {what} ({needed / (1 << 30):.2f} GiB); raise it"
+                + (" or lower versions.full_every" if name == "models" and settings.versions.full_every > 1 else "")
+            )
+    if size > settings.wire.pending_bytes:
+        raise ConfigError(
+            f"wire.pending_bytes: {settings.wire.pending_bytes} is less than a version takes ({size} bytes); "
+            "raise it for every role"
+        )
+
+
+def _moments(settings: Settings) -> int:
+    """How many flat vectors the server optimiser remembers."""
+    optimizer = settings.server_optimizer
+    return int(optimizer.momentum > 0) if optimizer.name == "sgd" else 2

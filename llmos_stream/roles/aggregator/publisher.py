@@ -1,0 +1,193 @@
+"""What an aggregator writes, one transaction at a time.
+
+A version's records, the pointer to it, the events and the offsets of the updates folded into it
+commit together or not at all.
+"""
+
+import logging
+from base64 import b64encode
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import orjson
+
+from llmos_stream.broker import Headers, Producer, Sent, TopicPartition, Topics, Transaction
+from llmos_stream.config import Settings
+from llmos_stream.log.events import event, event_key, now_ms
+from llmos_stream.log.snapshots import EncodedSnapshot
+from llmos_stream.roles.aggregator.version_chain import Encoded
+from llmos_stream.runtime import run_all
+from llmos_stream.telemetry.event_metrics import OWN
+from llmos_stream.telemetry.tracing import trace_headers
+from llmos_stream.types import Event, EventKind, SnapshotHead, UpdateHead, VersionHead
+from llmos_stream.wire import Parts, Refusal, describe, dump_event, message_id, pack_prelude, split
+from llmos_stream.wire.control import (
+    LATEST,
+    RUN,
+    STATE,
+    Pointer,
+    Progress,
+    RunEnd,
+    dump_latest,
+    dump_progress,
+    dump_run_end,
+    dump_sequences,
+    sequences_key,
+)
+
+logger = logging.getLogger(__name__)
+
+ROLE = "aggregator"
+_DETAIL_CHARACTERS = 1000
+_KEY_BYTES = 256
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Outgoing:
+    """A version on its way into the log, and what must be committed with it.
+
+    `sequences` are the windows to remember (None: a tombstone). `progress` lacks only where the snapshots lie.
+    """
+
+    encoded: Encoded
+    snapshots: Sequence[EncodedSnapshot]
+    sequences: Mapping[str, Sequence[int] | None]
+    progress: Progress
+    events: Sequence[Event]
+
+
+class Publisher:
+    """Holds quarantine entries and events until the next transaction takes them along."""
+
+    def __init__(self, producer: Producer, topics: Topics, settings: Settings) -> None:
+        self._producer = producer
+        self._topics = topics
+        self._settings = settings
+        self._quarantine: list[tuple[bytes | None, bytes]] = []
+        self._events: list[Event] = []
+
+    @property
+    def waiting(self) -> int:
+        """Records that wait for a transaction."""
+        return len(self._quarantine) + len(self._events)
+
+    def refuse(self, refusal: Refusal) -> None:
+        """Quarantine a bad update: its head, its reason and its offset, never its payload."""
+        head = refusal.head
+        update = head if isinstance(head, UpdateHead) else None
+        logger.warning("refused an update at offset %d: %s", refusal.offset, refusal.reason)
+        entry = {
+            "reason": refusal.reason,
+            "detail": refusal.detail[:_DETAIL_CHARACTERS],
+            "topic": self._topics.updates,
+            "partition": refusal.partition,
+            "offset": refusal.offset,
+            "time_ms": now_ms(),
+            "head": describe(head, full=False) if head is not None else None,
+            "head_bytes": b64encode(refusal.head_bytes).decode(),
+        }
+        # What was sent decides nothing about the size of this: an entry that Kafka would not take would come again.
+        self._quarantine.append(((refusal.key or b"")[:_KEY_BYTES] or None, orjson.dumps(entry)))
+        self._events.append(
+            event(
+                EventKind.UPDATE_REJECTED,
+                ROLE,
+                client_id=update.client_id if update else None,
+                sequence=update.sequence if update else None,
+                reason=refusal.reason,
+                detail=refusal.detail[:_DETAIL_CHARACTERS],
+                partition=refusal.partition,
+                offset=refusal.offset,
+            )
+        )
+
+    def note(self, entry: Event) -> None:
+        """Write `entry` with the next transaction."""
+        self._events.append(entry)
+
+    async def commit(
+        self, offsets: Mapping[TopicPartition, int], version: Outgoing | None = None, end: RunEnd | None = None
+    ) -> Pointer | None:
+        """Commit what waits, the offsets that are settled with it, a version, and the end of the run, where given.
+
+        Returns where the version lies.
+        """
+        if not (self.waiting or offsets or version or end):
+            return None
+        pointer = None
+        events: list[Event] = []
+        async with self._producer.transaction() as transaction:
+            if version is not None:
+                pointer = await self._write_version(transaction, version)
+                events += version.events
+            if end is not None:
+                await transaction.send(self._topics.control, dump_run_end(end), key=RUN)
+                events.append(
+                    event(EventKind.RUN_FINISHED, ROLE, reason=end.reason, detail=end.detail, version=end.version)
+                )
+            await self._write_waiting(transaction, events, offsets)
+        for entry in (*self._events, *events):
+            OWN.observe(entry)
+        self._quarantine.clear()
+        self._events.clear()
+        return pointer
+
+    async def _write_version(self, transaction: Transaction, version: Outgoing) -> Pointer:
+        head, control = version.encoded.head, self._topics.control
+        snapshots = {}
+        for snapshot, parts in version.snapshots:
+            identity = message_id(snapshot.tensor, snapshot.version)
+            first = await self._write_message(transaction, self._topics.snapshots, snapshot, parts, identity)
+            snapshots[snapshot.tensor] = first.offset
+        identity = message_id(ROLE, head.number)
+        parts, headers = version.encoded.parts, trace_headers()
+        first = await self._write_message(transaction, self._topics.models, head, parts, identity, headers)
+        pointer = Pointer(head.number, first.partition, first.offset, version.encoded.full)
+        progress = replace(version.progress, snapshots=snapshots)
+        await run_all(
+            transaction.send(control, dump_latest(pointer), key=LATEST),
+            transaction.send(control, dump_progress(progress), key=STATE),
+            *(
+                transaction.send(control, dump_sequences(window), key=sequences_key(client_id))
+                for client_id, window in version.sequences.items()
+            ),
+        )
+        return pointer
+
+    async def _write_message(
+        self,
+        transaction: Transaction,
+        topic: str,
+        head: VersionHead | SnapshotHead,
+        parts: Parts,
+        identity: bytes,
+        headers: Headers = (),
+    ) -> Sent:
+        records = split(
+            pack_prelude(head),
+            parts,
+            payload_size=head.payload_size,
+            message_id=identity,
+            chunk_bytes=self._settings.wire.chunk_bytes,
+        )
+        number = head.number if isinstance(head, VersionHead) else head.version
+        return await transaction.send_all(topic, records, key=str(number).encode(), partition=0, headers=headers)
+
+    async def _write_waiting(
+        self, transaction: Transaction, events: Sequence[Event], offsets: Mapping[TopicPartition, int]
+    ) -> None:
+        # Together, not one after the other: each send waits for its acknowledgement.
+        await run_all(
+            *(transaction.send(self._topics.quarantine, value, key=key) for key, value in self._quarantine),
+            *(
+                transaction.send(self._topics.events, dump_event(entry), key=event_key(entry))
+                for entry in (*self._events, *events)
+            ),
+        )
+        if offsets:
+            await transaction.send_offsets(group_of(self._settings), offsets)
+
+
+def group_of(settings: Settings) -> str:
+    """The consumer group whose committed offsets say how far the aggregator has come."""
+    return f"{settings.federation.name}.aggregator"

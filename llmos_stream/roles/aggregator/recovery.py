@@ -1,0 +1,187 @@
+"""What an aggregator finds in the log when it starts: the newest version and the state that belongs to it.
+
+The pointers in `<f>.control` lead to each piece, so the time this takes depends on the size of the model
+and not on the length of the history (fedasync reads `staleness.maximum` versions back).
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+from torch import Tensor
+
+from llmos_stream.broker import Broker, TopicPartition, Topics
+from llmos_stream.codec import Layout, Residual
+from llmos_stream.config import Settings
+from llmos_stream.core import State, device_for, start
+from llmos_stream.errors import OffsetGone, Reason, Rejected, StateError
+from llmos_stream.log.control import ControlView
+from llmos_stream.log.replica import Follower, Replica
+from llmos_stream.log.scan import read_heads, read_versions
+from llmos_stream.log.snapshots import Kept, fetch_snapshots
+from llmos_stream.log.versions import Version
+from llmos_stream.runtime import Offload
+from llmos_stream.types import VersionHead, VersionKind
+from llmos_stream.wire.control import Pointer, Progress
+
+logger = logging.getLogger(__name__)
+
+_FETCH_SECONDS = 600.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Recovered:
+    """The newest version with the state to go on from, and the full version that it stands on.
+
+    moments: the server optimiser's, by name. residual: what readers are owed. history: weights of past versions
+    that fedasync needs, and in `places` where those lie in `<f>.models` that the next version may still need.
+    """
+
+    newest: Version
+    full: Pointer
+    progress: Progress | None
+    sequences: Mapping[str, Sequence[int]]
+    moments: Mapping[str, Tensor] = field(default_factory=dict)
+    residual: Residual | None = None
+    history: Mapping[int, Tensor] = field(default_factory=dict)
+    places: Sequence[Pointer] = ()
+
+
+async def fetch_newest(
+    broker: Broker, topics: Topics, settings: Settings, pointer: Pointer, offload: Offload
+) -> Version:
+    """The version that `pointer` names."""
+    async with broker.reader([topics.models], start="latest", check_crcs=False) as reader:
+        return await Replica(reader, topics.models, settings.wire, offload).move_to(pointer, _FETCH_SECONDS)
+
+
+async def fetch_layout(broker: Broker, topics: Topics, pointer: Pointer) -> Layout:
+    """The layout of the version that `pointer` names, from the head of the full one it stands on.
+
+    Raises OffsetGone when retention has deleted that, Rejected when no full version begins there.
+    """
+    full = pointer.beginning
+    async with broker.reader([topics.models], start="latest") as reader:
+        reader.seek(TopicPartition(topics.models, full.partition), full.offset)
+        async for logged in read_heads(reader, VersionHead):
+            if logged.head.number == full.version and logged.head.tensors is not None:
+                return Layout.from_specs(logged.head.tensors)
+            break
+    raise Rejected(Reason.MALFORMED, f"full version {full.version} does not begin at offset {full.offset}")
+
+
+async def recover(
+    broker: Broker,
+    topics: Topics,
+    settings: Settings,
+    control: ControlView,
+    pointer: Pointer,
+    newest: Version,
+    offload: Offload,
+) -> Recovered:
+    """What was committed with `newest`, the version at `pointer`. `control` gives its sequences away."""
+    sequences, progress = control.drop_sequences(), control.progress
+    if progress is None or progress.version != newest.head.number:
+        logger.warning(
+            "the log holds no state for version %d: the stop rule and moments start anew", newest.head.number
+        )
+        return Recovered(newest, pointer.beginning, None, sequences)
+    moments, residual = await _kept(broker, topics, settings, progress, newest, offload)
+    found = Recovered(newest, pointer.beginning, progress, sequences, moments, residual)
+    if settings.aggregation.strategy != "fedasync":
+        return found
+    # A version that nothing older is needed with was committed before its own place was known.
+    bases = pointer.beginning.offset if progress.bases is None else progress.bases
+    return await _with_history(broker, topics, settings, found, bases, offload)
+
+
+async def _kept(
+    broker: Broker, topics: Topics, settings: Settings, progress: Progress, newest: Version, offload: Offload
+) -> Kept:
+    if not progress.snapshots:
+        return Kept({}, None)
+    try:
+        async with broker.reader([topics.snapshots], start="latest", check_crcs=False) as reader:
+            return await fetch_snapshots(
+                reader,
+                progress.snapshots,
+                progress.version,
+                newest.layout,
+                wire=settings.wire,
+                offload=offload,
+                timeout_seconds=_FETCH_SECONDS,
+            )
+    except OffsetGone as error:
+        logger.error("topics.snapshots_retention_gib: too little, the state at the newest version is gone (%s)", error)
+        return Kept({}, None)
+
+
+async def _with_history(
+    broker: Broker, topics: Topics, settings: Settings, found: Recovered, bases: int, offload: Offload
+) -> Recovered:
+    """`found`, with the past versions that an update may still name. Those that retention deleted are left out."""
+    present = found.newest.head.number
+    oldest = present - settings.staleness.maximum
+    history: dict[int, Tensor] = {}
+    places: list[Pointer] = []
+    full: Pointer | None = None
+    at = TopicPartition(topics.models, 0)
+    follower = Follower()
+    async with broker.reader([topics.models], start="earliest", check_crcs=False) as reader:
+        begin = await reader.position(at)
+        if begin > bases:
+            logger.warning("retention has deleted versions before offset %d: updates on them may be refused", begin)
+        reader.seek(at, max(begin, bases))
+        async for logged in read_versions(reader, settings.wire):
+            number, whole = logged.head.number, logged.head.kind is VersionKind.FULL
+            place = Pointer(number, logged.partition, logged.offset, None if whole else full)
+            full = place if whole else full
+            version = await offload.run(follower.take, logged.head, logged.parts)
+            if version is None:
+                continue
+            if oldest < number <= present:
+                places.append(place)
+            if oldest <= number < present:
+                history[number] = version.weights.clone()
+    return replace(found, history=history, places=places)
+
+
+def new_state(
+    settings: Settings,
+    layout: Layout,
+    weights: Tensor,
+    version: int,
+    history: Mapping[int, Tensor] | None = None,
+    sequences: Mapping[str, Sequence[int]] | None = None,
+    floor: int = 0,
+    moments: Mapping[str, Tensor] | None = None,
+) -> State:
+    """The state at `version`; what is not given begins empty. Raises StateError for moments that do not fit."""
+    return start(
+        weights,
+        layout.digest,
+        version,
+        aggregation=settings.aggregation,
+        staleness=settings.staleness,
+        server_optimizer=settings.server_optimizer,
+        history=history,
+        moments=moments,
+        sequences=sequences,
+        floor=floor,
+        device=device_for(settings.aggregator.device),
+    )
+
+
+def resumed_state(settings: Settings, layout: Layout, found: Recovered) -> State:
+    """The state to go on from. Raises StateError for sequences that are damaged."""
+    floor = 0 if found.progress is None else found.progress.floor
+    weights, number = found.newest.weights, found.newest.head.number
+    begin = partial(new_state, settings, layout, weights, number, found.history, found.sequences, floor)
+    try:
+        return begin(found.moments)
+    except StateError as error:
+        # Another rule than before, by its operator's choice; damaged sequences would be refused again.
+        state = begin()
+        logger.warning("%s: its moments start anew", error)
+        return state

@@ -1,0 +1,114 @@
+"""The aggregator: folds updates into versions. One leads and writes; others stand by.
+
+updates -> Intake -> core.step -> Publisher -> models, snapshots, control, events, quarantine
+events  -> StopRule -> end of the run
+"""
+
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from llmos_stream.broker import Broker
+from llmos_stream.codec import Layout
+from llmos_stream.config import Settings
+from llmos_stream.core import device_for
+from llmos_stream.errors import ConfigError
+from llmos_stream.log.control import ControlView, RunEnd
+from llmos_stream.roles.aggregator.intake import Intake
+from llmos_stream.roles.aggregator.lifecycle import Aggregation
+from llmos_stream.roles.aggregator.loop import Folding
+from llmos_stream.roles.aggregator.preflight import check_fits
+from llmos_stream.roles.aggregator.publisher import Publisher, group_of
+from llmos_stream.roles.aggregator.recovery import fetch_layout
+from llmos_stream.roles.aggregator.stopping import Ending
+from llmos_stream.runtime import Offload, Shutdown
+from llmos_stream.training import Task, shared_tensors
+
+
+@dataclass(frozen=True, slots=True)
+class Initial:
+    """What version 0 is made of: its layout and its weights (flat, float32)."""
+
+    layout: Layout
+    weights: Tensor
+
+
+def initial_of(task: Task, settings: Settings) -> Initial:
+    """Version 0 of a task: the shared tensors of its freshly made model."""
+    shared = shared_tensors(task.model(), settings.task.share)
+    layout = Layout.of(shared)
+    return Initial(layout, layout.flatten(shared))
+
+
+async def run_aggregator(
+    broker: Broker, settings: Settings, initial: Callable[[], Initial], offload: Offload, shutdown: Shutdown
+) -> RunEnd | None:
+    """Aggregate until the stop rule fires (returned) or a stop is asked for (None).
+
+    While another aggregator leads this federation, this one stands by, and takes over when that one dies,
+    hangs or leaves. A new federation starts from `initial`, a running one goes on from its newest version.
+    When the broker fails, what was not committed is dropped and read again from the log, as after a crash.
+    Raises FederationFinished when the run has ended before, Fenced when another aggregator has taken over
+    from this one, ConfigError when the model does not have the layout of the federation's versions, or
+    does not fit what readers hold.
+    """
+    seed = await offload.run(initial)
+    check_fits(seed.layout, settings)
+    device_for(settings.aggregator.device)  # a standby should not find out when it is needed
+    aggregator = _Aggregator(broker, settings, initial, seed, offload, shutdown)
+    del seed  # as large as the model, and needed once at most
+    return await aggregator.run()
+
+
+class _Aggregator(Aggregation):
+    """Aggregates what clients send."""
+
+    def __init__(
+        self,
+        broker: Broker,
+        settings: Settings,
+        initial: Callable[[], Initial],
+        seed: Initial,
+        offload: Offload,
+        shutdown: Shutdown,
+    ) -> None:
+        super().__init__(broker, settings, offload, shutdown)
+        self._initial = initial
+        self._layout = seed.layout
+        self._seed: Initial | None = seed
+
+    async def _prepare(self, stack: AsyncExitStack, control: ControlView) -> bool:
+        await self._require_same_layout(control)
+        return True
+
+    async def _lead(self, stack: AsyncExitStack, publisher: Publisher, control: ControlView) -> RunEnd | None:
+        settings, layout = self._settings, self._layout
+        if control.latest is not None:
+            self._seed = None
+        await self._require_same_layout(control)
+        events = await stack.enter_async_context(self._broker.reader([self._topics.events], start="latest"))
+        # Payloads carry a digest of their own.
+        updates = self._broker.reader(
+            [self._topics.updates], start="committed", group=group_of(settings), check_crcs=False
+        )
+        source = Intake(await stack.enter_async_context(updates), layout, settings, self._offload)
+        folding = Folding(source, Ending(settings.stop, events), publisher, settings, self._offload, layout)
+        return await self._fold(folding, control, self._begin)
+
+    async def _begin(self, folding: Folding) -> None:
+        seed, self._seed = self._seed, None
+        if seed is None:
+            seed = await self._offload.run(self._initial)
+        await folding.begin(seed.weights)
+
+    async def _require_same_layout(self, control: ControlView) -> None:
+        if control.latest is None:
+            return
+        layout = await fetch_layout(self._broker, self._topics, control.latest)
+        if layout.digest != self._layout.digest:
+            raise ConfigError(
+                "task.entry: the model does not have the tensors of the federation's versions "
+                f"({self._layout.numel} elements here, {layout.numel} there)"
+            )

@@ -1,0 +1,92 @@
+"""When a run ends: the stop rule, fed with versions, evaluations from the log, and the time."""
+
+import logging
+import math
+from collections.abc import Mapping
+from time import monotonic
+
+from llmos_stream.broker import Reader, Record
+from llmos_stream.config import StopSettings
+from llmos_stream.core import Stop, StopRule
+from llmos_stream.errors import ConfigError, OffsetGone, Rejected, StateError
+from llmos_stream.log.events import now_ms
+from llmos_stream.types import Event, EventKind
+from llmos_stream.wire import load_event
+from llmos_stream.wire.control import RunEnd
+
+logger = logging.getLogger(__name__)
+
+_EVENTS_AT_ONCE = 5000
+
+
+class Ending:
+    """Watches one run through a reader of `<f>.events`, from version 0 on, through all restarts."""
+
+    def __init__(self, settings: StopSettings, evaluations: Reader) -> None:
+        self._rule = StopRule(settings)
+        self._evaluations = evaluations
+        self._at = evaluations.partitions[0]
+        self.started_ms = now_ms()
+        # The clock of the wall may be put back while this runs; the time before it started can only come from there.
+        self._before_seconds, self._since = 0.0, monotonic()
+
+    def resume(self, started_ms: int, learnt: Mapping[str, object], events: int) -> None:
+        """Go on from what `learnt` and `position` gave when the newest version was committed."""
+        self.started_ms = started_ms
+        self._before_seconds = max(0.0, (now_ms() - started_ms) / 1000)
+        self._evaluations.seek(self._at, events)
+        try:
+            self._rule.load(learnt)
+        except StateError as error:
+            logger.error("%s; patience counts anew", error)
+
+    def learnt(self) -> dict[str, object]:
+        """What the stop rule knows, for `resume`."""
+        return self._rule.dump()
+
+    async def position(self) -> int:
+        """The next offset of the events, for `resume`."""
+        return await self._evaluations.position(self._at)
+
+    def at_version(self, number: int) -> RunEnd | None:
+        """Whether the run ends with version `number` for its number alone."""
+        return _end(self._rule.observe_version(number), number)
+
+    async def observe(self, number: int) -> RunEnd | None:
+        """Take in what has been evaluated and the time; `number` is the present version."""
+        stop = self._rule.observe_version(number)
+        for record in await self._waiting():
+            try:
+                entry = load_event(record.value or b"")
+            except Rejected as error:
+                logger.warning("ignored an event that cannot be read, at offset %d: %s", record.offset, error.detail)
+                continue
+            match entry:
+                case Event(EventKind.EVALUATION, data={"version": int(version), "metrics": dict(metrics)}):
+                    stop = stop or self._judge(version, metrics)
+        return _end(stop or self._rule.tick(self._before_seconds + monotonic() - self._since), number)
+
+    async def _waiting(self) -> list[Record]:
+        """What has come, up to a limit: events are many, evaluations few, and updates must not wait for them."""
+        found: list[Record] = []
+        try:
+            while len(found) < _EVENTS_AT_ONCE and (records := await self._evaluations.poll(0)):
+                found += records
+        except OffsetGone as error:
+            logger.warning("retention deleted events before they were read (%s); going on with the oldest left", error)
+            await self._evaluations.seek_to_beginning()
+        return found
+
+    def _judge(self, version: int, metrics: Mapping[str, float | None]) -> Stop | None:
+        try:
+            # JSON has no NaN: an evaluation that diverged carries null.
+            known = {name: math.nan if value is None else value for name, value in metrics.items()}
+            return self._rule.observe_evaluation(version, known)
+        except ConfigError as error:
+            # What an evaluator sends must not end the aggregator; a person reads this and mends one of the two.
+            logger.error("%s", error)
+            return None
+
+
+def _end(stop: Stop | None, number: int) -> RunEnd | None:
+    return None if stop is None else RunEnd(stop.reason, stop.detail, number)

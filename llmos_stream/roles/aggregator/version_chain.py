@@ -1,0 +1,75 @@
+"""The aggregator's end of the chain of versions: which version is written in full, and what the others say.
+
+Every `versions.full_every`-th version is full, and so is one that a delta cannot say. Between two full versions
+each is a delta on its parent, so a reader needs the newest full one and all that came after it.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from llmos_stream.codec import DeltaEncoding, Layout, Residual, fits_delta, settle
+from llmos_stream.config import Settings
+from llmos_stream.core import NewVersion
+from llmos_stream.log.snapshots import EncodedSnapshot, residual_message
+from llmos_stream.log.versions import Origin, delta_codec, delta_version, encode_version, rule_of
+from llmos_stream.runtime import Offload, run_all
+from llmos_stream.storage.spool import Spools
+from llmos_stream.types import VersionHead
+from llmos_stream.wire import Parts
+from llmos_stream.wire.control import Pointer
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Encoded:
+    """A version's message. `residual` is what it leaves owed, `full` the version it stands on; None for a full one."""
+
+    head: VersionHead
+    parts: Parts
+    residual: EncodedSnapshot | None = None
+    full: Pointer | None = None
+
+
+class Chain:
+    """Knows what readers hold: the newest version's weights, what they are owed, and where its full version lies."""
+
+    def __init__(self, settings: Settings, layout: Layout, spools: Spools, offload: Offload) -> None:
+        self._every = settings.versions.full_every
+        self._codec = delta_codec(settings.versions)
+        self._rule = rule_of(settings)
+        self._layout = layout
+        self._spools = spools
+        self._offload = offload
+        self._weights: Tensor | None = None
+        self._residual: Residual | None = None
+        self._full: Pointer | None = None
+
+    def resume(self, weights: Tensor, residual: Residual | None, full: Pointer) -> None:
+        """Go on from the newest version in the log."""
+        self._weights, self._residual, self._full = weights, residual, full
+
+    async def encode(self, new: NewVersion, time_ms: int) -> Encoded:
+        """The message of `new`, whose weights are overwritten with what its readers will have."""
+        parent, full, self._weights = self._weights, self._full, new.weights
+        origin = Origin(new.parent, new.manifest, self._rule, time_ms)
+        due = full is None or new.number - full.version >= self._every
+        if due or parent is None or not await self._offload.run(fits_delta, parent, new.weights):
+            return await self._offload.run(self._encode_full, new, origin)
+        encoding = DeltaEncoding(parent, new.weights, self._residual, self._codec)
+        await run_all(*(self._offload.run(encoding.work) for _ in range(self._offload.workers)))
+        return await self._offload.run(self._encode_delta, new, origin, encoding, full)
+
+    def _encode_full(self, new: NewVersion, origin: Origin) -> Encoded:
+        settle(new.weights, self._residual)
+        self._residual = self._full = None
+        return Encoded(*encode_version(new.number, new.weights, self._layout, origin, self._spools.new()))
+
+    def _encode_delta(self, new: NewVersion, origin: Origin, encoding: DeltaEncoding, full: Pointer | None) -> Encoded:
+        parts, self._residual = encoding.finish()
+        delta = delta_version(new.number, new.weights, self._layout, origin, self._codec, parts)
+        return Encoded(*delta, residual_message(new.number, self._residual, self._layout), full)
+
+    def committed(self, pointer: Pointer) -> None:
+        """The version encoded last lies there."""
+        if pointer.full is None:
+            self._full = pointer

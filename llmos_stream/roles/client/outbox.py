@@ -1,0 +1,140 @@
+"""From a delta to a durable update, and back from the disk after a restart. Knows nothing of the broker."""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from time import perf_counter
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from llmos_stream.codec import SLICE, ErrorFeedback, Layout, encode, spec_of
+from llmos_stream.config import Settings
+from llmos_stream.errors import StateError, TaskError
+from llmos_stream.roles.client.state import ClientState, Payload, Unsent
+from llmos_stream.types import UpdateHead
+from llmos_stream.wire import pack_prelude
+
+
+class Draft(NamedTuple):
+    """What an update is made of: a delta (flat, float32) and what its head will say."""
+
+    delta: Tensor
+    base_version: int
+    num_examples: int
+    metrics: Mapping[str, float]
+    train_seconds: float
+
+
+class Outbox:
+    """Encodes one client's updates; holds the one that was not acknowledged. Every method works for a while.
+
+    A caller that was cancelled may leave one at work in its thread: they take turns.
+    """
+
+    def __init__(self, settings: Settings, client_id: str, layout: Layout, state: ClientState) -> None:
+        self._client_id = client_id
+        self._layout = layout
+        self._state = state
+        self._codec = spec_of(settings.codec)
+        self._level = settings.codec.zstd_level
+        lossy = settings.codec.name != "float32"
+        self._feedback = ErrorFeedback(layout.numel) if lossy and settings.codec.error_feedback else None
+
+    def open(self) -> None:
+        """Raise StateError when what the state holds is damaged or of another model."""
+        with self._state.mutex:
+            unsent = self._state.unsent()
+            if unsent is not None and unsent.head.layout_digest != self._layout.digest:
+                raise StateError(
+                    f"what client {self._client_id} has not sent yet is of another model; "
+                    "give this one a client.state_dir of its own"
+                )
+            self._take_residual()
+
+    def unsent(self) -> Unsent | None:
+        with self._state.mutex:
+            return self._state.unsent()
+
+    def put(self, draft: Draft) -> tuple[Unsent, bool]:
+        """The next update to send, durable, and whether it is that of `draft`.
+
+        It is not while an earlier one is unsent: then nothing is done with `draft`. Raises TaskError
+        when the delta is not finite, StateError when it cannot be written.
+        """
+        with self._state.mutex:
+            waiting = self._state.unsent()
+            return (waiting, False) if waiting is not None else (self._spool(draft), True)
+
+    def settle(self, sequence: int) -> None:
+        """The update was acknowledged, or is given up."""
+        with self._state.mutex:
+            self._state.settle(sequence)
+
+    def _spool(self, draft: Draft) -> Unsent:
+        begun = perf_counter()
+        sequence = self._state.take_sequence()
+        payload = self._write(draft.delta, sequence)
+        head = UpdateHead(
+            client_id=self._client_id,
+            sequence=sequence,
+            base_version=draft.base_version,
+            num_examples=draft.num_examples,
+            layout_digest=self._layout.digest,
+            codec=self._codec,
+            payload_size=payload.size,
+            payload_digest=payload.digest,
+            metrics=draft.metrics,
+        )
+        update = Unsent(head, pack_prelude(head), payload, draft.train_seconds, perf_counter() - begun)
+        if self._feedback is None:
+            self._state.spool(update, None)
+        else:
+            self._state.spool(update, self._feedback.pending)
+            self._feedback.commit()
+        return update
+
+    def _write(self, delta: Tensor, sequence: int) -> Payload:
+        """Encode slice by slice, each written before the next is made."""
+        generator = _generator(self._client_id, sequence)
+        if self._feedback is None:
+            sections = encode(delta, self._codec, level=self._level, generator=generator)
+            return self._state.write(sequence, _if_finite(delta, sections))
+        self._take_residual()
+        try:
+            sections = self._feedback.sections(delta, self._codec, level=self._level, generator=generator)
+            return self._state.write(sequence, sections)
+        except ValueError:
+            if not _is_finite(delta):  # it looks itself, so that good deltas are looked at once
+                raise _not_finite() from None
+            raise
+
+    def _take_residual(self) -> None:
+        """Go on from what the state holds: an update that could not be spooled has left nothing."""
+        if self._feedback is not None:
+            self._feedback.rollback()
+            if (residual := self._state.residual()) is not self._feedback.residual:
+                self._feedback.residual = residual
+
+
+def _if_finite(delta: Tensor, sections: Iterator[bytes]) -> Iterator[bytes]:
+    """The sections of `delta`; each slice is looked at before its section is made. Raises TaskError."""
+    for begin in range(0, delta.numel(), SLICE):
+        if not _is_finite(delta[begin : begin + SLICE]):
+            raise _not_finite()
+        yield next(sections)
+
+
+def _is_finite(flat: Tensor) -> bool:
+    # The largest magnitude is NaN or infinite if any element is; isfinite would allocate a mask.
+    return flat.numel() == 0 or bool(torch.stack(flat.aminmax()).isfinite().all())
+
+
+def _not_finite() -> TaskError:
+    return TaskError("training made weights that are not finite; lower client.lr")
+
+
+def _generator(client_id: str, sequence: int) -> torch.Generator:
+    """Randomness for stochastic rounding, the same whenever the same update is encoded."""
+    seed = hashlib.blake2b(f"{client_id}\0{sequence}".encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(seed, "little") >> 1)

@@ -1,0 +1,247 @@
+"""What a client must not forget: the sequences it used, the update that is on its way, and what its codec still owes.
+
+A state folder holds
+
+    state.json              what counts, replaced atomically (below)
+    update-N.bin            the message of the unsent update N, as on the wire but for the order: the payload, which
+                            is written slice by slice as it is encoded, then the prelude, which is known only then
+    residual-N.safetensors  the error feedback's residual after update N was encoded
+    lock                    held by the process that uses the folder
+
+    state.json
+    client_id   str
+    next        int         the sequence of the next update
+    unsent      null        nothing waits to be sent; or the update that the log has not acknowledged yet:
+                            {"file": str, "size": int, "digest": hex SHA-256 of the prelude, "payload": int}
+                            (the prelude names the payload's own digest; "payload" is its bytes, which come first)
+    residual    null        nothing is owed; or {"file": str, "size": int, "digest": "sums:" and eight hex digits}
+                            (a checksum of the elements: it guards against damage, not against malice)
+
+An update, its residual and the next sequence become durable together, by one replacement of
+`state.json`: the files it names are on the disk before, the others are deleted after, but for the last
+residual, which the next is written over. A kill leaves the state before or the state after, and leftovers
+that the next opening deletes.
+
+Folders of older releases are read, and become as above with the first update. In state.json of the second
+release "payload" is missing: the prelude comes first there, and the residual's digest is the hex SHA-256 of
+its elements. A folder of the first release holds `sequence.json` ({"client_id", "next"}) and
+`residual.safetensors` in their place.
+"""
+
+import fcntl
+import logging
+import os
+import re
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from safetensors import SafetensorError
+from torch import Tensor
+
+from llmos_stream.errors import StateError
+from llmos_stream.roles.client.state_files import (
+    NamedFile,
+    Payload,
+    StateRecord,
+    Unsent,
+    finish_update,
+    keep_payload,
+    read_residual,
+    read_state,
+    read_update,
+    write_payload,
+    write_residual,
+    write_state,
+)
+from llmos_stream.types import Part
+
+__all__ = ["ClientState", "Payload", "Unsent"]
+
+logger = logging.getLogger(__name__)
+
+_STATE, _OLD_STATE, _OLD_RESIDUAL = "state.json", "sequence.json", "residual.safetensors"
+_OURS = re.compile(r"update-\d+\.bin|residual(-\d+)?\.safetensors|sequence\.json|(state|sequence|residual)\.new")
+
+
+class ClientState:
+    """The state of one client, on disk, or in memory only where `folder` is None.
+
+    Whoever reads and then changes it holds `mutex` meanwhile. Raises StateError when the folder
+    cannot be made or written, is in use, damaged, or another client's.
+    """
+
+    def __init__(self, client_id: str, folder: Path | None) -> None:
+        self.mutex = threading.Lock()
+        self._client_id = client_id
+        self._folder = folder
+        self._lock: int | None = None
+        self._unsent: Unsent | None = None
+        self._residual: Tensor | None = None
+        self._spare: Path | None = None  # a residual that the state no longer names
+        self._record = StateRecord(0)
+        if folder is not None:
+            with self._told():
+                folder.mkdir(parents=True, exist_ok=True)
+                self._lock = _lock(folder / "lock", client_id)
+            try:
+                with self._told():
+                    self._open(folder)
+            except BaseException:
+                self.close()
+                raise
+        self._next = self._record.next
+
+    def take_sequence(self) -> int:
+        """A sequence number for an update to `spool`; it is not given out again, come of it what may."""
+        self._next += 1
+        return self._next - 1
+
+    def unsent(self) -> Unsent | None:
+        """The update that was not acknowledged, if any."""
+        if self._unsent is None and self._folder is not None and self._record.unsent is not None:
+            path = self._folder / self._record.unsent.file
+            if not path.exists():
+                logger.warning("%s is gone: going on without that update", path)
+                with self._told():
+                    self._commit(replace(self._record, next=self._next, unsent=None))
+                return None
+            self._unsent = read_update(path, self._record.unsent, self._client_id)
+        return self._unsent
+
+    def residual(self) -> Tensor | None:
+        """The residual after the last update (flat, float32; not a copy: good until the next), or None."""
+        if self._residual is None and self._folder is not None and self._record.residual is not None:
+            path = self._folder / self._record.residual.file
+            if not path.exists():
+                logger.warning("%s is gone: going on without error feedback's memory", path)
+                return None
+            self._residual = read_residual(path, self._record.residual)
+        return self._residual
+
+    def write(self, sequence: int, sections: Iterable[Part]) -> Payload:
+        """Write the payload of an update to `spool`, section after section as they are made.
+
+        What `sections` raises is raised on; then, as after a StateError, nothing is left of it.
+        """
+        if self._folder is None:
+            return keep_payload(sections)
+        with self._told():
+            return write_payload(self._folder / f"update-{sequence}.bin", sections)
+
+    def spool(self, update: Unsent, residual: Tensor | None) -> None:
+        """Make an update, whose payload `write` gave, and the residual that it leaves (None: as it was) durable, in one
+        step.
+
+        Raises ValueError when there is an unsent update already. After a StateError nothing has changed,
+        but that the sequence of `update` is used up.
+        """
+        if self._record.unsent is not None or self._unsent is not None:
+            raise ValueError("settle the unsent update before the next")
+        if self._folder is not None:
+            if update.payload.file is None:
+                raise ValueError("the payload was not written to this folder")
+            with self._told():
+                try:
+                    written = finish_update(update.payload.file, update)
+                    owed = self._record.residual
+                    if residual is not None:
+                        owed = self._write_residual(self._folder, update.head.sequence, residual)
+                    self._commit(StateRecord(self._next, written, owed))
+                except OSError:
+                    self._sweep(self._folder)  # or a full disk fills up with what was tried
+                    raise
+        self._unsent = update
+        if residual is not None:
+            self._residual = residual
+
+    def _write_residual(self, folder: Path, sequence: int, residual: Tensor) -> NamedFile:
+        spare, self._spare = self._spare, None
+        over = spare if spare is not None and spare.exists() else None
+        return write_residual(folder / f"residual-{sequence}.safetensors", residual, over)
+
+    def settle(self, sequence: int) -> None:
+        """The update was acknowledged, or is given up: forget it. Does nothing when it is forgotten already."""
+        if self._unsent is None or self._unsent.head.sequence != sequence:
+            return
+        if self._folder is not None:
+            with self._told():
+                self._commit(replace(self._record, next=self._next, unsent=None))
+        self._unsent = None
+
+    def close(self) -> None:
+        """Let go of the folder, once a thread that writes to it has ended."""
+        with self.mutex:
+            if self._lock is not None:
+                os.close(self._lock)
+                self._lock = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _open(self, folder: Path) -> None:
+        old = folder / _OLD_STATE
+        if (folder / _STATE).exists():
+            self._record = read_state(folder / _STATE, self._client_id)
+        elif old.exists():
+            residual = folder / _OLD_RESIDUAL
+            kept = NamedFile(residual.name, residual.stat().st_size, None) if residual.exists() else None
+            self._record = replace(read_state(old, self._client_id), residual=kept)
+        else:
+            # A client whose disk was lost must not use a number again: without a file, start from the clock.
+            self._record = StateRecord(time.time_ns() // 1_000_000)
+        self._sweep(folder)
+
+    def _commit(self, record: StateRecord) -> None:
+        if self._folder is None:
+            raise ValueError("a state in memory has no record")
+        write_state(self._folder / _STATE, self._client_id, record)
+        before, self._record = self._record, record
+        if before.residual is not None and before.residual != record.residual:
+            self._spare = self._folder / before.residual.file
+        self._sweep(self._folder)
+
+    def _sweep(self, folder: Path) -> None:
+        """Delete what the state does not name and nothing is to be written over."""
+        named = {file.file for file in (self._record.unsent, self._record.residual) if file is not None}
+        if self._spare is not None:
+            named.add(self._spare.name)
+        if not (folder / _STATE).exists():
+            named.add(_OLD_STATE)
+        with suppress(OSError):  # a leftover costs room and nothing else; the next sweep may do better
+            for path in list(folder.iterdir()):
+                if _OURS.fullmatch(path.name) and path.name not in named:
+                    path.unlink()
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, SafetensorError) as error:
+            why = (error.strerror if isinstance(error, OSError) else None) or error
+            raise StateError(f"client.state_dir: {self._folder} cannot be used: {why}") from error
+
+
+def _lock(path: Path, client_id: str) -> int:
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(handle)
+        if not isinstance(error, BlockingIOError):
+            raise
+        raise StateError(
+            f"client {client_id} is running already (its folder {path.parent} is in use); "
+            "give this one a client.id of its own"
+        ) from None
+    return handle

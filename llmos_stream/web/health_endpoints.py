@@ -1,0 +1,142 @@
+"""What operators ask a process over HTTP: `/health`, `/ready` and `/metrics`.
+
+Answered by threads of their own, so that a process whose event loop hangs can still say so. Plain HTTP without
+authentication, for the inside of a cluster: nothing here tells more than numbers and names of conditions.
+"""
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from http import HTTPStatus
+from pathlib import Path
+from shutil import disk_usage
+from threading import Thread
+from typing import Any
+
+import orjson
+from prometheus_client import REGISTRY, CollectorRegistry, make_wsgi_app
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from llmos_stream.config import OperationsSettings
+from llmos_stream.errors import ConfigError
+from llmos_stream.runtime.health import Health
+from llmos_stream.web.threaded import ThreadedServer
+
+logger = logging.getLogger(__name__)
+
+_PATHS = ("/health", "/ready", "/metrics")
+_REQUEST_SECONDS = 10.0  # for a connection from its first byte to the last of its answer
+
+
+class Operations:
+    """The answers, as a WSGI application over `health` and `registry`. `facts` label the process in the metrics.
+
+    `folders` are those that the process writes to, by what for: the metrics show how full their file systems are.
+    """
+
+    def __init__(
+        self,
+        health: Health,
+        facts: Mapping[str, str],
+        registry: CollectorRegistry = REGISTRY,
+        folders: Mapping[str, Path] | None = None,
+    ) -> None:
+        self._health = health
+        self._metrics = make_wsgi_app(registry)
+        self._collector = _Process(health, facts, folders or {})
+        self._registry = registry
+
+    def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        path = environ.get("PATH_INFO")
+        if environ.get("REQUEST_METHOD") not in ("GET", "HEAD"):
+            return _answer(start_response, HTTPStatus.METHOD_NOT_ALLOWED, {"error": "only GET is answered here"})
+        if path == "/metrics":
+            answer: Iterable[bytes] = self._metrics(environ, start_response)
+            return answer
+        if path == "/health":
+            alive = self._health.alive
+            said = {"alive": True} if alive else {"alive": False, "error": "the event loop does not come round"}
+            return _answer(start_response, _status(alive), said)
+        if path == "/ready":
+            ready = self._health.ready
+            return _answer(start_response, _status(ready), {"ready": ready, "missing": self._health.missing})
+        return _answer(start_response, HTTPStatus.NOT_FOUND, {"error": f"there is {', '.join(_PATHS)}"})
+
+    @contextmanager
+    def counted(self) -> Iterator[None]:
+        """The process's own conditions are among the metrics meanwhile."""
+        self._registry.register(self._collector)
+        try:
+            yield
+        finally:
+            self._registry.unregister(self._collector)
+
+
+@contextmanager
+def serve_operations(
+    settings: OperationsSettings, operations: Operations, request_seconds: float = _REQUEST_SECONDS
+) -> Iterator[int | None]:
+    """Answer on the port of the settings meanwhile; yields the port, None where none is set.
+
+    A connection ends after `request_seconds`, whatever is missing. Raises ConfigError when the port cannot be had.
+    """
+    if settings.port is None:
+        yield None
+        return
+    try:
+        server = ThreadedServer((settings.host, settings.port), request_seconds)
+    except OSError as error:
+        raise ConfigError(
+            f"operations.host, operations.port: cannot listen on {settings.host}:{settings.port} ({error.strerror})"
+        ) from error
+    server.set_app(operations)
+    thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1}, name="operations", daemon=True)
+    with server, operations.counted():
+        thread.start()
+        port: int = server.server_address[1]
+        logger.info("answering %s on %s:%d", ", ".join(_PATHS), settings.host, port)
+        try:
+            yield port
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+class _Process(Collector):
+    """Facts about the process, which of its conditions are met, and the room that is left to it on disk."""
+
+    def __init__(self, health: Health, facts: Mapping[str, str], folders: Mapping[str, Path]) -> None:
+        self._health = health
+        self._folders = dict(folders)
+        self._facts = dict(facts)
+
+    def collect(self) -> Iterator[Metric]:
+        about = GaugeMetricFamily("llmos_process_info", "What runs here.", labels=list(self._facts))
+        about.add_metric(list(self._facts.values()), 1)
+        yield about
+        conditions = GaugeMetricFamily("llmos_condition_met", "Whether what is needed is there.", labels=["condition"])
+        for name, there in self._health.conditions.items():
+            conditions.add_metric([name], there)
+        yield conditions
+        free = GaugeMetricFamily("llmos_disk_free_bytes", "Room where this process writes.", labels=["folder"])
+        size = GaugeMetricFamily("llmos_disk_size_bytes", "Size of these file systems.", labels=["folder"])
+        for name, folder in self._folders.items():
+            with suppress(OSError):  # not there yet, or not any more
+                usage = disk_usage(folder)
+                free.add_metric([name], usage.free)
+                size.add_metric([name], usage.total)
+        yield free
+        yield size
+
+
+def _status(good: bool) -> HTTPStatus:
+    return HTTPStatus.OK if good else HTTPStatus.SERVICE_UNAVAILABLE
+
+
+def _answer(start_response: Any, status: HTTPStatus, said: Mapping[str, object]) -> list[bytes]:
+    body = orjson.dumps(said)
+    headers = [("Content-Type", "application/json"), ("Content-Length", str(len(body))), ("Cache-Control", "no-store")]
+    start_response(f"{status.value} {status.phrase}", headers)
+    return [body]

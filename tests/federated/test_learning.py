@@ -1,0 +1,481 @@
+"""`FederatedLearning`: the seed's loop, alone and as a client of a running federation."""
+
+import asyncio
+import copy
+import gc
+import math
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, mse_loss
+from torch.utils.data import DataLoader, TensorDataset
+
+from llmos_stream import FederatedLearning
+from llmos_stream.broker import connect
+from llmos_stream.codec import Layout
+from llmos_stream.config import Settings, load
+from llmos_stream.errors import BrokerUnavailable, Closed, ConfigError, StateError, TaskError
+from llmos_stream.roles.aggregator import Initial, run_aggregator
+from llmos_stream.runtime import Background, Offload, Shutdown
+from llmos_stream.telemetry.tracing import tracing
+from llmos_stream.training import shared_tensors
+from tests.conftest import KafkaNode
+from tests.monitoring.collector import collector
+
+Batches = list[tuple[Tensor, Tensor]]
+
+
+def _model(seed: int = 0) -> nn.Sequential:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 4))
+
+
+def _batches(count: int = 8) -> Batches:
+    generator = torch.Generator().manual_seed(1)
+    inputs = torch.randn(count, 32, 16, generator=generator)
+    return [(x, (x[:, 0] > 0).long() + 2 * (x[:, 1] > 0).long()) for x in inputs]
+
+
+def _plain_epoch(model: nn.Module, batches: Batches, optimizer: torch.optim.Optimizer) -> None:
+    for inputs, targets in batches:
+        optimizer.zero_grad()
+        cross_entropy(model(inputs), targets).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+
+
+def _same(one: nn.Module, other: nn.Module, atol: float = 1e-6) -> bool:
+    pairs = zip(one.state_dict().values(), other.state_dict().values(), strict=True)
+    return all(torch.allclose(a, b, atol=atol) for a, b in pairs)
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.AdamW])
+def test_one_client_alone_equals_plain_local_training(optimizer: type[torch.optim.Optimizer]) -> None:
+    settings = load({"codec": {"name": "float32"}})
+    local, federated, batches = _model(), _model(), _batches()
+    plain = optimizer(local.parameters(), lr=0.05)  # type: ignore[call-arg]
+    own = optimizer(federated.parameters(), lr=0.05)  # type: ignore[call-arg]
+    with FederatedLearning(federated, batches, own, settings=settings) as fl:
+        for epoch in range(4):
+            _plain_epoch(local, batches, plain)
+            metrics = fl.train(epoch)
+            assert metrics["version"] == epoch
+        assert _same(fl.get_global_model(), local)
+
+
+def test_the_seeds_loop_as_written() -> None:
+    """As in the README: nothing set, a DataLoader, int8 with error feedback, no closing."""
+    model, num_epochs = _model(), 5
+    data = _batches()
+    dataset = TensorDataset(torch.cat([x for x, _ in data]), torch.cat([y for _, y in data]))
+    data_loader = DataLoader(dataset, batch_size=32)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.2)
+    fl = FederatedLearning(model, data_loader, optimizer)
+    history = [fl.train(epoch) for epoch in range(num_epochs)]
+    global_model = fl.get_global_model()
+    assert float(history[-1]["loss"]) < float(history[0]["loss"])
+    assert {"epoch", "loss", "accuracy", "num_examples", "version", "sent_bytes", "raw_bytes"} <= history[0].keys()
+    assert history[0]["num_examples"] == 256
+    assert int(history[0]["sent_bytes"]) < int(history[0]["raw_bytes"])
+    assert global_model is not model
+    fl.close()
+    fl.close()
+
+
+def test_an_epoch_is_one_trace_to_the_version_it_made() -> None:
+    model, batches = _model(), _batches(1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with collector() as collected:
+        settings = load({"tracing": collected.settings.model_dump()})
+        with FederatedLearning(model, batches, optimizer, settings=settings) as fl:
+            assert not tracing()  # what the caller does around it is not ours to trace
+            for epoch in range(2):
+                fl.train(epoch)
+            fl.get_global_model()
+        assert not tracing()
+        spans = {span.span_id: span for _, span in collected.spans}  # all of them: the last are sent by close
+    by_name = {span.name: span for span in spans.values() if span.name != "version.apply"}
+    parents = {name: spans[span.parent_span_id].name if span.parent_span_id else None for name, span in by_name.items()}
+    assert parents == {
+        "client.update": None,
+        "client.train": "client.update",
+        "client.encode": "client.update",
+        "client.publish": "client.update",
+        "aggregator.fold": "client.publish",
+        "aggregator.version": "aggregator.fold",
+    }
+    updates = [span for span in spans.values() if span.name == "client.update"]
+    linked = [spans[link.span_id].name for span in updates for link in span.links]
+    assert linked == ["aggregator.version"] * 2  # each begins with a version
+
+
+def test_any_model_loss_and_iterable() -> None:
+    model = nn.Linear(3, 1)
+    start = copy.deepcopy(model.state_dict())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+
+    class Stream:
+        def __iter__(self) -> "Stream":
+            self.left = 4
+            return self
+
+        def __next__(self) -> tuple[Tensor, Tensor]:
+            if not self.left:
+                raise StopIteration
+            self.left -= 1
+            x = torch.ones(8, 3) * self.left
+            return x, x.sum(dim=1, keepdim=True)
+
+    with FederatedLearning(model, Stream(), optimizer, loss=mse_loss) as fl:
+        metrics = fl.train(0)
+        assert "accuracy" not in metrics
+        assert math.isfinite(float(metrics["loss"]))
+    assert optimizer.param_groups[0]["momentum"] == 0.9
+    assert not torch.equal(model.weight, start["weight"])
+
+
+def test_new_weights_come_in_under_the_optimiser() -> None:
+    model = _model()
+    parameters = [id(parameter) for parameter in model.parameters()]
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    with FederatedLearning(model, _batches(2), optimizer) as fl:
+        fl.train(0)
+        fl.train(1)
+    assert [id(parameter) for parameter in model.parameters()] == parameters
+    assert {id(p) for p in optimizer.param_groups[0]["params"]} == set(parameters)
+    assert len(optimizer.state) == len(parameters)
+
+
+def test_an_exception_in_training_leaves_it_usable() -> None:
+    model, batches = _model(), _batches(3)
+
+    class Broken:
+        def __init__(self) -> None:
+            self.times = 0
+
+        def __iter__(self):  # type: ignore[no-untyped-def]
+            self.times += 1
+            yield batches[0]
+            if self.times == 1:
+                raise RuntimeError("the disk is gone")
+            yield from batches[1:]
+
+    local = _model()
+    _plain_epoch(local, batches, torch.optim.SGD(local.parameters(), lr=0.1))
+    settings = load({"codec": {"name": "float32"}})
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with FederatedLearning(model, Broken(), optimizer, settings=settings) as fl:
+        with pytest.raises(RuntimeError, match="the disk is gone"):
+            fl.train(0)
+        fl.train(0)
+        # The half epoch left nothing behind: training started again from version 0.
+        assert _same(fl.get_global_model(), local)
+
+
+def test_a_loss_that_is_not_finite_is_told_and_not_sent() -> None:
+    model = _model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    bad = [(torch.full((4, 16), math.nan), torch.zeros(4, dtype=torch.long))]
+    with FederatedLearning(model, bad, optimizer) as fl:
+        with pytest.raises(TaskError, match="check the data"):
+            fl.train(0)
+        assert all(torch.isfinite(p).all() for p in fl.get_global_model().parameters())
+
+
+def test_closing_leaves_no_thread_and_refuses_more() -> None:
+    before = threading.active_count()
+    model = _model()
+    with FederatedLearning(model, _batches(1), torch.optim.SGD(model.parameters(), lr=0.1)) as fl:
+        fl.train(0)
+    assert threading.active_count() == before
+    with pytest.raises(Closed, match="make a new one"):
+        fl.train(1)
+
+
+def test_the_end_of_the_run_is_told(tmp_path: Path) -> None:
+    settings = load({"stop": {"max_versions": 2}})
+    model = _model()
+    with FederatedLearning(model, _batches(1), torch.optim.SGD(model.parameters(), lr=0.1), settings=settings) as fl:
+        answers = [fl.train(epoch) for epoch in range(4)]
+        assert fl.finished is not None
+        assert fl.finished.startswith("max_versions")
+    assert ["finished" in answer for answer in answers] == [False, False, True, True]
+    assert answers[-1]["version"] == 2
+
+
+def test_settings_that_make_no_sense_are_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLMOS_CODEC__FRACTION", "7")
+    model = _model()
+    with pytest.raises(ConfigError, match=r"codec\.fraction"):
+        FederatedLearning(model, [], torch.optim.SGD(model.parameters(), lr=0.1))
+
+
+def test_no_broker_there_is_told_within_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLMOS_BROKER__BOOTSTRAP_SERVERS", "127.0.0.1:1")
+    monkeypatch.setenv("LLMOS_BROKER__CONNECT_TIMEOUT_SECONDS", "0.5")
+    model, before = _model(), threading.active_count()
+    with pytest.raises(BrokerUnavailable, match=r"127\.0\.0\.1:1"):
+        FederatedLearning(model, [], torch.optim.SGD(model.parameters(), lr=0.1))
+    assert threading.active_count() == before
+
+
+def test_an_aggregator_that_cannot_run_says_why_at_once() -> None:
+    settings = load({"server_optimizer": {"name": "adam", "epsilon": 1e-30}})
+    model, before = _model(), threading.active_count()
+    with pytest.raises(ConfigError, match="epsilon"):
+        FederatedLearning(model, [], torch.optim.SGD(model.parameters(), lr=0.1), settings=settings).train(0)
+    gc.collect()
+    assert threading.active_count() == before
+
+
+def test_the_garbage_collector_may_close_it() -> None:
+    """In a cycle it can be collected in any thread, its own among them."""
+    model = _model()
+    fl = FederatedLearning(model, _batches(1), torch.optim.SGD(model.parameters(), lr=0.1))
+    membership = fl._membership
+    ended = threading.Event()
+
+    async def collect() -> None:
+        membership.close()
+        ended.set()
+
+    membership._background.start(collect())
+    assert ended.wait(10)
+    membership._background._thread.join(10)
+    assert membership._background.closed
+    with pytest.raises(Closed):
+        fl.train(0)
+
+
+def test_an_interrupt_in_the_middle_leaves_it_usable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C while an update is on its way: the next one goes out as if nothing had been."""
+    model = _model()
+    with FederatedLearning(model, _batches(1), torch.optim.SGD(model.parameters(), lr=0.1)) as fl:
+        client = fl._membership._joined
+        send = client._send
+
+        async def interrupted(*_: object) -> None:
+            raise asyncio.CancelledError
+
+        monkeypatch.setattr(client, "_send", interrupted)
+        with pytest.raises(CancelledError):
+            fl.train(0)
+        monkeypatch.setattr(client, "_send", send)
+        assert "sequence" in fl.train(1)
+
+
+def test_readers_that_broke_off_are_opened_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = _model()
+    with FederatedLearning(model, _batches(1), torch.optim.SGD(model.parameters(), lr=0.1)) as fl:
+        first = fl._membership._joined
+        sequence = fl.train(0)["sequence"]
+
+        async def broken(_: float) -> None:
+            raise BrokerUnavailable("fetching broke off")
+
+        monkeypatch.setattr(first._control, "poll", broken)
+        answer = fl.train(1)
+        assert fl._membership._joined is not first
+        assert (answer["version"], answer["sequence"]) == (1, int(sequence) + 1)
+
+
+@pytest.mark.parametrize("ending", ["", "raise SystemExit(3)", "raise ValueError('mine')"])
+def test_a_script_that_never_closes_it_ends_by_itself(ending: str) -> None:
+    script = f"""
+import torch
+from torch import nn
+from llmos_stream import FederatedLearning
+model = nn.Linear(2, 2)
+batches = [(torch.ones(4, 2), torch.zeros(4, dtype=torch.long))]
+fl = FederatedLearning(model, batches, torch.optim.SGD(model.parameters(), lr=0.1))
+print(fl.train(0)["version"])
+{ending}
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", script], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.stdout == "0\n"
+    assert done.returncode == {"": 0, "raise SystemExit(3)": 3}.get(ending, 1)
+    assert done.stderr.count("Traceback") == ("mine" in ending)
+
+
+@pytest.fixture
+def running(
+    request: pytest.FixtureRequest,
+    kafka: KafkaNode,
+    federation: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> Iterator[Settings]:
+    """A federation on Kafka with room for two updates a version, unless the parameter sets something else.
+
+    Its settings are in the environment.
+    """
+    for name, value in {
+        "BROKER__BOOTSTRAP_SERVERS": kafka.bootstrap_servers,
+        "FEDERATION__NAME": federation,
+        "CODEC__NAME": "float32",
+        "VERSIONS__FULL_EVERY": "1",
+        "CLIENT__WAIT_SECONDS": "20",
+        "AGGREGATION__BUFFER_SIZE": "2",
+        "AGGREGATION__DEADLINE_SECONDS": "600",
+        **getattr(request, "param", {}),
+    }.items():
+        monkeypatch.setenv(f"LLMOS_{name}", value)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    settings = load()
+    tensors = shared_tensors(_model(), "all")
+    layout = Layout.of(tensors)
+    initial = Initial(layout, layout.flatten(tensors))
+    shutdown = Shutdown()
+
+    async def aggregate() -> None:
+        async with connect(settings.broker) as broker, Offload(1) as offload:
+            await run_aggregator(broker, settings, lambda: initial, offload, shutdown)
+
+    background = Background("aggregator")
+    future = background.start(aggregate())
+    yield settings
+    background.call(shutdown.request)
+    future.result(timeout=30)
+    background.close()
+
+
+@pytest.mark.kafka
+def test_two_clients_of_a_running_federation(running: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    models, clients = [_model(), _model()], []
+    for number, model in enumerate(models):
+        monkeypatch.setenv("LLMOS_CLIENT__ID", f"client-{number}")
+        clients.append(FederatedLearning(model, _batches(2), torch.optim.SGD(model.parameters(), lr=0.1)))
+    one, other = clients
+    expected = _model()
+    _plain_epoch(expected, _batches(2), torch.optim.SGD(expected.parameters(), lr=0.1))
+    try:
+        first = [one.train(0), other.train(0)]
+        # Both trained on version 0, on the same data: their mean is what either of them made.
+        assert _same(one.get_global_model(), expected)
+        second = [one.train(1), other.train(1)]
+        assert int(str(first[0]["sequence"])) > 1_600_000_000_000
+    finally:
+        one.close()
+        other.close()
+    assert [answer["version"] for answer in first + second] == [0, 0, 1, 1]
+
+
+@pytest.mark.kafka
+def test_two_clients_with_one_name_are_refused(running: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLMOS_CLIENT__ID", "same")
+    model = _model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with FederatedLearning(model, _batches(1), optimizer), pytest.raises(StateError, match="running already"):
+        FederatedLearning(model, _batches(1), optimizer)
+
+
+class _Between:
+    """Batches; something happens while they are trained on."""
+
+    def __init__(self, happens: Callable[[], object]) -> None:
+        self.happens = happens
+        self.times = 0
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        self.times += 1
+        if self.times == 1:
+            self.happens()
+        return iter(_batches(2))
+
+
+@pytest.mark.kafka
+@pytest.mark.parametrize("running", [{"AGGREGATION__BUFFER_SIZE": "1", "STALENESS__MAXIMUM": "1"}], indirect=True)
+def test_an_update_that_became_too_old_is_told_and_not_sent(running: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    fast, slow = _model(), _model()
+    monkeypatch.setenv("LLMOS_CLIENT__ID", "fast")
+    with FederatedLearning(fast, _batches(1), torch.optim.SGD(fast.parameters(), lr=0.1)) as one:
+
+        def overtake() -> None:
+            assert [one.train(epoch)["version"] for epoch in range(3)] == [0, 1, 2]
+
+        monkeypatch.setenv("LLMOS_CLIENT__ID", "slow")
+        with FederatedLearning(slow, _Between(overtake), torch.optim.SGD(slow.parameters(), lr=0.1)) as other:
+            told = other.train(0)
+            assert told["version"] == 0
+            assert str(told["rejected"]).startswith("too_stale: base version 0 is ")
+            assert "sequence" not in told
+            again = other.train(1)
+    assert int(again["version"]) >= 2
+    assert "sequence" in again
+
+
+@pytest.mark.kafka
+@pytest.mark.parametrize(
+    "running",
+    [{"AGGREGATION__BUFFER_SIZE": "1", "BROKER__CONNECT_TIMEOUT_SECONDS": "1", "CLIENT__WAIT_SECONDS": "3"}],
+    indirect=True,
+)
+def test_a_kafka_that_goes_between_and_during_calls_costs_time_only(running: Settings, kafka: KafkaNode) -> None:
+    node = kafka.own()
+    coming: list[threading.Thread] = []
+
+    def goes() -> None:
+        node.kill()
+        coming.append(threading.Thread(target=node.start))
+        coming[-1].start()
+
+    model = _model()
+    with FederatedLearning(model, _Between(goes), torch.optim.SGD(model.parameters(), lr=0.1)) as fl:
+        answers = [fl.train(0)]
+        coming[0].join()
+        goes()
+        answers += [fl.train(epoch) for epoch in (1, 2)]
+        coming[1].join()
+        sequences = [int(answer["sequence"]) for answer in answers]
+        assert sequences == list(range(sequences[0], sequences[0] + 3))
+        fl.get_global_model()
+
+
+@pytest.mark.kafka
+@pytest.mark.parametrize("running", [{"AGGREGATION__BUFFER_SIZE": "1"}], indirect=True)
+def test_an_update_that_an_earlier_process_left_is_sent(running: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLMOS_CLIENT__ID", "left")
+    model = _model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    async def interrupted(*_: object) -> None:
+        raise asyncio.CancelledError
+
+    with FederatedLearning(model, _batches(1), optimizer) as fl:
+        monkeypatch.setattr(fl._membership._joined, "_send", interrupted)
+        with pytest.raises(CancelledError):
+            fl.train(0)
+    with FederatedLearning(model, _batches(1), optimizer) as fl:
+        versions = [fl._membership.newest().head]  # which sends it
+        while versions[-1].number == 0:
+            fl._membership._published = True  # wait for what comes of it
+            versions.append(fl._membership.newest().head)
+        (contribution,) = versions[-1].manifest
+        assert int(fl.train(1)["sequence"]) == contribution.sequence + 1
+
+
+@pytest.mark.kafka
+def test_closing_while_nobody_answers_takes_seconds(
+    running: Settings, kafka: KafkaNode, caplog: pytest.LogCaptureFixture
+) -> None:
+    node, model = kafka.own(), _model()
+    fl = FederatedLearning(model, _batches(1), torch.optim.SGD(model.parameters(), lr=0.1))
+    fl.train(0)
+    node.kill()
+    try:
+        begun = time.monotonic()
+        fl.close()
+        assert time.monotonic() - begun < 15
+    finally:
+        node.start()
+    assert "the federation was left without a farewell" in caplog.text
