@@ -45,7 +45,7 @@ def test_settings_named_in_the_text_exist() -> None:
 
 def test_the_table_of_rooms_is_the_tree() -> None:
     table = README.partition("| room | its one job |")[2].partition("\n\n")[0]
-    named = [name for row in table.splitlines() for name in re.findall(r"`([\w./]+)`", row.split("|")[1])]
+    named = [name for row in re.findall(r"^\|(.*?)\|", table, re.MULTILINE) for name in re.findall(r"`([\w./]+)`", row)]
     package = _ROOT / "llmos_stream"
     folders = {f"{path.name}/" for path in package.iterdir() if (path / "__init__.py").is_file()}
     modules = {path.stem for path in package.glob("[!_]*.py")}
