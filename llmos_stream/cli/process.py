@@ -11,7 +11,7 @@ from llmos_stream.cli.common import start_logging
 from llmos_stream.config import Settings
 from llmos_stream.runtime import BROKER, ExitCode, Health, Offload, Shutdown, met, run_all, run_process, run_while
 from llmos_stream.telemetry.tracing import traced
-from llmos_stream.web.health_endpoints import Operations, serve_operations
+from llmos_stream.web.health_endpoints import HealthEndpoints, serve_health_endpoints
 
 if TYPE_CHECKING:
     from llmos_stream.broker import Broker
@@ -61,9 +61,8 @@ def run_connected(
         health = Health(needs, settings.operations.stuck_seconds)
         health.attach()
         async with AsyncExitStack() as stack:
-            stack.enter_context(
-                serve_operations(settings.operations, Operations(health, facts, folders=_folders(name, settings)))
-            )
+            endpoints = HealthEndpoints(health, facts, folders=_folders(name, settings))
+            stack.enter_context(serve_health_endpoints(settings.operations, endpoints))
 
             async def connected() -> "Broker":
                 return await until_stop(stack.enter_async_context(connect(settings.broker)), shutdown)

@@ -23,9 +23,7 @@ from llmos_stream.dashboard.provenance import Origin
 from llmos_stream.dashboard.stream import EventStream
 from llmos_stream.dashboard.view import details
 from llmos_stream.errors import BrokerUnavailable, ConfigError, FederationFinished, LlmosError, TopicMissing
-from llmos_stream.web.bearer import bearer_of, check_bearer
-from llmos_stream.web.body import BodyLimit
-from llmos_stream.web.hosts import HostCheck
+from llmos_stream.web.guards import BodyLimit, HostCheck, bearer_of, check_bearer
 
 _MOST_BODY_BYTES = 4096
 _MOST_HEADER_BYTES = 32 << 10
@@ -130,7 +128,7 @@ def make_app(
         middleware=[
             Middleware(_Headers),
             Middleware(HostCheck, allowed=allowed, setting=_HOSTS),
-            Middleware(BodyLimit, most=_MOST_BODY_BYTES),
+            Middleware(BodyLimit, max_bytes=_MOST_BODY_BYTES),
         ],
     )
     app.router.redirect_slashes = False

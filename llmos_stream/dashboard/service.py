@@ -16,7 +16,7 @@ from llmos_stream.errors import BrokerUnavailable
 from llmos_stream.roles.monitor import follow_events
 from llmos_stream.runtime import Offload, Shutdown, run_all
 from llmos_stream.types import Event
-from llmos_stream.web.server import Place, serve_http
+from llmos_stream.web.server import ListenAddress, serve_http
 
 _DRAIN = 0.2  # of the time that a stop may take
 _WORKERS = 1
@@ -38,7 +38,7 @@ class LivePage:
         ours, board = self._settings.dashboard, self._board
         may_operate = ours.token is not None
         feed = Feed(lambda: view(board, may_operate), lambda: board.changes, lambda: board.now_ms)
-        place = Place("dashboard", ours.host, ours.port or 0)
+        place = ListenAddress("dashboard", ours.host, ours.port or 0)
         drain = self._settings.runtime.stop_seconds * _DRAIN
         async with Offload(_WORKERS) as offload:
             older = OlderVersions(self._reached, self._settings.federation.name)

@@ -19,8 +19,7 @@ from llmos_stream.inference.held import Shelf
 from llmos_stream.inference.inputs import Form, read_inputs
 from llmos_stream.inference.metrics import InferenceMetrics
 from llmos_stream.runtime import Offload
-from llmos_stream.web.bearer import check_bearer
-from llmos_stream.web.body import BodyLimit
+from llmos_stream.web.guards import BodyLimit, check_bearer
 
 _LARGE_BODY = 1 << 16
 _ERRORS: dict[int | str, dict[str, Any]] = {
@@ -51,7 +50,7 @@ def make_app(
         description="Predictions by the versions of a federation. Every answer names the version that gave it.",
         swagger_ui_parameters={"validatorUrl": None},  # no picture from elsewhere
     )
-    app.add_middleware(BodyLimit, most=settings.max_body_bytes)
+    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     operator = [Depends(_only_with(settings.token))]
 
     @app.post(

@@ -1,7 +1,7 @@
 """What operators ask a process over HTTP: `/health`, `/ready` and `/metrics`.
 
-Answered by threads of their own, so that a process whose event loop hangs can still say so. Plain HTTP without
-authentication, for the inside of a cluster: nothing here tells more than numbers and names of conditions.
+Threads answer, so that a process whose event loop hangs can still say so. It is plain HTTP without authentication,
+for the inside of a cluster: the answers hold numbers and names of conditions only.
 """
 
 import logging
@@ -27,13 +27,17 @@ from llmos_stream.web.threaded import ThreadedServer
 logger = logging.getLogger(__name__)
 
 _PATHS = ("/health", "/ready", "/metrics")
-_REQUEST_SECONDS = 10.0  # for a connection from its first byte to the last of its answer
+_REQUEST_SECONDS = 10.0  # of a connection, from its first byte to the last byte of its answer
 
 
-class Operations:
-    """The answers, as a WSGI application over `health` and `registry`. `facts` label the process in the metrics.
+class HealthEndpoints:
+    """The WSGI application.
 
-    `folders` are those that the process writes to, by what for: the metrics show how full their file systems are.
+    Args:
+        health: The conditions of the process.
+        facts: Labels of the process in the metrics.
+        registry: The metrics.
+        folders: The folders that the process writes to, by purpose; the metrics show how full their disks are.
     """
 
     def __init__(
@@ -45,7 +49,7 @@ class Operations:
     ) -> None:
         self._health = health
         self._metrics = make_wsgi_app(registry)
-        self._collector = _Process(health, facts, folders or {})
+        self._collector = _ProcessCollector(health, facts, folders or {})
         self._registry = registry
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
@@ -57,16 +61,16 @@ class Operations:
             return answer
         if path == "/health":
             alive = self._health.alive
-            said = {"alive": True} if alive else {"alive": False, "error": "the event loop does not come round"}
-            return _answer(start_response, _status(alive), said)
+            body = {"alive": True} if alive else {"alive": False, "error": "the event loop does not come round"}
+            return _answer(start_response, _status(alive), body)
         if path == "/ready":
             ready = self._health.ready
             return _answer(start_response, _status(ready), {"ready": ready, "missing": self._health.missing})
         return _answer(start_response, HTTPStatus.NOT_FOUND, {"error": f"there is {', '.join(_PATHS)}"})
 
     @contextmanager
-    def counted(self) -> Iterator[None]:
-        """The process's own conditions are among the metrics meanwhile."""
+    def exported(self) -> Iterator[None]:
+        """Export the process's own conditions as metrics meanwhile."""
         self._registry.register(self._collector)
         try:
             yield
@@ -75,12 +79,15 @@ class Operations:
 
 
 @contextmanager
-def serve_operations(
-    settings: OperationsSettings, operations: Operations, request_seconds: float = _REQUEST_SECONDS
+def serve_health_endpoints(
+    settings: OperationsSettings, endpoints: HealthEndpoints, request_seconds: float = _REQUEST_SECONDS
 ) -> Iterator[int | None]:
-    """Answer on the port of the settings meanwhile; yields the port, None where none is set.
+    """Answer on the port of the settings meanwhile, and yield it; yield None where none is set.
 
-    A connection ends after `request_seconds`, whatever is missing. Raises ConfigError when the port cannot be had.
+    A connection ends after `request_seconds`, even if the answer is not complete.
+
+    Raises:
+        ConfigError: The port cannot be opened.
     """
     if settings.port is None:
         yield None
@@ -91,9 +98,9 @@ def serve_operations(
         raise ConfigError(
             f"operations.host, operations.port: cannot listen on {settings.host}:{settings.port} ({error.strerror})"
         ) from error
-    server.set_app(operations)
+    server.set_app(endpoints)
     thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1}, name="operations", daemon=True)
-    with server, operations.counted():
+    with server, endpoints.exported():
         thread.start()
         port: int = server.server_address[1]
         logger.info("answering %s on %s:%d", ", ".join(_PATHS), settings.host, port)
@@ -104,8 +111,8 @@ def serve_operations(
             thread.join()
 
 
-class _Process(Collector):
-    """Facts about the process, which of its conditions are met, and the room that is left to it on disk."""
+class _ProcessCollector(Collector):
+    """Facts about the process, its conditions, and the free space where it writes."""
 
     def __init__(self, health: Health, facts: Mapping[str, str], folders: Mapping[str, Path]) -> None:
         self._health = health

@@ -15,14 +15,14 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from llmos_stream.errors import ConfigError
 from llmos_stream.runtime.shutdown import Shutdown
 from llmos_stream.runtime.tasks import run_while
-from llmos_stream.web.timeouts import Patience, patient
+from llmos_stream.web.timeouts import ConnectionLimits, with_limits
 
 logger = logging.getLogger(__name__)
 
 _BACKLOG = 1024
-_UNHEARD_MS = 30_000
-_MOST_HEAD_BYTES = 32 << 10  # of a request's line and headers together
-_PATIENCE = Patience()
+_TCP_USER_TIMEOUT_MS = 30_000
+_MAX_HEAD_BYTES = 32 << 10  # of a request's line and headers together
+_LIMITS = ConnectionLimits()
 
 
 class _Server(uvicorn.Server):
@@ -31,8 +31,8 @@ class _Server(uvicorn.Server):
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where to answer; `section` names the settings that it comes from."""
+class ListenAddress:
+    """Where a server listens; `section` names the settings that it comes from."""
 
     section: str
     host: str
@@ -41,31 +41,40 @@ class Place:
 
 async def serve_http(
     app: ASGIApp,
-    place: Place,
-    said: str,
+    address: ListenAddress,
+    what: str,
     shutdown: Shutdown,
     drain_seconds: float,
     *,
     strict: bool = False,
-    patience: Patience = _PATIENCE,
+    limits: ConnectionLimits = _LIMITS,
 ) -> None:
-    """Answer until a stop is asked for; what is under way then has `drain_seconds`. `said` is for the log.
+    """Serve `app` until a stop is asked for.
 
-    `strict` takes the parser that is written in Python: slower, and it breaks off endless headers. Who takes longer
-    than `patience` says loses its connection. Raises ConfigError when the port cannot be had.
+    Args:
+        app: The application.
+        address: Where to listen.
+        what: What the log calls this server, as in "predicting".
+        shutdown: Ends it.
+        drain_seconds: What requests under way have at the end.
+        strict: Take the parser that is written in Python: it is slower, and it breaks off endless headers.
+        limits: How long a connection may take, and how many there may be.
+
+    Raises:
+        ConfigError: The port cannot be opened.
     """
-    with listening(place) as listener:
+    with listening(address) as listener:
         config = uvicorn.Config(
             app,
-            http=patient(H11Protocol if strict else AutoHTTPProtocol, patience),
-            h11_max_incomplete_event_size=_MOST_HEAD_BYTES,
+            http=with_limits(H11Protocol if strict else AutoHTTPProtocol, limits),
+            h11_max_incomplete_event_size=_MAX_HEAD_BYTES,
             log_config=None,
             access_log=False,
             lifespan="off",
             ws="none",
             server_header=False,
             proxy_headers=False,
-            limit_concurrency=patience.connections * 9 // 8,  # past this the answer is 503
+            limit_concurrency=limits.connections * 9 // 8,  # above this the answer is 503
             timeout_graceful_shutdown=max(1, int(drain_seconds)),
         )
         server = _Server(config)
@@ -76,31 +85,35 @@ async def serve_http(
             server.should_exit = True
 
         host, port = listener.getsockname()[:2]
-        logger.info("%s on %s:%d", said, host, port)
+        logger.info("%s on %s:%d", what, host, port)
         await run_while(server.serve([listener]), stop())
 
 
 @contextmanager
-def listening(place: Place) -> Iterator[socket.socket]:
+def listening(address: ListenAddress) -> Iterator[socket.socket]:
+    """Hold a listening socket.
+
+    Raises:
+        ConfigError: The port cannot be opened.
+    """
     try:
-        family = socket.AF_INET6 if ":" in place.host else socket.AF_INET
-        listener = socket.create_server((place.host, place.port), family=family, backlog=_BACKLOG)
+        family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+        listener = socket.create_server((address.host, address.port), family=family, backlog=_BACKLOG)
     except OSError as error:
-        raise ConfigError(
-            f"{place.section}.host, {place.section}.port: cannot listen on {place.host}:{place.port} ({error.strerror})"
-        ) from error
+        names, where = f"{address.section}.host, {address.section}.port", f"{address.host}:{address.port}"
+        raise ConfigError(f"{names}: cannot listen on {where} ({error.strerror})") from error
     with listener:
-        # Connections inherit it. asyncio would set it only on sockets that name their protocol, and without it an
-        # answer, which goes out in two writes, waits 40 ms for the other side's delayed acknowledgement.
+        # Connections inherit it. asyncio sets it only on sockets that name their protocol. Without it an answer, which
+        # goes out in two writes, waits 40 ms for the client's delayed acknowledgement.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        # Nor is one that vanished without a word waited for longer than this; Linux has it.
+        # A client that vanished is given up after this time; only Linux has the option.
         if hasattr(socket, "TCP_USER_TIMEOUT"):
-            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNHEARD_MS)
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _TCP_USER_TIMEOUT_MS)
         yield listener
 
 
 def _share_logs() -> None:
-    """What the server has to say goes where the package's logs go."""
+    """Send uvicorn's logs where the package's logs go."""
     theirs, ours = logging.getLogger("uvicorn"), logging.getLogger("llmos_stream")
     theirs.handlers, theirs.propagate = ours.handlers, ours.propagate
     theirs.setLevel(max(ours.getEffectiveLevel(), logging.WARNING))

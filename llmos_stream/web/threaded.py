@@ -11,35 +11,36 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 logger = logging.getLogger(__name__)
 
-_MOST_CONNECTIONS = 64  # each is a thread
+_MAX_CONNECTIONS = 64  # each is a thread
 
 
 class ThreadedServer(ThreadingMixIn, WSGIServer):
-    """One request a connection, which ends after `request_seconds`: who sends or reads byte by byte does not keep it.
+    """One request a connection, which ends after `request_seconds` even if the client sends or reads byte by byte.
 
-    Of more than 64 connections the oldest goes, not the newest: an orchestrator that asks how this process is must be
-    answered, and is at once.
+    Above 64 connections the oldest is closed, not the newest: an orchestrator that asks for this process's health
+    must get its answer at once.
     """
 
     daemon_threads = True
     block_on_close = False
-    request_queue_size = _MOST_CONNECTIONS
+    request_queue_size = _MAX_CONNECTIONS
 
     def __init__(self, where: tuple[str, int], request_seconds: float) -> None:
         self._request_seconds = request_seconds
         self._lock = Lock()
-        self._open: dict[socket, float] = {}  # since when, the oldest first
+        self._open: dict[socket, float] = {}  # time of opening, the oldest first
         super().__init__(where, _Handler)
 
     def process_request(self, request: Any, client_address: Any) -> None:
+        """Note a new connection, and close the oldest where there are too many."""
         with self._lock:
             self._open[request] = monotonic()
-            if len(self._open) > _MOST_CONNECTIONS:
+            if len(self._open) > _MAX_CONNECTIONS:
                 self._break_off(next(iter(self._open)))
         super().process_request(request, client_address)
 
     def service_actions(self) -> None:
-        """Called by the thread that takes connections, a few times a second."""
+        """Close connections that are too old. The thread that accepts connections calls it a few times a second."""
         with self._lock:
             for request, since in [*self._open.items()]:
                 if monotonic() - since <= self._request_seconds:
@@ -47,13 +48,13 @@ class ThreadedServer(ThreadingMixIn, WSGIServer):
                 self._break_off(request)
 
     def shutdown_request(self, request: Any) -> None:
-        """Called by a request's own thread at its end."""
-        with self._lock:  # forgotten before it is closed: its number may be another's then
+        """Close a connection. Its own thread calls it at the end."""
+        with self._lock:  # before it is closed: another connection may get its descriptor then
             self._open.pop(request, None)
         super().shutdown_request(request)
 
     def server_bind(self) -> None:
-        # WSGIServer asks the resolver for this host's name, which may take seconds.
+        """Bind without WSGIServer's look-up of this host's name, which may take seconds."""
         self.allow_reuse_address = True
         self.socket.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
         self.socket.bind(self.server_address)
@@ -62,12 +63,13 @@ class ThreadedServer(ThreadingMixIn, WSGIServer):
         self.setup_environ()
 
     def handle_error(self, request: object, client_address: object) -> None:
+        """Log what broke a connection off."""
         logger.debug("a request was broken off", exc_info=True)
 
     def _break_off(self, request: socket) -> None:
-        """Its thread finds the connection at its end, and closes it."""
+        """Shut the connection down; its thread notices and closes it."""
         del self._open[request]
-        with suppress(OSError):  # the other side was quicker
+        with suppress(OSError):  # the client closed it first
             request.shutdown(SHUT_RDWR)
 
 

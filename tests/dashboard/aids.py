@@ -22,13 +22,13 @@ from llmos_stream.dashboard.view import view
 from llmos_stream.errors import BrokerUnavailable
 from llmos_stream.runtime import Offload, Shutdown
 from llmos_stream.types import CodecId, CodecSpec, Contribution, Event, EventKind, VersionHead, VersionKind
-from llmos_stream.web.server import Place, serve_http
-from llmos_stream.web.timeouts import Patience
+from llmos_stream.web.server import ListenAddress, serve_http
+from llmos_stream.web.timeouts import ConnectionLimits
 
 SECONDS = 30.0
 TOKEN = "let-me-in"  # noqa: S105
 NOW = 1_760_000_000.0
-_PATIENCE = Patience()
+_LIMITS = ConnectionLimits()
 
 
 class Acts:
@@ -89,13 +89,13 @@ async def shown(log: Callable[[], Broker] = _no_broker, **fields: Any) -> AsyncI
 
 @contextlib.asynccontextmanager
 async def on_a_port(
-    here: Shown, shutdown: Shutdown, number: int = 0, patience: Patience = _PATIENCE
+    here: Shown, shutdown: Shutdown, number: int = 0, limits: ConnectionLimits = _LIMITS
 ) -> AsyncIterator[str]:
     """The same on a port of the loopback, kept new; yields its address and ends with the block."""
-    place = Place("dashboard", "127.0.0.1", number)
+    place = ListenAddress("dashboard", "127.0.0.1", number)
     with heard_port() as port:
         serving = asyncio.gather(
-            serve_http(here.app, place, "the live page is", shutdown, 2.0, strict=True, patience=patience),
+            serve_http(here.app, place, "the live page is", shutdown, 2.0, strict=True, limits=limits),
             here.feed.run(shutdown),
         )
         try:

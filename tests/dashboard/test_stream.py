@@ -15,7 +15,7 @@ from llmos_stream.dashboard.feed import Feed
 from llmos_stream.dashboard.stream import _PATIENCE_SECONDS, EventStream
 from llmos_stream.runtime import Shutdown
 from llmos_stream.types import EventKind
-from llmos_stream.web.timeouts import Patience
+from llmos_stream.web.timeouts import ConnectionLimits
 from tests.dashboard.aids import SECONDS, Stream, event, on_a_port, shown, until
 
 
@@ -167,10 +167,10 @@ async def test_a_request_with_endless_headers_is_refused() -> None:
 
 
 async def test_half_a_head_is_not_waited_for_while_pages_stay_open() -> None:
-    patience = Patience(head=0.05, body=0.05)
+    limits = ConnectionLimits(head_seconds=0.05, body_seconds=0.05)
     async with (
         shown() as here,
-        on_a_port(here, Shutdown(), patience=patience) as where,
+        on_a_port(here, Shutdown(), limits=limits) as where,
         httpx.AsyncClient(timeout=SECONDS) as http,
         http.stream("GET", f"{where}/api/events") as response,
     ):
@@ -189,8 +189,8 @@ async def test_half_a_head_is_not_waited_for_while_pages_stay_open() -> None:
 async def test_a_viewer_who_reads_nothing_is_released(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its system goes on acknowledging, with no room: TCP alone may wait as long as it does."""
     monkeypatch.setattr(feed_module, "_SECONDS", 0.01)
-    patience = Patience(taking=0.1)
-    async with shown() as here, on_a_port(here, Shutdown(), patience=patience) as where, httpx.AsyncClient() as http:
+    limits = ConnectionLimits(stall_seconds=0.1)
+    async with shown() as here, on_a_port(here, Shutdown(), limits=limits) as where, httpx.AsyncClient() as http:
         at = urlsplit(where)
         with socket.create_connection((at.hostname or "", at.port or 0)) as stalled:
             stalled.sendall(b"GET /api/events HTTP/1.1\r\nhost: x\r\n\r\n")

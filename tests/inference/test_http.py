@@ -14,8 +14,8 @@ from llmos_stream.config import InferenceSettings
 from llmos_stream.errors import ConfigError
 from llmos_stream.inference.http import serve_http
 from llmos_stream.runtime import Shutdown
-from llmos_stream.web.server import Place, listening
-from llmos_stream.web.timeouts import Patience
+from llmos_stream.web.server import ListenAddress, listening
+from llmos_stream.web.timeouts import ConnectionLimits
 from tests.inference.aids import SECONDS, held, served, until
 
 _ASK = {"inputs": [[1.0, 2.0, 3.0]]}
@@ -76,10 +76,10 @@ async def test_a_port_that_is_taken_is_one_clear_error(caplog: pytest.LogCapture
 
 async def test_half_a_request_is_not_waited_for(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    shutdown, patience = Shutdown(), Patience(head=0.05, body=0.05)
+    shutdown, limits = Shutdown(), ConnectionLimits(head_seconds=0.05, body_seconds=0.05)
     async with served() as here, httpx.AsyncClient(timeout=SECONDS) as http:
         here.shelf.publish(held(2))
-        serving = asyncio.create_task(serve_http(here.app, _ANY, shutdown, SECONDS, patience))
+        serving = asyncio.create_task(serve_http(here.app, _ANY, shutdown, SECONDS, limits))
         await until(lambda: _port(caplog) is not None)
         for half in (b"POST /v1/pre", b"POST /v1/predict HTTP/1.1\r\nhost: x\r\ncontent-length: 99\r\n\r\n{"):
             reader, writer = await asyncio.open_connection("127.0.0.1", _port(caplog))
@@ -95,7 +95,10 @@ async def test_half_a_request_is_not_waited_for(caplog: pytest.LogCaptureFixture
 
 def test_an_answer_does_not_wait_for_the_other_sides_acknowledgement() -> None:
     """It goes out in two writes: without this the second one waits 40 ms on Linux."""
-    with listening(Place("inference", "127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()):
+    with (
+        listening(ListenAddress("inference", "127.0.0.1", 0)) as listener,
+        socket.create_connection(listener.getsockname()),
+    ):
         connection, _ = listener.accept()
         with connection:
             assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)

@@ -8,7 +8,7 @@ from llmos_stream.runtime import Health
 from llmos_stream.telemetry import process_metrics as vitals
 from llmos_stream.telemetry.event_metrics import EventMetrics
 from llmos_stream.telemetry.federation_metrics import FederationMetrics
-from llmos_stream.web.health_endpoints import Operations
+from llmos_stream.web.health_endpoints import HealthEndpoints
 
 _SUFFIXES = {
     "counter": ("_total",),
@@ -43,7 +43,7 @@ def everything(registry: CollectorRegistry) -> CollectorRegistry:
 def _collected() -> list[tuple[str, str]]:
     registry = everything(CollectorRegistry())
     FederationMetrics(registry)
-    with Operations(Health(["broker"]), {"role": "x"}, registry).counted():
+    with HealthEndpoints(Health(["broker"]), {"role": "x"}, registry).exported():
         return [(family.name, family.type) for family in registry.collect()]
 
 

@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from llmos_stream.runtime import Health
 from llmos_stream.telemetry.federation_metrics import FederationMetrics
 from llmos_stream.types import Event, EventKind
-from llmos_stream.web.health_endpoints import Operations
+from llmos_stream.web.health_endpoints import HealthEndpoints
 from tests.monitoring import exported
 from tests.monitoring.tools import promtool
 
@@ -34,8 +34,8 @@ def test_promtool_has_nothing_to_say_about_any_metric(registry: CollectorRegistr
     for event in EVENTS:
         counted.observe(event)
     everything = exported.everything(registry)
-    operations = Operations(Health(["broker"]), {"role": "x", "version": "1"}, everything, {"spool": tmp_path})
-    with operations.counted():
+    operations = HealthEndpoints(Health(["broker"]), {"role": "x", "version": "1"}, everything, {"spool": tmp_path})
+    with operations.exported():
         text = generate_latest(everything).decode()
     assert 'llmos_disk_free_bytes{folder="spool"}' in text
     done = promtool("check", "metrics", text=text)

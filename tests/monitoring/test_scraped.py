@@ -11,7 +11,7 @@ import pytest
 
 from llmos_stream.broker import MemoryBroker, Topics
 from llmos_stream.runtime import BROKER, Health, Shutdown, run_all, run_while
-from llmos_stream.web.health_endpoints import Operations, serve_operations
+from llmos_stream.web.health_endpoints import HealthEndpoints, serve_health_endpoints
 from tests.monitoring.dashboards import DASHBOARDS, Query, alerts, panels, queries
 from tests.monitoring.draw import NO_DATA, Span, draw
 from tests.monitoring.federation import run_whole, whole_settings
@@ -56,11 +56,11 @@ async def test_every_query_of_the_dashboards_is_answered(tmp_path: Path) -> None
     health.attach()
     settings = settings.model_copy(update={"operations": settings.operations.model_copy(update={"port": 0})})
     facts = {"role": "all", "federation": "watched", "version": "1"}
-    operations = Operations(health, facts, folders={"spool": tmp_path})
+    operations = HealthEndpoints(health, facts, folders={"spool": tmp_path})
     async with MemoryBroker() as broker:
         await broker.create_topics(Topics("watched").specs(settings.topics))
         with (
-            serve_operations(settings.operations, operations) as port,
+            serve_health_endpoints(settings.operations, operations) as port,
             running(tmp_path, {job: [port or 0] for job in JOBS}, SCRAPE_SECONDS) as prometheus,
         ):
 

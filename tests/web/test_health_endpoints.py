@@ -13,8 +13,8 @@ from prometheus_client import CollectorRegistry
 from llmos_stream.config import OperationsSettings
 from llmos_stream.errors import ConfigError
 from llmos_stream.runtime import Health
-from llmos_stream.web.health_endpoints import Operations, serve_operations
-from llmos_stream.web.threaded import _MOST_CONNECTIONS
+from llmos_stream.web.health_endpoints import HealthEndpoints, serve_health_endpoints
+from llmos_stream.web.threaded import _MAX_CONNECTIONS
 
 FACTS = {"role": "client", "federation": "f", "version": "1"}
 
@@ -31,8 +31,8 @@ def health(clock: list[float]) -> Health:
 
 @pytest.fixture
 def port(health: Health) -> Iterator[int]:
-    operations = Operations(health, FACTS, CollectorRegistry())
-    with serve_operations(OperationsSettings(port=0), operations) as port:
+    operations = HealthEndpoints(health, FACTS, CollectorRegistry())
+    with serve_health_endpoints(OperationsSettings(port=0), operations) as port:
         assert port is not None
         yield port
 
@@ -88,8 +88,8 @@ def test_rubbish_and_silence_hold_nobody_up(port: int) -> None:
 
 @pytest.mark.parametrize("half", [b"", b"GET /hea", b"GET /health HTTP/1.0\r\nx: "])
 def test_who_brings_half_a_request_is_let_go(health: Health, half: bytes) -> None:
-    operations = Operations(health, FACTS, CollectorRegistry())
-    with serve_operations(OperationsSettings(port=0), operations, request_seconds=0.3) as port:
+    operations = HealthEndpoints(health, FACTS, CollectorRegistry())
+    with serve_health_endpoints(OperationsSettings(port=0), operations, request_seconds=0.3) as port:
         assert port is not None
         with socket.create_connection(("127.0.0.1", port), timeout=10) as slow:
             slow.sendall(half)
@@ -111,7 +111,7 @@ def test_of_too_many_the_oldest_goes(port: int) -> None:
     with ExitStack() as stack:
         silent = [
             stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=10))
-            for _ in range(_MOST_CONNECTIONS + 5)
+            for _ in range(_MAX_CONNECTIONS + 5)
         ]
         for connection in silent[:5]:
             assert connection.recv(1) == b""
@@ -120,16 +120,16 @@ def test_of_too_many_the_oldest_goes(port: int) -> None:
 
 
 def test_a_port_that_is_taken_is_named(port: int, health: Health) -> None:
-    operations = Operations(health, FACTS, CollectorRegistry())
+    operations = HealthEndpoints(health, FACTS, CollectorRegistry())
     with (
         pytest.raises(ConfigError, match=rf"operations.port: cannot listen on 127.0.0.1:{port} \(Address already"),
-        serve_operations(OperationsSettings(port=port), operations),
+        serve_health_endpoints(OperationsSettings(port=port), operations),
     ):
         pass
 
 
 def test_without_a_port_nothing_listens(health: Health) -> None:
     registry = CollectorRegistry()
-    with serve_operations(OperationsSettings(), Operations(health, FACTS, registry)) as port:
+    with serve_health_endpoints(OperationsSettings(), HealthEndpoints(health, FACTS, registry)) as port:
         assert port is None
         assert list(registry.collect()) == []

@@ -12,9 +12,9 @@ import pytest
 from starlette.types import Receive, Scope, Send
 
 from llmos_stream.runtime import Shutdown
-from llmos_stream.web.body import BodyLimit
-from llmos_stream.web.server import Place, serve_http
-from llmos_stream.web.timeouts import Deadlines, Patience, patient
+from llmos_stream.web.guards import BodyLimit
+from llmos_stream.web.server import ListenAddress, serve_http
+from llmos_stream.web.timeouts import ConnectionLimits, TimedConnection, with_limits
 
 SECONDS = 20.0
 WHOLE = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"
@@ -28,6 +28,10 @@ HALVES = {
     "a second head": WHOLE + POST,
 }
 both = pytest.mark.parametrize("strict", [False, True], ids=["httptools", "h11"])
+
+
+def _limits(head: float, body: float, stall: float, connections: int = 1024) -> ConnectionLimits:
+    return ConnectionLimits(head_seconds=head, body_seconds=body, stall_seconds=stall, connections=connections)
 
 
 class App:
@@ -54,13 +58,13 @@ class App:
 
 @contextlib.asynccontextmanager
 async def answering(
-    app: App, patience: Patience, strict: bool, caplog: pytest.LogCaptureFixture
+    app: App, limits: ConnectionLimits, strict: bool, caplog: pytest.LogCaptureFixture
 ) -> AsyncIterator[tuple[str, int]]:
     caplog.set_level(logging.INFO, "llmos_stream.web.server")
-    shutdown, place = Shutdown(), Place("test", "127.0.0.1", 0)
-    limited = BodyLimit(app, most=1 << 20)
+    shutdown, place = Shutdown(), ListenAddress("test", "127.0.0.1", 0)
+    limited = BodyLimit(app, max_bytes=1 << 20)
     serving = asyncio.ensure_future(
-        serve_http(limited, place, "answering", shutdown, 5.0, strict=strict, patience=patience)
+        serve_http(limited, place, "answering", shutdown, 5.0, strict=strict, limits=limits)
     )
     async with asyncio.timeout(SECONDS):
         while not (said := [record.getMessage() for record in caplog.records if "answering on" in record.getMessage()]):
@@ -100,7 +104,7 @@ async def _is_answered(where: tuple[str, int], times: int = 1) -> None:
 @both
 @pytest.mark.parametrize("half", HALVES.values(), ids=HALVES.keys())
 async def test_who_brings_half_a_request_is_let_go(half: bytes, strict: bool, caplog: pytest.LogCaptureFixture) -> None:
-    async with answering(App(), Patience(head=0.05, body=0.05, taking=60), strict, caplog) as where:
+    async with answering(App(), _limits(0.05, 0.05, 60), strict, caplog) as where:
         reader, writer = await asyncio.open_connection(*where)
         writer.write(half)
         assert (await _to_the_end(reader)).count(b" 200 ") == half.count(WHOLE)
@@ -110,7 +114,7 @@ async def test_who_brings_half_a_request_is_let_go(half: bytes, strict: bool, ca
 
 @both
 async def test_half_a_request_after_a_whole_one_is_let_go(strict: bool, caplog: pytest.LogCaptureFixture) -> None:
-    async with answering(App(), Patience(head=0.05, body=0.05, taking=60), strict, caplog) as where:
+    async with answering(App(), _limits(0.05, 0.05, 60), strict, caplog) as where:
         for half in HALVES.values():
             if not half:
                 continue  # it is idle then, which is another time limit's
@@ -125,7 +129,7 @@ async def test_half_a_request_after_a_whole_one_is_let_go(strict: bool, caplog: 
 
 @both
 async def test_who_sends_byte_by_byte_gains_no_time(strict: bool, caplog: pytest.LogCaptureFixture) -> None:
-    async with answering(App(), Patience(head=0.2, body=60, taking=60), strict, caplog) as where:
+    async with answering(App(), _limits(0.2, 60, 60), strict, caplog) as where:
         reader, writer = await asyncio.open_connection(*where)
         writer.write(b"GET / HTTP/1.1\r\nx: ")
         ended = asyncio.ensure_future(_to_the_end(reader))
@@ -141,7 +145,7 @@ async def test_who_sends_byte_by_byte_gains_no_time(strict: bool, caplog: pytest
 async def test_streams_and_idle_connections_are_left_in_peace(strict: bool, caplog: pytest.LogCaptureFixture) -> None:
     """The deadlines are of what is owed: a stream that lasts, and a connection between two requests, owe nothing."""
     app = App()
-    async with answering(app, Patience(head=0.05, body=0.05, taking=0.05), strict, caplog) as where:
+    async with answering(app, _limits(0.05, 0.05, 0.05), strict, caplog) as where:
         reader, writer = await asyncio.open_connection(*where)
         writer.write(b"GET /stream HTTP/1.1\r\nhost: x\r\n\r\n")
         idle_reader, idle_writer = await asyncio.open_connection(*where)
@@ -163,7 +167,7 @@ async def test_streams_and_idle_connections_are_left_in_peace(strict: bool, capl
 async def test_one_who_does_not_read_is_let_go(strict: bool, caplog: pytest.LogCaptureFixture) -> None:
     """Its system still acknowledges what comes, with no room: TCP alone waits for as long as it does."""
     app = App()
-    async with answering(app, Patience(head=60, body=60, taking=0.1), strict, caplog) as where:
+    async with answering(app, _limits(60, 60, 0.1), strict, caplog) as where:
         with socket.create_connection(where) as stalled:
             stalled.sendall(b"GET /endless HTTP/1.1\r\nhost: x\r\n\r\n")
             async with asyncio.timeout(SECONDS):
@@ -183,17 +187,17 @@ async def test_who_takes_as_much_as_is_written_anew_is_not_taken_for_stalled() -
     transport.get_write_buffer_size.side_effect = lambda: unsent[-1]
     transport.is_closing.return_value = False
     transport.abort.side_effect = lambda: aborted.append(1)
-    connection = patient(Bare, Patience(head=60, taking=60))()
-    assert isinstance(connection, Deadlines)
+    connection = with_limits(Bare, ConnectionLimits(head_seconds=60, stall_seconds=60))()
+    assert isinstance(connection, TimedConnection)
     connection.connection_made(transport)
     for size in (70_000, 60_000, 50_000):  # less and less of a long answer
         unsent.append(size)
-        connection._check_taking()
+        connection._check_stall()
     connection.resume_writing()
     unsent.append(80_000)
-    connection._check_taking()
+    connection._check_stall()
     assert not aborted
-    connection._check_taking()
+    connection._check_stall()
     assert aborted
     connection.connection_lost(None)
 
@@ -201,7 +205,7 @@ async def test_who_takes_as_much_as_is_written_anew_is_not_taken_for_stalled() -
 @both
 async def test_of_too_many_the_oldest_silent_ones_go(strict: bool, caplog: pytest.LogCaptureFixture) -> None:
     most = 8
-    async with answering(App(), Patience(head=60, body=60, taking=60, connections=most), strict, caplog) as where:
+    async with answering(App(), _limits(60, 60, 60, connections=most), strict, caplog) as where:
         silent = [await asyncio.open_connection(*where) for _ in range(3 * most)]
         for reader, _ in silent[: 2 * most]:
             assert await _to_the_end(reader) == b""
@@ -214,6 +218,6 @@ async def test_of_too_many_the_oldest_silent_ones_go(strict: bool, caplog: pytes
 def test_half_of_the_file_descriptors_are_left_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
     resource = pytest.importorskip("resource")
     monkeypatch.setattr(resource, "getrlimit", lambda _: (256, 4096))
-    assert Patience().connections == 128
+    assert ConnectionLimits().connections == 128
     monkeypatch.setattr(resource, "getrlimit", lambda _: (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-    assert Patience().connections == 1024
+    assert ConnectionLimits().connections == 1024

@@ -4,13 +4,13 @@ import httpx
 import pytest
 from starlette.responses import Response
 
-from llmos_stream.web import hosts
-from llmos_stream.web.hosts import HostCheck, name_of
+from llmos_stream.web import guards
+from llmos_stream.web.guards import HostCheck, name_of
 
 
 @pytest.fixture(autouse=True)
 def _machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hosts, "gethostname", lambda: "Box.example.net")
+    monkeypatch.setattr(guards, "gethostname", lambda: "Box.example.net")
 
 
 async def _ask(host: str, *allowed: str) -> httpx.Response:

@@ -1,0 +1,129 @@
+"""What a request must pass before it is handled: its host name, the size of its body, a bearer token.
+
+Host names: a site whose DNS name leads to this machine (DNS rebinding) has the same origin as this server for a
+browser, and its page could read every answer. The browser still sends the site's own name in the `Host` header, so
+that a server which answers to its own names only is safe.
+"""
+
+from collections.abc import Iterable
+from ipaddress import ip_address
+from secrets import compare_digest
+from socket import gethostname
+from typing import NamedTuple
+
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+ANY_HOST = "*"
+_MISDIRECTED = 421
+_MAX_SHOWN = 64
+# No public DNS name can have one of these endings: they lead to this machine, or inside a Kubernetes cluster.
+_NOT_PUBLIC = (".localhost", ".svc", ".svc.cluster.local")
+
+
+class HostCheck:
+    """ASGI middleware that answers 421 for a request under any other host name than these.
+
+    They are: an IP address, a name without a dot, this machine's own name, a name that cannot be public, and those
+    `allowed`. The answer names `setting`, which lists them.
+    """
+
+    def __init__(self, app: ASGIApp, allowed: Iterable[str], setting: str) -> None:
+        self._app = app
+        self._allowed = {gethostname().lower(), *(name.lower() for name in allowed)}
+        self._setting = setting
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        hosts = [value.decode("latin-1") for name, value in scope.get("headers", ()) if name == b"host"]
+        if all(map(self._answers_to, hosts)):  # a client without the header is no browser
+            await self._app(scope, receive, send)
+            return
+        shown = "".join(c if c.isascii() and c.isprintable() else "?" for c in hosts[0])[:_MAX_SHOWN]
+        detail = f"this is not answered under the name {shown}: ask for localhost or an IP address, or list it in"
+        await JSONResponse({"detail": f"{detail} {self._setting}"}, _MISDIRECTED)(scope, receive, send)
+
+    def _answers_to(self, host: str) -> bool:
+        name = name_of(host)
+        if ANY_HOST in self._allowed or name in self._allowed:
+            return True
+        return "." not in name or name.endswith(_NOT_PUBLIC) or _is_address(name)
+
+
+def name_of(host: str) -> str:
+    """Return the name or address in a `Host` header without the port: `[::1]:8090` is `::1`."""
+    inside, bracket, _ = host.strip().removeprefix("[").partition("]")
+    name = inside if bracket else host.strip().partition(":")[0]
+    return name.rstrip(".").lower()
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+class BodyLimit:
+    """ASGI middleware that reads the whole body before anything is parsed, and answers 413 above `max_bytes`."""
+
+    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+        self._app = app
+        self._max_bytes = max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        declared = dict(scope["headers"]).get(b"content-length", b"")
+        size = int(declared) if declared.isdigit() else 0
+        body = bytearray()
+        more = size <= self._max_bytes
+        while more:
+            message = await receive()
+            if message["type"] != "http.request":
+                return  # the client left before the end of its body
+            body += message.get("body", b"")
+            size = max(size, len(body))
+            more = message.get("more_body", False) and size <= self._max_bytes
+        if size > self._max_bytes:
+            answer = JSONResponse({"detail": f"the body has more than {self._max_bytes} bytes, the limit"}, 413)
+            answer.headers["connection"] = "close"  # the rest of the body is not read
+            await answer(scope, receive, send)
+            return
+        whole: list[Message] = [{"type": "http.request", "body": bytes(body), "more_body": False}]
+
+        async def replay() -> Message:
+            return whole.pop() if whole else await receive()
+
+        await self._app(scope, replay, send)
+
+
+class Denied(NamedTuple):
+    """Why a request may change nothing: an HTTP status and a sentence."""
+
+    status: int
+    detail: str
+
+
+def check_bearer(token: str | None, given: str | None, unset: str) -> Denied | None:
+    """Compare a request's token with the process's own, in constant time.
+
+    Returns:
+        None where they are equal; 403 with the sentence `unset` where the process has no token; else 401.
+    """
+    if not token:
+        return Denied(403, unset)
+    if not given or not compare_digest(_bytes(given), _bytes(token)):
+        return Denied(401, "the token is missing or wrong")
+    return None
+
+
+def bearer_of(authorization: str | None) -> str | None:
+    """Return the token of an `Authorization: Bearer` header, None for anything else."""
+    scheme, _, token = (authorization or "").partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else None
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")
