@@ -136,6 +136,15 @@ class EventKind(StrEnum):
     RUN_FINISHED = "run_finished"
 
 
+@unique
+class Role(StrEnum):
+    """Who writes events."""
+
+    AGGREGATOR = "aggregator"
+    CLIENT = "client"
+    EVALUATOR = "evaluator"
+
+
 @dataclass(frozen=True, slots=True)
 class Event:
     """One record of `<f>.events`: who saw what, when (milliseconds since the epoch)."""

@@ -27,7 +27,7 @@ _MAY: dict[str, tuple[set[str], set[str]]] = {
     "broker": ({"aiokafka"}, _BASE),
     "storage": (set(), _BASE | {"wire"}),
     "training": ({"torch", "numpy", "sklearn"}, _BASE),
-    "telemetry": ({"prometheus_client", "opentelemetry"}, _BASE),
+    "telemetry": ({"prometheus_client", "opentelemetry"}, _BASE | {"wire"}),
     "runtime": ({"orjson"}, _GROUND),
     "web": ({"orjson", "prometheus_client", "starlette", "uvicorn"}, _GROUND),
     "log": ({"torch", "orjson"}, _LOG),

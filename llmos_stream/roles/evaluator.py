@@ -22,12 +22,12 @@ from llmos_stream.runtime import Offload, Shutdown
 from llmos_stream.runtime.retry import QUIET_SECONDS, keep_trying, until_stop
 from llmos_stream.telemetry.tracing import TraceParent, follow
 from llmos_stream.training import LocalTrainer, Task, evaluate
-from llmos_stream.types import EventKind
+from llmos_stream.types import EventKind, Role
 from llmos_stream.wire import Message, Refusal
 
 logger = logging.getLogger(__name__)
 
-ROLE = "evaluator"
+ROLE = Role.EVALUATOR
 _POLL_SECONDS = 0.25
 _CATCH_UP_SECONDS = 60.0
 

@@ -1,8 +1,7 @@
-"""What the events of a federation amount to, as Prometheus metrics.
+"""The events of a federation as Prometheus metrics.
 
-A role counts the events that it has written itself, under `llmos_`; the monitor counts everybody's, under
-`llmos_federation_`. Units are in the names, as Prometheus has it. Labels come from closed sets: what the log may hold
-besides counts as `other`.
+A role counts the events that it writes, under `llmos_`; the monitor counts everybody's, under `llmos_federation_`.
+Names end with their units, as Prometheus asks. Labels come from closed sets: any other value counts as `other`.
 """
 
 from collections.abc import Mapping
@@ -10,14 +9,14 @@ from collections.abc import Mapping
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 
 from llmos_stream.errors import Reason
-from llmos_stream.types import CodecId, Event, EventKind
+from llmos_stream.types import CodecId, Event, EventKind, Role
+from llmos_stream.wire.events import amount, metrics, text
 
 _STALENESS = (0, 1, 2, 3, 5, 8, 13, 21, 34, 55, 89)
 _SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000)
-_MOST_METRICS = 32  # an evaluator may name what it likes, and each name is a series
+_MAX_METRICS = 32  # an evaluator chooses the names, and each is a series
 _OTHER = "other"
 _VERDICTS = ("sent", "folded", "duplicate", "rejected")
-_QUARANTINES = "aggregator"
 _REASONS = frozenset(map(str, Reason))
 _CODECS = frozenset(codec.name.lower() for codec in CodecId)
 
@@ -57,7 +56,7 @@ class EventMetrics:
         self._measuring = histogram("evaluation_seconds", "Evaluation of one version.", _SECONDS)
         self._finished = gauge("run_finished", "1 once the run has ended.")
         self._metrics: set[str] = set()
-        # There from the beginning, so that the first one of each shows on a rate.
+        # Each label is there from the start, so that a rate shows its first event.
         for verdict in _VERDICTS:
             self._updates.labels(verdict)
         for reason in (*sorted(_REASONS), _OTHER):
@@ -65,7 +64,7 @@ class EventMetrics:
             self._quarantined.labels(reason)
 
     def observe(self, event: Event) -> None:
-        """Count one event. What it lacks, or has in another form than ours, is left out."""
+        """Count one event, without fields that it lacks or that are of another form (see `wire.events.FIELDS`)."""
         data = event.data
         match event.kind:
             case EventKind.CLIENT_JOINED:
@@ -74,21 +73,21 @@ class EventMetrics:
                 self._leaves.inc()
             case EventKind.UPDATE_SENT:
                 self._updates.labels("sent").inc()
-                codec = _known(data, "codec", _CODECS)
-                self._raw.labels(codec).inc(_count(data, "raw_bytes"))
-                self._sent.labels(codec).inc(_count(data, "sent_bytes"))
-                _observe(self._training, data, "train_seconds")
-                _observe(self._encoding, data, "encode_seconds")
+                codec = _known(data.get("codec"), _CODECS)
+                self._raw.labels(codec).inc(amount(data.get("raw_bytes")) or 0)
+                self._sent.labels(codec).inc(amount(data.get("sent_bytes")) or 0)
+                _observe(self._training, data.get("train_seconds"))
+                _observe(self._encoding, data.get("encode_seconds"))
             case EventKind.UPDATE_FOLDED:
                 self._updates.labels("folded").inc()
-                _observe(self._staleness, data, "staleness")
+                _observe(self._staleness, data.get("staleness"))
             case EventKind.UPDATE_DUPLICATE:
                 self._updates.labels("duplicate").inc()
             case EventKind.UPDATE_REJECTED:
                 self._updates.labels("rejected").inc()
-                reason = _known(data, "reason", _REASONS)
+                reason = _known(data.get("reason"), _REASONS)
                 self._rejected.labels(reason).inc()
-                if event.role == _QUARANTINES:  # a client's own refusal was never sent
+                if event.role == Role.AGGREGATOR:  # a client never sent what it refused itself
                     self._quarantined.labels(reason).inc()
             case EventKind.VERSION_PUBLISHED:
                 self._published(data)
@@ -97,52 +96,38 @@ class EventMetrics:
             case EventKind.RUN_FINISHED:
                 self._finished.set(1)
 
-    def behind(self, records: int) -> None:
-        """How many records of updates are still to be read, also while no version comes."""
+    def set_lag(self, records: int) -> None:
+        """Export the number of unread records of updates, also while no version comes."""
         self._lag.set(records)
 
     def _published(self, data: Mapping[str, object]) -> None:
         self._versions.inc()
-        self._version_bytes.inc(_count(data, "payload_bytes"))
-        self._version_raw.inc(_count(data, "raw_bytes"))
-        _observe(self._folding, data, "fold_seconds")
+        self._version_bytes.inc(amount(data.get("payload_bytes")) or 0)
+        self._version_raw.inc(amount(data.get("raw_bytes")) or 0)
+        _observe(self._folding, data.get("fold_seconds"))
         for gauge, name in ((self._version, "version"), (self._lag, "lag"), (self._pace, "pace_seconds")):
-            if (value := _number(data, name)) is not None:
+            if (value := amount(data.get(name))) is not None:
                 gauge.set(value)
 
     def _measured(self, data: Mapping[str, object]) -> None:
-        _observe(self._measuring, data, "seconds")
-        if (version := _number(data, "version")) is not None:
+        _observe(self._measuring, data.get("seconds"))
+        if (version := amount(data.get("version"))) is not None:
             self._evaluated.set(version)
-        metrics = data.get("metrics")
-        if not isinstance(metrics, Mapping):
-            return
-        for name in metrics:
-            value = _number(metrics, name)
-            if value is None or (name not in self._metrics and len(self._metrics) == _MOST_METRICS):
-                continue
-            self._metrics.add(name)
-            self._evaluation.labels(str(name)[:64]).set(value)
+        for name, value in (metrics(data.get("metrics")) or {}).items():
+            if name in self._metrics or len(self._metrics) < _MAX_METRICS:
+                self._metrics.add(name)
+                self._evaluation.labels(name[:64]).set(value)
 
 
-def _number(data: Mapping[str, object], name: str) -> float | None:
-    value = data.get(name)
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+def _known(value: object, known: frozenset[str]) -> str:
+    label = text(value)
+    return label if label in known else _OTHER
 
 
-def _count(data: Mapping[str, object], name: str) -> float:
-    return max(_number(data, name) or 0.0, 0.0)
-
-
-def _known(data: Mapping[str, object], name: str, known: frozenset[str]) -> str:
-    value = data.get(name)
-    return value if isinstance(value, str) and value in known else _OTHER
-
-
-def _observe(histogram: Histogram, data: Mapping[str, object], name: str) -> None:
-    if (value := _number(data, name)) is not None:
-        histogram.observe(value)
+def _observe(histogram: Histogram, value: object) -> None:
+    if (number := amount(value)) is not None:
+        histogram.observe(number)
 
 
 OWN = EventMetrics("llmos")
-"""Of the events that this process has written."""
+"""The events that this process wrote."""

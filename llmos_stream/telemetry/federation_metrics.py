@@ -1,4 +1,4 @@
-"""What the monitor exports: everybody's events counted, and when each client was heard last."""
+"""What the monitor exports: counts of everybody's events, and when each client was last heard."""
 
 from collections import OrderedDict
 
@@ -7,19 +7,19 @@ from prometheus_client import REGISTRY, CollectorRegistry, Gauge
 from llmos_stream.telemetry.event_metrics import EventMetrics
 from llmos_stream.types import Event, EventKind
 
-_MOST_CLIENTS = 1000  # each is a series
-_MOST_CHARACTERS = 128
+_MAX_CLIENTS = 1000  # each is a series
+_MAX_CHARACTERS = 128
 
 
 class FederationMetrics(EventMetrics):
     """Counts events of the whole federation under `llmos_federation_`.
 
-    Clients are labels here, so they are bounded: past `most_clients` the one that was silent for longest is forgotten.
+    Clients are labels here, so their number is bounded: above `max_clients` the longest silent one is forgotten.
     """
 
-    def __init__(self, registry: CollectorRegistry = REGISTRY, most_clients: int = _MOST_CLIENTS) -> None:
+    def __init__(self, registry: CollectorRegistry = REGISTRY, max_clients: int = _MAX_CLIENTS) -> None:
         super().__init__("llmos_federation", registry)
-        self._most = most_clients
+        self._max_clients = max_clients
         self._heard: OrderedDict[str, float] = OrderedDict()  # longest silent first
         self._clients = Gauge(
             "llmos_federation_clients", "Clients that were heard and have not left.", registry=registry
@@ -37,7 +37,7 @@ class FederationMetrics(EventMetrics):
         client = event.data.get("client_id")
         if not isinstance(client, str):
             return
-        client = client[:_MOST_CHARACTERS]
+        client = client[:_MAX_CHARACTERS]
         if event.kind is EventKind.CLIENT_LEFT:
             self._forget(client)
         elif event.kind in (EventKind.CLIENT_JOINED, EventKind.UPDATE_SENT):
@@ -48,7 +48,7 @@ class FederationMetrics(EventMetrics):
         self._heard[client] = when
         self._heard.move_to_end(client)
         self._last.labels(client).set(when)
-        if len(self._heard) > self._most:
+        if len(self._heard) > self._max_clients:
             self._forget(next(iter(self._heard)))
 
     def _forget(self, client: str) -> None:

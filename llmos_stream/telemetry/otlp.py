@@ -1,8 +1,8 @@
 """Spans by OpenTelemetry, sent as OTLP over HTTP. The one module that imports it (extra `tracing`).
 
-Spans are collected in a bounded queue and sent by a thread of its own: a collector that is slow, gone or says no costs
-spans and one line in the log now and then, never the role. What else OpenTelemetry lets operators choose (headers with
-a token, certificates, compression) it reads from its own variables, `OTEL_EXPORTER_OTLP_…`.
+A thread of its own sends the spans from a bounded queue. A collector that is slow, gone or refuses costs spans and a
+line in the log now and then, and never holds the role up. OpenTelemetry reads further choices of an operator (headers
+with a token, certificates, compression) from its own variables, `OTEL_EXPORTER_OTLP_…`.
 """
 
 import logging
@@ -28,7 +28,7 @@ _EXPORT_SECONDS = 5.0
 _CLOSE_SECONDS = 3.0
 _DELAY_MS = 1000
 _QUEUED = 4096
-_QUIET_SECONDS = 300.0
+_WARNING_SECONDS = 300.0
 
 
 class _Span:
@@ -39,9 +39,9 @@ class _Span:
 
     @property
     def parent(self) -> TraceParent | None:
-        return _named(self._inner.get_span_context())
+        return _parent_of(self._inner.get_span_context())
 
-    def say(self, attributes: Mapping[str, Attribute]) -> None:
+    def set_attributes(self, attributes: Mapping[str, Attribute]) -> None:
         self._inner.set_attributes(_prefixed(attributes))
 
 
@@ -52,7 +52,7 @@ class OpenTelemetry:
         self, settings: TracingSettings, facts: Mapping[str, str], exporter: SpanExporter | None = None
     ) -> None:
         endpoint = str(settings.endpoint)
-        _silence(urlsplit(endpoint).netloc)
+        _replace_warnings(urlsplit(endpoint).netloc)
         resource = Resource.create(
             {
                 "service.name": f"llmos-{facts['role']}",
@@ -73,7 +73,8 @@ class OpenTelemetry:
     def span(
         self, name: str, parent: TraceParent | None, links: Iterable[TraceParent], attributes: Mapping[str, Attribute]
     ) -> Iterator[_Span]:
-        # What an error says may be data: its kind is kept, its message and its trace are not.
+        """See `tracing.Tracer`."""
+        # An error's message and its stack may hold data: only its class is kept.
         with self._tracer.start_as_current_span(
             name,
             context=None if parent is None else trace.set_span_in_context(trace.NonRecordingSpan(_context(parent))),
@@ -89,10 +90,12 @@ class OpenTelemetry:
                 raise
 
     def current(self) -> TraceParent | None:
-        return _named(trace.get_current_span().get_span_context())
+        """See `tracing.Tracer`."""
+        return _parent_of(trace.get_current_span().get_span_context())
 
     def close(self) -> None:
-        # What cannot be sent is tried again by then, with pauses: nobody waits for the end of that.
+        """See `tracing.Tracer`."""
+        # The exporter repeats what it cannot send, with pauses: the process waits for a bounded time only.
         closing = threading.Thread(target=self._provider.shutdown, name="tracing-close", daemon=True)
         closing.start()
         closing.join(_CLOSE_SECONDS)
@@ -100,24 +103,24 @@ class OpenTelemetry:
             logger.warning("the last spans were not sent in %g s", _CLOSE_SECONDS)
 
 
-class _Trouble(logging.Handler):
-    """Says in a line of ours, and not often, what OpenTelemetry has to complain of."""
+class _OwnWarning(logging.Handler):
+    """Logs one line of our own, at most every 300 s, in place of OpenTelemetry's complaints."""
 
     def __init__(self, address: str) -> None:
         super().__init__(logging.WARNING)
         self._address = address
-        self._said = -_QUIET_SECONDS
+        self._logged = -_WARNING_SECONDS
 
     def emit(self, record: logging.LogRecord) -> None:
-        if monotonic() - self._said < _QUIET_SECONDS:
+        if monotonic() - self._logged < _WARNING_SECONDS:
             return
-        self._said = monotonic()
+        self._logged = monotonic()
         logger.warning("spans are lost: the collector at %s does not take them; see tracing.endpoint", self._address)
 
 
-def _silence(address: str) -> None:
+def _replace_warnings(address: str) -> None:
     theirs = logging.getLogger("opentelemetry")
-    theirs.handlers = [_Trouble(address)]
+    theirs.handlers = [_OwnWarning(address)]
     theirs.propagate = False
 
 
@@ -125,10 +128,10 @@ def _prefixed(attributes: Mapping[str, Attribute]) -> dict[str, Attribute]:
     return {f"llmos.{name}": value for name, value in attributes.items()}
 
 
-def _context(of: TraceParent) -> trace.SpanContext:
-    flags = trace.TraceFlags(trace.TraceFlags.SAMPLED if of.sampled else trace.TraceFlags.DEFAULT)
-    return trace.SpanContext(of.trace_id, of.span_id, is_remote=True, trace_flags=flags)
+def _context(parent: TraceParent) -> trace.SpanContext:
+    flags = trace.TraceFlags(trace.TraceFlags.SAMPLED if parent.sampled else trace.TraceFlags.DEFAULT)
+    return trace.SpanContext(parent.trace_id, parent.span_id, is_remote=True, trace_flags=flags)
 
 
-def _named(context: trace.SpanContext) -> TraceParent | None:
+def _parent_of(context: trace.SpanContext) -> TraceParent | None:
     return TraceParent(context.trace_id, context.span_id, context.trace_flags.sampled) if context.is_valid else None

@@ -1,6 +1,6 @@
-"""How this process is doing, for Prometheus: what its events (`metrics`) do not tell.
+"""Prometheus metrics of this process that no event carries.
 
-Plain objects of the default registry, written to where the thing happens. A role that has none of it shows 0.
+They are plain objects of the default registry, and the code that they measure writes them. A role without it shows 0.
 """
 
 from prometheus_client import Counter, Gauge, Histogram

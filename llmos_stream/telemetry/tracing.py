@@ -1,33 +1,27 @@
-"""Traces, where `tracing.endpoint` is set: which update became which version, and how long each step took.
+"""Spans: which update became which version, and how long each step took.
 
-A span is entered by name, wherever the work is done; it reaches the process's tracer through the context, and costs
-next to nothing where there is none. Spans travel from process to process in a record's header, as W3C Trace Context
-writes them (`traceparent: 00-<trace id>-<span id>-<flags>`). A header comes from outside: one that is not of that form
-is as good as none. What spans say is who and which, never data: client, sequence, version, codec, bytes, staleness.
+A span is entered by name where the work is done. It reaches the process's tracer through the context, and costs next
+to nothing where there is none. A record's header carries the span that it was sent from, as W3C Trace Context has it
+(`traceparent: 00-<trace id>-<span id>-<flags>`). A header comes from outside: one of another form counts as none.
+Attributes say who and which, never data: client, sequence, version, codec, bytes, staleness.
 """
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, NamedTuple, Protocol, Self
-
-from llmos_stream.config import TracingSettings
-from llmos_stream.errors import ConfigError
-
-if TYPE_CHECKING:
-    from opentelemetry.sdk.trace.export import SpanExporter
+from typing import NamedTuple, Protocol, Self
 
 HEADER = "traceparent"
-_MOST_BYTES = 128
-_MOST_HEADERS = 32
+_MAX_BYTES = 128
+_MAX_HEADERS = 32
 _FORM = re.compile(rb"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?", re.DOTALL)
 
 Attribute = str | int | float | bool
 
 
 class TraceParent(NamedTuple):
-    """A span, as others refer to it. `sampled` says whether its process keeps it."""
+    """A reference to a span. `sampled` says whether its process keeps it."""
 
     trace_id: int
     span_id: int
@@ -35,8 +29,8 @@ class TraceParent(NamedTuple):
 
     @classmethod
     def parse(cls, value: object) -> Self | None:
-        """What a header says; None where it is not one that we can read."""
-        if not isinstance(value, bytes) or len(value) > _MOST_BYTES or (found := _FORM.fullmatch(value)) is None:
+        """Read a header's value; None where it is not of the form."""
+        if not isinstance(value, bytes) or len(value) > _MAX_BYTES or (found := _FORM.fullmatch(value)) is None:
             return None
         version, trace_id, span_id, flags, more = found.groups()
         if version == b"ff" or (version == b"00" and more) or not int(trace_id, 16) or not int(span_id, 16):
@@ -44,7 +38,7 @@ class TraceParent(NamedTuple):
         return cls(int(trace_id, 16), int(span_id, 16), bool(int(flags, 16) & 1))
 
     def dump(self) -> bytes:
-        """The header's value."""
+        """Return the header's value."""
         return b"00-%032x-%016x-%02x" % (self.trace_id, self.span_id, self.sampled)
 
 
@@ -53,10 +47,10 @@ class Span(Protocol):
 
     @property
     def parent(self) -> TraceParent | None:
-        """This span, for those that come of it. None where nothing is traced."""
+        """This span as the parent of others. None where nothing is traced."""
 
-    def say(self, attributes: Mapping[str, Attribute]) -> None:
-        """Say more about it."""
+    def set_attributes(self, attributes: Mapping[str, Attribute]) -> None:
+        """Add attributes."""
 
 
 class Tracer(Protocol):
@@ -65,7 +59,7 @@ class Tracer(Protocol):
     def span(
         self, name: str, parent: TraceParent | None, links: Iterable[TraceParent], attributes: Mapping[str, Attribute]
     ) -> AbstractContextManager[Span]:
-        """A span that begins and ends with the block. Without `parent` it is a part of the one around it."""
+        """A span that begins and ends with the block. Without `parent` it is a child of the one around it."""
 
     def current(self) -> TraceParent | None:
         """The span around the caller."""
@@ -74,12 +68,12 @@ class Tracer(Protocol):
         """Send what waits, for a bounded time."""
 
 
-class _Nothing:
+class _NoSpan:
     """A span that nobody keeps."""
 
     parent = None
 
-    def say(self, attributes: Mapping[str, Attribute]) -> None:
+    def set_attributes(self, attributes: Mapping[str, Attribute]) -> None:
         pass
 
     def __enter__(self) -> Span:
@@ -89,70 +83,53 @@ class _Nothing:
         pass
 
 
-_NONE: Mapping[str, Attribute] = {}
-_NOTHING = _Nothing()
+_NO_ATTRIBUTES: Mapping[str, Attribute] = {}
+_NO_SPAN = _NoSpan()
 _current: ContextVar[Tracer | None] = ContextVar("tracer", default=None)
 
 
 def span(
     name: str,
-    attributes: Mapping[str, Attribute] = _NONE,
+    attributes: Mapping[str, Attribute] = _NO_ATTRIBUTES,
     *,
     parent: TraceParent | None = None,
     links: Iterable[TraceParent] = (),
 ) -> AbstractContextManager[Span]:
     """A span around a block. See `Tracer.span`."""
     tracer = _current.get()
-    return _NOTHING if tracer is None else tracer.span(name, parent, links, attributes)
+    return _NO_SPAN if tracer is None else tracer.span(name, parent, links, attributes)
 
 
-def follow(name: str, came: TraceParent | None, attributes: Mapping[str, Attribute]) -> AbstractContextManager[Span]:
-    """A span that follows from `came`; none where nobody traced what it comes of."""
-    return _NOTHING if came is None else span(name, attributes, parent=came)
+def follow(name: str, parent: TraceParent | None, attributes: Mapping[str, Attribute]) -> AbstractContextManager[Span]:
+    """A child of `parent`; no span where the parent was not traced."""
+    return _NO_SPAN if parent is None else span(name, attributes, parent=parent)
 
 
 def tracing() -> bool:
-    """Whether anybody keeps spans here."""
+    """Whether spans of this context are kept."""
     return _current.get() is not None
 
 
 def trace_headers() -> tuple[tuple[str, bytes], ...]:
-    """The headers of a record that is sent as a part of the present span."""
+    """Return the headers of a record that is sent from the current span."""
     tracer = _current.get()
     current = None if tracer is None else tracer.current()
     return () if current is None else ((HEADER, current.dump()),)
 
 
 def traceparent_of(headers: Iterable[tuple[str, object]]) -> TraceParent | None:
-    """The span that a record was sent from; None where it says nothing of the kind."""
+    """Return the span that a record was sent from, None where its headers name none."""
     for number, (name, value) in enumerate(headers):
         if name == HEADER:
             return TraceParent.parse(value)
-        if number == _MOST_HEADERS:
+        if number == _MAX_HEADERS:
             break
     return None
 
 
 @contextmanager
-def traced(
-    settings: TracingSettings, facts: Mapping[str, str], exporter: "SpanExporter | None" = None
-) -> Iterator[None]:
-    """Spans of this context, and of the tasks made in it, go to `tracing.endpoint` (or `exporter`) meanwhile.
-
-    See `open_tracer`.
-    """
-    tracer = open_tracer(settings, facts, exporter)
-    try:
-        with tracing_to(tracer):
-            yield
-    finally:
-        if tracer is not None:
-            tracer.close()
-
-
-@contextmanager
 def tracing_to(tracer: Tracer | None) -> Iterator[None]:
-    """Spans of this context, and of the tasks made in it, go there meanwhile. None changes nothing."""
+    """Send spans of this context, and of the tasks made in it, to `tracer` meanwhile. None changes nothing."""
     if tracer is None:
         yield
         return
@@ -161,22 +138,3 @@ def tracing_to(tracer: Tracer | None) -> Iterator[None]:
         yield
     finally:
         _current.reset(token)
-
-
-def open_tracer(
-    settings: TracingSettings, facts: Mapping[str, str], exporter: "SpanExporter | None" = None
-) -> Tracer | None:
-    """A tracer that sends to `tracing.endpoint` (or `exporter`), to be closed; None where no endpoint is set.
-
-    `facts` are `role`, `federation` and `version` of the process. Raises ConfigError where the package for it is
-    missing.
-    """
-    if settings.endpoint is None:
-        return None
-    try:
-        from llmos_stream.telemetry.otlp import OpenTelemetry  # noqa: PLC0415 (an extra)
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"tracing.endpoint needs {error.name}; install it with: pip install 'llmos-stream[tracing]'"
-        ) from None
-    return OpenTelemetry(settings, facts, exporter)

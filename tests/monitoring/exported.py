@@ -5,7 +5,7 @@ from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector,
 from llmos_stream.inference.metrics import InferenceMetrics
 from llmos_stream.registry import metrics as registry_metrics
 from llmos_stream.runtime import Health
-from llmos_stream.telemetry import process_metrics as vitals
+from llmos_stream.telemetry import process_metrics
 from llmos_stream.telemetry.event_metrics import EventMetrics
 from llmos_stream.telemetry.federation_metrics import FederationMetrics
 from llmos_stream.web.health_endpoints import HealthEndpoints
@@ -33,7 +33,7 @@ def everything(registry: CollectorRegistry) -> CollectorRegistry:
     GCCollector(registry=registry)
     EventMetrics("llmos", registry)
     InferenceMetrics(registry)
-    for module in (vitals, registry_metrics):
+    for module in (process_metrics, registry_metrics):
         for name in vars(module):
             if name.isupper() and not name.startswith("_"):
                 registry.register(getattr(module, name))

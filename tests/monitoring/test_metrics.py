@@ -80,7 +80,7 @@ def test_the_monitor_knows_who_takes_part_and_when_each_was_heard(registry: Coll
 
 
 def test_clients_without_number_make_no_series_without_number(registry: CollectorRegistry) -> None:
-    counted = FederationMetrics(registry, most_clients=3)
+    counted = FederationMetrics(registry, max_clients=3)
     for number in range(10):
         counted.observe(Event(EventKind.CLIENT_JOINED, "client", number, {"client_id": f"{number}" * 500}))
     counted.observe(Event(EventKind.CLIENT_JOINED, "client", 1, {"client_id": 5}))

@@ -19,10 +19,10 @@ from llmos_stream.telemetry.tracing import (
     follow,
     span,
     trace_headers,
-    traced,
     traceparent_of,
     tracing,
 )
+from llmos_stream.telemetry.tracing_setup import traced
 from tests.monitoring.collector import collector
 
 FACTS = {"role": "client", "federation": "f", "version": "1"}
@@ -103,7 +103,7 @@ def test_spans_within_spans_and_across_processes() -> None:
     with traced(ON, FACTS, kept):
         with span("outer") as outer:
             with span("inner", {"version": 7, "codec": "int8"}) as inner:
-                inner.say({"bytes": 5})
+                inner.set_attributes({"bytes": 5})
                 (header,) = trace_headers()
             assert outer.parent is not None
         came = traceparent_of([header])

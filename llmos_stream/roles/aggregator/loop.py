@@ -100,7 +100,7 @@ class Folding:
         self._round = monotonic()
         lag = await self._source.lag()
         self._committing.load = self._committing.load._replace(lag=lag)
-        OWN.behind(lag)
+        OWN.set_lag(lag)
         BUFFERED.set(self._committing.buffered)
         self._end = self._end or await self._observe()
         await self._committing.flush_sometimes()

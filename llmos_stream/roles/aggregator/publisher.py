@@ -19,7 +19,7 @@ from llmos_stream.roles.aggregator.version_chain import Encoded
 from llmos_stream.runtime import run_all
 from llmos_stream.telemetry.event_metrics import OWN
 from llmos_stream.telemetry.tracing import trace_headers
-from llmos_stream.types import Event, EventKind, SnapshotHead, UpdateHead, VersionHead
+from llmos_stream.types import Event, EventKind, Role, SnapshotHead, UpdateHead, VersionHead
 from llmos_stream.wire import Parts, Refusal, describe, dump_event, message_id, pack_prelude, split
 from llmos_stream.wire.control import (
     LATEST,
@@ -37,7 +37,7 @@ from llmos_stream.wire.control import (
 
 logger = logging.getLogger(__name__)
 
-ROLE = "aggregator"
+ROLE = Role.AGGREGATOR
 _DETAIL_CHARACTERS = 1000
 _KEY_BYTES = 256
 

@@ -2,9 +2,9 @@
 
 from llmos_stream.errors import Rejected
 from llmos_stream.log.events import event
-from llmos_stream.types import CodecId, Event, EventKind, UpdateHead
+from llmos_stream.types import CodecId, Event, EventKind, Role, UpdateHead
 
-ROLE = "client"
+ROLE = Role.CLIENT
 
 
 def joined(client_id: str, num_examples: int | None) -> Event:

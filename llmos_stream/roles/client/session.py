@@ -217,7 +217,7 @@ class Client:
         while True:
             with span("client.encode") as encoding:
                 update, mine = await self._offload.run(self._outbox.put, draft)
-                encoding.say(update_attributes(update.head))
+                encoding.set_attributes(update_attributes(update.head))
             if mine:
                 return await self._send(update)
             with suppress(Rejected):
