@@ -24,7 +24,7 @@ from llmos_stream.cli import (
 )
 from llmos_stream.cli.common import Parser
 from llmos_stream.errors import LlmosError
-from llmos_stream.runtime.process import ExitCode, exit_code, leave
+from llmos_stream.runtime.process import ExitCode, exit_code, exit_process
 
 _EPILOG = """\
 start here:
@@ -51,7 +51,7 @@ all with their present values.
 
 def run(argv: Sequence[str] | None = None) -> NoReturn:
     """Run one command, and end the process with its exit status."""
-    leave(main(argv))
+    exit_process(main(argv))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""An event loop in a thread of its own, for callers that are not asynchronous."""
+"""An event loop in a thread of its own, for synchronous callers."""
 
 import asyncio
 import threading
@@ -12,20 +12,20 @@ _CLEAN_UP_SECONDS = 10.0
 
 
 class Background:
-    """Runs coroutines for a synchronous caller. `close` may be called from any thread, more than once."""
+    """Runs coroutines for a synchronous caller. Any thread may call `close`, more than once."""
 
     def __init__(self, name: str) -> None:
         self._stop = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop
         ready = threading.Event()
-        # A daemon, so that a script that ends without `close` is not held up: its clean-up runs at exit.
+        # A daemon thread, so that a script which ends without `close` does not hang: its clean-up runs at exit.
         self._thread = threading.Thread(target=self._serve, args=(ready,), name=name, daemon=True)
         self._closing = threading.Lock()
         self._thread.start()
         ready.wait()
 
     def _serve(self, ready: threading.Event) -> None:
-        # The runner cancels and awaits what is left when the stop comes.
+        # At the end the runner cancels and awaits the tasks that are left.
         with asyncio.Runner() as runner:
             self._loop = runner.get_loop()
             ready.set()
@@ -33,28 +33,33 @@ class Background:
 
     @property
     def closed(self) -> bool:
+        """Whether the loop ended."""
         return not self._thread.is_alive()
 
     def start(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
-        """Run beside others; the future tells how it ends. Raises RuntimeError after `close`."""
+        """Run a coroutine beside others.
+
+        Raises:
+            RuntimeError: The loop was closed.
+        """
         if self.closed:
             coroutine.close()
             raise RuntimeError("this Background has been closed")
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
     def run(self, coroutine: Coroutine[Any, Any, T], timeout: float | None = None) -> T:
-        """Run to the end and return the result.
+        """Run a coroutine to its end and return the result.
 
         A time-out or an interrupt of the caller (Ctrl-C) cancels the coroutine and waits for its clean-up.
         """
-        begun: list[asyncio.Task[T]] = []
+        started: list[asyncio.Task[T]] = []
 
-        async def noted() -> T:
-            begun.append(asyncio.create_task(coroutine))
-            return await begun[0]
+        async def recorded() -> T:
+            started.append(asyncio.create_task(coroutine))
+            return await started[0]
 
         try:
-            future = self.start(noted())
+            future = self.start(recorded())
         except RuntimeError:
             coroutine.close()
             raise
@@ -62,7 +67,7 @@ class Background:
             return future.result(timeout)
         except BaseException:
             if future.cancel():
-                self.start(_ended(begun)).result(_CLEAN_UP_SECONDS)
+                self.start(_ended(started)).result(_CLEAN_UP_SECONDS)
             raise
 
     def call(self, function: Callable[[], object]) -> None:
@@ -72,7 +77,7 @@ class Background:
     def close(self, last: Coroutine[Any, Any, object] | None = None, timeout: float | None = None) -> None:
         """Run `last` to its end, then stop the loop and cancel what still runs.
 
-        Called from the loop's own thread, as the garbage collector may, it only sets this going.
+        In the loop's own thread, where the garbage collector may call it, it only starts this.
         """
         if threading.current_thread() is self._thread:
             self.start(self._finish(last))

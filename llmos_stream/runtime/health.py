@@ -1,7 +1,7 @@
-"""Whether this process is alive and ready: what a container's health check asks (see `operations`).
+"""Whether this process is alive and ready, for a container's health check (see `web.health_endpoints`).
 
-A role says what it has and what it has lost by name, without knowing who asks: `met("broker")`, `lost("broker", why)`.
-It reaches the process's `Health` through the context, and nobody where there is none.
+A role reports by name what it has and what it lost: `met("broker")`, `lost("broker", why)`. The report goes to the
+`Health` of the context, if there is one.
 """
 
 import asyncio
@@ -19,9 +19,9 @@ _current: ContextVar["Health | None"] = ContextVar("health", default=None)
 
 
 class Health:
-    """Ready while everything in `needs` is met; alive while the event loop comes round within `stuck_seconds`.
+    """Ready while everything in `needs` is met; alive while the event loop turns at least once in `stuck_seconds`.
 
-    Written to by the event loop's thread, read by any.
+    The event loop's thread writes to it, any thread reads it.
     """
 
     def __init__(
@@ -31,53 +31,57 @@ class Health:
         self._needs = frozenset(self._missing)
         self._stuck_seconds = stuck_seconds
         self._clock = clock
-        self._beaten = clock()
+        self._last_beat = clock()
 
     @property
     def alive(self) -> bool:
-        return self._clock() - self._beaten < self._stuck_seconds
+        """Whether the event loop turns."""
+        return self._clock() - self._last_beat < self._stuck_seconds
 
     @property
     def ready(self) -> bool:
+        """Whether the process is alive and has everything that it needs."""
         return self.alive and not self._missing
 
     @property
     def missing(self) -> Mapping[str, str]:
-        """What is needed and not there, and why."""
+        """What the process needs and lacks, and why."""
         return dict(self._missing)
 
     @property
     def conditions(self) -> Mapping[str, bool]:
-        """Everything needed, and whether it is there."""
+        """Everything that the process needs, and whether it has it."""
         missing = self._missing
         return {name: name not in missing for name in sorted(self._needs)}
 
     def met(self, name: str) -> None:
+        """Note that the process has `name`."""
         self._missing = {need: why for need, why in self._missing.items() if need != name}
 
     def lost(self, name: str, why: str) -> None:
+        """Note that the process lost `name`."""
         if name in self._needs:
             self._missing = {**self._missing, name: why}
 
     async def beat(self) -> None:
-        """Show that the event loop comes round, until cancelled; roles in this context report here."""
+        """Note each half second that the event loop turns, and how late, until cancelled."""
         while True:
-            self._beaten = due = self._clock()
+            self._last_beat = due = self._clock()
             await asyncio.sleep(_BEAT_SECONDS)
             LOOP_LAG.observe(max(self._clock() - due - _BEAT_SECONDS, 0.0))
 
     def attach(self) -> None:
-        """Let what runs in this context from now on, and the tasks it makes, report here."""
+        """Let this context, and the tasks made in it from now on, report here."""
         _current.set(self)
 
 
 def met(name: str) -> None:
-    """This process has `name`."""
+    """Report that this process has `name`."""
     if (health := _current.get()) is not None:
         health.met(name)
 
 
 def lost(name: str, why: str) -> None:
-    """This process has lost `name`. `why` is shown to whoever asks."""
+    """Report that this process lost `name`. `/ready` shows `why`."""
     if (health := _current.get()) is not None:
         health.lost(name, why)

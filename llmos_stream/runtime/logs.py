@@ -1,4 +1,4 @@
-"""Logs on standard error: lines for people or JSON for machines. Never data, never secrets."""
+"""Logs on standard error: lines for people or JSON for machines. They hold no data and no secrets."""
 
 import logging
 import sys
@@ -23,8 +23,8 @@ class _JsonFormatter(logging.Formatter):
         return orjson.dumps(entry).decode()
 
 
-def last_words(text: str) -> None:
-    """Why the process ends, on standard error: a line for people, or a line of JSON where the logs are that."""
+def report_end(text: str) -> None:
+    """Write why the process ends to standard error, as plain text or as JSON, like the logs."""
     root = logging.getLogger("llmos_stream")
     if any(isinstance(handler.formatter, _JsonFormatter) for handler in root.handlers):
         root.critical(text)

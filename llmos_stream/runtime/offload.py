@@ -14,9 +14,9 @@ T = TypeVar("T")
 
 
 class Offload:
-    """A thread pool with as many callers inside as it has threads; the others wait their turn.
+    """A thread pool that admits as many callers as it has threads; others wait for a turn.
 
-    The work given to it must release the GIL for most of its time (torch, zstd, hashlib do).
+    Its work must release the GIL for most of the time, as torch, zstd and hashlib do.
     """
 
     def __init__(self, workers: int) -> None:
@@ -28,7 +28,7 @@ class Offload:
         self._closed = False
 
     async def run(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run `function` in a thread. A cancelled caller still holds its turn until the thread is free."""
+        """Run `function` in a thread. The turn of a cancelled caller ends when the thread is free."""
         if self._closed:
             raise RuntimeError("this Offload has been closed")
         await self._turns.acquire()
@@ -36,7 +36,7 @@ class Offload:
         try:
             future = asyncio.get_running_loop().run_in_executor(self._pool, work)
         except RuntimeError:
-            # The interpreter is ending and its pools take nothing more: drain here, where nobody waits for the loop.
+            # The interpreter is ending and its pools take no more work: run it here, where nobody waits for the loop.
             self._turns.release()
             return work()
         BUSY_THREADS.inc()
@@ -58,8 +58,8 @@ class Offload:
     async def aclose(self) -> None:
         """Refuse new work and wait for what runs."""
         self._closed = True
-        # Every turn is back once every thread is idle; so the shutdown does not block the loop, and needs no
-        # executor, which the interpreter no longer gives out at exit.
+        # With every turn taken every thread is idle, so that `shutdown` blocks the loop for no time. Another executor
+        # could not wait for it: the interpreter starts none at exit.
         for _ in range(self.workers):
             await self._turns.acquire()
         self._pool.shutdown()

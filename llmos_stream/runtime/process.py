@@ -13,7 +13,7 @@ from enum import IntEnum
 from typing import NoReturn
 
 from llmos_stream.errors import BrokerUnavailable, ConfigError, Fenced, LlmosError
-from llmos_stream.runtime.logs import last_words
+from llmos_stream.runtime.logs import report_end
 from llmos_stream.runtime.shutdown import Shutdown
 
 logger = logging.getLogger(__name__)
@@ -31,6 +31,7 @@ class ExitCode(IntEnum):
 
 
 def exit_code(error: LlmosError) -> ExitCode:
+    """Return the exit status that stands for `error`."""
     match error:
         case ConfigError():
             return ExitCode.CONFIG
@@ -43,29 +44,29 @@ def exit_code(error: LlmosError) -> ExitCode:
 
 
 def run_process(role: Callable[[Shutdown], Awaitable[object]], stop_seconds: float = math.inf) -> ExitCode:
-    """Run `role` to its end. The first SIGINT or SIGTERM asks it to stop, the second cancels it.
+    """Run `role` to its end under signals.
 
-    So does the end of the `stop_seconds` that a stop may take.
+    The first SIGINT or SIGTERM asks it to stop. The second one cancels it, and so does the end of `stop_seconds`.
     """
-    # A full collection goes through all that imports have made (with torch 200,000 objects, a tenth of a second) and
-    # holds everything up meanwhile. None of it ever becomes garbage.
+    # A full collection visits all objects that imports made (200,000 with torch, 0.1 s) and holds the process up
+    # meanwhile. None of them ever becomes garbage.
     gc.freeze()
     try:
         asyncio.run(_supervise(role, stop_seconds))
     except asyncio.CancelledError:
-        last_words("stopped before everything was drained")
+        report_end("stopped before everything was drained")
         return ExitCode.FORCED
     except LlmosError as error:
-        last_words(f"error: {error}")
+        report_end(f"error: {error}")
         return exit_code(error)
     return ExitCode.DONE
 
 
-def leave(status: int) -> NoReturn:
+def exit_process(status: int) -> NoReturn:
     """End the process with this exit status.
 
-    After a stop that was forced no thread is waited for: one may hang in a call that never returns, of a file system
-    or a store that is gone, and the interpreter would wait for it to the end.
+    After a forced stop it waits for no thread: one may hang in a call to a file system or a store that is gone, and
+    the interpreter would wait for it without end.
     """
     if status == ExitCode.FORCED:
         logging.shutdown()

@@ -1,4 +1,4 @@
-"""Going on through broker trouble: the same work again, with growing pauses, saying why each time."""
+"""Retries: the same work again after broker trouble, with growing pauses, and a log line each time."""
 
 import asyncio
 import logging
@@ -15,10 +15,10 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 QUIET_SECONDS = 10.0
-"""Who has read nothing for this long asks the broker whether it is there."""
+"""A reader that was given nothing for this long asks whether the broker still answers."""
 _FIRST_PAUSE_SECONDS = 0.5
 _LAST_PAUSE_SECONDS = 10.0
-_FAREWELL_SECONDS = 3.0
+_GRACE_SECONDS = 3.0
 
 
 async def keep_trying(
@@ -30,11 +30,18 @@ async def keep_trying(
     trouble: type[LlmosError] = BrokerError,
     need: str = BROKER,
 ) -> T | None:
-    """Call `work` until it returns; None when a stop is asked for while it fails.
+    """Call `work` until it returns.
 
-    Raises at once what a repeat would not mend (see `LlmosError.retriable`). `what` says in the log what
-    comes next, as in "starting again from the log". Pauses grow up to `longest_seconds`. `trouble` is what is
-    looked at, `need` what is lost meanwhile (see `runtime.health`).
+    Args:
+        work: Called anew for each attempt.
+        shutdown: Ends the attempts.
+        what: What comes next, for the log, as in "starting again from the log".
+        longest_seconds: Pauses double up to this.
+        trouble: Which errors are retried, if their `retriable` says so. Others are raised at once.
+        need: What the process lacks meanwhile (see `runtime.health`).
+
+    Returns:
+        What `work` returned, or None where a stop was asked for while it failed.
     """
     pause = min(_FIRST_PAUSE_SECONDS, longest_seconds)
     while True:
@@ -47,7 +54,7 @@ async def keep_trying(
             if shutdown.requested:
                 return None
             if monotonic() - begun > 2 * _LAST_PAUSE_SECONDS:
-                pause = _FIRST_PAUSE_SECONDS  # it worked for a while: this is another trouble
+                pause = _FIRST_PAUSE_SECONDS  # the work ran for a while: this is another trouble
             lost(need, str(error))
             RETRIES.labels(need).inc()
             logger.error("%s; %s in %.1f s", error, what, pause)
@@ -59,14 +66,13 @@ async def keep_trying(
         pause = min(2 * pause, longest_seconds)
 
 
-async def until_stop(
-    work: Coroutine[Any, Any, T], shutdown: Shutdown, farewell_seconds: float = _FAREWELL_SECONDS
-) -> T:
-    """Await what the broker is asked for; once a stop is asked for too, for a few more seconds only.
+async def until_stop(work: Coroutine[Any, Any, T], shutdown: Shutdown, grace_seconds: float = _GRACE_SECONDS) -> T:
+    """Await a request to the broker; after a stop was asked for, at most `grace_seconds` more.
 
-    Raises BrokerUnavailable then: a broker that is gone holds nobody up.
+    Raises:
+        BrokerUnavailable: The time is over. A broker that is gone holds no process up.
     """
-    return await run_while(work, _give_up(shutdown, farewell_seconds))
+    return await run_while(work, _give_up(shutdown, grace_seconds))
 
 
 async def _give_up(shutdown: Shutdown, seconds: float) -> None:

@@ -1,11 +1,11 @@
-"""One request to stop, seen by every loop of a process."""
+"""A request to stop, which every loop of a process sees."""
 
 import asyncio
 import contextlib
 
 
 class Shutdown:
-    """Set once, from the event loop's own thread; waited for by anyone.
+    """Set once, from the event loop's own thread.
 
     A role ends its intake when `requested` is true, drains, and returns.
     """
@@ -15,13 +15,15 @@ class Shutdown:
 
     @property
     def requested(self) -> bool:
+        """Whether a stop was asked for."""
         return self._event.is_set()
 
     def request(self) -> None:
+        """Ask for a stop."""
         self._event.set()
 
     async def wait(self, seconds: float | None = None) -> bool:
-        """Wait for the request, at most `seconds`. Returns whether it has come."""
+        """Wait for the request, at most `seconds`, and return whether it came."""
         if seconds is None:
             await self._event.wait()
         else:

@@ -1,4 +1,4 @@
-"""Structured concurrency: the only place where tasks are made."""
+"""Structured concurrency. No other module makes tasks."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -8,10 +8,10 @@ T = TypeVar("T")
 
 
 async def run_all(*coroutines: Coroutine[Any, Any, Any]) -> list[Any]:
-    """Run together and return the results in order.
+    """Run the coroutines together and return their results in order.
 
-    When one raises, the others are cancelled and awaited, and its error is raised bare: callers
-    catch `LlmosError`, not groups. Of several errors the first that is no cancellation travels on.
+    When one raises, the others are cancelled and awaited, and its error is raised without a group around it: callers
+    catch `LlmosError`. Of several errors the first that is no cancellation is raised.
     """
     try:
         async with asyncio.TaskGroup() as group:
@@ -22,7 +22,7 @@ async def run_all(*coroutines: Coroutine[Any, Any, Any]) -> list[Any]:
 
 
 async def run_while(main: Coroutine[Any, Any, T], *helpers: Coroutine[Any, Any, Any]) -> T:
-    """Run `main` with `helpers` beside it, which are cancelled and awaited when it ends."""
+    """Run `main` with `helpers` beside it; when it ends, cancel and await them."""
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(helper) for helper in helpers]

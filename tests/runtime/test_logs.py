@@ -9,7 +9,7 @@ import pytest
 
 from llmos_stream.config import RuntimeSettings
 from llmos_stream.runtime import configure_logging
-from llmos_stream.runtime.logs import last_words
+from llmos_stream.runtime.logs import report_end
 
 
 @pytest.fixture(autouse=True)
@@ -44,11 +44,11 @@ def test_lines_for_people() -> None:
     assert stream.getvalue().rstrip().endswith("WARNING llmos_stream.roles: refused an update")
 
 
-def test_the_last_words_are_as_the_logs_are(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_last_line_has_the_form_of_the_logs(capsys: pytest.CaptureFixture[str]) -> None:
     stream = io.StringIO()
     configure_logging(RuntimeSettings(log_json=True), stream)
-    last_words("error: no")
+    report_end("error: no")
     assert orjson.loads(stream.getvalue())["message"] == "error: no"
     configure_logging(RuntimeSettings(), stream)
-    last_words("error: no")
+    report_end("error: no")
     assert capsys.readouterr().err == "error: no\n"

@@ -95,10 +95,10 @@ def test_a_forced_end_waits_for_no_thread(status: ExitCode, waits: bool, tmp_pat
     code = (
         "import sys, time\n"
         "from concurrent.futures import ThreadPoolExecutor\n"
-        "from llmos_stream.runtime.process import leave\n"
+        "from llmos_stream.runtime.process import exit_process\n"
         "ThreadPoolExecutor(1).submit(lambda: print(open(sys.argv[1]).read()))\n"
         "print('said before')\n"
-        "leave(int(sys.argv[2]))\n"
+        "exit_process(int(sys.argv[2]))\n"
     )
     started = subprocess.Popen(
         [sys.executable, "-c", code, str(pipe), str(int(status))], stdout=subprocess.PIPE, text=True
