@@ -73,6 +73,8 @@ class Contribution:
 
 @unique
 class VersionKind(StrEnum):
+    """Whether a version's payload is the whole model or a delta on its parent."""
+
     FULL = "full"
     DELTA = "delta"
 

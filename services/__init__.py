@@ -1,5 +1,6 @@
-"""The containers of a federation: `python -m services.aggregator`, `.archiver`, `.client`, `.evaluator`, `.inference`,
-`.monitor`.
+"""The containers of a federation.
+
+`python -m services.aggregator`, `.archiver`, `.client`, `.evaluator`, `.inference` and `.monitor` start one each.
 
 Each is the command of `llmos-stream` with a container's defaults: settings from the environment (`LLMOS_…`), JSON logs
 on standard error, and `/health`, `/ready` and `/metrics` on port 8080. What the environment says goes before these.
