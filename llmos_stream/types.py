@@ -19,13 +19,26 @@ class CodecId(IntEnum):
     INT4 = 5
     TOPK = 6
 
+    @property
+    def label(self) -> str:
+        """The codec's name in settings, metrics and reports, such as `int8`."""
+        return self.name.lower()
+
 
 @dataclass(frozen=True, slots=True)
 class CodecSpec:
-    """Which codec wrote a payload, and with which parameters (see `codec.registry`)."""
+    """Which codec wrote a payload, and with which parameters (see `codec.table`)."""
 
     id: int
     params: Mapping[str, Number] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        """The codec's label; an id from outside may have none."""
+        try:
+            return CodecId(self.id).label
+        except ValueError:
+            return f"unknown ({self.id})"
 
 
 class TensorSpec(NamedTuple):

@@ -5,8 +5,8 @@ from llmos_stream.codec.chain import DeltaEncoding, Residual, apply_delta, encod
 from llmos_stream.codec.compact import Compact, compact_bytes
 from llmos_stream.codec.decoding import Decoding, compacting, reading, slices
 from llmos_stream.codec.feedback import ErrorFeedback
-from llmos_stream.codec.layout import Layout, check_flat
-from llmos_stream.codec.payload import SLICE, decode, encode, max_payload_size, payload_digest, weights_digest
+from llmos_stream.codec.layout import Layout, check_flat, is_finite
+from llmos_stream.codec.payload import SLICE, decode, encode, max_payload_size, weights_digest
 from llmos_stream.codec.registry import codec_for, spec_of
 from llmos_stream.codec.scratch import Scratch
 
@@ -29,8 +29,8 @@ __all__ = [
     "encode",
     "encode_delta",
     "fits_delta",
+    "is_finite",
     "max_payload_size",
-    "payload_digest",
     "reading",
     "settle",
     "slices",

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import torch
 from torch import Generator, Tensor
 
-from llmos_stream.codec.layout import check_flat
+from llmos_stream.codec.layout import check_flat, is_finite
 from llmos_stream.codec.payload import SLICE, encode
 from llmos_stream.errors import StateError
 from llmos_stream.types import CodecId, CodecSpec
@@ -51,7 +51,7 @@ class ErrorFeedback:
                 check_flat(value, self._numel)
             except ValueError as error:
                 raise StateError(f"the stored residual does not fit this model: {error}") from None
-            if not _is_finite(value):
+            if not is_finite(value):
                 raise StateError("the stored residual is damaged: it holds NaN or infinity")
         self._residual = value
         self._pending = None
@@ -96,7 +96,7 @@ class ErrorFeedback:
                 values.copy_(delta[begin : begin + SLICE])
             else:
                 torch.add(delta[begin : begin + SLICE], self._residual[begin : begin + SLICE], out=values)
-            if passes_all and not _is_finite(values):
+            if passes_all and not is_finite(values):
                 raise ValueError("the delta holds NaN or infinity")
             yield next(sections)
         self._pending = total
@@ -111,8 +111,3 @@ class ErrorFeedback:
         """The encoded update, if any, will not be sent: keep the old residual."""
         if self._pending is not None:
             self._pending, self._spare = None, self._pending
-
-
-def _is_finite(flat: Tensor) -> bool:
-    # The largest magnitude is NaN or infinite if any element is; isfinite would allocate a mask.
-    return flat.numel() == 0 or bool(torch.stack(flat.aminmax()).isfinite().all())

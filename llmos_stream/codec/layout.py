@@ -110,6 +110,12 @@ def check_flat(flat: Tensor, numel: int | None = None) -> Tensor:
     return flat
 
 
+def is_finite(flat: Tensor) -> bool:
+    """Whether no element is NaN or infinite."""
+    # The extremes are NaN or infinite if any element is; isfinite of all would allocate a mask.
+    return flat.numel() == 0 or bool(torch.stack(flat.aminmax()).isfinite().all())
+
+
 def _name_of(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 

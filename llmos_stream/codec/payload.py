@@ -104,11 +104,3 @@ def _max_section(codec: Codec, count: int) -> int:
 def weights_digest(flat: Tensor) -> bytes:
     """SHA-256 over the elements of `flat` as little-endian float32."""
     return hashlib.sha256(check_flat(flat).detach().numpy().astype("<f4", copy=False).data).digest()
-
-
-def payload_digest(parts: Iterable[Part]) -> bytes:
-    """SHA-256 over the parts as if they were joined."""
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(part)
-    return digest.digest()

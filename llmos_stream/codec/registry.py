@@ -79,7 +79,7 @@ def codec_for(spec: CodecSpec) -> Codec:
     if type(id) not in (int, CodecId) or id not in TABLE:
         raise Rejected(Reason.UNKNOWN_CODEC, f"codec id {id!r:.60}")
     rules, make = TABLE[id]
-    name = CodecId(id).name.lower()
+    name = CodecId(id).label
     if not isinstance(params, Mapping) or params.keys() != rules.keys():
         raise Rejected(Reason.BAD_CODEC_PARAMS, f"{name} takes exactly {sorted(rules)}, not {params!r:.120}")
     for key, is_valid in rules.items():

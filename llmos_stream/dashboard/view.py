@@ -13,7 +13,6 @@ from llmos_stream.dashboard.provenance import Origin
 from llmos_stream.reporting import wording
 from llmos_stream.reporting.clients import Client, ClientState
 from llmos_stream.reporting.points import ClientRow, Refusal
-from llmos_stream.types import CodecId
 
 Json = dict[str, object]
 _NAME = 128
@@ -117,7 +116,7 @@ def details(origin: Origin) -> Json:
         "parent": head.parent,
         "kind": str(head.kind),
         "time_ms": head.time_ms,
-        "codec": CodecId(head.codec.id).name.lower() if head.codec.id in {*CodecId} else str(head.codec.id),
+        "codec": head.codec.label,
         "bytes": head.payload_size,
         "partition": origin.partition,
         "offset": origin.offset,

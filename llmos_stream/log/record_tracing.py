@@ -6,10 +6,9 @@ from contextlib import AbstractContextManager
 
 from llmos_stream.broker import Record
 from llmos_stream.telemetry.tracing import Attribute, Span, TraceParent, span, traceparent_of, tracing
-from llmos_stream.types import CodecId, UpdateHead, VersionHead
+from llmos_stream.types import UpdateHead, VersionHead
 
 _MOST = 4096
-_CODECS = {int(codec): codec.name.lower() for codec in CodecId}
 
 
 def update_attributes(head: UpdateHead) -> dict[str, Attribute]:
@@ -18,7 +17,7 @@ def update_attributes(head: UpdateHead) -> dict[str, Attribute]:
         "client_id": head.client_id,
         "sequence": head.sequence,
         "base_version": head.base_version,
-        "codec": _codec(head),
+        "codec": head.codec.label,
         "bytes": head.payload_size,
     }
 
@@ -31,11 +30,7 @@ def update_span(client_id: str, base_version: int, came: TraceParent | None) -> 
 
 def version_attributes(head: VersionHead) -> dict[str, Attribute]:
     """What spans say of a version."""
-    return {"version": head.number, "codec": _codec(head), "bytes": head.payload_size}
-
-
-def _codec(head: UpdateHead | VersionHead) -> str:
-    return _CODECS.get(head.codec.id, "other")  # nobody may have looked at it yet
+    return {"version": head.number, "codec": head.codec.label, "bytes": head.payload_size}
 
 
 class Trail:

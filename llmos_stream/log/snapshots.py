@@ -8,14 +8,14 @@ from typing import NamedTuple
 from torch import Tensor
 
 from llmos_stream.broker import Reader, TopicPartition
-from llmos_stream.codec import Layout, Residual, decode, encode, max_payload_size, payload_digest
+from llmos_stream.codec import Layout, Residual, decode, encode, max_payload_size
 from llmos_stream.config import WireSettings
 from llmos_stream.errors import Reason, Rejected
 from llmos_stream.log.messages import fetch_message
 from llmos_stream.runtime import Offload
 from llmos_stream.storage.spool import Spooled, Spools, spooled
 from llmos_stream.types import CodecId, CodecSpec, Head, SnapshotHead
-from llmos_stream.wire import Assembler, MemoryStore, Message, Parts, Store
+from llmos_stream.wire import Assembler, MemoryStore, Message, Parts, Store, payload_digest
 
 RESIDUAL = "residual"
 _CODEC = CodecSpec(CodecId.FLOAT32)

@@ -8,12 +8,12 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from llmos_stream.codec import Layout, apply_delta, decode, encode, max_payload_size, payload_digest, weights_digest
+from llmos_stream.codec import Layout, apply_delta, decode, encode, max_payload_size, weights_digest
 from llmos_stream.config import Settings, VersionSettings, WireSettings
 from llmos_stream.errors import Reason, Rejected
 from llmos_stream.storage.spool import Spooled, Spools, spooled
 from llmos_stream.types import CodecId, CodecSpec, Contribution, Head, Part, VersionHead, VersionKind
-from llmos_stream.wire import Assembler, MemoryStore, Message, Parts, Store
+from llmos_stream.wire import Assembler, MemoryStore, Message, Parts, Store, payload_digest
 
 FULL_CODEC = CodecSpec(CodecId.FLOAT32)
 

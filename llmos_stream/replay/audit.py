@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from enum import StrEnum, unique
 
-from llmos_stream.codec import payload_digest
 from llmos_stream.core.replay import Rule
 from llmos_stream.errors import Rejected
 from llmos_stream.replay.errors import UpdateMissing
@@ -11,6 +10,7 @@ from llmos_stream.replay.index import Entry
 from llmos_stream.replay.log import ReplayLog
 from llmos_stream.replay.updates import UpdateSource
 from llmos_stream.types import Contribution, VersionHead
+from llmos_stream.wire import payload_digest
 
 
 @unique

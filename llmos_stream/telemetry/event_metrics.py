@@ -18,7 +18,7 @@ _MAX_METRICS = 32  # an evaluator chooses the names, and each is a series
 _OTHER = "other"
 _VERDICTS = ("sent", "folded", "duplicate", "rejected")
 _REASONS = frozenset(map(str, Reason))
-_CODECS = frozenset(codec.name.lower() for codec in CodecId)
+_CODECS = frozenset(codec.label for codec in CodecId)
 
 
 class EventMetrics:

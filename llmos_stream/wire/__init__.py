@@ -19,6 +19,7 @@ from llmos_stream.wire.frame import (
     FrameKind,
     Prelude,
     pack_prelude,
+    payload_digest,
     prelude_needs,
     unpack_prelude,
 )
@@ -48,6 +49,7 @@ __all__ = [
     "load_event",
     "message_id",
     "pack_prelude",
+    "payload_digest",
     "prelude_needs",
     "read_chunk",
     "record_size_bound",

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 
-from llmos_stream.types import CodecId, Contribution, Head, Number, TensorSpec, UpdateHead, VersionHead
+from llmos_stream.types import Contribution, Head, Number, TensorSpec, UpdateHead, VersionHead
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -25,7 +25,7 @@ def describe(head: Head, *, signature: bytes | None = None, full: bool = True) -
     return {
         **found,
         "layout_digest": head.layout_digest.hex(),
-        "codec": _codec_name(head.codec.id),
+        "codec": head.codec.label,
         "codec_params": _numbers(head.codec.params),
         "payload_size": head.payload_size,
         "payload_digest": head.payload_digest.hex(),
@@ -81,13 +81,6 @@ def _contribution(item: Contribution) -> dict[str, object]:
 
 def _tensor(item: TensorSpec) -> dict[str, object]:
     return {"name": item.name, "shape": list(item.shape), "dtype": item.dtype}
-
-
-def _codec_name(codec: int) -> str:
-    try:
-        return CodecId(codec).name.lower()
-    except ValueError:
-        return f"unknown ({codec})"
 
 
 def _numbers(values: Mapping[str, Number]) -> dict[str, Number | str]:

@@ -15,11 +15,10 @@ import orjson
 
 from llmos_stream.errors import Reason, Rejected
 from llmos_stream.types import Event, EventKind
+from llmos_stream.wire.fields import MAX_TIME_MS
 
 MAX_BYTES = 1 << 20
 """Kafka's default limit on a message: no event can honestly be longer."""
-MAX_TIME_MS = 253_402_300_799_999
-"""The last millisecond of the year 9999, so that every time can be shown as a date."""
 _MAX_AMOUNT = 2**63
 
 

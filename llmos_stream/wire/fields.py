@@ -18,6 +18,7 @@ from llmos_stream.types import Number
 Fields = Mapping[str, object]
 
 MAX_INT = 2**63 - 1
+MAX_TIME_MS = 253_402_300_799_999  # the last millisecond of the year 9999, the last that dates can show
 MAX_NAME_CHARS = 64
 MAX_TENSOR_NAME_CHARS = 512
 MAX_MAP_ENTRIES = 64

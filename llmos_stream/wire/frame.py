@@ -59,8 +59,9 @@ The arrays in `manifest` and `tensors` may have items after those named here, wh
 Every other array and map has at most 64 entries, and a string at most 4096 bytes.
 """
 
+import hashlib
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import IntEnum, unique
 
@@ -196,3 +197,11 @@ def _signature_needs(item: Part) -> int:
     if not 1 <= size <= MAX_SIGNATURE_BYTES:
         raise malformed(f"a signature of {size} bytes, not 1 to {MAX_SIGNATURE_BYTES}")
     return 3 + size
+
+
+def payload_digest(parts: Iterable[Part]) -> bytes:
+    """SHA-256 over the parts as if they were joined."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.digest()

@@ -20,7 +20,6 @@ from llmos_stream.wire import fields as f
 
 MAX_CODEC_PARAMS = 16
 MAX_METRICS = 64
-MAX_TIME_MS = 253_402_300_799_999  # the last millisecond of the year 9999, the last that dates can show
 
 _PAYLOAD = ("layout", "codec", "params", "size", "digest")
 _UPDATE = frozenset({"client", "seq", "base", "n", "metrics", *_PAYLOAD})
@@ -120,7 +119,7 @@ def unpack_version(data: memoryview) -> VersionHead:
         payload_size=f.integer(found, "size", low=0),
         payload_digest=f.digest(found, "digest"),
         weights_digest=f.digest(found, "weights"),
-        time_ms=f.integer(found, "time", low=0, high=MAX_TIME_MS),
+        time_ms=f.integer(found, "time", low=0, high=f.MAX_TIME_MS),
         manifest=tuple(_contribution(item) for item in f.items(found, "manifest")),
         tensors=tuple(_tensor(item) for item in f.items(found, "tensors")) if "tensors" in found else None,
         rule=f.plain(found, "rule"),

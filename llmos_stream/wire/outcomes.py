@@ -1,10 +1,10 @@
 """What becomes of the records that are read: a message, or a refusal."""
 
-import hashlib
 from dataclasses import dataclass, field
 
 from llmos_stream.errors import Reason
 from llmos_stream.types import Head
+from llmos_stream.wire.frame import payload_digest
 from llmos_stream.wire.store import Parts
 
 
@@ -33,10 +33,7 @@ class Message:
         """
         if self.digest_on_the_way is not None:
             return self.digest_on_the_way
-        digest = hashlib.sha256()
-        for part in self.parts:
-            digest.update(part)
-        return digest.digest()
+        return payload_digest(self.parts)
 
 
 @dataclass(frozen=True, slots=True)

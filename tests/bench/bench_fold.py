@@ -18,7 +18,7 @@ import torch
 import zstandard
 from torch import Tensor
 
-from llmos_stream.codec import decode, encode, payload_digest, weights_digest
+from llmos_stream.codec import decode, encode, weights_digest
 from llmos_stream.codec.payload import SLICE
 from llmos_stream.codec.registry import codec_for
 from llmos_stream.codec.scratch import Scratch
@@ -31,7 +31,7 @@ from llmos_stream.core.optimizer import make_optimizer
 from llmos_stream.roles.aggregator.decoding import Decoder
 from llmos_stream.runtime import Offload
 from llmos_stream.types import CodecId, CodecSpec, Contribution, UpdateHead
-from llmos_stream.wire import Message
+from llmos_stream.wire import Message, payload_digest
 from llmos_stream.wire.store import MemoryStore
 from tests.bench.common import add_flags, show, write_json
 

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from llmos_stream.broker import Broker, Topics
-from llmos_stream.codec import Layout, encode, payload_digest
+from llmos_stream.codec import Layout, encode
 from llmos_stream.config import Settings, to_environment
 from llmos_stream.log import ControlView
 from llmos_stream.types import CodecId, CodecSpec, UpdateHead
-from llmos_stream.wire import message_id, pack_prelude, split
+from llmos_stream.wire import message_id, pack_prelude, payload_digest, split
 from tests.bench.children import BenchmarkFailed
 
 _CODEC = CodecSpec(CodecId.FLOAT32)

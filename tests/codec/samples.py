@@ -39,7 +39,7 @@ SPECS = [
 
 
 def name(spec: CodecSpec) -> str:
-    return "-".join([CodecId(spec.id).name.lower(), *(str(value) for value in spec.params.values())])
+    return "-".join([spec.label, *(str(value) for value in spec.params.values())])
 
 
 def generator(seed: int = 0) -> torch.Generator:

@@ -9,7 +9,7 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmos_stream.codec import SLICE, decode, encode, max_payload_size, payload_digest, weights_digest
+from llmos_stream.codec import SLICE, decode, encode, max_payload_size, weights_digest
 from llmos_stream.codec.sections import PartReader
 from llmos_stream.errors import Reason, Rejected
 from llmos_stream.types import CodecSpec, Part
@@ -210,11 +210,6 @@ def test_a_vector_that_requires_grad_is_only_read() -> None:
 def test_weights_digest_is_over_little_endian_float32() -> None:
     assert weights_digest(torch.tensor([1.0, -2.5])) == hashlib.sha256(struct.pack("<2f", 1.0, -2.5)).digest()
     assert weights_digest(torch.zeros(0)) == hashlib.sha256(b"").digest()
-
-
-def test_payload_digest_does_not_depend_on_the_cuts() -> None:
-    parts: list[Part] = [b"ab", memoryview(b"cde"), b"", b"f"]
-    assert payload_digest(parts) == hashlib.sha256(b"abcdef").digest()
 
 
 def test_reader_does_not_copy_within_a_part() -> None:

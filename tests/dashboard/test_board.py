@@ -15,7 +15,8 @@ from llmos_stream.dashboard.view import details, view
 from llmos_stream.log import ControlView
 from llmos_stream.types import Event, EventKind
 from llmos_stream.wire.control import AGGREGATOR, Leader, dump_leader
-from llmos_stream.wire.events import FIELDS, MAX_TIME_MS, amount, metrics, text, whole
+from llmos_stream.wire.events import FIELDS, amount, metrics, text, whole
+from llmos_stream.wire.fields import MAX_TIME_MS
 from tests.dashboard.aids import NOW, event, head
 from tests.reporting.fake import Federation
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from llmos_stream.broker import Broker, Record, Topics
-from llmos_stream.codec import Layout, encode, payload_digest
+from llmos_stream.codec import Layout, encode
 from llmos_stream.config import Settings, load
 from llmos_stream.errors import Fenced
 from llmos_stream.log import RunEnd, read_versions, wait_for_topics
@@ -19,7 +19,7 @@ from llmos_stream.log.scan import LoggedVersion
 from llmos_stream.roles.aggregator import Initial, run_aggregator
 from llmos_stream.runtime import Offload, Shutdown
 from llmos_stream.types import CodecId, CodecSpec, Event, UpdateHead
-from llmos_stream.wire import load_event, message_id, pack_prelude, split
+from llmos_stream.wire import load_event, message_id, pack_prelude, payload_digest, split
 
 LAYOUT = Layout.of({"w": torch.zeros(40), "b": torch.zeros(2, 5)})
 NUMEL = LAYOUT.numel

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from llmos_stream.codec import SLICE, compact_bytes, decode, encode, payload_digest
+from llmos_stream.codec import SLICE, compact_bytes, decode, encode
 from llmos_stream.config import AggregationSettings
 from llmos_stream.core import NewVersion, Update, start, step
 from llmos_stream.core.flat import l2_norm
@@ -15,7 +15,7 @@ from llmos_stream.log.updates import decode_update
 from llmos_stream.roles.aggregator.decoding import Decoder
 from llmos_stream.runtime import Offload
 from llmos_stream.types import CodecId, CodecSpec, Part, SnapshotHead, UpdateHead
-from llmos_stream.wire import Message
+from llmos_stream.wire import Message, payload_digest
 from llmos_stream.wire.store import MemoryStore
 
 NUMEL = SLICE + 12_345

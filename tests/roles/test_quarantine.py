@@ -8,10 +8,10 @@ import torch
 import zstandard
 
 from llmos_stream.broker import Broker
-from llmos_stream.codec import encode, payload_digest
+from llmos_stream.codec import encode
 from llmos_stream.log import decode_version
 from llmos_stream.types import CodecId, CodecSpec, Contribution, VersionHead, VersionKind
-from llmos_stream.wire import message_id, pack_prelude, split
+from llmos_stream.wire import message_id, pack_prelude, payload_digest, split
 from tests.roles.aids import FLOAT32, LAYOUT, NUMEL, aggregator, delta_of, records_of, settings_for, update, update_head
 
 GOOD = list(encode(delta_of(1.0), FLOAT32))

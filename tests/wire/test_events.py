@@ -10,7 +10,8 @@ from llmos_stream.errors import Reason, Rejected
 from llmos_stream.reporting import History
 from llmos_stream.types import Event, EventKind
 from llmos_stream.wire import dump_event, load_event
-from llmos_stream.wire.events import FIELDS, MAX_BYTES, MAX_TIME_MS, fault_of
+from llmos_stream.wire.events import FIELDS, MAX_BYTES, fault_of
+from llmos_stream.wire.fields import MAX_TIME_MS
 from tests.reporting.fake import Federation
 
 MINIMAL: dict[EventKind, dict[str, object]] = {

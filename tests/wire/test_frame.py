@@ -1,5 +1,6 @@
 """The prelude: its bytes, its round trip, its limits and every way to be wrong."""
 
+import hashlib
 import math
 import struct
 from dataclasses import fields
@@ -16,6 +17,7 @@ from llmos_stream.types import (
     CodecSpec,
     Contribution,
     Head,
+    Part,
     SnapshotHead,
     TensorSpec,
     UpdateHead,
@@ -27,6 +29,7 @@ from llmos_stream.wire import (
     MAX_SIGNATURE_BYTES,
     FrameKind,
     pack_prelude,
+    payload_digest,
     prelude_needs,
     unpack_prelude,
 )
@@ -431,3 +434,8 @@ def test_what_no_reader_would_take_is_not_packed(head: Head) -> None:
 def test_a_signature_of_a_wrong_size_is_not_packed(size: int) -> None:
     with pytest.raises(ValueError, match="signature"):
         pack_prelude(UPDATE, b"s" * size)
+
+
+def test_payload_digest_does_not_depend_on_the_cuts() -> None:
+    parts: list[Part] = [b"ab", memoryview(b"cde"), b"", b"f"]
+    assert payload_digest(parts) == hashlib.sha256(b"abcdef").digest()

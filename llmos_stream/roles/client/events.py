@@ -2,7 +2,7 @@
 
 from llmos_stream.errors import Rejected
 from llmos_stream.log.events import event
-from llmos_stream.types import CodecId, Event, EventKind, Role, UpdateHead
+from llmos_stream.types import Event, EventKind, Role, UpdateHead
 
 ROLE = Role.CLIENT
 
@@ -25,7 +25,7 @@ def update_sent(
         sequence=head.sequence,
         base_version=head.base_version,
         num_examples=head.num_examples,
-        codec=CodecId(head.codec.id).name.lower(),
+        codec=head.codec.label,
         raw_bytes=raw_bytes,
         sent_bytes=sent_bytes,
         train_seconds=train_seconds,

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from llmos_stream.codec import SLICE, ErrorFeedback, Layout, encode, spec_of
+from llmos_stream.codec import SLICE, ErrorFeedback, Layout, encode, is_finite, spec_of
 from llmos_stream.config import Settings
 from llmos_stream.errors import StateError, TaskError
 from llmos_stream.roles.client.state import ClientState, Payload, Unsent
@@ -105,7 +105,7 @@ class Outbox:
             sections = self._feedback.sections(delta, self._codec, level=self._level, generator=generator)
             return self._state.write(sequence, sections)
         except ValueError:
-            if not _is_finite(delta):  # it looks itself, so that good deltas are looked at once
+            if not is_finite(delta):  # it looks itself, so that good deltas are looked at once
                 raise _not_finite() from None
             raise
 
@@ -120,14 +120,9 @@ class Outbox:
 def _if_finite(delta: Tensor, sections: Iterator[bytes]) -> Iterator[bytes]:
     """The sections of `delta`; each slice is looked at before its section is made. Raises TaskError."""
     for begin in range(0, delta.numel(), SLICE):
-        if not _is_finite(delta[begin : begin + SLICE]):
+        if not is_finite(delta[begin : begin + SLICE]):
             raise _not_finite()
         yield next(sections)
-
-
-def _is_finite(flat: Tensor) -> bool:
-    # The largest magnitude is NaN or infinite if any element is; isfinite would allocate a mask.
-    return flat.numel() == 0 or bool(torch.stack(flat.aminmax()).isfinite().all())
 
 
 def _not_finite() -> TaskError:

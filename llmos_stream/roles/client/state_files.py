@@ -14,12 +14,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from llmos_stream.codec import payload_digest, weights_digest
+from llmos_stream.codec import weights_digest
 from llmos_stream.errors import Rejected, StateError
 from llmos_stream.storage import durable
 from llmos_stream.storage.durable import DurableFile, FileParts
 from llmos_stream.types import Part, UpdateHead
-from llmos_stream.wire import MAX_PRELUDE_BYTES, MAX_SIGNATURE_BYTES, unpack_prelude
+from llmos_stream.wire import MAX_PRELUDE_BYTES, MAX_SIGNATURE_BYTES, payload_digest, unpack_prelude
 
 _RESIDUAL = "residual"
 _SUMS = "sums:"
