@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import logging
 import shutil
 import socket
 import subprocess
@@ -123,6 +124,53 @@ async def test_a_position_that_retention_has_deleted_is_gone_until_a_seek(kafka:
         assert values(await take(reader, 2)) == [b"\4", b"\5"]
 
 
+# A broker that holds a fetch
+
+
+@pytest.mark.kafka
+@pytest.mark.parametrize("partitions", [1, 3])
+async def test_nobody_waits_for_the_fetch_that_the_broker_holds(
+    kafka: KafkaNode, federation: str, partitions: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The broker may hold it for longer than the test may take, and each look-up and seek is made while it does."""
+    monkeypatch.setattr("llmos_stream.broker.kafka.tuning._SHARED_WAIT_MS", 30_000)
+    broker = connect(kafka.settings().model_copy(update={"fetch_max_wait_ms": 30_000}))
+    topic = await make_topic(broker, federation, partitions)
+    places = [TopicPartition(topic, number) for number in range(partitions)]
+    async with broker.producer() as producer:
+        for at in places:
+            await producer.send_all(topic, [b"first", b"second"], partition=at.partition)
+        async with asyncio.timeout(PATIENCE_SECONDS), broker.reader([topic], start="latest") as reader:
+            assert await reader.poll(0.01) == []
+            assert await reader.end_offsets() == dict.fromkeys(places, 2)
+            assert await reader.lag() == 0
+            for at in places:
+                reader.seek(at, 1)
+            assert values(await take(reader, partitions)) == [b"second"] * partitions
+            assert await reader.poll(0.01) == []
+            await reader.seek_to_beginning()
+            assert await reader.lag() == 2 * partitions
+            assert len(await take(reader, 2 * partitions)) == 2 * partitions
+            assert await reader.poll(0.01) == []
+            await producer.send(topic, b"third", partition=0)
+            assert values(await take(reader, 1)) == [b"third"]
+
+
+@pytest.mark.kafka
+async def test_a_reader_that_opens_knows_who_leads_before_it_asks(
+    kafka: KafkaNode, federation: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """aiokafka sleeps before it asks again; readers are opened too often for that."""
+    broker = connect(kafka.settings())
+    topic = await make_topic(broker, federation)
+    with caplog.at_level(logging.DEBUG, logger="aiokafka.consumer.fetcher"):
+        async with broker.reader([topic], start="earliest"):
+            pass
+    said = [record.message for record in caplog.records]
+    assert any("ListOffset" in line for line in said)
+    assert not any("wait for metadata refresh" in line for line in said)
+
+
 @pytest.mark.kafka
 async def test_a_producer_that_kafka_refused_says_so_until_another_is_opened(kafka: KafkaNode, federation: str) -> None:
     broker = connect(kafka.settings())
@@ -240,9 +288,10 @@ async def test_a_broker_that_stays_away_is_an_error_in_time_and_nothing_hangs(
     assert len(caplog.records) < 15
 
     await asyncio.to_thread(own.start)
-    async with broker.producer(federation) as successor:
+    patient = connect(kafka.settings())
+    async with patient.producer(federation) as successor:
         await write_one(successor, topic, b"successor")
-    assert values(await read_all(broker, topic)) == [b"safe", b"successor"]
+    assert values(await read_all(patient, topic)) == [b"safe", b"successor"]
 
 
 # Credentials

@@ -1,13 +1,17 @@
 """Where aiokafka (0.12 to 0.14) needs help. All that touches its private names is in this module."""
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Collection
 from contextlib import suppress
+from typing import Any
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from aiokafka import TopicPartition as TheirPartition
+from aiokafka.client import ConnectionGroup
 from aiokafka.errors import KafkaError
 
 _IMPATIENT_SECONDS = 1.0
+_LIST_OFFSETS = 2  # in Kafka's protocol
 
 
 def writer_error(client: AIOKafkaProducer) -> BaseException | None:
@@ -20,6 +24,45 @@ def reader_error(client: AIOKafkaConsumer) -> BaseException | None:
     """What killed the task that fetches, if anything did; polls would find nothing for ever."""
     task = client._fetcher.error_future
     return task.exception() if task.done() and not task.cancelled() else None
+
+
+async def prepare_consumer(client: AIOKafkaConsumer, topics: Collection[str]) -> None:
+    """Learn who leads `topics`, and look up offsets on a second connection while a fetch is under way.
+
+    Without the first, aiokafka's first look-up sleeps for 100 ms. Without the second, a look-up waits for the fetch
+    that the broker holds, up to `fetch_max_wait_ms`: Kafka answers the requests of a connection in order.
+    """
+    send = client._client.send
+
+    def send_past_fetches(node: int, request: Any, *, group: int = ConnectionGroup.DEFAULT) -> Awaitable[Any]:
+        if request.API_KEY == _LIST_OFFSETS and node in client._fetcher._in_flight:
+            group = ConnectionGroup.COORDINATION
+        answer: Awaitable[Any] = send(node, request, group=group)
+        return answer
+
+    client._client.send = send_past_fetches
+    await client._client.set_topics(topics)
+
+
+def seek(client: AIOKafkaConsumer, at: TheirPartition, offset: int) -> None:
+    """Read on from `offset` without waiting for the fetch that the broker holds where the log ends.
+
+    aiokafka does not take back a fetch, and Kafka answers in order, so the connection goes with it.
+    """
+    position = client._subscription.subscription.assignment.state_value(at)._position
+    held = client.last_stable_offset(at) in {None, position}
+    client.seek(at, offset)
+    if held:
+        for fetch in client._fetcher._pending_tasks:
+            if fetch.cancel():
+                fetch.add_done_callback(lambda _: _fetch_anew(client))
+
+
+def _fetch_anew(client: AIOKafkaConsumer) -> None:
+    for (_, group), connection in client._client._conns.items():
+        if group == ConnectionGroup.DEFAULT:
+            connection.close()
+    client._fetcher._notify(client._fetcher._wait_consume_future)
 
 
 async def uninterrupted(start: Awaitable[None], *, seconds: float) -> None:

@@ -10,7 +10,7 @@ from aiokafka import AIOKafkaConsumer
 from aiokafka import TopicPartition as TheirPartition
 
 from llmos_stream.broker.kafka.connection import Connection
-from llmos_stream.broker.kafka.quirks import close_consumer, reader_error
+from llmos_stream.broker.kafka.quirks import close_consumer, prepare_consumer, reader_error, seek
 from llmos_stream.broker.kafka.translate import AIOKAFKA_ERRORS, translate
 from llmos_stream.broker.kafka.tuning import fetch_options
 from llmos_stream.broker.ports import Record, Start, TopicPartition
@@ -60,6 +60,8 @@ class KafkaReader:
             AIOKafkaConsumer.stop,
         )
         try:
+            async with self._translating():
+                await prepare_consumer(self._client, self._topics)
             positions = await self._first()
         except BaseException:
             await self._close()
@@ -88,7 +90,7 @@ class KafkaReader:
     def seek(self, at: TopicPartition, offset: int) -> None:
         if offset < 0:
             raise ValueError(f"offset {offset} is negative")
-        self._client.seek(self._own(at), offset)
+        seek(self._client, self._own(at), offset)
 
     async def seek_to_beginning(self, *at: TopicPartition) -> None:
         for one, offset in (await self._beginnings(at or self.partitions)).items():

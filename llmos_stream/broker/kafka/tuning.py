@@ -24,10 +24,9 @@ def fetch_options(settings: BrokerSettings, partitions: int) -> dict[str, Any]:
         "max_partition_fetch_bytes": settings.max_partition_fetch_bytes,
         # aiokafka's 50 MiB would let a topic of many partitions take 200 MiB of memory at once.
         "fetch_max_bytes": settings.fetch_max_bytes,
-        # A new record ends the wait at once, so that a short one only costs idle readers requests. It is what a seek
-        # may have to wait for, as aiokafka has one fetch under way and does not take it back. That fetch leaves out
-        # the partitions whose records have not been taken yet: with several, a partition's next record may find the
-        # others being waited for, and so wait itself.
+        # A new record ends the wait at once, so that a short one only costs idle readers requests. But aiokafka has one
+        # fetch under way, which leaves out the partitions whose records have not been taken yet: with several, a
+        # partition's next record may find the others being waited for, and so wait itself.
         "fetch_max_wait_ms": min(settings.fetch_max_wait_ms, _SHARED_WAIT_MS if partitions > 1 else math.inf),
     }
 
