@@ -44,7 +44,7 @@ def run_archive_command(arguments: argparse.Namespace) -> int:
     from llmos_stream.registry import STORE, open_store, run_archiver
 
     settings = load_settings(arguments)
-    store = open_store(settings)
+    store = open_store(settings.registry, settings.federation.name)
     archived: list[int] = []
 
     async def role(broker: "Broker", offload: Offload, shutdown: Shutdown) -> None:
@@ -133,7 +133,7 @@ async def _export_archived(
 
     if settings.registry.url is None:
         raise why_not if isinstance(why_not, TopicMissing) else ConfigError(str(why_not))
-    store = open_store(settings)
+    store = open_store(settings.registry, settings.federation.name)
     held = await offload.run(store.numbers)
     if not held or (number is not None and number not in held):
         raise ConfigError(f"{why_not}; the registry holds {_listed(held)}")

@@ -16,7 +16,7 @@ from llmos_stream.errors import ConfigError
 from llmos_stream.inference.errors import NotHeld
 from llmos_stream.inference.routing import Choice, Route, Why, choose, serving
 from llmos_stream.log import Version
-from llmos_stream.registry import Archived
+from llmos_stream.registry import ArchivedVersion
 from llmos_stream.training import Task, load_, shared_tensors
 
 _REMEMBERED = 32
@@ -41,7 +41,7 @@ def build(task: Task, settings: Settings, version: Version) -> Held:
     return Held(head.number, head.weights_digest.hex(), head.time_ms, model)
 
 
-def build_archived(task: Task, settings: Settings, entry: Archived, weights: Tensor) -> Held:
+def build_archived(task: Task, settings: Settings, entry: ArchivedVersion, weights: Tensor) -> Held:
     """As `build`, of what the registry holds."""
     model = _model(task, settings, entry.layout, weights)
     return Held(entry.version, entry.weights_digest.hex(), entry.time_ms, model)

@@ -15,7 +15,7 @@ from llmos_stream.broker import Broker
 from llmos_stream.config import Settings
 from llmos_stream.errors import ConfigError, LlmosError, OffsetGone
 from llmos_stream.inference.held import Held, build, build_archived
-from llmos_stream.registry import STORE, Damaged, NotArchived, Store, StoreUnavailable, open_store
+from llmos_stream.registry import STORE, Damaged, NotArchived, StoreUnavailable, VersionStore, open_store
 from llmos_stream.replay import Missing, ReplayLog
 from llmos_stream.runtime import Offload
 from llmos_stream.telemetry.process_metrics import RETRIES
@@ -62,7 +62,9 @@ class Promoted:
         self._offload = offload
         self._fetching = fetching
         self._clock = clock
-        self._store: Store | None = None if settings.registry.url is None else open_store(settings)
+        self._store: VersionStore | None = (
+            None if settings.registry.url is None else open_store(settings.registry, settings.federation.name)
+        )
         self._search: _Search | None = None
         self._asked = asyncio.Event()
 
@@ -140,7 +142,7 @@ class Promoted:
             found = await past.version(version)
         return await self._offload.run(build, self._task, self._settings, found)
 
-    async def _archived(self, store: Store, version: int) -> Held:
+    async def _archived(self, store: VersionStore, version: int) -> Held:
         """Raises StoreUnavailable, NotArchived, Damaged, and ConfigError for one of another model."""
         entry, weights = await self._fetching.run(store.load, version)
         return await self._offload.run(build_archived, self._task, self._settings, entry, weights)

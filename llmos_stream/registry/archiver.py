@@ -10,15 +10,16 @@ from contextlib import AsyncExitStack
 from functools import partial
 from typing import TypeVar
 
+from prometheus_client import Counter, Gauge
+
 from llmos_stream.broker import Broker, Reader, TopicPartition, Topics
 from llmos_stream.config import Settings
 from llmos_stream.errors import ConfigError, OffsetGone, Rejected
 from llmos_stream.log import ControlView, Pointer, Promotion, Replica, wait_for_topics
 from llmos_stream.log.scan import HeadReader, LoggedHead
-from llmos_stream.registry.errors import Damaged, StoreUnavailable
+from llmos_stream.registry.entry import Damaged
 from llmos_stream.registry.lookup import Heads, find_in_log
-from llmos_stream.registry.metrics import ARCHIVED, ARCHIVED_BYTES, HELD, NEWEST
-from llmos_stream.registry.store import Store
+from llmos_stream.registry.store import StoreUnavailable, VersionStore
 from llmos_stream.runtime import Offload, Shutdown
 from llmos_stream.runtime.retry import keep_trying, until_stop
 from llmos_stream.types import VersionHead
@@ -28,6 +29,10 @@ logger = logging.getLogger(__name__)
 
 STORE = "store"
 """What the archiver needs beside its broker, as `/ready` names it."""
+ARCHIVED = Counter("llmos_archived_versions", "Versions archived by this process.")
+ARCHIVED_BYTES = Counter("llmos_archived_bytes", "Bytes of the tensors that these versions take in the store.")
+HELD = Gauge("llmos_registry_versions", "Versions in the registry.")
+NEWEST = Gauge("llmos_registry_newest_version", "Number of the newest version in the registry.")
 _POLL_SECONDS = 0.25
 _FETCH_SECONDS = 60.0
 
@@ -35,7 +40,7 @@ T = TypeVar("T")
 
 
 async def run_archiver(
-    broker: Broker, settings: Settings, store: Store, offload: Offload, shutdown: Shutdown
+    broker: Broker, settings: Settings, store: VersionStore, offload: Offload, shutdown: Shutdown
 ) -> list[int]:
     """Archive versions until the run ends. Returns those archived here, in that order.
 
@@ -50,7 +55,9 @@ async def run_archiver(
 class _Archiving:
     """What the archiver keeps while it loses the broker and finds it again."""
 
-    def __init__(self, broker: Broker, settings: Settings, store: Store, offload: Offload, shutdown: Shutdown) -> None:
+    def __init__(
+        self, broker: Broker, settings: Settings, store: VersionStore, offload: Offload, shutdown: Shutdown
+    ) -> None:
         self._broker = broker
         self._rule = settings.registry
         self._wire = settings.wire

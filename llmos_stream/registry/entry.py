@@ -1,13 +1,13 @@
-"""What `version.json` says of an archived version.
+"""The format of `version.json`, which describes an archived version.
 
 format      1
 federation  its name
 version     the number
-head        everything the version's head said, manifest included, as `wire.describe` has it; digests in hex
-layout      [[name, [dimension, ...], dtype], ...], also where the head was a delta's and had none
+head        the version's head with its manifest, as `wire.describe` writes it; digests in hex
+layout      [[name, [dimension, ...], dtype], ...], also where the head is a delta's, which has none
 model       {"size": bytes, "sha256": hex} of model.safetensors
 log         where the version lay in `<f>.models`, as in the control record `latest`
-created     when it was archived, ISO 8601
+created     time of archiving, ISO 8601
 """
 
 from collections.abc import Mapping
@@ -18,9 +18,8 @@ from typing import Any
 import orjson
 
 from llmos_stream.codec import Layout
-from llmos_stream.errors import Rejected
+from llmos_stream.errors import LlmosError, Rejected
 from llmos_stream.log import Pointer, Version
-from llmos_stream.registry.errors import Damaged
 from llmos_stream.wire import describe
 from llmos_stream.wire.control import dump_latest, load_latest
 
@@ -28,9 +27,13 @@ _FORMAT = 1
 _DIGEST_BYTES = 32
 
 
+class Damaged(LlmosError):
+    """What the registry holds of a version is not what was archived."""
+
+
 @dataclass(frozen=True, slots=True)
-class Archived:
-    """A version as the registry describes it. `size` and `sha256` are those of its safetensors file."""
+class ArchivedVersion:
+    """A version in the registry. `size` and `sha256` are those of its safetensors file."""
 
     federation: str
     version: int
@@ -43,34 +46,38 @@ class Archived:
 
     @property
     def weights_digest(self) -> bytes:
+        """SHA-256 of the weights, from the head."""
         return bytes.fromhex(self.head["weights_digest"])
 
     @property
     def time_ms(self) -> int:
-        """When it was made, in milliseconds since the epoch."""
+        """Time of the version, in milliseconds since the epoch."""
         return round(datetime.fromisoformat(self.head["time"]).timestamp() * 1000)
 
     @property
     def metadata(self) -> dict[str, str]:
+        """The metadata of its safetensors file."""
         return file_metadata(self.federation, self.version, self.weights_digest)
 
     def is_of(self, version: Mapping[str, object]) -> bool:
-        """Whether it is the version with this head (as `wire.describe` has it), not one of another run."""
+        """Whether it has this head (as `wire.describe` writes it), and is not a version of another run."""
         return all(self.head.get(name) == version[name] for name in ("number", "time", "weights_digest"))
 
 
 def file_metadata(federation: str, version: int, weights_digest: bytes) -> dict[str, str]:
-    """What a safetensors file says of itself."""
+    """Return the metadata in the header of a version's safetensors file."""
     return {"federation": federation, "version": str(version), "weights_digest": weights_digest.hex()}
 
 
-def entry_of(federation: str, version: Version, at: Pointer, size: int, sha256: bytes) -> Archived:
+def entry_of(federation: str, version: Version, at: Pointer, size: int, sha256: bytes) -> ArchivedVersion:
+    """Describe `version`, which lies at `at` in the log and is archived now."""
     created = datetime.now(UTC).isoformat(timespec="milliseconds")
     head = describe(version.head)
-    return Archived(federation, version.head.number, head, version.layout, size, sha256, at, created)
+    return ArchivedVersion(federation, version.head.number, head, version.layout, size, sha256, at, created)
 
 
-def dump_entry(entry: Archived) -> bytes:
+def dump_entry(entry: ArchivedVersion) -> bytes:
+    """Write `version.json`."""
     value = {
         "format": _FORMAT,
         "federation": entry.federation,
@@ -84,14 +91,18 @@ def dump_entry(entry: Archived) -> bytes:
     return orjson.dumps(value, option=orjson.OPT_INDENT_2)
 
 
-def load_entry(data: bytes, federation: str, number: int) -> Archived:
-    """Raises Damaged for what `dump_entry` did not write for this version."""
+def load_entry(data: bytes, federation: str, number: int) -> ArchivedVersion:
+    """Read `version.json`.
+
+    Raises:
+        Damaged: `dump_entry` did not write it for this version.
+    """
     try:
         value = orjson.loads(data)
         if value["format"] != _FORMAT:
             raise Damaged(f"version.json is of format {value['format']!r:.20}; this release reads {_FORMAT}")
         head, model = dict(value["head"]), value["model"]
-        found = Archived(
+        found = ArchivedVersion(
             federation=str(value["federation"]),
             version=int(value["version"]),
             head=head,

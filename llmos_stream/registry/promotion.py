@@ -52,7 +52,7 @@ async def _check(broker: Broker, settings: Settings, number: int, offload: Offlo
         return
     if settings.registry.url is None:
         raise ConfigError(f"version {number} is not in the log; name the registry that has it with registry.url")
-    has: Callable[[int], bool] = open_store(settings).has
+    has: Callable[[int], bool] = open_store(settings.registry, settings.federation.name).has
     if not await offload.run(has, number):
         raise ConfigError(f"version {number} is neither in the log nor in the registry; see llmos-stream versions list")
 

@@ -1,10 +1,10 @@
-"""Weights as the bytes of a safetensors file, piece by piece, without a second copy of the model.
+"""A model's weights as a safetensors file, piece by piece, without a second copy of the model.
 
     8 bytes    length of the header, little endian
     header     JSON: `__metadata__` and each tensor's dtype, shape and [begin, end) in what follows; spaces to 8 bytes
     data       each tensor in row-major order, little endian, the widest dtypes first, so that all are aligned
 
-The header follows from layout and metadata alone: a reader compares it, and interprets nothing from outside.
+Layout and metadata alone determine the header, so that a reader compares it and interprets nothing from outside.
 (https://huggingface.co/docs/safetensors, "Format")
 """
 
@@ -25,7 +25,11 @@ _ALIGNMENT = 8
 
 
 def file_header(layout: Layout, metadata: Mapping[str, str]) -> bytes:
-    """The file up to its data. Raises ConfigError for a tensor that takes the name safetensors keeps for itself."""
+    """Return the file up to its data.
+
+    Raises:
+        ConfigError: A tensor has the name that safetensors reserves.
+    """
     entries: dict[str, object] = {_METADATA: dict(metadata)}
     at = 0
     for index in _order(layout):
@@ -41,28 +45,28 @@ def file_header(layout: Layout, metadata: Mapping[str, str]) -> bytes:
 
 
 def data_size(layout: Layout) -> int:
-    """Bytes that follow the header."""
+    """Return the number of bytes after the header."""
     return sum(math.prod(shape) * _DTYPES[dtype].itemsize for _, shape, dtype in layout.tensors)
 
 
 def file_pieces(weights: Tensor, layout: Layout, metadata: Mapping[str, str]) -> Iterator[bytes | memoryview]:
-    """The whole file. A piece is good until `weights` (flat, float32) change."""
+    """Yield the whole file. A piece is valid until `weights` (flat, float32) change."""
     yield file_header(layout, metadata)
     for piece, dtype in _slices(weights, layout):
         yield _bytes_of(piece.to(dtype))
 
 
-def rooms(weights: Tensor, layout: Layout) -> Iterator[memoryview]:
-    """Where the data of a file goes, in its order: fill each before asking for the next; then `weights` are filled."""
+def read_buffers(weights: Tensor, layout: Layout) -> Iterator[memoryview]:
+    """Yield the buffers for a file's data, in its order. Fill each before the next; they make up `weights`."""
     for piece, dtype in _slices(weights, layout):
-        room = piece if dtype == torch.float32 else torch.empty(piece.numel(), dtype=dtype)
-        yield _bytes_of(room)
-        if room is not piece:
-            piece.copy_(room)
+        buffer = piece if dtype == torch.float32 else torch.empty(piece.numel(), dtype=dtype)
+        yield _bytes_of(buffer)
+        if buffer is not piece:
+            piece.copy_(buffer)
 
 
-def keeps_weights(layout: Layout) -> bool:
-    """Whether the file holds the float32 weights exactly, and not rounded to narrower dtypes."""
+def is_exact(layout: Layout) -> bool:
+    """Whether the file holds the float32 weights exactly, with no tensor rounded to a narrower dtype."""
     return all(_DTYPES[dtype].itemsize >= 4 for _, _, dtype in layout.tensors)
 
 

@@ -108,6 +108,7 @@ def test_archive_keeps_what_is_promoted_and_stops_in_order(llmos: Run, start: St
     running = start("archive", "--registry.keep", "promoted", "--json")
     assert llmos("versions", "promote", "1").status == 0
     assert json.loads(_stop_once_archived(running, 1)) == {"archived": [1]}
-    entry, _ = open_store(load()).load(1)
+    settings = load()
+    entry, _ = open_store(settings.registry, settings.federation.name).load(1)
     assert [item["client_id"] for item in entry.head["manifest"]] == ["a", "b"]
     assert sorted(path.name for path in registry.iterdir()) == ["00000001"]

@@ -126,7 +126,7 @@ def test_versions_are_kept_by_one_and_read_by_two(composed: dict[str, Any]) -> N
 
 
 def test_reading_a_volume_that_is_empty_makes_nothing_there(tmp_path: Path) -> None:
-    store = open_store(load({"registry": {"url": f"file://{tmp_path}/models"}}))
+    store = open_store(load({"registry": {"url": f"file://{tmp_path}/models"}}).registry, "ward")
     assert store.numbers() == []
     assert not store.has(1)
     with pytest.raises(NotArchived):

@@ -35,7 +35,8 @@ print(os.getuid(), os.getgid(), int(status["CapEff"], 16), int(status["NoNewPriv
 _ARCHIVED = """
 from llmos_stream.config import load
 from llmos_stream.registry import open_store
-print(*open_store(load()).numbers())
+settings = load()
+print(*open_store(settings.registry, settings.federation.name).numbers())
 """
 
 

@@ -22,14 +22,14 @@ from llmos_stream.inference import promoted as module
 from llmos_stream.inference.held import build, build_archived
 from llmos_stream.inference.promoted import Promoted
 from llmos_stream.log import decoded_versions
-from llmos_stream.registry import Store, StoreUnavailable, find_in_log, open_store, promote
+from llmos_stream.registry import StoreUnavailable, VersionStore, find_in_log, promote
 from llmos_stream.roles.aggregator import Initial
 from llmos_stream.runtime import Offload, Shutdown, run_while
 from llmos_stream.training import shared_tensors
 from tests.conftest import KafkaNode
 from tests.inference.aids import SECONDS, until
 from tests.inference.following import promote_in_log, publish, serving_of, settings_of, task_of
-from tests.registry.aids import AT, version_of
+from tests.registry.aids import AT, store_of, version_of
 from tests.replay.aids import running_from
 
 _OLD = 70
@@ -41,7 +41,7 @@ def _with_registry(federation: str, folder: Path, **sections: Any) -> Settings:
 
 
 def _archive(settings: Settings, initial: Initial, number: int = _OLD) -> None:
-    open_store(settings).save(version_of(initial.layout, number), AT)
+    store_of(settings).save(version_of(initial.layout, number), AT)
 
 
 class _Away:
@@ -50,15 +50,15 @@ class _Away:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.away = True
         self.asked = 0
-        real = Store.load
+        real = VersionStore.load
 
-        def load(store: Store, number: int) -> Any:
+        def load(store: VersionStore, number: int) -> Any:
             self.asked += 1
             if self.away:
                 raise StoreUnavailable("nobody answers")
             return real(store, number)
 
-        monkeypatch.setattr(Store, "load", load)
+        monkeypatch.setattr(VersionStore, "load", load)
 
 
 class _Stuck:
@@ -67,14 +67,14 @@ class _Stuck:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.asked = 0
         self._gone_on = threading.Event()
-        real = Store.load
+        real = VersionStore.load
 
-        def load(store: Store, number: int) -> Any:
+        def load(store: VersionStore, number: int) -> Any:
             self.asked += 1
             self._gone_on.wait(60)
             return real(store, number)
 
-        monkeypatch.setattr(Store, "load", load)
+        monkeypatch.setattr(VersionStore, "load", load)
 
     def let_go(self) -> None:
         self._gone_on.set()
@@ -127,7 +127,7 @@ async def test_one_that_retention_has_deleted_is_promoted_and_serves(
         async with running.broker.reader([running.topics.models], start="earliest") as reader:
             async for version in decoded_versions(reader, settings.wire):
                 if version.head.number == 2:
-                    open_store(settings).save(version, AT)
+                    store_of(settings).save(version, AT)
         kept = await find_in_log(broker, federation, 4)
         assert kept is not None
         await _delete(kafka, running.topics.models, kept.beginning.offset)
@@ -153,9 +153,9 @@ async def test_narrow_tensors_are_what_the_model_would_have_made_of_them(federat
 
     narrow: Any = Narrow()
     version = version_of(Layout.of(shared_tensors(narrow.model(), settings.task.share)), _OLD)
-    open_store(settings).save(version, AT)
+    store_of(settings).save(version, AT)
     logged = build(narrow, settings, version).model.state_dict()
-    archived = build_archived(narrow, settings, *open_store(settings).load(_OLD)).model.state_dict()
+    archived = build_archived(narrow, settings, *store_of(settings).load(_OLD)).model.state_dict()
     assert {tensor.dtype for tensor in archived.values()} == {torch.float32, torch.bfloat16, torch.float16}
     assert all(torch.equal(archived[name], tensor) for name, tensor in logged.items())
 
@@ -319,7 +319,7 @@ async def test_what_cannot_be_had_is_said_once_and_not_asked_for_again(
     task, initial = task_of(settings)
     place = tmp_path / federation / f"{_OLD:08d}"
     if harm == "another model":
-        open_store(settings).save(version_of(Layout.of({"w": torch.zeros(3)}), _OLD), AT)
+        store_of(settings).save(version_of(Layout.of({"w": torch.zeros(3)}), _OLD), AT)
     elif harm != "nothing there":
         _archive(settings, initial)
         name, cut = ("model.safetensors", 1) if harm == "cut short" else ("version.json", 0)

@@ -1,9 +1,10 @@
 """What our processes export: every metric by name, whether it has samples yet or not."""
 
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
+from prometheus_client.metrics import MetricWrapperBase
 
 from llmos_stream.inference.metrics import InferenceMetrics
-from llmos_stream.registry import metrics as registry_metrics
+from llmos_stream.registry import archiver
 from llmos_stream.runtime import Health
 from llmos_stream.telemetry import process_metrics
 from llmos_stream.telemetry.event_metrics import EventMetrics
@@ -33,10 +34,10 @@ def everything(registry: CollectorRegistry) -> CollectorRegistry:
     GCCollector(registry=registry)
     EventMetrics("llmos", registry)
     InferenceMetrics(registry)
-    for module in (process_metrics, registry_metrics):
-        for name in vars(module):
-            if name.isupper() and not name.startswith("_"):
-                registry.register(getattr(module, name))
+    for module in (process_metrics, archiver):
+        for value in vars(module).values():
+            if isinstance(value, MetricWrapperBase):
+                registry.register(value)
     return registry
 
 

@@ -72,7 +72,7 @@ async def run_whole(broker: Broker, settings: Settings, shutdown: Shutdown, *, q
         await run_all(
             run_aggregator(broker, settings, lambda: initial_of(task, settings), offload, shutdown),
             run_evaluator(broker, settings, task, offload, shutdown),
-            run_archiver(broker, settings, open_store(settings), offload, shutdown),
+            run_archiver(broker, settings, open_store(settings.registry, settings.federation.name), offload, shutdown),
             run_inference(broker, settings, task, offload, shutdown),
             follow_events(broker, settings, federation_metrics().observe, shutdown),
             _ask(settings.inference.port, shutdown),

@@ -11,7 +11,7 @@ from llmos_stream.codec import Layout
 from llmos_stream.config import Settings
 from llmos_stream.log import Pointer, Version, decode_version
 from llmos_stream.log.versions import Origin, encode_version, rule_of
-from llmos_stream.registry import Store, open_store
+from llmos_stream.registry import VersionStore, open_store
 from llmos_stream.types import Contribution
 from tests.roles.aids import settings_for
 
@@ -32,8 +32,12 @@ def registry_settings(url: str, federation: str = "ward", **registry: Any) -> Se
     return settings_for(federation, registry={"url": url, **registry})
 
 
-def store_at(url: str, federation: str = "ward") -> Store:
-    return open_store(registry_settings(url, federation))
+def store_of(settings: Settings) -> VersionStore:
+    return open_store(settings.registry, settings.federation.name)
+
+
+def store_at(url: str, federation: str = "ward") -> VersionStore:
+    return store_of(registry_settings(url, federation))
 
 
 def version_of(layout: Layout, number: int = 7) -> Version:

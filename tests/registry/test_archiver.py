@@ -15,11 +15,11 @@ from llmos_stream.broker import Broker, MemoryBroker, Record
 from llmos_stream.config import Settings
 from llmos_stream.errors import BrokerUnavailable, ConfigError
 from llmos_stream.log import decoded_versions
-from llmos_stream.registry import Store, StoreUnavailable, open_store, promote, roll_back, run_archiver
+from llmos_stream.registry import StoreUnavailable, VersionStore, promote, roll_back, run_archiver
 from llmos_stream.roles.aggregator import initial_of
 from llmos_stream.runtime import Offload, Shutdown, retry
 from llmos_stream.training import load_task
-from tests.registry.aids import AT, Folder, registry_settings, version_of
+from tests.registry.aids import AT, Folder, registry_settings, store_of, version_of
 from tests.replay.aids import running_from
 from tests.roles.aids import LAYOUT, Running, aggregator, delta_of, settings_for, update
 
@@ -47,7 +47,7 @@ async def _publish(running: Running, numbers: Iterable[int]) -> None:
         await running.version(number)
 
 
-async def _until(store: Store, numbers: list[int]) -> None:
+async def _until(store: VersionStore, numbers: list[int]) -> None:
     async with asyncio.timeout(_SECONDS):
         while await asyncio.to_thread(store.numbers) != numbers:
             pass
@@ -58,7 +58,7 @@ async def _archiver(broker: Broker, settings: Settings, stop: bool = False) -> A
     """Run an archiver; at the end of the block wait for it, or stop it."""
     shutdown = Shutdown()
     async with Offload(2) as offload:
-        task = asyncio.create_task(run_archiver(broker, settings, open_store(settings), offload, shutdown))
+        task = asyncio.create_task(run_archiver(broker, settings, store_of(settings), offload, shutdown))
         try:
             yield task
             if not stop:
@@ -70,7 +70,7 @@ async def _archiver(broker: Broker, settings: Settings, stop: bool = False) -> A
     task.result()
 
 
-async def _check_weights(running: Running, store: Store) -> None:
+async def _check_weights(running: Running, store: VersionStore) -> None:
     """What is archived is what the log holds, with the manifest."""
     numbers = store.numbers()
     async with running.broker.reader([running.topics.models], start="earliest") as reader:
@@ -97,8 +97,8 @@ async def test_every_third_version_and_the_last(broker: Broker, federation: str,
         async with _archiver(broker, settings) as archiving:
             await _publish(running, range(1, last + 1))
         assert archiving.result() == sorted({0, 3, 6, last})
-        await _check_weights(running, open_store(settings))
-        assert open_store(settings).numbers() == archiving.result()
+        await _check_weights(running, store_of(settings))
+        assert store_of(settings).numbers() == archiving.result()
 
 
 @pytest.mark.parametrize(("keep", "kept"), [("last", [6]), ("promoted", [])])
@@ -115,10 +115,10 @@ async def test_one_that_is_started_again_archives_nothing_twice(
     broker: Broker, federation: str, folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = _settings(federation, folder, 9, every=2)
-    store, read = open_store(settings), []
-    entry = Store.entry
+    store, read = store_of(settings), []
+    entry = VersionStore.entry
 
-    def noted(self: Store, number: int) -> Any:
+    def noted(self: VersionStore, number: int) -> Any:
         read.append(number)
         return entry(self, number)
 
@@ -127,7 +127,7 @@ async def test_one_that_is_started_again_archives_nothing_twice(
             await _publish(running, range(1, 6))
             await _until(store, [0, 2, 4])
         await _publish(running, range(6, 10))
-        monkeypatch.setattr(Store, "entry", noted)
+        monkeypatch.setattr(VersionStore, "entry", noted)
         async with _archiver(broker, settings) as again:
             pass
         assert again.result() == [6, 8, 9]
@@ -141,7 +141,7 @@ async def test_one_that_is_started_again_archives_nothing_twice(
 
 async def test_a_promoted_version_is_archived_wherever_it_is(broker: Broker, federation: str, folder: Folder) -> None:
     settings = _settings(federation, folder, 9, keep="promoted")
-    store = open_store(settings)
+    store = store_of(settings)
     async with aggregator(broker, settings) as running:
         await _publish(running, range(1, 4))
         await _promote(broker, settings, 2)  # before there is an archiver
@@ -158,7 +158,7 @@ async def test_the_oldest_go_but_for_what_is_promoted_and_what_a_rollback_goes_t
     federation: str, folder: Folder
 ) -> None:
     settings, broker = _settings(federation, folder, 8, every=1, most=2), MemoryBroker()
-    store = open_store(settings)
+    store = store_of(settings)
     async with aggregator(broker, settings) as running:
         for number in (1, 2, 3):
             await _publish(running, [number])
@@ -182,7 +182,7 @@ async def test_a_store_that_fails_is_tried_again_and_no_place_is_lost(
     failures = dict.fromkeys(("numbers", "entry", "save", "delete"), 2)
 
     def unsteady(name: str) -> Any:
-        work = getattr(Store, name)
+        work = getattr(VersionStore, name)
 
         def wrapped(*arguments: Any) -> Any:
             if failures[name]:
@@ -192,21 +192,21 @@ async def test_a_store_that_fails_is_tried_again_and_no_place_is_lost(
 
         return wrapped
 
-    open_store(settings).save(version_of(LAYOUT, 90), AT)
-    open_store(settings).delete(90)
+    store_of(settings).save(version_of(LAYOUT, 90), AT)
+    store_of(settings).delete(90)
     for name in failures:
-        monkeypatch.setattr(Store, name, unsteady(name))
+        monkeypatch.setattr(VersionStore, name, unsteady(name))
     failures["entry"] = 0
     async with aggregator(broker, settings) as running:
         async with _archiver(broker, settings, stop=True):
             await _publish(running, range(1, 5))
-            await _until(open_store(settings), [2, 4])
+            await _until(store_of(settings), [2, 4])
         failures["entry"] = 2
         async with _archiver(broker, settings) as again:
             await _publish(running, range(5, 7))
         assert again.result() == [6]
-        assert open_store(settings).numbers() == [4, 6]
-        await _check_weights(running, open_store(settings))
+        assert store_of(settings).numbers() == [4, 6]
+        await _check_weights(running, store_of(settings))
     assert set(failures.values()) == {0}
     for name in failures:
         assert f"no {name} today; trying again in" in caplog.text
@@ -223,12 +223,12 @@ async def test_a_store_that_stays_away_does_not_hold_up_a_stop(
         loop.call_soon_threadsafe(tried.set)
         raise StoreUnavailable("away")
 
-    monkeypatch.setattr(Store, "save", away)
+    monkeypatch.setattr(VersionStore, "save", away)
     async with aggregator(broker, settings), _archiver(broker, settings, stop=True) as archiving:
         async with asyncio.timeout(_SECONDS):
             await tried.wait()
     assert archiving.result() == []
-    assert open_store(settings).numbers() == []
+    assert store_of(settings).numbers() == []
 
 
 class _Unsteady:
@@ -282,7 +282,7 @@ async def test_a_broker_that_is_lost_costs_no_place(federation: str, folder: Fol
         async with _archiver(unsteady, settings) as archiving:
             await _publish(running, range(7, 10))
         assert archiving.result() == [0, 2, 4, 6, 8, 9]
-        await _check_weights(running, open_store(settings))
+        await _check_weights(running, store_of(settings))
     assert unsteady.polls > max(lost_at)
 
 
@@ -305,7 +305,7 @@ async def test_a_damaged_description_is_told_and_holds_nothing_up(
     federation: str, folder: Folder, caplog: pytest.LogCaptureFixture
 ) -> None:
     settings, broker = _settings(federation, folder, 6, every=2), MemoryBroker()
-    store = open_store(settings)
+    store = store_of(settings)
     async with aggregator(broker, settings) as running:
         async with _archiver(broker, settings, stop=True):
             await _publish(running, range(1, 3))
@@ -331,7 +331,7 @@ async def test_one_that_retention_overtook_goes_on_with_the_oldest_that_is_left(
     broker = MemoryBroker()
     async with running_from(broker, settings, initial) as running:
         async with _archiver(broker, settings, stop=True):
-            await _until(open_store(settings), [0])
+            await _until(store_of(settings), [0])
         for number in range(1, 43):
             delta = torch.randn(initial.layout.numel, generator=torch.Generator().manual_seed(number))
             layout = initial.layout.digest

@@ -6,10 +6,10 @@ import pytest
 from llmos_stream.broker import Broker, Topics
 from llmos_stream.errors import ConfigError
 from llmos_stream.log import ControlView, Pointer, Promotion
-from llmos_stream.registry import find_in_log, open_store, promote, promoted, roll_back
+from llmos_stream.registry import find_in_log, promote, promoted, roll_back
 from llmos_stream.runtime import Offload
 from llmos_stream.wire.control import PROMOTED, dump_promotion, load_promotion
-from tests.registry.aids import AT, Folder, registry_settings, version_of
+from tests.registry.aids import AT, Folder, registry_settings, store_of, version_of
 from tests.roles.aids import LAYOUT, aggregator, delta_of, settings_for, update
 
 
@@ -72,7 +72,7 @@ async def test_promote_and_roll_back(broker: Broker, federation: str) -> None:
 
 async def test_a_version_of_the_registry_alone_can_be_promoted(broker: Broker, federation: str, folder: Folder) -> None:
     settings = registry_settings(folder.url, federation)
-    open_store(settings).save(version_of(LAYOUT, 70), AT)
+    store_of(settings).save(version_of(LAYOUT, 70), AT)
     async with aggregator(broker, settings) as running, Offload(1) as offload:
         await running.version(0)
         assert (await promote(broker, settings, 70, offload)).version == 70

@@ -16,9 +16,9 @@ from safetensors.torch import load, load_file
 from llmos_stream.codec import Layout, weights_digest
 from llmos_stream.config import load as load_settings
 from llmos_stream.errors import ConfigError
-from llmos_stream.registry import Damaged, NotArchived, Store, StoreUnavailable, open_store
+from llmos_stream.registry import Damaged, NotArchived, StoreUnavailable, VersionStore, open_store
 from llmos_stream.registry import store as store_module
-from llmos_stream.registry.tensors import file_header, file_pieces, keeps_weights
+from llmos_stream.registry.tensors import file_header, file_pieces, is_exact
 from llmos_stream.wire import describe
 from tests.registry.aids import AT, MIXED, Folder, store_at, version_of
 from tests.roles.aids import LAYOUT
@@ -70,7 +70,7 @@ def test_narrow_tensors_come_back_rounded_to_their_dtype(folder: Folder) -> None
     store, version = store_at(folder.url), version_of(MIXED)
     store.save(version, AT)
     _, weights = store.load(7)
-    assert not keeps_weights(MIXED)
+    assert not is_exact(MIXED)
     found, expected = MIXED.unflatten(weights), MIXED.unflatten(version.weights)
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
@@ -122,16 +122,16 @@ def test_a_kill_while_writing_leaves_nothing_to_be_read(
     folder: Folder, monkeypatch: pytest.MonkeyPatch, at: str
 ) -> None:
     store, version = store_at(folder.url), version_of(LAYOUT)
-    create = Store._create
+    create = VersionStore._create
 
-    def killed(self: Store, path: str) -> Any:
+    def killed(self: VersionStore, path: str) -> Any:
         if path.endswith(at):
             folder.write(f"ward{path.rpartition('ward')[2]}", b"half")
             raise _Killed
         return create(self, path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Store, "_create", killed)
+        patch.setattr(VersionStore, "_create", killed)
         with pytest.raises(_Killed):
             store.save(version, AT)
     assert any(name.endswith(at) for name in folder.names())
@@ -280,7 +280,7 @@ class _Broken(AbstractFileSystem):  # type: ignore[misc]  # fsspec has no types
 
 
 def test_a_store_that_does_not_answer_is_not_an_empty_one() -> None:
-    store = Store(_Broken(), "/models", "ward")
+    store = VersionStore(_Broken(), "/models", "ward")
     assert not store._fs.exists("/models/ward/00000007")  # as fsspec has it
     works = (
         store.numbers,
@@ -310,7 +310,7 @@ def test_a_file_where_a_version_would_be_is_no_version(folder: Folder) -> None:
 )
 def test_a_url_that_makes_no_sense(url: str | None, reason: str) -> None:
     with pytest.raises(ConfigError, match=reason) as caught:
-        open_store(load_settings({"registry": {"url": url}}))
+        open_store(load_settings({"registry": {"url": url}}).registry, "ward")
     assert "secret" not in str(caught.value)
 
 
