@@ -1,19 +1,19 @@
-"""What is said over HTTP, as the OpenAPI page shows it."""
+"""The bodies of requests and answers, as the OpenAPI page shows them."""
 
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, StrictInt
 
-from llmos_stream.inference.held import Shelf
-from llmos_stream.inference.inputs import Form
+from llmos_stream.inference.inputs import InputSpec
+from llmos_stream.inference.model_pool import ModelPool
 from llmos_stream.inference.routing import Route, Why
 
 
-class _Said(BaseModel):
+class _Body(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
-class Question(_Said):
+class Question(_Body):
     """What to predict."""
 
     inputs: list[Any]
@@ -22,7 +22,7 @@ class Question(_Said):
     """Which version shall answer; one of those held. Unset: as the route says."""
 
 
-class Answer(_Said):
+class Answer(_Body):
     """A prediction, and the version that gave it."""
 
     version: int
@@ -32,7 +32,7 @@ class Answer(_Said):
     """For each example the model's outputs."""
 
 
-class Model(_Said):
+class Model(_Body):
     """A version that is held."""
 
     version: int
@@ -45,7 +45,7 @@ class Model(_Said):
     newest: bool
 
 
-class Models(_Said):
+class Models(_Body):
     """What is held, what serves, and why."""
 
     serving: int | None
@@ -59,7 +59,7 @@ class Models(_Said):
     models: list[Model]
 
 
-class NewRoute(_Said):
+class NewRoute(_Body):
     """Which version serves here, until this process ends."""
 
     pin: StrictInt | None = None
@@ -68,36 +68,38 @@ class NewRoute(_Said):
     """Share of the requests that the newest answers."""
 
     def route(self) -> Route:
+        """Return the route that it asks for."""
         return Route(self.pin, self.canary)
 
 
-def models_of(shelf: Shelf) -> Models:
-    choice, newest = shelf.serving, shelf.newest
+def models_of(pool: ModelPool) -> Models:
+    """Return what is loaded and what serves."""
+    choice, newest = pool.serving, pool.newest
     serving = None if choice is None else choice.version
     return Models(
         serving=serving,
         why=None if choice is None else choice.why,
-        pin=shelf.route.pin,
-        promoted=shelf.promoted,
-        canary=shelf.route.canary,
+        pin=pool.route.pin,
+        promoted=pool.promoted,
+        canary=pool.route.canary,
         models=[
             Model(
-                version=held.version,
-                weights_digest=held.digest,
-                time_ms=held.time_ms,
-                serves=held.version == serving,
-                newest=held.version == newest,
+                version=model.version,
+                weights_digest=model.digest,
+                time_ms=model.time_ms,
+                serves=model.version == serving,
+                newest=model.version == newest,
             )
-            for held in shelf.held.values()
+            for model in pool.models.values()
         ],
     )
 
 
-def question_schema(form: Form) -> dict[str, Any]:
-    """The request body for the OpenAPI page, with an example that can be sent as it is."""
+def question_schema(spec: InputSpec) -> dict[str, Any]:
+    """Describe the request body for the OpenAPI page, with an example that works as it is."""
     schema = Question.model_json_schema()
-    schema["properties"]["inputs"]["description"] = f"{form}."
+    schema["properties"]["inputs"]["description"] = f"{spec}."
     return {
         "required": True,
-        "content": {"application/json": {"schema": schema, "example": {"inputs": form.example()}}},
+        "content": {"application/json": {"schema": schema, "example": {"inputs": spec.example()}}},
     }

@@ -1,4 +1,4 @@
-"""The service's HTTP API: predict, see what is held, choose what serves. `/docs` shows it."""
+"""The HTTP API: predict, list the loaded versions, choose which one serves. `/docs` shows it."""
 
 from collections.abc import Awaitable, Callable
 from time import perf_counter
@@ -13,11 +13,10 @@ from torch import Tensor
 
 from llmos_stream.config import InferenceSettings, explain
 from llmos_stream.inference.answers import Answer, Models, NewRoute, Question, models_of, question_schema
-from llmos_stream.inference.batching import Batcher
-from llmos_stream.inference.errors import BadInput, Busy, NotHeld, PredictionFailed
-from llmos_stream.inference.held import Shelf
-from llmos_stream.inference.inputs import Form, read_inputs
+from llmos_stream.inference.batching import Batcher, Busy, PredictionFailed
+from llmos_stream.inference.inputs import BadInput, InputSpec, read_inputs
 from llmos_stream.inference.metrics import InferenceMetrics
+from llmos_stream.inference.model_pool import ModelPool, NotLoaded
 from llmos_stream.runtime import Offload
 from llmos_stream.web.guards import BodyLimit, check_bearer
 
@@ -36,13 +35,13 @@ _OPERATOR: dict[int | str, dict[str, Any]] = {
 
 def make_app(
     settings: InferenceSettings,
-    form: Form,
-    shelf: Shelf,
+    spec: InputSpec,
+    pool: ModelPool,
     batcher: Batcher,
     metrics: InferenceMetrics,
     offload: Offload,
 ) -> FastAPI:
-    """The API over what is given, whose life is the caller's care."""
+    """Make the API over parts that the caller starts and stops."""
     app: FastAPI = FastAPIOffline(
         redoc_url=None,
         title="llmos_stream inference",
@@ -54,26 +53,26 @@ def make_app(
     operator = [Depends(_only_with(settings.token))]
 
     @app.post(
-        "/v1/predict", response_model=Answer, responses=_ERRORS, openapi_extra={"requestBody": question_schema(form)}
+        "/v1/predict", response_model=Answer, responses=_ERRORS, openapi_extra={"requestBody": question_schema(spec)}
     )
     async def predict(request: Request) -> Response:
         """Outputs of the model for a list of examples."""
         begun, version, status = perf_counter(), None, 500
         try:
             body = await request.body()
-            read = (body, form, settings.max_batch)
+            read = (body, spec, settings.max_batch)
             asked, inputs = await offload.run(_read, *read) if len(body) > _LARGE_BODY else _read(*read)
-            held, why = shelf.pick(asked)
-            version = held.version
-            outputs = await batcher.predict(held, inputs)
+            model, why = pool.pick(asked)
+            version = model.version
+            outputs = await batcher.predict(model, inputs)
             status = 200
             answer = Answer.model_construct(version=version, why=why, outputs=outputs)
             return Response(answer.model_dump_json(), media_type="application/json")
         except BadInput as error:
             status = 422
             raise HTTPException(status, str(error)) from None
-        except NotHeld as error:
-            status = 404 if shelf.held else 503
+        except NotLoaded as error:
+            status = 404 if pool.models else 503
             raise HTTPException(status, str(error), _retry(status)) from None
         except Busy as error:
             status = 503
@@ -86,16 +85,16 @@ def make_app(
     @app.get("/v1/models")
     async def models() -> Models:
         """The versions held, which of them serves, and why."""
-        return models_of(shelf)
+        return models_of(pool)
 
     @app.put("/v1/route", dependencies=operator, responses={404: _ERRORS[404], **_OPERATOR})
     async def set_route(route: NewRoute) -> Models:
         """Pin a version, and send a share of the requests to the newest."""
         try:
-            shelf.set_route(route.route())
-        except NotHeld as error:
+            pool.set_route(route.route())
+        except NotLoaded as error:
             raise HTTPException(404, str(error)) from None
-        return models_of(shelf)
+        return models_of(pool)
 
     @app.post(
         "/v1/rollback",
@@ -105,21 +104,21 @@ def make_app(
     async def roll_back() -> Models:
         """Pin the version that served before, and send nothing to the newest."""
         try:
-            shelf.roll_back()
-        except NotHeld as error:
+            pool.roll_back()
+        except NotLoaded as error:
             raise HTTPException(409, str(error)) from None
-        return models_of(shelf)
+        return models_of(pool)
 
     return app
 
 
-def _read(body: bytes, form: Form, most: int) -> tuple[int | None, Tensor]:
-    """The version asked for, and the inputs. Raises BadInput."""
+def _read(body: bytes, spec: InputSpec, max_examples: int) -> tuple[int | None, Tensor]:
+    """Return the version that the question names, and its inputs."""
     try:
         question = Question.model_validate_json(body)
     except ValidationError as error:
         raise BadInput(explain(error)) from None
-    return question.version, read_inputs(question.inputs, form, most)
+    return question.version, read_inputs(question.inputs, spec, max_examples)
 
 
 def _retry(status: int) -> dict[str, str] | None:
@@ -127,7 +126,7 @@ def _retry(status: int) -> dict[str, str] | None:
 
 
 def _only_with(token: SecretStr | None) -> Callable[..., Awaitable[None]]:
-    """Lets a request pass that brings `token`."""
+    """Make the check that a request carries `token`."""
     bearer = HTTPBearer(auto_error=False, description="`inference.token`")
 
     wanted = None if token is None else token.get_secret_value()

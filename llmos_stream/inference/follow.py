@@ -6,7 +6,7 @@ from contextlib import AsyncExitStack
 from llmos_stream.broker import Broker, Topics
 from llmos_stream.config import Settings
 from llmos_stream.errors import OffsetGone, Rejected
-from llmos_stream.inference.held import Held, Shelf, build
+from llmos_stream.inference.model_pool import LoadedModel, ModelPool, load_model
 from llmos_stream.inference.promoted import Promoted
 from llmos_stream.log import ControlView, Pointer, Replica, Version, wait_for_topics
 from llmos_stream.log.record_tracing import version_attributes
@@ -24,14 +24,14 @@ _PROMOTED_SECONDS = 30.0
 
 
 class Following:
-    """Puts versions on the shelf. `promoted` finds those that it is not following any more."""
+    """Puts versions on the pool. `promoted` finds those that it is not following any more."""
 
     def __init__(
         self,
         broker: Broker,
         settings: Settings,
         task: Task,
-        shelf: Shelf,
+        pool: ModelPool,
         promoted: Promoted,
         offload: Offload,
         shutdown: Shutdown,
@@ -40,7 +40,7 @@ class Following:
         self._settings = settings
         self._topics = Topics(settings.federation.name)
         self._task = task
-        self._shelf = shelf
+        self._pool = pool
         self._promoted = promoted
         self._offload = offload
         self._shutdown = shutdown
@@ -91,27 +91,27 @@ class Following:
 
     async def _promote(self, version: int, replica: Replica, latest: Pointer | None) -> None:
         """Before the newest: after a restart, too, the promoted version is the first that serves."""
-        if version == self._shelf.promoted:
+        if version == self._pool.promoted:
             self._promoted.forget()
             return
         if latest is not None and latest.version == version:
             await self._take(replica, latest)
-        if version in self._shelf.held:
-            self._shelf.promote(version)
+        if version in self._pool.models:
+            self._pool.promote(version)
         elif (held := await self._find(version)) is not None:
             self._publish(held, promoted=True)
         else:
             return  # what served goes on
         logger.info("version %d is promoted", version)
 
-    async def _find(self, version: int) -> Held | None:
-        patience = 0.0 if self._shelf.held else _PROMOTED_SECONDS
+    async def _find(self, version: int) -> LoadedModel | None:
+        patience = 0.0 if self._pool.models else _PROMOTED_SECONDS
         return await until_stop(self._promoted.find(version, patience), self._shutdown)
 
     async def _hold(self, version: Version) -> None:
-        self._publish(await self._offload.run(build, self._task, self._settings, version))
+        self._publish(await self._offload.run(load_model, self._task, self._settings.task.share, version))
 
-    def _publish(self, held: Held, *, promoted: bool = False) -> None:
-        self._shelf.publish(held, promoted=promoted)
+    def _publish(self, held: LoadedModel, *, promoted: bool = False) -> None:
+        self._pool.publish(held, promoted=promoted)
         met(MODEL)
         logger.info("version %d is ready", held.version)

@@ -1,4 +1,4 @@
-"""What the model takes, learnt from the task's own test data, and a request's inputs as a tensor of that form."""
+"""What inputs the model takes, from the task's own test data, and a request's inputs as such a tensor."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,13 +6,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llmos_stream.errors import ConfigError
-from llmos_stream.inference.errors import BadInput
+from llmos_stream.errors import ConfigError, LlmosError
 from llmos_stream.training import Task
 
 
+class BadInput(LlmosError):
+    """A request's inputs are not what the model takes; the message says what was expected, and no value."""
+
+
 @dataclass(frozen=True, slots=True)
-class Form:
+class InputSpec:
     """The shape and dtype of one example."""
 
     shape: tuple[int, ...]
@@ -25,46 +28,54 @@ class Form:
 
     @property
     def kind(self) -> str:
-        """What the numbers are."""
+        """The kind of numbers, in words."""
         if self.dtype is torch.bool:
             return "true and false"
         return "finite numbers" if self.dtype.is_floating_point else "whole numbers"
 
     def example(self) -> list[Any]:
-        """One example of zeros, in a list."""
+        """Return one example of zeros, in a list."""
         found: list[Any] = torch.zeros(1, *self.shape, dtype=self.dtype).tolist()
         return found
 
 
-def form_of(task: Task) -> Form:
-    """Works for a while. Raises ConfigError where the task's inputs are not one tensor."""
+def input_spec(task: Task) -> InputSpec:
+    """Learn from the task's test data what its model takes. Call it off the event loop.
+
+    Raises:
+        ConfigError: The task's inputs are not one tensor, or it has no test data.
+    """
     batch = next(iter(task.test_batches(1)), None)
     if batch is None:
         raise ConfigError("task.entry: the task has no test batch to learn from what its model takes")
     inputs = batch[0]
     if not isinstance(inputs, Tensor) or inputs.ndim < 1 or inputs.is_complex():
         raise ConfigError("task.entry: only a model whose inputs are one tensor of real numbers can be served")
-    return Form(tuple(inputs.shape[1:]), inputs.dtype)
+    return InputSpec(tuple(inputs.shape[1:]), inputs.dtype)
 
 
-def read_inputs(values: list[Any], form: Form, most: int) -> Tensor:
-    """The inputs as a tensor of `form`, at most `most` examples. Raises BadInput, which never holds the values."""
-    if not 1 <= len(values) <= most:
-        raise BadInput(f"inputs: {len(values)} examples, expected 1 to {most} in one request")
+def read_inputs(values: list[Any], spec: InputSpec, max_examples: int) -> Tensor:
+    """Turn a request's inputs into a tensor.
+
+    Raises:
+        BadInput: They are not what `spec` says, or more than `max_examples`.
+    """
+    if not 1 <= len(values) <= max_examples:
+        raise BadInput(f"inputs: {len(values)} examples, expected 1 to {max_examples} in one request")
     try:
-        # Whole numbers as they come: a dtype given here would cut 1.5 down to 1.
-        raw = torch.tensor(values, dtype=torch.float64 if form.dtype.is_floating_point else None)
+        # No dtype for whole numbers: it would cut 1.5 down to 1.
+        raw = torch.tensor(values, dtype=torch.float64 if spec.dtype.is_floating_point else None)
     except (ValueError, TypeError, RuntimeError, OverflowError):
-        raise BadInput(f"inputs: expected {form}; got lists of different lengths, or what is no number") from None
-    if tuple(raw.shape[1:]) != form.shape:
-        raise BadInput(f"inputs: expected {form}; got shape {list(raw.shape[1:])}")
-    if not _fits(raw, form.dtype):
-        raise BadInput(f"inputs: expected {form}; got numbers of another kind")
-    inputs = raw.to(form.dtype)
+        raise BadInput(f"inputs: expected {spec}; got lists of different lengths, or what is no number") from None
+    if tuple(raw.shape[1:]) != spec.shape:
+        raise BadInput(f"inputs: expected {spec}; got shape {list(raw.shape[1:])}")
+    if not _fits(raw, spec.dtype):
+        raise BadInput(f"inputs: expected {spec}; got numbers of another kind")
+    inputs = raw.to(spec.dtype)
     if inputs.is_floating_point() and not bool(torch.isfinite(inputs).all()):
-        raise BadInput(f"inputs: expected {form}; got NaN, an infinity or more than {form.dtype} holds")
+        raise BadInput(f"inputs: expected {spec}; got NaN, an infinity or more than {spec.dtype} holds")
     if not inputs.is_floating_point() and not bool((inputs == raw).all()):
-        raise BadInput(f"inputs: expected {form}; got more than {form.dtype} holds")
+        raise BadInput(f"inputs: expected {spec}; got more than {spec.dtype} holds")
     return inputs
 
 

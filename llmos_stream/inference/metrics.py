@@ -1,4 +1,4 @@
-"""What the service counts, for Prometheus."""
+"""Prometheus metrics of the inference service."""
 
 from collections.abc import Callable, Iterable
 
@@ -7,11 +7,11 @@ from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histo
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
 _EXAMPLES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 _NO_VERSION = "none"
-_STATUSES = ("200", "404", "422", "500", "503")  # there from the beginning, so that the first error shows on a rate
+_STATUSES = ("200", "404", "422", "500", "503")  # there from the start, so that a rate shows the first error
 
 
 class InferenceMetrics:
-    """Counts answers. The label `version` has the versions held and `none`, so its values stay few."""
+    """Counts answers. The label `version` has few values: the loaded versions and `none`."""
 
     def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
         self._requests = Counter(
@@ -20,7 +20,7 @@ class InferenceMetrics:
             ("version", "status"),
             registry=registry,
         )
-        # Series by version come and go, and what they counted first and last is lost on a rate: this one stays.
+        # Series by version come and go, and a rate loses their first and last counts: this one stays.
         self._answers = Counter(
             "llmos_inference_answers", "Predictions asked for, by HTTP status.", ("status",), registry=registry
         )
@@ -40,21 +40,24 @@ class InferenceMetrics:
         self._seen: set[tuple[str, str]] = set()
 
     def watch_waiting(self, waiting: Callable[[], float]) -> None:
+        """Export the number of waiting examples, read at each scrape."""
         self._waiting.set_function(waiting)
 
     def batch(self, examples: int) -> None:
+        """Count a forward pass."""
         self._examples.observe(examples)
 
     def answered(self, version: int | None, status: int, seconds: float) -> None:
+        """Count an answer."""
         labels = (_NO_VERSION if version is None else str(version), str(status))
         self._seen.add(labels)
         self._requests.labels(*labels).inc()
         self._answers.labels(str(status)).inc()
         self._seconds.observe(seconds)
 
-    def holds(self, held: Iterable[int], serving: int | None, newest: int | None) -> None:
-        """Show what serves, and forget the series of versions that are not held any more."""
-        known = {_NO_VERSION, *map(str, held)}
+    def show_pool(self, loaded: Iterable[int], serving: int | None, newest: int | None) -> None:
+        """Export what serves, and drop the series of versions that are no longer loaded."""
+        known = {_NO_VERSION, *map(str, loaded)}
         for labels in [labels for labels in self._seen if labels[0] not in known]:
             self._seen.remove(labels)
             self._requests.remove(*labels)

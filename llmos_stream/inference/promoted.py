@@ -1,7 +1,7 @@
-"""The version that an operator has promoted, where it is none of those held: from the log, or else from the registry.
+"""Loads the version that an operator promoted, if it is not loaded yet: from the log, or else from the registry.
 
-The log has it for as long as it keeps it. The registry may be away or slow: what is held serves until it answers. What
-it gives is verified, and of a tensor narrower than float32 it has what the model would have made of it anyway.
+The registry may be away or slow: the loaded models serve until it answers. Its versions are verified. A tensor narrower
+than float32 comes back rounded to its dtype, as it would be in the model.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ from time import monotonic
 from llmos_stream.broker import Broker
 from llmos_stream.config import Settings
 from llmos_stream.errors import ConfigError, LlmosError, OffsetGone
-from llmos_stream.inference.held import Held, build, build_archived
+from llmos_stream.inference.model_pool import LoadedModel, load_archived, load_model
 from llmos_stream.registry import STORE, Damaged, NotArchived, StoreUnavailable, VersionStore, open_store
 from llmos_stream.replay import Missing, ReplayLog
 from llmos_stream.runtime import Offload
@@ -29,22 +29,23 @@ _LAST_PAUSE_SECONDS = 30.0
 
 @dataclass(eq=False, slots=True)
 class _Search:
-    """What is known of one version that is looked for."""
+    """The state of the search for one version."""
 
     version: int
     in_log: bool = True
     nowhere: bool = False
-    loading: bool = False  # the registry is asked, or will be next
-    found: Held | None = None
+    loading: bool = False  # the registry is being asked, or will be next
+    found: LoadedModel | None = None
     due: float = 0.0  # when the registry may be asked again
     pause: float = field(default_factory=lambda: _FIRST_PAUSE_SECONDS)
     answered: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class Promoted:
-    """Looks for one version at a time, while `run` runs; `fetching` is for what waits for the store.
+    """Looks for one version at a time while `run` runs. The threads of `fetching` wait for the store.
 
-    Raises ConfigError for a `registry.url` that makes no sense.
+    Raises:
+        ConfigError: `registry.url` is wrong.
     """
 
     def __init__(
@@ -62,21 +63,22 @@ class Promoted:
         self._offload = offload
         self._fetching = fetching
         self._clock = clock
-        self._store: VersionStore | None = (
-            None if settings.registry.url is None else open_store(settings.registry, settings.federation.name)
-        )
+        registry, name = settings.registry, settings.federation.name
+        self._store = None if registry.url is None else open_store(registry, name)
         self._search: _Search | None = None
         self._asked = asyncio.Event()
 
     def forget(self) -> None:
-        """Another version serves as the promoted one: whoever is promoted next is looked for anew."""
+        """Forget the search: the next promoted version starts a new one."""
         self._search = None
 
-    async def find(self, version: int, patience_seconds: float = 0.0) -> Held | None:
-        """The version; None when it cannot be had, or not at present, as the log says once.
+    async def find(self, version: int, registry_seconds: float = 0.0) -> LoadedModel | None:
+        """Look for a version in the log, and for at most `registry_seconds` in the registry.
 
-        Waits for the log, and for the registry no longer than `patience_seconds`. Asked again it tries again, but not
-        before the pause is over, and not what cannot change. Raises BrokerUnavailable.
+        A further call tries again, but not before the pause is over, and not what cannot succeed.
+
+        Returns:
+            The model, or None where it is not there (yet); a log line says so once.
         """
         if self._search is None or version != self._search.version:
             self._search = _Search(version)
@@ -96,17 +98,17 @@ class Promoted:
             search.loading = True
             search.answered.clear()
             self._asked.set()
-        if search.loading and patience_seconds:
+        if search.loading and registry_seconds:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(patience_seconds):
+                async with asyncio.timeout(registry_seconds):
                     await search.answered.wait()
-        found, search.found = search.found, None  # not kept alive from here
+        found, search.found = search.found, None  # so that the search does not keep it alive
         return found
 
     async def run(self) -> None:
-        """Load from the registry what `find` looks for there, until cancelled.
+        """Load from the registry what `find` looks for, until cancelled.
 
-        One at a time: a store that does not let go of one version has no other either.
+        One version at a time: a store that hangs on one gives no other either.
         """
         while True:
             await self._asked.wait()
@@ -136,13 +138,11 @@ class Promoted:
         if search is self._search:
             logger.error("version %d is promoted and cannot be had (%s); promote another", search.version, error)
 
-    async def _logged(self, version: int) -> Held:
-        """Raises Missing and OffsetGone."""
+    async def _logged(self, version: int) -> LoadedModel:
         async with ReplayLog(self._broker, self._settings, self._offload) as past:
             found = await past.version(version)
-        return await self._offload.run(build, self._task, self._settings, found)
+        return await self._offload.run(load_model, self._task, self._settings.task.share, found)
 
-    async def _archived(self, store: VersionStore, version: int) -> Held:
-        """Raises StoreUnavailable, NotArchived, Damaged, and ConfigError for one of another model."""
+    async def _archived(self, store: VersionStore, version: int) -> LoadedModel:
         entry, weights = await self._fetching.run(store.load, version)
-        return await self._offload.run(build_archived, self._task, self._settings, entry, weights)
+        return await self._offload.run(load_archived, self._task, self._settings.task.share, entry, weights)

@@ -1,7 +1,7 @@
-"""Which version answers a request. Pure: the draw is handed in.
+"""Which version answers a request. Pure: the caller draws the random number.
 
-What serves is the version that is pinned, else the one promoted in `<f>.control`, else the newest; each only while it
-is held. A share of the requests, the canary, goes to the newest instead.
+The pinned version serves, else the one promoted in `<f>.control`, else the newest, each only while it is loaded. A
+share of the requests, the canary, goes to the newest instead.
 """
 
 from collections.abc import Collection
@@ -22,7 +22,7 @@ class Why(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """What an operator has set here. `canary` is a share in [0, 1]."""
+    """What an operator set in this process. `canary` is a share in [0, 1]."""
 
     pin: int | None = None
     canary: float = 0.0
@@ -36,20 +36,20 @@ class Choice:
     why: Why
 
 
-def serving(held: Collection[int], promoted: int | None, route: Route) -> Choice | None:
-    """The version that answers all but the canary's share; None where none is held."""
-    if not held:
+def serving(loaded: Collection[int], promoted: int | None, route: Route) -> Choice | None:
+    """Choose the version that answers all but the canary's share; None where none is loaded."""
+    if not loaded:
         return None
-    if route.pin is not None and route.pin in held:
+    if route.pin is not None and route.pin in loaded:
         return Choice(route.pin, Why.PINNED)
-    if promoted is not None and promoted in held:
+    if promoted is not None and promoted in loaded:
         return Choice(promoted, Why.PROMOTED)
-    return Choice(max(held), Why.NEWEST)
+    return Choice(max(loaded), Why.NEWEST)
 
 
-def choose(held: Collection[int], promoted: int | None, route: Route, draw: float) -> Choice | None:
-    """The version that answers one request, by a `draw` from [0, 1); None where none is held."""
-    stable = serving(held, promoted, route)
-    if stable is not None and stable.version != max(held) and draw < route.canary:
-        return Choice(max(held), Why.CANARY)
+def choose(loaded: Collection[int], promoted: int | None, route: Route, draw: float) -> Choice | None:
+    """Choose the version that answers one request, by a `draw` from [0, 1); None where none is loaded."""
+    stable = serving(loaded, promoted, route)
+    if stable is not None and stable.version != max(loaded) and draw < route.canary:
+        return Choice(max(loaded), Why.CANARY)
     return stable

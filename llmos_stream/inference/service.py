@@ -1,6 +1,6 @@
 """The inference service: follows the federation's versions and answers requests with them.
 
-<f>.control, <f>.models -> Following -> Shelf -> route -> Batcher -> answer, with the version that gave it
+<f>.control, <f>.models -> Following -> ModelPool -> route -> Batcher -> answer, which names its version
 """
 
 from functools import cache
@@ -10,13 +10,13 @@ from llmos_stream.config import Settings
 from llmos_stream.inference.api import make_app
 from llmos_stream.inference.batching import Batcher
 from llmos_stream.inference.follow import Following
-from llmos_stream.inference.held import Shelf
-from llmos_stream.inference.http import serve_http
-from llmos_stream.inference.inputs import form_of
+from llmos_stream.inference.inputs import input_spec
 from llmos_stream.inference.metrics import InferenceMetrics
+from llmos_stream.inference.model_pool import ModelPool
 from llmos_stream.inference.promoted import Promoted
 from llmos_stream.runtime import Offload, Shutdown, run_while
 from llmos_stream.training import Task
+from llmos_stream.web.server import ListenAddress, serve_http
 
 _DRAIN = 0.5  # of the time that a stop may take
 
@@ -24,31 +24,36 @@ _DRAIN = 0.5  # of the time that a stop may take
 async def run_inference(
     broker: Broker, settings: Settings, task: Task, offload: Offload, shutdown: Shutdown
 ) -> int | None:
-    """Serve until a stop is asked for, and answer what is under way then. Returns the version that served last.
+    """Serve until a stop is asked for, and answer what is under way then.
 
-    Raises ConfigError when the port cannot be had, `registry.url` makes no sense, or the task's model is not the
-    federation's or cannot be served.
+    Returns:
+        The version that served last.
+
+    Raises:
+        ConfigError: The port cannot be opened, `registry.url` is wrong, or the task's model cannot be served or is
+            not the federation's.
     """
     ours = settings.inference
-    form = await offload.run(form_of, task)
+    spec = await offload.run(input_spec, task)
     metrics = _metrics()
-    shelf = Shelf(ours, changed=lambda shelf: metrics.holds(shelf.held, _number(shelf), shelf.newest))
+    pool = ModelPool(ours, changed=lambda pool: metrics.show_pool(pool.models, _number(pool), pool.newest))
     batcher = Batcher(ours, offload, metrics.batch)
     metrics.watch_waiting(lambda: batcher.waiting)
 
-    app = make_app(ours, form, shelf, batcher, metrics, offload)
+    app = make_app(ours, spec, pool, batcher, metrics, offload)
+    address = ListenAddress("inference", ours.host, ours.port)
     drain = settings.runtime.stop_seconds * _DRAIN
-    # A store may be slow: threads of its own, so that predictions do not wait for it.
+    # A store may be slow: it has a thread of its own, so that predictions do not wait for it.
     async with Offload(1) as fetching:
         promoted = Promoted(broker, settings, task, offload, fetching)
-        following = Following(broker, settings, task, shelf, promoted, offload, shutdown)
-        await run_while(serve_http(app, ours, shutdown, drain), batcher.run(), following.run())
-    return _number(shelf)
+        following = Following(broker, settings, task, pool, promoted, offload, shutdown)
+        await run_while(serve_http(app, address, "predicting", shutdown, drain), batcher.run(), following.run())
+    return _number(pool)
 
 
-def _number(shelf: Shelf) -> int | None:
-    """Of the version that serves."""
-    choice = shelf.serving
+def _number(pool: ModelPool) -> int | None:
+    """The number of the version that serves."""
+    choice = pool.serving
     return None if choice is None else choice.version
 
 

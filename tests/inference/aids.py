@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from llmos_stream.config import InferenceSettings
 from llmos_stream.inference.api import make_app
 from llmos_stream.inference.batching import Batcher
-from llmos_stream.inference.held import Held, Shelf
-from llmos_stream.inference.inputs import Form
+from llmos_stream.inference.inputs import InputSpec
 from llmos_stream.inference.metrics import InferenceMetrics
+from llmos_stream.inference.model_pool import LoadedModel, ModelPool
 from llmos_stream.runtime import Offload
 
-FORM = Form((3,), torch.float32)
+SPEC = InputSpec((3,), torch.float32)
 SECONDS = 20.0
 
 
@@ -36,16 +36,16 @@ class Times(nn.Module):
         return inputs * self._version
 
 
-def held(version: int, before: Callable[[Tensor], object] = lambda _: None) -> Held:
-    return Held(version, f"{version:064x}", 1000 + version, Times(version, before).eval())
+def loaded(version: int, before: Callable[[Tensor], object] = lambda _: None) -> LoadedModel:
+    return LoadedModel(version, f"{version:064x}", 1000 + version, Times(version, before).eval())
 
 
 class Served:
     """The API and what is behind it."""
 
-    def __init__(self, app: FastAPI, shelf: Shelf, batcher: Batcher, registry: CollectorRegistry) -> None:
+    def __init__(self, app: FastAPI, pool: ModelPool, batcher: Batcher, registry: CollectorRegistry) -> None:
         self.app = app
-        self.shelf = shelf
+        self.pool = pool
         self.batcher = batcher
         self.registry = registry
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
@@ -57,10 +57,10 @@ async def served(draw: Callable[[], float] = lambda: 0.0, **fields: Any) -> Asyn
     settings = InferenceSettings(**{"max_delay_ms": 0.0, **fields})
     registry = CollectorRegistry()
     metrics = InferenceMetrics(registry)
-    shelf = Shelf(settings, draw)
+    pool = ModelPool(settings, draw)
     async with Offload(2) as offload:
         batcher = Batcher(settings, offload, metrics.batch)
-        here = Served(make_app(settings, FORM, shelf, batcher, metrics, offload), shelf, batcher, registry)
+        here = Served(make_app(settings, SPEC, pool, batcher, metrics, offload), pool, batcher, registry)
         running = asyncio.create_task(batcher.run())
         async with here.http:
             try:

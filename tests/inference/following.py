@@ -14,9 +14,9 @@ from llmos_stream.config import Settings
 from llmos_stream.inference.api import make_app
 from llmos_stream.inference.batching import Batcher
 from llmos_stream.inference.follow import Following
-from llmos_stream.inference.held import Shelf
-from llmos_stream.inference.inputs import form_of
+from llmos_stream.inference.inputs import input_spec
 from llmos_stream.inference.metrics import InferenceMetrics
+from llmos_stream.inference.model_pool import ModelPool
 from llmos_stream.inference.promoted import Promoted
 from llmos_stream.roles.aggregator import Initial, initial_of
 from llmos_stream.runtime import BROKER, MODEL, Health, Offload, Shutdown
@@ -28,8 +28,10 @@ from tests.roles.aids import Running, settings_for, update
 class Serving:
     """The service without its port."""
 
-    def __init__(self, shelf: Shelf, http: httpx.AsyncClient, health: Health, following: "asyncio.Task[None]") -> None:
-        self.shelf = shelf
+    def __init__(
+        self, pool: ModelPool, http: httpx.AsyncClient, health: Health, following: "asyncio.Task[None]"
+    ) -> None:
+        self.pool = pool
         self.http = http
         self.health = health
         self.following = following
@@ -41,17 +43,17 @@ async def serving_of(broker: Broker, settings: Settings, task: Task) -> AsyncIte
     health = Health((BROKER, MODEL))
     health.attach()
     async with Offload(2) as offload:
-        shelf = Shelf(settings.inference)
+        pool = ModelPool(settings.inference)
         batcher = Batcher(settings.inference, offload)
-        app = make_app(settings.inference, form_of(task), shelf, batcher, metrics, offload)
+        app = make_app(settings.inference, input_spec(task), pool, batcher, metrics, offload)
         promoted = Promoted(broker, settings, task, offload, offload)
-        follower = Following(broker, settings, task, shelf, promoted, offload, shutdown)
+        follower = Following(broker, settings, task, pool, promoted, offload, shutdown)
         following = asyncio.create_task(follower.run())
         answering = asyncio.create_task(batcher.run())
         transport = httpx.ASGITransport(app)
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
             try:
-                yield Serving(shelf, http, health, following)
+                yield Serving(pool, http, health, following)
             finally:
                 shutdown.request()
                 answering.cancel()

@@ -1,4 +1,4 @@
-"""The HTTP API over a shelf of models that multiply by their version: answers, refusals, the route, the metrics."""
+"""The HTTP API over a pool of models that multiply by their version: answers, refusals, the route, the metrics."""
 
 import asyncio
 import re
@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry
 from torch import Tensor
 
 from llmos_stream.inference.metrics import InferenceMetrics
-from tests.inference.aids import SECONDS, held, served, until
+from tests.inference.aids import SECONDS, loaded, served, until
 
 _TOKEN = "let-me"  # noqa: S105
 _ASK = {"inputs": [[1.0, 2.0, 3.0]]}
@@ -19,8 +19,8 @@ _ASK = {"inputs": [[1.0, 2.0, 3.0]]}
 
 async def test_an_answer_names_the_version_that_gave_it_and_why() -> None:
     async with served() as here:
-        here.shelf.publish(held(2))
-        here.shelf.publish(held(3))
+        here.pool.publish(loaded(2))
+        here.pool.publish(loaded(3))
         answer = await here.http.post("/v1/predict", json={"inputs": [[1, 2, 3], [4, 5, 6]]})
         assert answer.status_code == 200
         assert answer.json() == {"version": 3, "why": "newest", "outputs": [[3, 6, 9], [12, 15, 18]]}
@@ -54,7 +54,7 @@ async def test_an_answer_names_the_version_that_gave_it_and_why() -> None:
 )
 async def test_bad_input_is_refused_with_what_was_expected(body: str, status: int, said: str) -> None:
     async with served(max_batch=4) as here:
-        here.shelf.publish(held(1))
+        here.pool.publish(loaded(1))
         answer = await here.http.post("/v1/predict", content=body)
         assert answer.status_code == status
         assert said in answer.json()["detail"]
@@ -62,7 +62,7 @@ async def test_bad_input_is_refused_with_what_was_expected(body: str, status: in
 
 async def test_an_answer_never_repeats_a_bad_value() -> None:
     async with served() as here:
-        here.shelf.publish(held(1))
+        here.pool.publish(loaded(1))
         answer = await here.http.post("/v1/predict", json={"inputs": "patient 4711", "version": "patient 4711"})
         assert answer.status_code == 422
         assert "4711" not in answer.text
@@ -76,7 +76,7 @@ async def test_a_body_that_is_too_large_is_refused_before_it_is_parsed(told: boo
         raise AssertionError("read past the limit")
 
     async with served(max_body_bytes=1024) as here:
-        here.shelf.publish(held(1))
+        here.pool.publish(loaded(1))
         for method, path in (("POST", "/v1/predict"), ("PUT", "/v1/route")):
             answer = await here.http.request(method, path, content=b" " * 1025 if told else pieces())
             assert answer.status_code == 413
@@ -85,7 +85,7 @@ async def test_a_body_that_is_too_large_is_refused_before_it_is_parsed(told: boo
 
 async def test_a_large_body_within_the_limit_is_answered() -> None:
     async with served() as here:
-        here.shelf.publish(held(2))
+        here.pool.publish(loaded(2))
         answer = await here.http.post("/v1/predict", content=b'{"inputs": [[1, 2, 3]]}' + b" " * (1 << 17))
         assert answer.json()["outputs"] == [[2, 4, 6]]
 
@@ -109,7 +109,7 @@ async def test_where_too_much_waits_a_request_is_turned_away() -> None:
         assert gate.wait(SECONDS)
 
     async with served(max_batch=1, max_waiting=1) as here:
-        here.shelf.publish(held(1, wait))
+        here.pool.publish(loaded(1, wait))
         asked = []
         for begun, waiting in ((1, 0), (2, 0), (2, 1)):  # as many pass as there are threads
             asked.append(asyncio.create_task(here.http.post("/v1/predict", json=_ASK)))
@@ -126,7 +126,7 @@ async def test_a_model_that_fails_is_a_500_that_names_it() -> None:
         raise RuntimeError("a secret value")
 
     async with served() as here:
-        here.shelf.publish(held(4, broken))
+        here.pool.publish(loaded(4, broken))
         answer = await here.http.post("/v1/predict", json=_ASK)
         assert answer.status_code == 500
         assert "version 4 failed" in answer.json()["detail"]
@@ -137,7 +137,7 @@ async def test_the_route_pins_and_sends_a_share_to_the_newest_and_goes_back() ->
     draws = iter([0.05, 0.1, 0.5])
     async with served(lambda: next(draws), token=_TOKEN) as here:
         for version in (1, 2, 3):
-            here.shelf.publish(held(version))
+            here.pool.publish(loaded(version))
         head = {"Authorization": f"Bearer {_TOKEN}"}
         models = (await here.http.put("/v1/route", json={"pin": 2, "canary": 0.1}, headers=head)).json()
         assert (models["serving"], models["why"], models["pin"], models["canary"]) == (2, "pinned", 2, 0.1)
@@ -170,8 +170,8 @@ async def test_the_route_pins_and_sends_a_share_to_the_newest_and_goes_back() ->
 )
 async def test_only_a_token_changes_the_route(set_token: str | None, headers: dict[str, Any], status: int) -> None:
     async with served(token=set_token) as here:
-        here.shelf.publish(held(1))
-        here.shelf.publish(held(2))
+        here.pool.publish(loaded(1))
+        here.pool.publish(loaded(2))
         before = (await here.http.get("/v1/models")).json()
         for ask in (("PUT", "/v1/route", {"pin": 1}), ("POST", "/v1/rollback", None)):
             answer = await here.http.request(ask[0], ask[1], json=ask[2], headers=headers)
@@ -186,11 +186,11 @@ async def test_only_a_token_changes_the_route(set_token: str | None, headers: di
 )
 async def test_a_bad_route_changes_nothing(route: dict[str, Any], status: int) -> None:
     async with served(token=_TOKEN) as here:
-        here.shelf.publish(held(1))
-        before = here.shelf.route
+        here.pool.publish(loaded(1))
+        before = here.pool.route
         answer = await here.http.put("/v1/route", json=route, headers={"Authorization": f"Bearer {_TOKEN}"})
         assert answer.status_code == status
-        assert here.shelf.route == before
+        assert here.pool.route == before
         nowhere = await here.http.post("/v1/rollback", headers={"Authorization": f"Bearer {_TOKEN}"})
         assert nowhere.status_code == 409
 
@@ -208,13 +208,13 @@ async def test_the_page_and_its_parts_come_from_here() -> None:
         schema = (await here.http.get("/openapi.json")).json()
         assert {"/v1/predict", "/v1/models", "/v1/route", "/v1/rollback"} <= schema["paths"].keys()
         asked = schema["paths"]["/v1/predict"]["post"]["requestBody"]["content"]["application/json"]
-        here.shelf.publish(held(1))
+        here.pool.publish(loaded(1))
         assert (await here.http.post("/v1/predict", json=asked["example"])).status_code == 200
 
 
 async def test_what_is_counted() -> None:
     async with served() as here:
-        here.shelf.publish(held(1))
+        here.pool.publish(loaded(1))
         await here.http.post("/v1/predict", json=_ASK)
         await here.http.post("/v1/predict", json={"inputs": [[1]]})
         value = here.registry.get_sample_value
@@ -230,7 +230,7 @@ def test_versions_that_are_gone_leave_no_series_behind() -> None:
     metrics = InferenceMetrics(registry)
     for version in range(100):
         metrics.answered(version, 200, 0.01)
-        metrics.holds([version], version, version)
+        metrics.show_pool([version], version, version)
     found = [sample for metric in registry.collect() for sample in metric.samples]
     assert sum(sample.name == "llmos_inference_requests_total" for sample in found) == 1
     assert registry.get_sample_value("llmos_inference_version") == 99

@@ -11,11 +11,10 @@ import torch
 from torch import Tensor
 
 from llmos_stream.config import InferenceSettings
-from llmos_stream.inference.batching import Batcher, Outputs
-from llmos_stream.inference.errors import Busy, PredictionFailed
-from llmos_stream.inference.held import Held
+from llmos_stream.inference.batching import Batcher, Busy, Outputs, PredictionFailed
+from llmos_stream.inference.model_pool import LoadedModel
 from llmos_stream.runtime import Offload
-from tests.inference.aids import SECONDS, held, until
+from tests.inference.aids import SECONDS, loaded, until
 
 
 class _Gate:
@@ -42,13 +41,13 @@ async def _batching(workers: int = 1, **fields: Any) -> AsyncIterator[Batcher]:
             await asyncio.wait([running])
 
 
-def _ask(batcher: Batcher, version: Held, *values: float) -> "asyncio.Task[Outputs]":
+def _ask(batcher: Batcher, version: LoadedModel, *values: float) -> "asyncio.Task[Outputs]":
     return asyncio.create_task(batcher.predict(version, torch.tensor([[value] for value in values])))
 
 
 async def test_what_comes_while_a_pass_runs_shares_the_next_and_everyone_gets_their_own() -> None:
     gate = _Gate()
-    version = held(3, gate)
+    version = loaded(3, gate)
     async with _batching(max_batch=8, max_delay_ms=0.0) as batcher:
         first = _ask(batcher, version, 0.0)
         await until(lambda: gate.sizes == [1])
@@ -63,20 +62,20 @@ async def test_what_comes_while_a_pass_runs_shares_the_next_and_everyone_gets_th
 
 async def test_a_full_batch_does_not_wait_for_the_delay() -> None:
     async with asyncio.timeout(SECONDS), _batching(max_batch=4, max_delay_ms=10_000.0) as batcher:
-        version = held(2)
+        version = loaded(2)
         asked = [_ask(batcher, version, 1.0) for _ in range(4)]
         assert await asyncio.gather(*asked) == [[[2.0]]] * 4
 
 
 async def test_a_lone_request_goes_after_the_delay() -> None:
     async with asyncio.timeout(SECONDS), _batching(max_batch=4, max_delay_ms=5.0) as batcher:
-        assert await _ask(batcher, held(2), 1.0) == [[2.0]]
+        assert await _ask(batcher, loaded(2), 1.0) == [[2.0]]
 
 
 async def test_versions_never_share_a_pass() -> None:
     gate = _Gate()
     async with _batching(max_batch=8, max_delay_ms=0.0) as batcher:
-        one, two = held(1, gate), held(2, gate)
+        one, two = loaded(1, gate), loaded(2, gate)
         first = _ask(batcher, one, 5.0)
         await until(lambda: gate.sizes == [1])
         others = [_ask(batcher, version, 5.0) for version in (one, two, one, two)]
@@ -88,7 +87,7 @@ async def test_versions_never_share_a_pass() -> None:
 
 async def test_past_the_limit_requests_are_turned_away_and_places_come_back() -> None:
     gate = _Gate()
-    version = held(1, gate)
+    version = loaded(1, gate)
     async with _batching(max_batch=2, max_waiting=3, max_delay_ms=0.0) as batcher:
         first = _ask(batcher, version, 0.0)
         await until(lambda: gate.sizes == [1])
@@ -111,7 +110,7 @@ async def test_a_request_that_the_model_fails_on_spoils_none_that_shared_its_pas
             raise RuntimeError("a secret value")
 
     async with _batching(max_batch=2, max_delay_ms=0.0) as batcher:
-        version = held(2, picky)
+        version = loaded(2, picky)
         first = _ask(batcher, version, 1.0)
         await until(lambda: gate.sizes == [1])
         others = [_ask(batcher, version, value) for value in (-1.0, 2.0, 3.0, 4.0)]
@@ -127,7 +126,7 @@ async def test_a_request_that_the_model_fails_on_spoils_none_that_shared_its_pas
 
 async def test_numbers_that_are_not_finite_are_no_answer_to_who_asked_for_them() -> None:
     async with asyncio.timeout(SECONDS), _batching(max_batch=4, max_delay_ms=10_000.0) as batcher:
-        version = held(2)
+        version = loaded(2)
         bad, good = _ask(batcher, version, 3e38, 1.0), _ask(batcher, version, 1.0, 2.0)
         with pytest.raises(PredictionFailed, match="not finite"):
             await bad
@@ -136,7 +135,7 @@ async def test_numbers_that_are_not_finite_are_no_answer_to_who_asked_for_them()
 
 async def test_who_has_gone_is_not_worked_for() -> None:
     gate = _Gate()
-    version = held(1, gate)
+    version = loaded(1, gate)
     async with _batching(max_batch=8, max_delay_ms=0.0) as batcher:
         first = _ask(batcher, version, 0.0)
         await until(lambda: gate.sizes == [1])
@@ -153,7 +152,7 @@ async def test_who_has_gone_is_not_worked_for() -> None:
 
 async def test_who_goes_while_the_pass_runs_spoils_nothing() -> None:
     gate = _Gate()
-    version = held(1, gate)
+    version = loaded(1, gate)
     async with _batching(max_batch=2, max_delay_ms=10_000.0) as batcher:
         asked = [_ask(batcher, version, 1.0) for _ in range(2)]
         await until(lambda: gate.sizes == [2])
@@ -164,9 +163,9 @@ async def test_who_goes_while_the_pass_runs_spoils_nothing() -> None:
 
 async def test_what_waits_when_it_stops_is_turned_away() -> None:
     async with _batching(max_batch=8, max_delay_ms=10_000.0) as batcher:
-        asked = _ask(batcher, held(1), 1.0)
+        asked = _ask(batcher, loaded(1), 1.0)
         await until(lambda: batcher.waiting == 1)
     with pytest.raises(Busy, match="stopping"):
         await asked
     with pytest.raises(Busy, match="stopping"):
-        await batcher.predict(held(1), torch.ones(1, 1))
+        await batcher.predict(loaded(1), torch.ones(1, 1))

@@ -11,7 +11,7 @@ from torch import Tensor
 from llmos_stream.broker import Broker, MemoryBroker
 from llmos_stream.config import Settings
 from llmos_stream.errors import BrokerUnavailable, ConfigError
-from llmos_stream.inference.held import build
+from llmos_stream.inference.model_pool import load_model
 from llmos_stream.log import Version, decoded_versions
 from llmos_stream.runtime import BROKER, retry
 from llmos_stream.training import Task, load_task
@@ -29,7 +29,7 @@ async def _expected(running: Running, settings: Settings, task: Task, inputs: Te
     async with running.broker.reader([running.topics.models], start="earliest") as reader:
         async for version in decoded_versions(reader, settings.wire):
             with torch.no_grad():
-                found[version.head.number] = build(task, settings, version).model(inputs)
+                found[version.head.number] = load_model(task, settings.task.share, version).model(inputs)
     return found
 
 
@@ -53,15 +53,15 @@ async def test_twenty_versions_come_under_load_and_every_answer_is_that_of_the_v
             answers.append((row, said["version"], said["outputs"][0]))
 
     async with running_from(broker, settings, initial) as running, serving_of(broker, settings, task) as serving:
-        await until(lambda: serving.shelf.newest == 0)
+        await until(lambda: serving.pool.newest == 0)
         assert serving.health.ready
         asking = [asyncio.create_task(ask(serving, begin)) for begin in range(8)]
         for number in range(1, _VERSIONS + 1):
             await publish(running, initial, number)
-            await until(lambda number=number: serving.shelf.newest == number)  # type: ignore[misc]
+            await until(lambda number=number: serving.pool.newest == number)  # type: ignore[misc]
             if number == 8:
                 await promote_in_log(running, number)
-                await until(lambda: serving.shelf.promoted == 8)
+                await until(lambda: serving.pool.promoted == 8)
         seen = len(answers)
         await until(lambda: len(answers) > seen + 50 or any(one.done() for one in asking))
         done.set()
@@ -85,15 +85,15 @@ async def test_a_promoted_version_of_long_ago_serves_after_a_restart(federation:
             await publish(running, initial, number)
         await promote_in_log(running, 2)
         async with serving_of(broker, settings, task) as serving:
-            await until(lambda: serving.shelf.newest == 7)
+            await until(lambda: serving.pool.newest == 7)
             models = (await serving.http.get("/v1/models")).json()
             assert (models["serving"], models["why"], models["promoted"]) == (2, "promoted", 2)
             assert [one["version"] for one in models["models"]] == [2, 7]
             await promote_in_log(running, 7)
-            await until(lambda: serving.shelf.promoted == 7)
+            await until(lambda: serving.pool.promoted == 7)
             await promote_in_log(running, 99)  # nobody has it: what served goes on
             await promote_in_log(running, 5)
-            await until(lambda: serving.shelf.promoted == 5)
+            await until(lambda: serving.pool.promoted == 5)
 
 
 async def test_a_version_that_nobody_can_have_is_not_served_and_nothing_else_suffers(
@@ -103,12 +103,12 @@ async def test_a_version_that_nobody_can_have_is_not_served_and_nothing_else_suf
     task, initial = task_of(settings)
     broker = MemoryBroker()
     async with running_from(broker, settings, initial) as running, serving_of(broker, settings, task) as serving:
-        await until(lambda: serving.shelf.newest == 0)
+        await until(lambda: serving.pool.newest == 0)
         await promote_in_log(running, 99)
         await until(lambda: "version 99 is promoted and cannot be had" in caplog.text)
         await publish(running, initial, 1)
-        await until(lambda: serving.shelf.newest == 1)
-        assert serving.shelf.promoted is None
+        await until(lambda: serving.pool.newest == 1)
+        assert serving.pool.promoted is None
         assert caplog.text.count("cannot be had") == 1
 
 
@@ -146,16 +146,16 @@ async def test_it_goes_on_answering_without_a_broker_and_catches_up_afterwards(
     memory = MemoryBroker()
     unsteady: Any = _Lost(memory)
     async with running_from(memory, settings, initial) as running, serving_of(unsteady, settings, task) as serving:
-        await until(lambda: serving.shelf.newest == 0)
+        await until(lambda: serving.pool.newest == 0)
         unsteady.lost = True
         await until(lambda: not serving.health.ready)
         assert set(serving.health.missing) == {BROKER}
         answer = await serving.http.post("/v1/predict", json={"inputs": [[0.0] * 16]})
         assert answer.json()["version"] == 0
         await publish(running, initial, 1)
-        assert serving.shelf.newest == 0
+        assert serving.pool.newest == 0
         unsteady.lost = False
-        await until(lambda: serving.shelf.newest == 1)
+        await until(lambda: serving.pool.newest == 1)
         assert serving.health.ready
 
 
@@ -180,7 +180,7 @@ async def test_what_is_built_is_in_eval_mode_and_a_copy(federation: str) -> None
         running.broker.reader([running.topics.models], start="earliest") as reader,
     ):
         found += [version async for version in decoded_versions(reader, settings.wire)]
-    model = build(task, settings, found[0]).model
+    model = load_model(task, settings.task.share, found[0]).model
     before = [parameter.clone() for parameter in model.parameters()]
     found[0].weights.zero_()
     assert not any(module.training for module in model.modules())

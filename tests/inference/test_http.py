@@ -10,16 +10,14 @@ import httpx
 import pytest
 from torch import Tensor
 
-from llmos_stream.config import InferenceSettings
 from llmos_stream.errors import ConfigError
-from llmos_stream.inference.http import serve_http
 from llmos_stream.runtime import Shutdown
-from llmos_stream.web.server import ListenAddress, listening
+from llmos_stream.web.server import ListenAddress, listening, serve_http
 from llmos_stream.web.timeouts import ConnectionLimits
-from tests.inference.aids import SECONDS, held, served, until
+from tests.inference.aids import SECONDS, loaded, served, until
 
 _ASK = {"inputs": [[1.0, 2.0, 3.0]]}
-_ANY = InferenceSettings(port=0)
+_ANY = ListenAddress("inference", "127.0.0.1", 0)
 
 
 def _port(caplog: pytest.LogCaptureFixture) -> int | None:
@@ -37,8 +35,8 @@ async def test_what_is_under_way_when_the_stop_comes_is_answered(caplog: pytest.
         assert gate.wait(SECONDS)
 
     async with served() as here, httpx.AsyncClient(timeout=SECONDS) as http:
-        here.shelf.publish(held(2, wait))
-        serving = asyncio.create_task(serve_http(here.app, _ANY, shutdown, SECONDS))
+        here.pool.publish(loaded(2, wait))
+        serving = asyncio.create_task(serve_http(here.app, _ANY, "predicting", shutdown, SECONDS))
         await until(lambda: _port(caplog) is not None)
         where = f"http://127.0.0.1:{_port(caplog)}/v1"
         assert (await http.get(f"{where}/models")).json()["serving"] == 2
@@ -65,11 +63,11 @@ async def test_a_port_that_is_taken_is_one_clear_error(caplog: pytest.LogCapture
     caplog.set_level(logging.INFO)
     shutdown = Shutdown()
     async with served() as here:
-        serving = asyncio.create_task(serve_http(here.app, _ANY, shutdown, SECONDS))
+        serving = asyncio.create_task(serve_http(here.app, _ANY, "predicting", shutdown, SECONDS))
         await until(lambda: _port(caplog) is not None)
-        taken = InferenceSettings(port=_port(caplog) or 0)
+        taken = ListenAddress("inference", "127.0.0.1", _port(caplog) or 0)
         with pytest.raises(ConfigError, match=r"inference\.port: cannot listen on 127\.0\.0\.1"):
-            await serve_http(here.app, taken, shutdown, SECONDS)
+            await serve_http(here.app, taken, "predicting", shutdown, SECONDS)
         shutdown.request()
         await serving
 
@@ -78,8 +76,8 @@ async def test_half_a_request_is_not_waited_for(caplog: pytest.LogCaptureFixture
     caplog.set_level(logging.INFO)
     shutdown, limits = Shutdown(), ConnectionLimits(head_seconds=0.05, body_seconds=0.05)
     async with served() as here, httpx.AsyncClient(timeout=SECONDS) as http:
-        here.shelf.publish(held(2))
-        serving = asyncio.create_task(serve_http(here.app, _ANY, shutdown, SECONDS, limits))
+        here.pool.publish(loaded(2))
+        serving = asyncio.create_task(serve_http(here.app, _ANY, "predicting", shutdown, SECONDS, limits=limits))
         await until(lambda: _port(caplog) is not None)
         for half in (b"POST /v1/pre", b"POST /v1/predict HTTP/1.1\r\nhost: x\r\ncontent-length: 99\r\n\r\n{"):
             reader, writer = await asyncio.open_connection("127.0.0.1", _port(caplog))
@@ -96,7 +94,7 @@ async def test_half_a_request_is_not_waited_for(caplog: pytest.LogCaptureFixture
 def test_an_answer_does_not_wait_for_the_other_sides_acknowledgement() -> None:
     """It goes out in two writes: without this the second one waits 40 ms on Linux."""
     with (
-        listening(ListenAddress("inference", "127.0.0.1", 0)) as listener,
+        listening(_ANY) as listener,
         socket.create_connection(listener.getsockname()),
     ):
         connection, _ = listener.accept()

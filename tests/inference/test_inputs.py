@@ -9,13 +9,12 @@ from torch import Tensor
 
 from llmos_stream.config import ClientSettings, TaskSettings
 from llmos_stream.errors import ConfigError
-from llmos_stream.inference.errors import BadInput
-from llmos_stream.inference.inputs import Form, form_of, read_inputs
+from llmos_stream.inference.inputs import BadInput, InputSpec, input_spec, read_inputs
 from llmos_stream.training import load_task
 
 
 def test_the_form_is_that_of_the_tasks_test_data() -> None:
-    assert form_of(load_task(TaskSettings(entry="blobs"), ClientSettings())) == Form((16,), torch.float32)
+    assert input_spec(load_task(TaskSettings(entry="blobs"), ClientSettings())) == InputSpec((16,), torch.float32)
 
 
 @pytest.mark.parametrize(
@@ -28,21 +27,21 @@ def test_a_task_whose_inputs_are_not_one_tensor_is_refused(
     task = load_task(TaskSettings(entry="blobs"), ClientSettings())
     monkeypatch.setattr(task, "test_batches", lambda batch_size: batches)
     with pytest.raises(ConfigError, match=r"task\.entry"):
-        form_of(task)
+        input_spec(task)
 
 
 @pytest.mark.parametrize(
     ("form", "values"),
     [
-        (Form((), torch.float32), [1, 2.5]),
-        (Form((2,), torch.float64), [[1, 1e300]]),
-        (Form((2, 1), torch.int64), [[[1], [2**62]]]),
-        (Form((2,), torch.uint8), [[0, 255]]),
-        (Form((1,), torch.bool), [[True], [False]]),
-        (Form((0,), torch.float32), [[], []]),
+        (InputSpec((), torch.float32), [1, 2.5]),
+        (InputSpec((2,), torch.float64), [[1, 1e300]]),
+        (InputSpec((2, 1), torch.int64), [[[1], [2**62]]]),
+        (InputSpec((2,), torch.uint8), [[0, 255]]),
+        (InputSpec((1,), torch.bool), [[True], [False]]),
+        (InputSpec((0,), torch.float32), [[], []]),
     ],
 )
-def test_what_fits_comes_as_it_is(form: Form, values: list[Any]) -> None:
+def test_what_fits_comes_as_it_is(form: InputSpec, values: list[Any]) -> None:
     found = read_inputs(values, form, 4)
     assert found.dtype is form.dtype
     assert found.tolist() == values
@@ -51,16 +50,16 @@ def test_what_fits_comes_as_it_is(form: Form, values: list[Any]) -> None:
 @pytest.mark.parametrize(
     ("form", "values", "said"),
     [
-        (Form((1,), torch.int64), [[1.5]], "in whole numbers; got numbers of another kind"),
-        (Form((1,), torch.int64), [[2**70]], "no number"),
-        (Form((1,), torch.uint8), [[256]], "more than torch.uint8 holds"),
-        (Form((1,), torch.uint8), [[-1]], "more than torch.uint8 holds"),
-        (Form((1,), torch.bool), [[1]], "in true and false; got"),
-        (Form((1,), torch.float16), [[1e6]], "more than torch.float16 holds"),
-        (Form((), torch.float32), [[1.0]], "expected a list of finite numbers; got shape [1]"),
-        (Form((1,), torch.float32), [[[[[1.0]]]]], "got shape [1, 1, 1, 1]"),
+        (InputSpec((1,), torch.int64), [[1.5]], "in whole numbers; got numbers of another kind"),
+        (InputSpec((1,), torch.int64), [[2**70]], "no number"),
+        (InputSpec((1,), torch.uint8), [[256]], "more than torch.uint8 holds"),
+        (InputSpec((1,), torch.uint8), [[-1]], "more than torch.uint8 holds"),
+        (InputSpec((1,), torch.bool), [[1]], "in true and false; got"),
+        (InputSpec((1,), torch.float16), [[1e6]], "more than torch.float16 holds"),
+        (InputSpec((), torch.float32), [[1.0]], "expected a list of finite numbers; got shape [1]"),
+        (InputSpec((1,), torch.float32), [[[[[1.0]]]]], "got shape [1, 1, 1, 1]"),
     ],
 )
-def test_what_does_not_fit_is_refused(form: Form, values: list[Any], said: str) -> None:
+def test_what_does_not_fit_is_refused(form: InputSpec, values: list[Any], said: str) -> None:
     with pytest.raises(BadInput, match=re.escape(said)):
         read_inputs(values, form, 4)

@@ -19,7 +19,7 @@ from llmos_stream.config import Settings
 from llmos_stream.errors import ConfigError
 from llmos_stream.inference import follow, run_inference
 from llmos_stream.inference import promoted as module
-from llmos_stream.inference.held import build, build_archived
+from llmos_stream.inference.model_pool import load_archived, load_model
 from llmos_stream.inference.promoted import Promoted
 from llmos_stream.log import decoded_versions
 from llmos_stream.registry import StoreUnavailable, VersionStore, find_in_log, promote
@@ -95,13 +95,15 @@ async def test_it_is_loaded_from_the_registry_and_answers(broker: Broker, federa
     task, initial = task_of(settings)
     _archive(settings, initial)
     with torch.no_grad():
-        expected = build(task, settings, version_of(initial.layout, _OLD)).model(torch.tensor(_QUESTION["inputs"]))
+        expected = load_model(task, settings.task.share, version_of(initial.layout, _OLD)).model(
+            torch.tensor(_QUESTION["inputs"])
+        )
     async with running_from(broker, settings, initial) as running:
         for _ in ("at first", "and after a restart"):
             async with serving_of(broker, settings, task) as serving:
-                await until(lambda serving=serving: serving.shelf.newest is not None)  # type: ignore[misc]
+                await until(lambda serving=serving: serving.pool.newest is not None)  # type: ignore[misc]
                 await promote_in_log(running, _OLD)
-                await until(lambda serving=serving: serving.shelf.promoted == _OLD)  # type: ignore[misc]
+                await until(lambda serving=serving: serving.pool.promoted == _OLD)  # type: ignore[misc]
                 said = (await serving.http.post("/v1/predict", json=_QUESTION)).json()
                 assert (said["version"], said["why"]) == (_OLD, "promoted")
                 torch.testing.assert_close(torch.tensor(said["outputs"]), expected, rtol=1e-5, atol=1e-5)
@@ -133,7 +135,7 @@ async def test_one_that_retention_has_deleted_is_promoted_and_serves(
         await _delete(kafka, running.topics.models, kept.beginning.offset)
         assert (await promote(broker, settings, 2, offload)).version == 2
         async with serving_of(broker, settings, task) as serving:
-            await until(lambda: serving.shelf.promoted == 2)
+            await until(lambda: serving.pool.promoted == 2)
             assert (await serving.http.post("/v1/predict", json=_QUESTION)).json()["version"] == 2
 
 
@@ -154,8 +156,8 @@ async def test_narrow_tensors_are_what_the_model_would_have_made_of_them(federat
     narrow: Any = Narrow()
     version = version_of(Layout.of(shared_tensors(narrow.model(), settings.task.share)), _OLD)
     store_of(settings).save(version, AT)
-    logged = build(narrow, settings, version).model.state_dict()
-    archived = build_archived(narrow, settings, *store_of(settings).load(_OLD)).model.state_dict()
+    logged = load_model(narrow, settings.task.share, version).model.state_dict()
+    archived = load_archived(narrow, settings.task.share, *store_of(settings).load(_OLD)).model.state_dict()
     assert {tensor.dtype for tensor in archived.values()} == {torch.float32, torch.bfloat16, torch.float16}
     assert all(torch.equal(archived[name], tensor) for name, tensor in logged.items())
 
@@ -167,11 +169,11 @@ async def test_versions_of_a_later_run_with_smaller_numbers_go_on_coming(federat
     broker = MemoryBroker()
     async with running_from(broker, settings, initial) as running, serving_of(broker, settings, task) as serving:
         await promote_in_log(running, _OLD)
-        await until(lambda: serving.shelf.promoted == _OLD)
+        await until(lambda: serving.pool.promoted == _OLD)
         for number in (1, 2):
             await publish(running, initial, number)
         await promote_in_log(running, 2)
-        await until(lambda: serving.shelf.promoted == 2)
+        await until(lambda: serving.pool.promoted == 2)
 
 
 async def test_while_the_store_is_away_what_is_held_serves_and_new_versions_come(
@@ -189,12 +191,12 @@ async def test_while_the_store_is_away_what_is_held_serves_and_new_versions_come
         async with serving_of(broker, settings, task) as serving:
             await until(lambda: store.asked >= 2)
             await publish(running, initial, 1)
-            await until(lambda: serving.shelf.newest == 1)
+            await until(lambda: serving.pool.newest == 1)
             said = (await serving.http.post("/v1/predict", json=_QUESTION)).json()
             assert (said["version"], said["why"]) == (1, "newest")
             assert caplog.text.count("cannot be had yet (nobody answers)") == 1
             store.away = False
-            await until(lambda: serving.shelf.promoted == _OLD)
+            await until(lambda: serving.pool.promoted == _OLD)
 
 
 async def test_another_promotion_does_not_wait_for_one_that_cannot_be_had(
@@ -208,7 +210,7 @@ async def test_another_promotion_does_not_wait_for_one_that_cannot_be_had(
         await promote_in_log(running, _OLD)
         await until(lambda: store.asked == 1)
         await promote_in_log(running, 0)
-        await until(lambda: serving.shelf.promoted == 0)
+        await until(lambda: serving.pool.promoted == 0)
 
 
 async def test_a_store_that_is_stuck_holds_nothing_up(federation: str, tmp_path: Path, stuck: _Stuck) -> None:
@@ -217,16 +219,16 @@ async def test_a_store_that_is_stuck_holds_nothing_up(federation: str, tmp_path:
     _archive(settings, initial)
     broker = MemoryBroker()
     async with running_from(broker, settings, initial) as running, serving_of(broker, settings, task) as serving:
-        await until(lambda: serving.shelf.newest == 0)
+        await until(lambda: serving.pool.newest == 0)
         await promote_in_log(running, _OLD)
         await until(lambda: stuck.asked == 1)
         await publish(running, initial, 1)
-        await until(lambda: serving.shelf.newest == 1)
+        await until(lambda: serving.pool.newest == 1)
         await promote_in_log(running, 0)
-        await until(lambda: serving.shelf.promoted == 0)
+        await until(lambda: serving.pool.promoted == 0)
         stuck.let_go()
         await promote_in_log(running, _OLD)
-        await until(lambda: serving.shelf.promoted == _OLD)
+        await until(lambda: serving.pool.promoted == _OLD)
 
 
 async def test_after_a_start_it_serves_first_unless_the_store_is_stuck(
@@ -242,18 +244,18 @@ async def test_after_a_start_it_serves_first_unless_the_store_is_stuck(
             await until(lambda: stuck.asked == 1)
             for _ in range(100):
                 await asyncio.sleep(0)
-            assert not serving.shelf.held  # it waits for the one promoted
+            assert not serving.pool.models  # it waits for the one promoted
             stuck.let_go()
-            await until(lambda: bool(serving.shelf.held))
-            assert list(serving.shelf.held) == [_OLD]
-            await until(lambda: 0 in serving.shelf.held)
+            await until(lambda: bool(serving.pool.models))
+            assert list(serving.pool.models) == [_OLD]
+            await until(lambda: 0 in serving.pool.models)
         monkeypatch.setattr(follow, "_PROMOTED_SECONDS", 0.01)
         stuck.hold()
         async with serving_of(broker, settings, task) as serving:
-            await until(lambda: 0 in serving.shelf.held)
+            await until(lambda: 0 in serving.pool.models)
             assert (await serving.http.post("/v1/predict", json=_QUESTION)).json()["version"] == 0
             stuck.let_go()
-            await until(lambda: serving.shelf.promoted == _OLD)
+            await until(lambda: serving.pool.promoted == _OLD)
 
 
 async def test_one_that_was_nowhere_is_looked_for_anew_when_it_is_promoted_again(
@@ -264,15 +266,15 @@ async def test_one_that_was_nowhere_is_looked_for_anew_when_it_is_promoted_again
     broker = MemoryBroker()
     async with running_from(broker, settings, initial) as running, serving_of(broker, settings, task) as serving:
         await promote_in_log(running, 0)
-        await until(lambda: serving.shelf.promoted == 0)
+        await until(lambda: serving.pool.promoted == 0)
         await promote_in_log(running, _OLD)
         await until(lambda: "cannot be had" in caplog.text)
         _archive(settings, initial)
         await promote_in_log(running, 0)
         await publish(running, initial, 1)  # read after it: what is promoted has been seen by then
-        await until(lambda: serving.shelf.newest == 1)
+        await until(lambda: serving.pool.newest == 1)
         await promote_in_log(running, _OLD)
-        await until(lambda: serving.shelf.promoted == _OLD)
+        await until(lambda: serving.pool.promoted == _OLD)
 
 
 async def test_pauses_grow_to_half_a_minute_and_begin_anew_with_another_version(
@@ -331,9 +333,9 @@ async def test_what_cannot_be_had_is_said_once_and_not_asked_for_again(
         await until(lambda: "cannot be had" in caplog.text)
         assert why in caplog.text
         await publish(running, initial, 1)
-        await until(lambda: serving.shelf.newest == 1)
+        await until(lambda: serving.pool.newest == 1)
         assert store.asked == caplog.text.count("cannot be had") == 1
-        assert serving.shelf.promoted is None
+        assert serving.pool.promoted is None
 
 
 async def test_a_registry_that_makes_no_sense_is_told_at_the_start(
