@@ -167,7 +167,7 @@ async def test_a_request_with_endless_headers_is_refused() -> None:
 
 
 async def test_half_a_head_is_not_waited_for_while_pages_stay_open() -> None:
-    limits = ConnectionLimits(head_seconds=0.05, body_seconds=0.05)
+    limits = ConnectionLimits(head_seconds=0.3, body_seconds=0.3)
     async with (
         shown() as here,
         on_a_port(here, Shutdown(), limits=limits) as where,

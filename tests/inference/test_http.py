@@ -74,8 +74,10 @@ async def test_a_port_that_is_taken_is_one_clear_error(caplog: pytest.LogCapture
 
 async def test_half_a_request_is_not_waited_for(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    shutdown, limits = Shutdown(), ConnectionLimits(head_seconds=0.05, body_seconds=0.05)
-    async with served() as here, httpx.AsyncClient(timeout=SECONDS) as http:
+    shutdown, limits = Shutdown(), ConnectionLimits(head_seconds=0.3, body_seconds=0.3)
+    # A connection of its own for each request: one that stays open between two runs into the same limit.
+    close = {"Connection": "close"}
+    async with served() as here, httpx.AsyncClient(timeout=SECONDS, headers=close) as http:
         here.pool.publish(loaded(2))
         serving = asyncio.create_task(serve_http(here.app, _ANY, "predicting", shutdown, SECONDS, limits=limits))
         await until(lambda: _port(caplog) is not None)
