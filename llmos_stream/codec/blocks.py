@@ -23,9 +23,9 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional
 
-from llmos_stream.codec import planes
+from llmos_stream.codec import byte_shuffle
 from llmos_stream.codec.base import STEP
-from llmos_stream.codec.scratch import Scratch, times
+from llmos_stream.codec.workspace import Workspace, scaled
 
 _MAX = torch.finfo(torch.float32).max
 _LEAST_SCALE_BITS = 0x0080
@@ -41,83 +41,95 @@ class Blocks:
     stochastic: bool
 
     def encode(
-        self, values: Tensor, generator: Generator | None, scratch: Scratch, lost: Tensor | None = None
+        self, values: Tensor, generator: Generator | None, workspace: Workspace, residual: Tensor | None = None
     ) -> list[Tensor]:
         levels = (1 << self.bits - 1) - 1
-        scales, steps = quantise(values, levels, self.block, noise_of(self.stochastic, generator), scratch)
-        if lost is not None:
-            take_away(values, scales, steps, self.block, lost, scratch)
-        return [*planes.split(scales, scratch), steps.view(torch.uint8) if self.bits == 8 else _pack(steps, scratch)]
+        scales, steps = quantize_blocks(
+            values, levels, self.block, rounding_noise(self.stochastic, generator), workspace
+        )
+        if residual is not None:
+            subtract_decoded(values, scales, steps, self.block, residual, workspace)
+        return [
+            *byte_shuffle.shuffle(scales, workspace),
+            steps.view(torch.uint8) if self.bits == 8 else _pack_nibbles(steps, workspace),
+        ]
 
-    def decode(self, body: Tensor, out: Tensor, scratch: Scratch) -> None:
+    def decode(self, body: Tensor, out: Tensor, workspace: Workspace) -> None:
         count, size = out.numel(), self._scales_size(out.numel())
         if self.bits == 8:
             steps = body[size:].view(torch.int8)
         else:
-            steps = _unpack(body[size:], scratch.take("steps", count, torch.int8), scratch)
-        dequantise(body[:size], steps, self.block, out, scratch)
+            steps = _unpack_nibbles(body[size:], workspace.take("steps", count, torch.int8), workspace)
+        dequantize_blocks(body[:size], steps, self.block, out, workspace)
 
     def bounds(self, count: int) -> tuple[int, int]:
         size = self._scales_size(count) + -(-count * self.bits // 8)
         return size, size
 
-    def compact_size(self, count: int) -> int:
-        """The compact form is the scales (bfloat16), then the steps with a byte each."""
+    def quantized_size(self, count: int) -> int:
+        """The quantized form is the scales (bfloat16), then the steps with a byte each."""
         return self._scales_size(count) + count
 
-    def in_place(self) -> bool:
+    def unpacks_in_place(self) -> bool:
         return self.bits == 8
 
-    def condense(self, body: Tensor, count: int, compact: Tensor, scratch: Scratch) -> float:
+    def unpack(self, body: Tensor, count: int, quantized: Tensor, workspace: Workspace) -> float:
         size = self._scales_size(count)
-        bits = scratch.take("scales", size // 2, torch.int16)
-        planes.join(body[:size], bits, scratch)
+        bits = workspace.take("scales", size // 2, torch.int16)
+        byte_shuffle.unshuffle(body[:size], bits, workspace)
         if self.bits == 4:
-            _unpack(body[size:], compact[size:].view(torch.int8), scratch)
-        elif compact.data_ptr() != body.data_ptr():
-            compact[size:].copy_(body[size:])
-        compact[:size].view(torch.int16).copy_(bits)
+            _unpack_nibbles(body[size:], quantized[size:].view(torch.int8), workspace)
+        elif quantized.data_ptr() != body.data_ptr():
+            quantized[size:].copy_(body[size:])
+        quantized[:size].view(torch.int16).copy_(bits)
         # The step below the least that is ever written can stand in the bytes all the same.
         return float(bits.view(torch.bfloat16).abs().max()) * (1 << self.bits - 1)
 
-    def expand(
-        self, compact: Tensor, count: int, begin: int, end: int, scratch: Scratch, factor: float | None = None
+    def dequantize(
+        self, quantized: Tensor, count: int, begin: int, end: int, workspace: Workspace, factor: float | None = None
     ) -> Tensor:
         size = self._scales_size(count)
-        scales = compact[:size].view(torch.bfloat16)[begin // self.block : -(-end // self.block)].float()
-        values = scratch.take("values", end - begin, torch.float32)
-        _multiply(compact[size + begin : size + end].view(torch.int8), scales, self.block, values)
-        return times(values, factor, scratch)
+        scales = quantized[:size].view(torch.bfloat16)[begin // self.block : -(-end // self.block)].float()
+        values = workspace.take("values", end - begin, torch.float32)
+        _multiply(quantized[size + begin : size + end].view(torch.int8), scales, self.block, values)
+        return scaled(values, factor, workspace)
 
     def _scales_size(self, count: int) -> int:
         return 2 * -(-count // self.block)
 
 
-def noise_of(stochastic: bool, generator: Generator | None) -> Generator | None:
-    """The generator where rounding is stochastic, else None. Raises ValueError if it is needed and missing."""
+def rounding_noise(stochastic: bool, generator: Generator | None) -> Generator | None:
+    """The generator where rounding is stochastic, else None.
+
+    Raises:
+        ValueError: Rounding is stochastic and there is no generator.
+    """
     if stochastic and generator is None:
         raise ValueError("stochastic rounding needs a torch.Generator")
     return generator if stochastic else None
 
 
-def quantise(
-    values: Tensor, levels: int, block: int, noise: Generator | None, scratch: Scratch
+def quantize_blocks(
+    values: Tensor, levels: int, block: int, noise: Generator | None, workspace: Workspace
 ) -> tuple[Tensor, Tensor]:
     """Scales (int16, the bits of bfloat16, one a block) and steps (int8, one an element) of 1-D float32 `values`.
 
-    Rounds stochastically with `noise`, to nearest without. Raises ValueError for NaN and infinity.
+    Rounds stochastically with `noise`, to nearest without.
+
+    Raises:
+        ValueError: `values` hold NaN or infinity.
     """
     bits = torch.empty(-(-values.numel() // block), dtype=torch.int16)
-    steps = scratch.take("steps", values.numel(), torch.int8)
+    steps = workspace.take("steps", values.numel(), torch.int8)
     for begin in range(0, values.numel(), STEP):
         some = values[begin : begin + STEP]
         scales = bits[begin // block : -(-(begin + some.numel()) // block)]
-        _quantise(some, levels, block, noise, scratch, scales, steps[begin : begin + STEP])
+        _quantize(some, levels, block, noise, workspace, scales, steps[begin : begin + STEP])
     return bits, steps
 
 
-def _quantise(
-    values: Tensor, levels: int, block: int, noise: Generator | None, scratch: Scratch, bits: Tensor, steps: Tensor
+def _quantize(
+    values: Tensor, levels: int, block: int, noise: Generator | None, workspace: Workspace, bits: Tensor, steps: Tensor
 ) -> None:
     """Write scales into `bits` and steps into `steps`."""
     count = values.numel()
@@ -128,34 +140,36 @@ def _quantise(
     bits.copy_(_scale_bits(largest, levels))
     inverse = bits.view(torch.bfloat16).float().reciprocal_().masked_fill_(bits == 0, 0.0)
     exact = torch.mul(
-        blocks, inverse[:, None], out=scratch.take("exact steps", blocks.numel(), torch.float32).view(-1, block)
+        blocks, inverse[:, None], out=workspace.take("exact steps", blocks.numel(), torch.float32).view(-1, block)
     )
     if noise is None:
         exact.round_()
     else:
-        exact.add_(_sixteen_bits(noise, blocks.numel(), scratch).view(-1, block), alpha=_NOISE_STEP)
+        exact.add_(_sixteen_bits(noise, blocks.numel(), workspace).view(-1, block), alpha=_NOISE_STEP)
         exact.add_(0.5 + _NOISE_STEP / 2).floor_()
     steps.copy_(exact.clamp_(-levels, levels).view(-1)[:count])
 
 
-def dequantise(scale_planes: Tensor, steps: Tensor, block: int, out: Tensor, scratch: Scratch) -> None:
-    """Write steps x scales into `out` (1-D float32); `scale_planes` are the low, then the high bytes."""
-    bits = torch.empty(scale_planes.numel() // 2, dtype=torch.int16)
-    planes.join(scale_planes, bits, scratch)
+def dequantize_blocks(scale_bytes: Tensor, steps: Tensor, block: int, out: Tensor, workspace: Workspace) -> None:
+    """Write steps x scales into `out` (1-D float32); `scale_bytes` are the low, then the high bytes."""
+    bits = torch.empty(scale_bytes.numel() // 2, dtype=torch.int16)
+    byte_shuffle.unshuffle(scale_bytes, bits, workspace)
     scales = bits.view(torch.bfloat16).float()
     for begin in range(0, out.numel(), STEP):
         end = begin + STEP
         _multiply(steps[begin:end], scales[begin // block :], block, out[begin:end])
 
 
-def take_away(values: Tensor, bits: Tensor, steps: Tensor, block: int, lost: Tensor, scratch: Scratch) -> None:
-    """Write `values` less what their scales and steps (see `quantise`) decode to into `lost`, which may be `values`."""
+def subtract_decoded(
+    values: Tensor, bits: Tensor, steps: Tensor, block: int, residual: Tensor, workspace: Workspace
+) -> None:
+    """Write `values` less what their scales and steps decode to into `residual`, which may be `values`."""
     scales = bits.view(torch.bfloat16).float()
     for begin in range(0, values.numel(), STEP):
         part = values[begin : begin + STEP]
-        decoded = scratch.take("decoded", part.numel(), torch.float32)
+        decoded = workspace.take("decoded", part.numel(), torch.float32)
         _multiply(steps[begin : begin + STEP], scales[begin // block :], block, decoded)
-        torch.sub(part, decoded, out=lost[begin : begin + STEP])
+        torch.sub(part, decoded, out=residual[begin : begin + STEP])
 
 
 def _multiply(steps: Tensor, scales: Tensor, block: int, out: Tensor) -> None:
@@ -174,26 +188,26 @@ def _scale_bits(largest: Tensor, levels: int) -> Tensor:
     return bits.clamp_(max=ceiling).masked_fill_(bits < _LEAST_SCALE_BITS, 0).to(torch.int16)
 
 
-def _sixteen_bits(noise: Generator, count: int, scratch: Scratch) -> Tensor:
+def _sixteen_bits(noise: Generator, count: int, workspace: Workspace) -> Tensor:
     # One draw of 64 bits makes four of 16: drawing is what stochastic rounding spends its time on.
-    draws = scratch.take("draws", -(-count // 4), torch.int64).random_(-(2**63), None, generator=noise)
-    return scratch.take("noise", count, torch.float32).copy_(draws.view(torch.int16)[:count])
+    draws = workspace.take("draws", -(-count // 4), torch.int64).random_(-(2**63), None, generator=noise)
+    return workspace.take("noise", count, torch.float32).copy_(draws.view(torch.int16)[:count])
 
 
-def _pack(steps: Tensor, scratch: Scratch) -> Tensor:
+def _pack_nibbles(steps: Tensor, workspace: Workspace) -> Tensor:
     count = steps.numel()
-    offset = scratch.take("offset", count + count % 2, torch.int8)
+    offset = workspace.take("offset", count + count % 2, torch.int8)
     offset[-1] = 0
     offset[:count] = steps
     pairs = offset.add_(8).view(torch.int16)
-    shifted = torch.bitwise_right_shift(pairs, 4, out=scratch.take("shifted pairs", pairs.numel(), torch.int16))
-    return scratch.take("packed", pairs.numel(), torch.uint8).copy_(shifted.bitwise_or_(pairs))
+    shifted = torch.bitwise_right_shift(pairs, 4, out=workspace.take("shifted pairs", pairs.numel(), torch.int16))
+    return workspace.take("packed", pairs.numel(), torch.uint8).copy_(shifted.bitwise_or_(pairs))
 
 
-def _unpack(packed: Tensor, out: Tensor, scratch: Scratch) -> Tensor:
+def _unpack_nibbles(packed: Tensor, out: Tensor, workspace: Workspace) -> Tensor:
     for begin in range(0, out.numel(), STEP):
         part, halves = out[begin : begin + STEP], packed[begin // 2 : (begin + STEP) // 2]
-        pairs = scratch.take("pairs", halves.numel(), torch.int16).copy_(halves)
-        shifted = torch.bitwise_left_shift(pairs, 4, out=scratch.take("shifted pairs", pairs.numel(), torch.int16))
+        pairs = workspace.take("pairs", halves.numel(), torch.int16).copy_(halves)
+        shifted = torch.bitwise_left_shift(pairs, 4, out=workspace.take("shifted pairs", pairs.numel(), torch.int16))
         torch.sub(pairs.bitwise_or_(shifted).bitwise_and_(0x0F0F).view(torch.int8)[: part.numel()], 8, out=part)
     return out

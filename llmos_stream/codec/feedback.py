@@ -22,7 +22,7 @@ _PASS_ALL = frozenset({CodecId.FLOAT32, CodecId.FLOAT16, CodecId.BFLOAT16})
 class ErrorFeedback:
     """The residual of one client for a layout of `numel` elements.
 
-    `encode` and `sections` leave the residual as it is; `commit` puts the new one in its place once the update is
+    `encode` and `frames` leave the residual as it is; `commit` puts the new one in its place once the update is
     durable, and `rollback` drops the new one if it is not. Not for use by two threads at a time.
 
     Two vectors are used in turn, since fresh pages cost several times what the arithmetic does: a residual that was
@@ -44,7 +44,8 @@ class ErrorFeedback:
     def residual(self, value: Tensor | None) -> None:
         """Take over a stored residual; it is this object's from then on.
 
-        Raises StateError if it is not finite or of another layout.
+        Raises:
+            StateError: It is not finite or of another layout.
         """
         if value is not None:
             try:
@@ -67,17 +68,18 @@ class ErrorFeedback:
     ) -> list[bytes]:
         """The payload of `delta` (a flat vector, not changed) plus the residual.
 
-        Raises ValueError: for a delta of another length or with NaN or infinity, or if the last payload has been
-        neither committed nor rolled back. Then nothing has changed.
+        Raises:
+            ValueError: The delta has another length, or NaN or infinity, or the last payload has been neither committed
+                nor rolled back. Nothing has changed.
         """
-        return list(self.sections(delta, spec, level=level, generator=generator))
+        return list(self.frames(delta, spec, level=level, generator=generator))
 
-    def sections(
+    def frames(
         self, delta: Tensor, spec: CodecSpec, *, level: int = 1, generator: Generator | None = None
     ) -> Iterator[bytes]:
-        """As `encode`, each section made when it is asked for.
+        """As `encode`, each frame made when it is asked for.
 
-        NaN and infinity are found when it is their slice's turn. The new residual is there to commit once all sections
+        NaN and infinity are found when it is their slice's turn. The new residual is there to commit once all frames
         have been drawn; before, and after an error, nothing has changed. `delta` must not change meanwhile.
         """
         if self._pending is not None:
@@ -85,11 +87,11 @@ class ErrorFeedback:
         delta = check_flat(delta, self._numel).detach()
         total = torch.empty(self._numel) if self._spare is None else self._spare
         self._spare = None
-        sections = encode(total, spec, level=level, generator=generator, lost=total)
-        return self._drawn(delta, total, sections, passes_all=spec.id in _PASS_ALL)
+        frames = encode(total, spec, level=level, generator=generator, residual=total)
+        return self._drawn(delta, total, frames, passes_all=spec.id in _PASS_ALL)
 
-    def _drawn(self, delta: Tensor, total: Tensor, sections: Iterator[bytes], *, passes_all: bool) -> Iterator[bytes]:
-        """Fill each slice of `total` just before its section is made of it, so that it is in the cache by then."""
+    def _drawn(self, delta: Tensor, total: Tensor, frames: Iterator[bytes], *, passes_all: bool) -> Iterator[bytes]:
+        """Fill each slice of `total` just before its frame is made of it, so that it is in the cache by then."""
         for begin in range(0, self._numel, SLICE):
             values = total[begin : begin + SLICE]
             if self._residual is None:
@@ -98,11 +100,15 @@ class ErrorFeedback:
                 torch.add(delta[begin : begin + SLICE], self._residual[begin : begin + SLICE], out=values)
             if passes_all and not is_finite(values):
                 raise ValueError("the delta holds NaN or infinity")
-            yield next(sections)
+            yield next(frames)
         self._pending = total
 
     def commit(self) -> None:
-        """The encoded update is durable: keep what it left out. Raises ValueError if there is none."""
+        """The encoded update is durable: keep what it left out.
+
+        Raises:
+            ValueError: There is no encoded update.
+        """
         if self._pending is None:
             raise ValueError("there is no encoded update to commit")
         self._residual, self._pending, self._spare = self._pending, None, self._residual

@@ -1,4 +1,4 @@
-"""Floating-point codecs: every element at 32 or 16 bits, as byte planes.
+"""Floating-point codecs: every element at 32 or 16 bits, its bytes shuffled.
 
 Body of n elements, no parameters: the n lowest bytes, then the n second bytes, up to the n highest, of
 
@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from llmos_stream.codec import planes
-from llmos_stream.codec.scratch import Scratch, times
+from llmos_stream.codec import byte_shuffle
+from llmos_stream.codec.workspace import Workspace, scaled
 
 _BITS = {torch.float32: torch.int32, torch.float16: torch.int16, torch.bfloat16: torch.int16}
 
@@ -30,47 +30,47 @@ class Floating:
     dtype: torch.dtype
 
     def encode(
-        self, values: Tensor, generator: Generator | None, scratch: Scratch, lost: Tensor | None = None
+        self, values: Tensor, generator: Generator | None, workspace: Workspace, residual: Tensor | None = None
     ) -> list[Tensor]:
-        narrow = values if self.dtype == torch.float32 else self._narrow(values, scratch)
-        made = planes.split(narrow.view(_BITS[self.dtype]), scratch, "slice")
-        if lost is not None:
-            torch.sub(values, narrow, out=lost)
-        return made
+        narrow = values if self.dtype == torch.float32 else self._narrow(values, workspace)
+        streams = byte_shuffle.shuffle(narrow.view(_BITS[self.dtype]), workspace, "slice")
+        if residual is not None:
+            torch.sub(values, narrow, out=residual)
+        return streams
 
-    def decode(self, body: Tensor, out: Tensor, scratch: Scratch) -> None:
+    def decode(self, body: Tensor, out: Tensor, workspace: Workspace) -> None:
         if self.dtype == torch.float32:
-            planes.join(body, out.view(torch.int32), scratch)
+            byte_shuffle.unshuffle(body, out.view(torch.int32), workspace)
         else:
-            narrow = scratch.take("narrow", out.numel(), self.dtype)
-            planes.join(body, narrow.view(torch.int16), scratch)
+            narrow = workspace.take("narrow", out.numel(), self.dtype)
+            byte_shuffle.unshuffle(body, narrow.view(torch.int16), workspace)
             out.copy_(narrow)
 
     def bounds(self, count: int) -> tuple[int, int]:
-        size = self.compact_size(count)
+        size = self.quantized_size(count)
         return size, size
 
-    def compact_size(self, count: int) -> int:
-        """The compact form is the elements themselves, as `dtype`."""
+    def quantized_size(self, count: int) -> int:
+        """The quantized form is the elements themselves, as `dtype`."""
         return count * self.dtype.itemsize
 
-    def in_place(self) -> bool:
+    def unpacks_in_place(self) -> bool:
         return False
 
-    def condense(self, body: Tensor, count: int, compact: Tensor, scratch: Scratch) -> float:
-        planes.join(body, compact.view(_BITS[self.dtype]), scratch)
+    def unpack(self, body: Tensor, count: int, quantized: Tensor, workspace: Workspace) -> float:
+        byte_shuffle.unshuffle(body, quantized.view(_BITS[self.dtype]), workspace)
         return math.inf
 
-    def expand(
-        self, compact: Tensor, count: int, begin: int, end: int, scratch: Scratch, factor: float | None = None
+    def dequantize(
+        self, quantized: Tensor, count: int, begin: int, end: int, workspace: Workspace, factor: float | None = None
     ) -> Tensor:
-        values = compact.view(self.dtype)[begin:end]
+        values = quantized.view(self.dtype)[begin:end]
         if self.dtype != torch.float32:
-            values = scratch.take("values", end - begin, torch.float32).copy_(values)
-        return times(values, factor, scratch)
+            values = workspace.take("values", end - begin, torch.float32).copy_(values)
+        return scaled(values, factor, workspace)
 
-    def _narrow(self, values: Tensor, scratch: Scratch) -> Tensor:
-        narrow = scratch.take("narrow", values.numel(), self.dtype)
+    def _narrow(self, values: Tensor, workspace: Workspace) -> Tensor:
+        narrow = workspace.take("narrow", values.numel(), self.dtype)
         limit = torch.finfo(self.dtype).max
         low, high = values.aminmax()
         if -limit <= low and high <= limit:

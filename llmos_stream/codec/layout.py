@@ -45,15 +45,20 @@ class Layout:
 
     @classmethod
     def of(cls, named: Mapping[str, Tensor]) -> Self:
-        """The layout of `named`, in its order. Raises ValueError that names a tensor which is not floating."""
+        """The layout of `named`, in its order.
+
+        Raises:
+            ValueError: A tensor is not floating; the error names it.
+        """
         return cls(tuple(TensorSpec(name, tuple(tensor.shape), _name_of(tensor)) for name, tensor in named.items()))
 
     @classmethod
     def from_specs(cls, specs: Iterable[TensorSpec]) -> Self:
         """A layout that arrived from outside; a spec may be any sequence of name, shape and dtype name.
 
-        Raises Rejected(WRONG_LAYOUT): a spec of another form, a duplicate name, an unknown dtype, a negative
-        dimension, or sizes past this module's limits.
+        Raises:
+            Rejected: WRONG_LAYOUT for a spec of another form, a duplicate name, an unknown dtype, a negative dimension,
+                or sizes past this module's limits.
         """
         try:
             return cls(tuple(TensorSpec(name, tuple(shape), dtype) for name, shape, dtype in specs))
@@ -74,8 +79,10 @@ class Layout:
     def flatten(self, named: Mapping[str, Tensor], out: Tensor | None = None) -> Tensor:
         """Copy `named` into the flat vector; `out`, where given, is filled and returned.
 
-        The tensors may be of any floating dtype and on any device (float64 is rounded). Raises ValueError for a
-        missing tensor, one the layout does not name, or one of another shape or kind.
+        The tensors may be of any floating dtype and on any device (float64 is rounded).
+
+        Raises:
+            ValueError: A tensor is missing, not in the layout, or of another shape or kind.
         """
         flat = torch.empty(self.numel, dtype=torch.float32) if out is None else check_flat(out, self.numel)
         names = {spec.name for spec in self.tensors}
@@ -102,7 +109,11 @@ class Layout:
 
 
 def check_flat(flat: Tensor, numel: int | None = None) -> Tensor:
-    """Return `flat`, or raise ValueError if it is no flat vector (of `numel` elements)."""
+    """Return `flat` if it is a flat vector (of `numel` elements).
+
+    Raises:
+        ValueError: It is none.
+    """
     if flat.dtype != torch.float32 or flat.dim() != 1 or flat.device.type != "cpu" or not flat.is_contiguous():
         raise ValueError(f"a flat vector is 1-D contiguous float32 on the CPU, not {flat.dtype} {tuple(flat.shape)}")
     if numel is not None and flat.numel() != numel:

@@ -1,18 +1,18 @@
 """Payloads: the flat vector to bytes and back, slice by slice.
 
 The flat vector is cut into slices of 2^20 elements; the last may be shorter, and an empty vector has none. A payload
-is one section for each slice, in order, with nothing before, between or after them:
+is one frame for each slice, in order, with nothing before, between or after them:
 
 | field | bytes | meaning |
 | --- | --- | --- |
-| length | 4 | unsigned little-endian number of bytes of the frame |
-| frame | length | one zstd frame: content size in its header, no dictionary, window at most twice the body |
+| length | 4 | unsigned little-endian number of bytes of the zstd frame |
+| content | length | one zstd frame: content size in its header, no dictionary, window at most twice the body |
 
-The frame's content is the slice's body as the codec writes it (`floating`, `blocks`, `sparse`), whose size follows
+What is compressed is the slice's body as the codec writes it (`floating`, `blocks`, `sparse`), whose size follows
 from codec and slice length, exactly or (top-k) within bounds. Codec, parameters and number of elements do not stand
 in the payload: the head names the first two and the layout the third.
 
-Sections are independent of one another, so both directions hold one slice at a time beside input and output.
+Frames are independent of one another, so both directions hold one slice at a time beside input and output.
 """
 
 import hashlib
@@ -23,10 +23,10 @@ import zstandard
 from torch import Generator, Tensor
 
 from llmos_stream.codec.base import Codec
+from llmos_stream.codec.frames import LENGTH, PartReader, compress, compressor, frame_bound, read_frame
 from llmos_stream.codec.layout import check_flat
-from llmos_stream.codec.registry import codec_for
-from llmos_stream.codec.scratch import borrowed
-from llmos_stream.codec.sections import LENGTH, PartReader, compressor, frame_bound, pack, unpack
+from llmos_stream.codec.table import codec_for
+from llmos_stream.codec.workspace import borrowed
 from llmos_stream.types import CodecSpec, Part
 
 SLICE = 1 << 20
@@ -39,33 +39,34 @@ def encode(
     *,
     level: int = 1,
     generator: Generator | None = None,
-    lost: Tensor | None = None,
+    residual: Tensor | None = None,
 ) -> Iterator[bytes]:
-    """The sections of `flat`, made as they are asked for; `level` is zstd's (see `sections.compressor`).
+    """The frames of `flat`, made as they are asked for; `level` is zstd's (see `frames.compressor`).
 
-    `lost`, a flat vector of the same length, receives `flat - decode(encode(flat))` as the sections are drawn; it may
+    `residual`, a flat vector of the same length, receives `flat - decode(encode(flat))` as the frames are drawn; it may
     be `flat` itself. The same input, spec and generator state give the same bytes whatever the number of threads.
 
-    Raises ValueError: for stochastic rounding without `generator`, and (while sections are drawn) for NaN or infinity
-    with int8, int4 and top-k. The floating codecs pass them on; `core` refuses such updates.
+    Raises:
+        ValueError: Stochastic rounding without `generator`; and, while frames are drawn, NaN or infinity with int8,
+            int4 and top-k. The floating codecs pass them on; `core` refuses such updates.
     """
     codec = codec_for(spec)
     check_flat(flat)
-    if lost is not None:
-        check_flat(lost, flat.numel())
-    return _sections(flat.detach(), codec, level, generator, lost)
+    if residual is not None:
+        check_flat(residual, flat.numel())
+    return _frames(flat.detach(), codec, level, generator, residual)
 
 
-def _sections(
-    flat: Tensor, codec: Codec, level: int, generator: Generator | None, lost: Tensor | None
+def _frames(
+    flat: Tensor, codec: Codec, level: int, generator: Generator | None, residual: Tensor | None
 ) -> Iterator[bytes]:
     zstd = compressor(level)
     for begin in range(0, flat.numel(), SLICE):
         values = flat[begin : begin + SLICE]
-        left = None if lost is None else lost[begin : begin + SLICE]
-        with borrowed() as scratch:
-            section = pack(zstd, codec.encode(values, generator, scratch, left))
-        yield section
+        rest = None if residual is None else residual[begin : begin + SLICE]
+        with borrowed() as workspace:
+            frame = compress(zstd, codec.encode(values, generator, workspace, rest))
+        yield frame
 
 
 def decode(parts: Iterable[Part], spec: CodecSpec, numel: int, out: Tensor | None = None) -> Tensor:
@@ -74,30 +75,35 @@ def decode(parts: Iterable[Part], spec: CodecSpec, numel: int, out: Tensor | Non
     Nothing is allocated by what the payload claims beyond what `spec` and `numel` imply. The result may hold NaN or
     infinity if the sender put them there. After an error the contents of `out` are undefined.
 
-    Raises Rejected: UNKNOWN_CODEC, BAD_CODEC_PARAMS, TRUNCATED (the parts end early), DECOMPRESSION_BOMB (a section
-    claims more than spec and numel imply) or CORRUPT_PAYLOAD (bytes left over, or zstd or the codec objects).
+    Raises:
+        Rejected: UNKNOWN_CODEC, BAD_CODEC_PARAMS, TRUNCATED (the parts end early), DECOMPRESSION_BOMB (a frame claims
+            more than spec and numel imply) or CORRUPT_PAYLOAD (bytes left over, or zstd or the codec objects).
     """
     codec = codec_for(spec)
     flat = torch.empty(numel, dtype=torch.float32) if out is None else check_flat(out, numel)
     reader = PartReader(parts)
     zstd = zstandard.ZstdDecompressor()
-    with borrowed() as scratch:
+    with borrowed() as workspace:
         for begin in range(0, numel, SLICE):
             values = flat[begin : begin + SLICE]
             least, most = codec.bounds(values.numel())
-            codec.decode(unpack(reader, zstd, least, most, scratch), values, scratch)
+            codec.decode(read_frame(reader, zstd, least, most, workspace), values, workspace)
     reader.finish()
     return flat
 
 
 def max_payload_size(spec: CodecSpec, numel: int) -> int:
-    """An upper bound, in bytes, of the payload of `numel` elements. Raises Rejected as `codec_for` does."""
+    """An upper bound, in bytes, of the payload of `numel` elements.
+
+    Raises:
+        Rejected: As `codec_for`.
+    """
     codec = codec_for(spec)
     whole, rest = divmod(numel, SLICE)
-    return whole * _max_section(codec, SLICE) + (_max_section(codec, rest) if rest else 0)
+    return whole * _max_frame(codec, SLICE) + (_max_frame(codec, rest) if rest else 0)
 
 
-def _max_section(codec: Codec, count: int) -> int:
+def _max_frame(codec: Codec, count: int) -> int:
     return LENGTH.size + frame_bound(codec.bounds(count)[1])
 
 

@@ -61,10 +61,10 @@ def encode_version(
 
 
 def delta_version(
-    number: int, weights: Tensor, layout: Layout, origin: Origin, codec: CodecSpec, sections: Iterable[bytes]
+    number: int, weights: Tensor, layout: Layout, origin: Origin, codec: CodecSpec, frames: Iterable[bytes]
 ) -> tuple[VersionHead, Parts]:
-    """The head and the payload of a delta version: `sections` make `weights` of those of its parent."""
-    payload = spooled(sections, MemoryStore())
+    """The head and the payload of a delta version: `frames` make `weights` of those of its parent."""
+    payload = spooled(frames, MemoryStore())
     return _head(number, VersionKind.DELTA, weights, layout, origin, codec, payload), payload.parts
 
 

@@ -7,7 +7,7 @@ from time import perf_counter
 
 from torch import Tensor
 
-from llmos_stream.codec import Residual, encode_delta, settle, weights_digest
+from llmos_stream.codec import Residual, add_residual, encode_delta, weights_digest
 from llmos_stream.core import Strategy
 from llmos_stream.core.replay import Rule
 from llmos_stream.errors import Rejected
@@ -149,7 +149,7 @@ class Rebuilding:
         carried = self._residual
         residual = carried[1] if carried is not None and carried[0] == parent else await self._log.residual(parent)
         if head.kind is VersionKind.FULL:
-            await self._log.offload.run(settle, weights, residual)
+            await self._log.offload.run(add_residual, weights, residual)
         else:
             try:
                 told = await self._log.offload.run(encode_delta, before, weights, residual, head.codec)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
-from llmos_stream.codec import Residual, encode_delta, fits_delta, settle, weights_digest
+from llmos_stream.codec import Residual, add_residual, encode_delta, fits_delta, weights_digest
 from llmos_stream.core import Update
 from llmos_stream.core.replay import Changes, Retelling, Rule
 from llmos_stream.errors import ConfigError, Rejected
@@ -187,7 +187,7 @@ class WhatIf:
         if told is not None and told.kind is VersionKind.DELTA and fits_delta(before, weights):
             _, self._residual = encode_delta(before, weights, self._residual, told.codec)
         else:
-            settle(weights, self._residual)
+            add_residual(weights, self._residual)
             self._residual = None
 
     async def _owed(self, first: int) -> Residual | None:

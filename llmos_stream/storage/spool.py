@@ -146,14 +146,14 @@ class Spooled(NamedTuple):
     digest: bytes
 
 
-def spooled(sections: Iterable[bytes], store: Store) -> Spooled:
-    """Draw the sections of a payload into `store`, one at a time. Works for a while."""
+def spooled(frames: Iterable[bytes], store: Store) -> Spooled:
+    """Draw the frames of a payload into `store`, one at a time. Works for a while."""
     size, digest = 0, hashlib.sha256()
-    for section in sections:
-        digest.update(section)
-        size += len(section)
-        if section:
-            store.append(memoryview(section))
+    for frame in frames:
+        digest.update(frame)
+        size += len(frame)
+        if frame:
+            store.append(memoryview(frame))
     return Spooled(store, size, digest.digest())
 
 

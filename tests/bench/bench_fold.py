@@ -19,10 +19,10 @@ import zstandard
 from torch import Tensor
 
 from llmos_stream.codec import decode, encode, weights_digest
+from llmos_stream.codec.frames import PartReader, read_frame
 from llmos_stream.codec.payload import SLICE
-from llmos_stream.codec.registry import codec_for
-from llmos_stream.codec.scratch import Scratch
-from llmos_stream.codec.sections import PartReader, unpack
+from llmos_stream.codec.table import codec_for
+from llmos_stream.codec.workspace import Workspace
 from llmos_stream.config import ServerOptimizerSettings
 from llmos_stream.core import Update, check_and_clip
 from llmos_stream.core.buffer import Buffer
@@ -103,9 +103,9 @@ def _contribution() -> Contribution:
 
 
 def _unzip(parts: Sequence[bytes], spec: CodecSpec, numel: int) -> None:
-    reader, zstd, scratch, codec = PartReader(parts), zstandard.ZstdDecompressor(), Scratch(), codec_for(spec)
+    reader, zstd, workspace, codec = PartReader(parts), zstandard.ZstdDecompressor(), Workspace(), codec_for(spec)
     for begin in range(0, numel, SLICE):
-        unpack(reader, zstd, *codec.bounds(min(SLICE, numel - begin)), scratch)
+        read_frame(reader, zstd, *codec.bounds(min(SLICE, numel - begin)), workspace)
 
 
 def floor_ms(numel: int, payload_bytes: int, repeats: int) -> float:

@@ -5,14 +5,14 @@ import torch
 from torch import Tensor
 
 from llmos_stream.codec import codec_for
-from llmos_stream.codec.scratch import Scratch
+from llmos_stream.codec.workspace import Workspace
 from llmos_stream.types import CodecSpec
 from tests.codec.oracle import decode_slowly, largest_slowly
 from tests.codec.samples import BFLOAT16, CASES, FLOAT16, FLOAT32, SPECS, generator, int4, int8, name, normal, topk
 
 
 def _body(values: Tensor, spec: CodecSpec) -> bytes:
-    return b"".join(plane.numpy().tobytes() for plane in codec_for(spec).encode(values, generator(), Scratch()))
+    return b"".join(stream.numpy().tobytes() for stream in codec_for(spec).encode(values, generator(), Workspace()))
 
 
 GOLDEN = [
@@ -53,20 +53,20 @@ def test_decoding_agrees_with_the_oracle(spec: CodecSpec, case: str) -> None:
     least, most = codec_for(spec).bounds(values.numel())
     assert least <= len(body) <= most
     out = torch.full_like(values, 7.0)
-    codec_for(spec).decode(torch.frombuffer(bytearray(body), dtype=torch.uint8), out, Scratch())
+    codec_for(spec).decode(torch.frombuffer(bytearray(body), dtype=torch.uint8), out, Workspace())
     assert out.tolist() == torch.tensor(decode_slowly(spec, body, values.numel())).tolist()
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=name)
 def test_nothing_of_one_slice_is_left_in_the_next(spec: CodecSpec) -> None:
     codec = codec_for(spec)
-    used = Scratch()
+    used = Workspace()
     codec.decode(torch.cat(codec.encode(normal(5000), generator(), used)), torch.empty(5000), used)
     body = torch.cat(codec.encode(normal(333), generator(), used))
     assert body.numpy().tobytes() == _body(normal(333), spec)
     outs = [torch.empty(333), torch.empty(333)]
-    for out, scratch in zip(outs, (used, Scratch()), strict=True):
-        codec.decode(body, out, scratch)
+    for out, workspace in zip(outs, (used, Workspace()), strict=True):
+        codec.decode(body, out, workspace)
     assert torch.equal(*outs)
 
 
@@ -77,7 +77,7 @@ def test_topk_keeps_the_largest(case: str, fraction: float) -> None:
     kept = -(-round(fraction * 10**9) * values.numel() // 10**9)
     out = torch.empty_like(values)
     spec = topk(fraction, 32)
-    codec_for(spec).decode(torch.frombuffer(bytearray(_body(values, spec)), dtype=torch.uint8), out, Scratch())
+    codec_for(spec).decode(torch.frombuffer(bytearray(_body(values, spec)), dtype=torch.uint8), out, Workspace())
     places = largest_slowly(values.tolist(), kept)
     assert torch.equal(out[places], values[places])
     others = torch.ones(values.numel(), dtype=torch.bool)
@@ -95,7 +95,7 @@ def test_topk_with_the_longest_gaps_is_within_bounds() -> None:
 @pytest.mark.parametrize("spec", [int8(), int4(), topk(0.1, 8, 1)], ids=name)
 def test_stochastic_rounding_needs_a_generator(spec: CodecSpec) -> None:
     with pytest.raises(ValueError, match="Generator"):
-        codec_for(spec).encode(normal(10), None, Scratch())
+        codec_for(spec).encode(normal(10), None, Workspace())
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
@@ -104,14 +104,14 @@ def test_what_is_not_finite_has_no_place(spec: CodecSpec, bad: float) -> None:
     values = normal(1000)
     values[700] = bad
     with pytest.raises(ValueError, match="NaN and infinity"):
-        codec_for(spec).encode(values, generator(), Scratch())
+        codec_for(spec).encode(values, generator(), Workspace())
 
 
 @pytest.mark.parametrize("spec", [FLOAT32, FLOAT16, BFLOAT16], ids=name)
 def test_floating_codecs_pass_on_what_is_not_finite(spec: CodecSpec) -> None:
     values = torch.tensor([1.0, float("nan"), float("inf"), -float("inf"), 1e38])
     out = torch.empty_like(values)
-    codec_for(spec).decode(torch.frombuffer(bytearray(_body(values, spec)), dtype=torch.uint8), out, Scratch())
+    codec_for(spec).decode(torch.frombuffer(bytearray(_body(values, spec)), dtype=torch.uint8), out, Workspace())
     assert out[1].isnan()
     assert out[2:4].tolist() == [float("inf"), -float("inf")]
     assert out[[0, 4]].isfinite().all()

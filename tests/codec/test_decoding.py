@@ -1,4 +1,4 @@
-"""Decoding by several threads, slice by slice, and by way of the compact form: all give what `decode` gives."""
+"""Decoding by several threads, slice by slice, and by way of the quantized form: all give what `decode` gives."""
 
 import math
 import struct
@@ -14,18 +14,18 @@ from torch import Tensor
 
 from llmos_stream.codec import (
     SLICE,
-    Compact,
     Decoding,
-    Scratch,
-    compact_bytes,
-    compacting,
+    QuantizedForm,
+    Workspace,
     decode,
     encode,
-    reading,
+    prepare_quantized,
+    prepare_visit,
+    quantized_bytes,
     slices,
 )
 from llmos_stream.codec.base import STEP
-from llmos_stream.codec.sections import LENGTH
+from llmos_stream.codec.frames import LENGTH
 from llmos_stream.errors import Reason, Rejected
 from llmos_stream.types import CodecSpec
 from tests.codec.samples import CASES, FLOAT32, SPECS, generator, int4, int8, name, normal, topk
@@ -38,15 +38,15 @@ def _payload(flat: Tensor, spec: CodecSpec) -> list[bytes]:
     return list(encode(flat, spec, generator=generator()))
 
 
-def _room(spec: CodecSpec, numel: int) -> Tensor:
-    return torch.full((compact_bytes(spec, numel),), 0xA5, dtype=torch.uint8)
+def _buffer(spec: CodecSpec, numel: int) -> Tensor:
+    return torch.full((quantized_bytes(spec, numel),), 0xA5, dtype=torch.uint8)
 
 
-def _compact(parts: Sequence[bytes], spec: CodecSpec, numel: int) -> Compact:
-    work, compact = compacting(parts, spec, numel, _room(spec, numel))
+def _quantized(parts: Sequence[bytes], spec: CodecSpec, numel: int) -> QuantizedForm:
+    work, quantized = prepare_quantized(parts, spec, numel, _buffer(spec, numel))
     work.work()
     work.finish()
-    return compact
+    return quantized
 
 
 def _joined(pieces: list[Tensor]) -> Tensor:
@@ -70,12 +70,12 @@ def test_all_ways_give_the_same_bits(spec: CodecSpec, numel: int) -> None:
     parts = _payload(normal(numel), spec)
     expected = decode(parts, spec, numel)
     assert _same(_joined([part.clone() for part in slices(parts, spec, numel)]), expected)
-    compact = _compact(parts, spec, numel)
+    quantized = _quantized(parts, spec, numel)
     for _ in range(2):
-        assert _same(_joined([part.clone() for part in compact.values(Scratch())]), expected)
-    work, compact = compacting(parts, spec, numel, _room(spec, numel))
+        assert _same(_joined([part.clone() for part in quantized.values(Workspace())]), expected)
+    work, quantized = prepare_quantized(parts, spec, numel, _buffer(spec, numel))
     _in_threads(work, 2)
-    assert _same(_joined([part.clone() for part in compact.values(Scratch())]), expected)
+    assert _same(_joined([part.clone() for part in quantized.values(Workspace())]), expected)
 
 
 @pytest.mark.parametrize("case", [case for case, values in CASES.items() if values.numel()])
@@ -83,45 +83,45 @@ def test_all_ways_give_the_same_bits(spec: CodecSpec, numel: int) -> None:
 def test_the_compact_form_keeps_every_bit(spec: CodecSpec, case: str) -> None:
     parts = _payload(CASES[case], spec)
     expected = decode(parts, spec, CASES[case].numel())
-    compact = _compact(parts, spec, expected.numel())
-    assert _same(_joined([part.clone() for part in compact.values(Scratch())]), expected)
-    assert math.isnan(compact.largest) or compact.largest >= float(expected.abs().max())
+    quantized = _quantized(parts, spec, expected.numel())
+    assert _same(_joined([part.clone() for part in quantized.values(Workspace())]), expected)
+    assert math.isnan(quantized.largest) or quantized.largest >= float(expected.abs().max())
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=name)
 def test_a_factor_is_one_multiplication(spec: CodecSpec) -> None:
     parts = _payload(normal(5000), spec)
     expected = decode(parts, spec, 5000) * 0.3
-    scratch = Scratch()
-    compact = _compact(parts, spec, 5000)
-    assert _same(_joined([part.clone() for part in compact.values(scratch, 0.3)]), expected)
+    workspace = Workspace()
+    quantized = _quantized(parts, spec, 5000)
+    assert _same(_joined([part.clone() for part in quantized.values(workspace, 0.3)]), expected)
     assert _same(_joined([part.clone() for part in slices(parts, spec, 5000, 0.3)]), expected)
     # What is held is not touched by it.
-    assert _same(_joined([part.clone() for part in compact.values(scratch, 0.3)]), expected)
+    assert _same(_joined([part.clone() for part in quantized.values(workspace, 0.3)]), expected)
 
 
 @pytest.mark.parametrize("spec", [int8(), int4(), topk(0.01, 8, 1), topk(0.3, 32)], ids=name)
 def test_the_largest_magnitude_is_bounded_closely(spec: CodecSpec) -> None:
     parts = _payload(normal(SLICE + 5), spec)
     largest = float(decode(parts, spec, SLICE + 5).abs().max())
-    assert largest <= _compact(parts, spec, SLICE + 5).largest <= 1.2 * largest
+    assert largest <= _quantized(parts, spec, SLICE + 5).largest <= 1.2 * largest
 
 
 @pytest.mark.parametrize("scale", [b"\x80\x7f", b"\xc0\x7f", b"\x80\xff"])
 @pytest.mark.parametrize("spec", [int8(), int4()], ids=name)
 def test_a_scale_that_is_not_finite_gives_no_bound(spec: CodecSpec, scale: bytes) -> None:
     frame = zstandard.ZstdCompressor().compress(scale + b"\x89")
-    assert not _compact([LENGTH.pack(len(frame)) + frame], spec, 1).largest < math.inf
+    assert not _quantized([LENGTH.pack(len(frame)) + frame], spec, 1).largest < math.inf
 
 
 def test_what_the_compact_form_takes() -> None:
     scales = 2 * SLICE // 256
-    assert compact_bytes(int8(), SLICE) == compact_bytes(int4(), SLICE) == SLICE + scales
-    assert compact_bytes(FLOAT32, 3 * SLICE) == 12 * SLICE
-    assert compact_bytes(topk(0.01), SLICE) < 0.081 * SLICE
-    assert compact_bytes(topk(1.0), SLICE) == 4 * SLICE
+    assert quantized_bytes(int8(), SLICE) == quantized_bytes(int4(), SLICE) == SLICE + scales
+    assert quantized_bytes(FLOAT32, 3 * SLICE) == 12 * SLICE
+    assert quantized_bytes(topk(0.01), SLICE) < 0.081 * SLICE
+    assert quantized_bytes(topk(1.0), SLICE) == 4 * SLICE
     with pytest.raises(ValueError, match="bytes are needed"):
-        compacting([], int8(), 100, torch.empty(99, dtype=torch.uint8))
+        prepare_quantized([], int8(), 100, torch.empty(99, dtype=torch.uint8))
 
 
 @pytest.mark.parametrize("spec", [FLOAT32, int8(), topk(0.01, 8, 1)], ids=name)
@@ -129,8 +129,8 @@ def test_every_value_is_seen_once_by_whichever_thread(spec: CodecSpec) -> None:
     parts = _payload(normal(LONG), spec)
     expected = decode(parts, spec, LONG)
     makers: list[Callable[[Callable[[int, Tensor], None]], Decoding]] = [
-        lambda seen: compacting(parts, spec, LONG, _room(spec, LONG), seen)[0],
-        lambda seen: reading(parts, spec, LONG, seen),
+        lambda visit: prepare_quantized(parts, spec, LONG, _buffer(spec, LONG), visit)[0],
+        lambda visit: prepare_visit(parts, spec, LONG, visit),
     ]
     for make in makers:
         found: dict[int, Tensor] = {}
@@ -163,8 +163,8 @@ def test_damage_is_told_alike_by_all_ways(
     parts = [bytes(damaged[:end]) + extra]
     expected = _outcome(lambda: decode(parts, spec, numel))
     assert _outcome(lambda: list(slices(parts, spec, numel))) is expected
-    assert _outcome(lambda: _compact(parts, spec, numel)) is expected
-    assert _outcome(lambda: _in_threads(reading(parts, spec, numel, lambda begin, values: None), 2)) is expected
+    assert _outcome(lambda: _quantized(parts, spec, numel)) is expected
+    assert _outcome(lambda: _in_threads(prepare_visit(parts, spec, numel, lambda begin, values: None), 2)) is expected
 
 
 def _bomb() -> bytes:
@@ -186,7 +186,7 @@ def test_of_several_errors_the_first_in_the_payload_is_told() -> None:
         ([good, good, good, good[:2]], Reason.TRUNCATED),
     ):
         for threads in (1, 4):
-            work, _ = compacting(broken, int8(), 4 * SLICE, _room(int8(), 4 * SLICE))
+            work, _ = prepare_quantized(broken, int8(), 4 * SLICE, _buffer(int8(), 4 * SLICE))
             with pytest.raises(Rejected) as caught:
                 _in_threads(work, threads)
             assert caught.value.reason is reason
@@ -203,22 +203,22 @@ def test_an_error_stops_the_cutting() -> None:
         while True:
             yield from parts()
 
-    work = reading(endless(), int8(), 100 * SLICE, _refuse)  # type: ignore[arg-type]
+    work = prepare_visit(endless(), int8(), 100 * SLICE, _refuse)  # type: ignore[arg-type]
     work.work()
-    with pytest.raises(RuntimeError, match="seen enough"):
+    with pytest.raises(RuntimeError, match="visit enough"):
         work.finish()
     assert len(drawn) == 1
 
 
 def _refuse(begin: int, values: Tensor) -> None:
-    raise RuntimeError("seen enough")
+    raise RuntimeError("visit enough")
 
 
 def test_frames_with_a_checksum_and_blocks_of_one_byte_end_where_they_end() -> None:
     body = struct.pack("<H", 0) + bytes(255)  # one scale of zero, so that every block is one repeated byte
     frame = zstandard.ZstdCompressor(write_checksum=True).compress(body)
-    section = LENGTH.pack(len(frame)) + frame
-    assert decode([section], int8(), 255).tolist() == [0.0] * 255
+    content = LENGTH.pack(len(frame)) + frame
+    assert decode([content], int8(), 255).tolist() == [0.0] * 255
     for cut in range(1, 5):
         short = frame[:-cut]
         with pytest.raises(Rejected) as caught:

@@ -166,38 +166,38 @@ def test_setting_a_residual_drops_what_was_pending() -> None:
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=name)
-def test_sections_are_those_of_the_sum_and_the_residual_is_there_with_the_last(spec: CodecSpec) -> None:
+def test_frames_are_those_of_the_sum_and_the_residual_is_there_with_the_last(spec: CodecSpec) -> None:
     count = SLICE + 1000
     feedback = ErrorFeedback(count)
     owed = torch.zeros(count)
     for seed in range(4):  # each of its two vectors is written over
         delta = normal(count, seed)
-        lost = delta + owed
-        expected = list(encode(lost, spec, generator=generator(seed), lost=lost))
-        sections = feedback.sections(delta, spec, generator=generator(seed))
-        parts = [next(sections)]
+        residual = delta + owed
+        expected = list(encode(residual, spec, generator=generator(seed), residual=residual))
+        frames = feedback.frames(delta, spec, generator=generator(seed))
+        parts = [next(frames)]
         with pytest.raises(ValueError, match="no encoded update"):
             feedback.commit()
-        parts += sections
+        parts += frames
         assert parts == expected
         assert feedback.pending is not None
-        assert torch.equal(feedback.pending, lost)
+        assert torch.equal(feedback.pending, residual)
         assert torch.equal(owed, torch.zeros(count) if feedback.residual is None else feedback.residual)
         feedback.commit()
-        owed = lost
+        owed = residual
 
 
-def test_sections_that_are_not_all_drawn_change_nothing() -> None:
+def test_frames_that_are_not_all_drawn_change_nothing() -> None:
     count = SLICE + 10
     feedback, other = ErrorFeedback(count), ErrorFeedback(count)
     for seed in range(3):
         delta = normal(count, seed)
-        abandoned = feedback.sections(delta, int4(), generator=generator())
+        abandoned = feedback.frames(delta, int4(), generator=generator())
         next(abandoned)
         bad = delta.clone()
         bad[-1] = float("nan")
         with pytest.raises(ValueError, match=r"NaN (or|and) infinity"):
-            list(feedback.sections(bad, int4(), generator=generator()))
+            list(feedback.frames(bad, int4(), generator=generator()))
         assert feedback.encode(delta, int4(), generator=generator()) == other.encode(
             delta, int4(), generator=generator()
         )

@@ -24,12 +24,12 @@ def _payload(numel: int, spec: CodecSpec) -> bytes:
     return b"".join(encode(normal(numel), spec, generator=generator()))
 
 
-def _section(frame: bytes) -> bytes:
+def _framed(frame: bytes) -> bytes:
     return struct.pack("<I", len(frame)) + frame
 
 
 def _pack(body: bytes) -> bytes:
-    return _section(zstandard.ZstdCompressor().compress(body))
+    return _framed(zstandard.ZstdCompressor().compress(body))
 
 
 def _reason(payload: bytes, spec: CodecSpec, numel: int) -> Reason:
@@ -72,7 +72,7 @@ def _raw_frame(body: bytes, window: int, claimed: int) -> bytes:
 def test_a_gibibyte_of_zeros_is_not_unpacked() -> None:
     frame = _bomb(1 << 30)
     assert len(frame) < 1 << 18
-    payload = _section(frame)
+    payload = _framed(frame)
     with _at_most(1 << 20):
         assert _reason(payload, FLOAT32, SLICE) is Reason.DECOMPRESSION_BOMB
 
@@ -81,7 +81,7 @@ def test_a_frame_that_holds_more_than_it_claims_is_cut_off() -> None:
     frame = bytearray(_bomb(1 << 30))
     at = frame.index(struct.pack("<I", 1 << 30), 5)
     frame[at : at + 4] = struct.pack("<I", 4 * SLICE)
-    payload = _section(bytes(frame))
+    payload = _framed(bytes(frame))
     with _at_most(9 * SLICE):
         assert _reason(payload, FLOAT32, SLICE) is Reason.CORRUPT_PAYLOAD
 
@@ -89,13 +89,13 @@ def test_a_frame_that_holds_more_than_it_claims_is_cut_off() -> None:
 def test_a_frame_that_does_not_name_its_size_is_refused() -> None:
     stream = zstandard.ZstdCompressor(level=1).compressobj()
     frame = stream.compress(bytes(400)) + stream.flush()
-    assert _reason(_section(frame), FLOAT32, 100) is Reason.CORRUPT_PAYLOAD
+    assert _reason(_framed(frame), FLOAT32, 100) is Reason.CORRUPT_PAYLOAD
 
 
 def test_a_window_larger_than_the_body_needs_is_refused() -> None:
     body = bytes(400)
-    assert decode([_section(_raw_frame(body, 0, 400))], FLOAT32, 100).tolist() == [0.0] * 100
-    assert _reason(_section(_raw_frame(body, 17 << 3, 400)), FLOAT32, 100) is Reason.DECOMPRESSION_BOMB
+    assert decode([_framed(_raw_frame(body, 0, 400))], FLOAT32, 100).tolist() == [0.0] * 100
+    assert _reason(_framed(_raw_frame(body, 17 << 3, 400)), FLOAT32, 100) is Reason.DECOMPRESSION_BOMB
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=name)
@@ -109,7 +109,7 @@ def test_a_body_smaller_than_the_slice_needs_is_refused(spec: CodecSpec) -> None
     assert _reason(_pack(b""), spec, 100) is Reason.CORRUPT_PAYLOAD
 
 
-def test_a_section_length_beyond_any_frame_is_refused_before_the_bytes_are_gathered() -> None:
+def test_a_frame_length_beyond_any_frame_is_refused_before_the_bytes_are_gathered() -> None:
     def parts() -> Iterator[bytes]:
         yield struct.pack("<I", 0xFFFFFFFF)
         raise AssertionError("read on")
@@ -137,7 +137,7 @@ def test_trailing_bytes_are_told(spec: CodecSpec) -> None:
 def test_bytes_after_the_frame_are_told() -> None:
     frame = zstandard.ZstdCompressor().compress(bytes(400))
     for extra in (b"\0", frame, b"\x50\x2a\x4d\x18\0\0\0\0"):
-        assert _reason(_section(frame + extra), FLOAT32, 100) is Reason.CORRUPT_PAYLOAD
+        assert _reason(_framed(frame + extra), FLOAT32, 100) is Reason.CORRUPT_PAYLOAD
 
 
 @pytest.mark.parametrize(
@@ -153,14 +153,14 @@ def test_bytes_after_the_frame_are_told() -> None:
     ],
 )
 def test_what_is_no_frame_of_that_size_is_told(frame: bytes) -> None:
-    assert _reason(_section(frame), FLOAT32, 100) is Reason.CORRUPT_PAYLOAD
+    assert _reason(_framed(frame), FLOAT32, 100) is Reason.CORRUPT_PAYLOAD
 
 
 def test_a_frame_that_needs_a_dictionary_is_told() -> None:
     samples: list[bytes | bytearray | memoryview[int]] = [normal(50, seed).numpy().tobytes() for seed in range(50)]
     dictionary = zstandard.train_dictionary(4096, samples)
     frame = zstandard.ZstdCompressor(dict_data=dictionary).compress(bytes(400))
-    assert _reason(_section(frame), FLOAT32, 100) is Reason.CORRUPT_PAYLOAD
+    assert _reason(_framed(frame), FLOAT32, 100) is Reason.CORRUPT_PAYLOAD
 
 
 # Two of ten elements: one scale (bfloat16 1.0), two steps, then the gaps.

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmos_stream.codec import SLICE, decode, encode, max_payload_size, weights_digest
-from llmos_stream.codec.sections import PartReader
+from llmos_stream.codec.frames import PartReader
 from llmos_stream.errors import Reason, Rejected
 from llmos_stream.types import CodecSpec, Part
 from tests.codec.oracle import decode_slowly
@@ -39,13 +39,13 @@ def _cut(payload: bytes, cuts: list[int]) -> list[Part]:
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=name)
-def test_sections_are_as_specified(spec: CodecSpec) -> None:
+def test_frames_are_as_specified(spec: CodecSpec) -> None:
     flat = torch.cat([torch.zeros(SLICE), normal(700)])
-    sections = _payload(flat, spec)
-    assert len(sections) == 2
-    decoded = decode(sections, spec, flat.numel())
-    (length,) = struct.unpack_from("<I", sections[1])
-    frame = sections[1][4:]
+    frames = _payload(flat, spec)
+    assert len(frames) == 2
+    decoded = decode(frames, spec, flat.numel())
+    (length,) = struct.unpack_from("<I", frames[1])
+    frame = frames[1][4:]
     assert length == len(frame)
     header = zstandard.get_frame_parameters(frame)
     body = zstandard.ZstdDecompressor().decompress(frame)
@@ -57,10 +57,10 @@ def test_sections_are_as_specified(spec: CodecSpec) -> None:
 @pytest.mark.parametrize("spec", SPECS, ids=name)
 def test_slices_are_independent_of_one_another(spec: CodecSpec) -> None:
     flat = normal(LONG)
-    sections = _payload(flat, spec)
-    whole = decode(sections, spec, LONG)
-    assert torch.equal(whole[SLICE : 2 * SLICE], decode(sections[1:2], spec, SLICE))
-    assert torch.equal(whole[2 * SLICE :], decode(sections[2:], spec, LONG - 2 * SLICE))
+    frames = _payload(flat, spec)
+    whole = decode(frames, spec, LONG)
+    assert torch.equal(whole[SLICE : 2 * SLICE], decode(frames[1:2], spec, SLICE))
+    assert torch.equal(whole[2 * SLICE :], decode(frames[2:], spec, LONG - 2 * SLICE))
 
 
 def test_an_empty_vector_has_an_empty_payload() -> None:
@@ -79,9 +79,9 @@ def test_an_empty_vector_has_an_empty_payload() -> None:
     cuts=st.lists(st.integers(0, 2**31), max_size=20),
 )
 def test_payloads_may_be_cut_anywhere(spec: CodecSpec, numel: int, seed: int, cuts: list[int]) -> None:
-    sections = _payload(normal(numel, seed), spec)
-    expected = decode(sections, spec, numel)
-    assert torch.equal(decode(_cut(b"".join(sections), cuts), spec, numel), expected)
+    frames = _payload(normal(numel, seed), spec)
+    expected = decode(frames, spec, numel)
+    assert torch.equal(decode(_cut(b"".join(frames), cuts), spec, numel), expected)
 
 
 def test_long_payloads_may_be_cut_anywhere_too() -> None:
@@ -136,16 +136,16 @@ def test_max_payload_size_is_not_far_above(spec: CodecSpec) -> None:
 @pytest.mark.parametrize("spec", SPECS, ids=name)
 def test_lost_is_what_decoding_does_not_bring_back(spec: CodecSpec) -> None:
     flat = normal(SLICE + 777)
-    lost = torch.full_like(flat, 5.0)
-    parts = list(encode(flat, spec, generator=generator(), lost=lost))
+    residual = torch.full_like(flat, 5.0)
+    parts = list(encode(flat, spec, generator=generator(), residual=residual))
     assert parts == _payload(flat, spec)
-    assert torch.equal(lost, flat - decode(parts, spec, flat.numel()))
+    assert torch.equal(residual, flat - decode(parts, spec, flat.numel()))
 
 
 def test_lost_may_be_the_input_itself() -> None:
     flat = normal(SLICE + 777)
     total = flat.clone()
-    parts = list(encode(total, int4(), generator=generator(), lost=total))
+    parts = list(encode(total, int4(), generator=generator(), residual=total))
     assert torch.equal(total, flat - decode(parts, int4(), flat.numel()))
 
 
@@ -167,26 +167,26 @@ def test_no_global_randomness_is_touched() -> None:
 def test_the_number_of_threads_changes_nothing(spec: CodecSpec) -> None:
     flat = normal(SLICE + 77_777)
     threads = torch.get_num_threads()
-    seen = []
+    visit = []
     try:
         for count in (1, 2):
             torch.set_num_threads(count)
             parts = _payload(flat, spec)
-            seen.append((parts, decode(parts, spec, flat.numel())))
+            visit.append((parts, decode(parts, spec, flat.numel())))
     finally:
         torch.set_num_threads(threads)
-    assert seen[0][0] == seen[1][0]
-    assert torch.equal(seen[0][1], seen[1][1])
+    assert visit[0][0] == visit[1][0]
+    assert torch.equal(visit[0][1], visit[1][1])
 
 
-def test_each_slice_is_decoded_before_the_next_section_is_made() -> None:
+def test_each_slice_is_decoded_before_the_next_frame_is_made() -> None:
     out = torch.full((3 * SLICE,), float("nan"))
     done: list[int] = []
 
     def parts() -> Iterator[bytes]:
-        for section in encode(normal(3 * SLICE), FLOAT16):
+        for frame in encode(normal(3 * SLICE), FLOAT16):
             done.append(int(out.isfinite().sum()))
-            yield section
+            yield frame
 
     decode(parts(), FLOAT16, 3 * SLICE, out)
     assert done == [0, SLICE, 2 * SLICE]
@@ -199,7 +199,7 @@ def test_bad_arguments_are_told_at_once() -> None:
     with pytest.raises(ValueError, match="flat vector"):
         encode(normal(3).double(), FLOAT32)
     with pytest.raises(ValueError, match="3"):
-        encode(normal(3), FLOAT32, lost=torch.empty(4))
+        encode(normal(3), FLOAT32, residual=torch.empty(4))
 
 
 def test_a_vector_that_requires_grad_is_only_read() -> None:

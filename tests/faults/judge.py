@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from llmos_stream.codec import Residual, decode, encode_delta, settle, weights_digest
+from llmos_stream.codec import Residual, add_residual, decode, encode_delta, weights_digest
 from llmos_stream.config import Settings
 from llmos_stream.core import make_strategy
 from llmos_stream.roles.client import ClientState
@@ -153,7 +153,7 @@ def _replay(settings: Settings, logged: Logged, manifests: list[list[Sending]], 
             _, residual = encode_delta(before, weights, residual, version.head.codec)
             owed.append(decode(residual.parts, residual.codec, weights.numel()).numpy().astype(np.float64))
         else:
-            settle(weights, residual)
+            add_residual(weights, residual)
             residual = None
             owed.append(np.zeros(weights.numel()))
         before = weights

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from llmos_stream.codec import SLICE, compact_bytes, decode, encode
+from llmos_stream.codec import SLICE, decode, encode, quantized_bytes
 from llmos_stream.config import AggregationSettings
 from llmos_stream.core import NewVersion, Update, start, step
 from llmos_stream.core.flat import l2_norm
@@ -113,7 +113,7 @@ async def test_versions_do_not_depend_on_how_updates_are_decoded(
 
 async def test_an_update_takes_the_room_it_needs_and_the_next_takes_the_same(offload: Offload) -> None:
     spec = SPECS["int8"]
-    decoder = Decoder(NUMEL, offload, compact_bytes(spec, NUMEL))
+    decoder = Decoder(NUMEL, offload, quantized_bytes(spec, NUMEL))
     first = await decoder.decode(message(encoded(spec), spec))
     before = values(first)
     await decoder.decode(message(encoded(spec, 1), spec))

@@ -1,6 +1,6 @@
 """From a whole message to an update that can be folded, by all threads at once.
 
-Between validating and folding an update is held in its codec's compact form (see `codec.compact`): a quarter of the
+Between validating and folding, an update is held in quantized form (see `codec.quantized_form`): a quarter of the
 model's float32 size for int8 and int4, half of it for float16. One that would take more room than is allowed, and one
 in float32, is not held at all: it is decoded once to validate it, and again, slice by slice, while it is folded.
 """
@@ -11,7 +11,15 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
-from llmos_stream.codec import Compact, Decoding, Scratch, compact_bytes, compacting, reading, slices
+from llmos_stream.codec import (
+    Decoding,
+    QuantizedForm,
+    Workspace,
+    prepare_quantized,
+    prepare_visit,
+    quantized_bytes,
+    slices,
+)
 from llmos_stream.core import Update
 from llmos_stream.core.flat import norm_of, row_norms
 from llmos_stream.errors import Reason, Rejected, StateError
@@ -52,18 +60,18 @@ class Decoder:
         found = message.digest_on_the_way or await self._offload.run(_digest, message)
         if found != head.payload_digest:
             raise Rejected(Reason.WRONG_DIGEST, "the payload does not match its digest")
-        size = compact_bytes(head.codec, self._numel)
+        size = quantized_bytes(head.codec, self._numel)
         rows = _Rows(self._numel)
         delta: _Held | _Read
         if size <= min(self._room_bytes, _WORTH_HOLDING * self._numel):
             if self._room.numel() < size:
                 self._room = torch.empty(0, dtype=torch.uint8)  # the old one goes before the new one comes
                 self._room = torch.empty(size, dtype=torch.uint8)
-            seen = rows.add if self._clips or head.codec.id not in _BOUNDED else None
-            decoding, compact = compacting(message.parts, head.codec, self._numel, self._room, seen)
-            delta = _Held(compact, None if seen is None else rows)
+            visit = rows.add if self._clips or head.codec.id not in _BOUNDED else None
+            decoding, quantized = prepare_quantized(message.parts, head.codec, self._numel, self._room, visit)
+            delta = _Held(quantized, None if visit is None else rows)
         else:
-            decoding = reading(message.parts, head.codec, self._numel, rows.add)
+            decoding = prepare_visit(message.parts, head.codec, self._numel, rows.add)
             delta = _Read(message.parts, head.codec, rows)
         await self._decode(decoding)
         return Update(head=head, partition=message.partition, offset=message.first_offset, delta=delta)
@@ -90,26 +98,26 @@ class _Rows:
 
 
 class _Held:
-    """A delta in its compact form. See `core.Delta` for the methods."""
+    """A delta in its quantized form. See `core.Delta` for the methods."""
 
-    def __init__(self, compact: Compact, rows: _Rows | None) -> None:
-        self._compact = compact
+    def __init__(self, quantized: QuantizedForm, rows: _Rows | None) -> None:
+        self._quantized = quantized
         self._rows = rows
-        self._scratch = Scratch()
+        self._workspace = Workspace()
 
     @property
     def numel(self) -> int:
-        return self._compact.numel
+        return self._quantized.numel
 
     def norm(self) -> float:
         rows = self._rows.in_order() if self._rows else (row for part in self.slices() for row in row_norms(part))
         return norm_of(rows, self.slices)
 
     def bound(self) -> float:
-        return self._compact.largest * math.sqrt(self.numel)
+        return self._quantized.largest * math.sqrt(self.numel)
 
     def slices(self, factor: float | None = None) -> Iterator[Tensor]:
-        return self._compact.values(self._scratch, factor)
+        return self._quantized.values(self._workspace, factor)
 
 
 class _Read:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from llmos_stream.codec import DeltaEncoding, Layout, Residual, fits_delta, settle
+from llmos_stream.codec import DeltaEncoding, Layout, Residual, add_residual, fits_delta
 from llmos_stream.config import Settings
 from llmos_stream.core import NewVersion
 from llmos_stream.log.snapshots import EncodedSnapshot, residual_message
@@ -60,7 +60,7 @@ class Chain:
         return await self._offload.run(self._encode_delta, new, origin, encoding, full)
 
     def _encode_full(self, new: NewVersion, origin: Origin) -> Encoded:
-        settle(new.weights, self._residual)
+        add_residual(new.weights, self._residual)
         self._residual = self._full = None
         return Encoded(*encode_version(new.number, new.weights, self._layout, origin, self._spools.new()))
 

@@ -98,12 +98,12 @@ class Outbox:
         """Encode slice by slice, each written before the next is made."""
         generator = _generator(self._client_id, sequence)
         if self._feedback is None:
-            sections = encode(delta, self._codec, level=self._level, generator=generator)
-            return self._state.write(sequence, _if_finite(delta, sections))
+            frames = encode(delta, self._codec, level=self._level, generator=generator)
+            return self._state.write(sequence, _if_finite(delta, frames))
         self._take_residual()
         try:
-            sections = self._feedback.sections(delta, self._codec, level=self._level, generator=generator)
-            return self._state.write(sequence, sections)
+            frames = self._feedback.frames(delta, self._codec, level=self._level, generator=generator)
+            return self._state.write(sequence, frames)
         except ValueError:
             if not is_finite(delta):  # it looks itself, so that good deltas are looked at once
                 raise _not_finite() from None
@@ -117,12 +117,12 @@ class Outbox:
                 self._feedback.residual = residual
 
 
-def _if_finite(delta: Tensor, sections: Iterator[bytes]) -> Iterator[bytes]:
-    """The sections of `delta`; each slice is looked at before its section is made. Raises TaskError."""
+def _if_finite(delta: Tensor, frames: Iterator[bytes]) -> Iterator[bytes]:
+    """The frames of `delta`; each slice is looked at before its frame is made. Raises TaskError."""
     for begin in range(0, delta.numel(), SLICE):
         if not is_finite(delta[begin : begin + SLICE]):
             raise _not_finite()
-        yield next(sections)
+        yield next(frames)
 
 
 def _not_finite() -> TaskError:

@@ -124,15 +124,15 @@ class ClientState:
             self._residual = read_residual(path, self._record.residual)
         return self._residual
 
-    def write(self, sequence: int, sections: Iterable[Part]) -> Payload:
-        """Write the payload of an update to `spool`, section after section as they are made.
+    def write(self, sequence: int, frames: Iterable[Part]) -> Payload:
+        """Write the payload of an update to `spool`, frame after frame as they are made.
 
-        What `sections` raises is raised on; then, as after a StateError, nothing is left of it.
+        What `frames` raises is raised on; then, as after a StateError, nothing is left of it.
         """
         if self._folder is None:
-            return keep_payload(sections)
+            return keep_payload(frames)
         with self._told():
-            return write_payload(self._folder / f"update-{sequence}.bin", sections)
+            return write_payload(self._folder / f"update-{sequence}.bin", frames)
 
     def spool(self, update: Unsent, residual: Tensor | None) -> None:
         """Make an update, whose payload `write` gave, and the residual that it leaves (None: as it was) durable, in one

@@ -116,14 +116,14 @@ def _file(value: object, name: str) -> NamedFile | None:
     return NamedFile(value["file"], _number(value["size"]), digest, None if payload is None else _number(payload))
 
 
-def write_payload(path: Path, sections: Iterable[Part]) -> Payload:
-    """Write the sections into a new file as they are made. What they raise is raised on, and the file is gone."""
+def write_payload(path: Path, frames: Iterable[Part]) -> Payload:
+    """Write the frames into a new file as they are made. What they raise is raised on, and the file is gone."""
     digest = sha256()
     file = DurableFile.create(path)
     try:
-        for section in sections:
-            file.write(section)
-            digest.update(section)
+        for frame in frames:
+            file.write(frame)
+            digest.update(frame)
     except Exception:
         with suppress(OSError):
             path.unlink()
@@ -131,9 +131,9 @@ def write_payload(path: Path, sections: Iterable[Part]) -> Payload:
     return Payload(FileParts(file, 0, file.size), file.size, digest.digest(), file)
 
 
-def keep_payload(sections: Iterable[Part]) -> Payload:
+def keep_payload(frames: Iterable[Part]) -> Payload:
     """The same in memory."""
-    parts = list(sections)
+    parts = list(frames)
     return Payload(parts, sum(map(len, parts)), payload_digest(parts))
 
 

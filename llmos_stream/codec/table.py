@@ -70,8 +70,9 @@ TABLE: Mapping[CodecId, _Entry] = {
 def codec_for(spec: CodecSpec) -> Codec:
     """The codec that `spec`, possibly from outside, names.
 
-    Raises Rejected: UNKNOWN_CODEC for an id that is not in the table, BAD_CODEC_PARAMS for a parameter that is
-    missing, unknown, out of range or of another type.
+    Raises:
+        Rejected: UNKNOWN_CODEC for an id that is not in the table; BAD_CODEC_PARAMS for a parameter that is missing,
+            unknown, out of range or of another type.
     """
     # What came from outside need not be what the type says.
     id: Any = spec.id

@@ -1,4 +1,4 @@
-"""Sections of a payload: reading them across parts, and zstd with every size known beforehand.
+"""Frames of a payload: reading them across parts, and zstd with every size known beforehand.
 
 A frame's header is read first and held against the size that codec and slice length imply. Then the frame is
 decompressed where its body is wanted: zstd does that in one go, without a window of its own, where the whole frame
@@ -13,7 +13,7 @@ import torch
 import zstandard
 from torch import Tensor
 
-from llmos_stream.codec.scratch import Scratch
+from llmos_stream.codec.workspace import Workspace
 from llmos_stream.errors import Reason, Rejected
 from llmos_stream.types import Part
 
@@ -33,7 +33,11 @@ class PartReader:
         self._current = memoryview(b"")
 
     def take(self, size: int) -> Part:
-        """The next `size` bytes: a view where they lie in one part, else a copy. Raises Rejected(TRUNCATED)."""
+        """The next `size` bytes: a view where they lie in one part, else a copy.
+
+        Raises:
+            Rejected: TRUNCATED where the payload ends before.
+        """
         if size <= len(self._current):
             return self._cut(size)
         pieces: list[memoryview] = []
@@ -49,7 +53,7 @@ class PartReader:
     def finish(self) -> None:
         """Raise Rejected(CORRUPT_PAYLOAD) unless every byte has been taken."""
         if self._current or self._advance():
-            raise Rejected(Reason.CORRUPT_PAYLOAD, "bytes follow the last section")
+            raise Rejected(Reason.CORRUPT_PAYLOAD, "bytes follow the last frame")
 
     def _cut(self, size: int) -> memoryview:
         piece, self._current = self._current[:size], self._current[size:]
@@ -64,60 +68,63 @@ class PartReader:
 
 
 def frame_bound(size: int) -> int:
-    """An upper bound of the frame of a `size`-byte body that `pack` writes.
+    """An upper bound of the zstd frame of a `size`-byte body that `compress` writes.
 
-    zstd's own bound (ZSTD_compressBound), with room for the blocks that end early with their plane.
+    zstd's own bound (ZSTD_compressBound), with room for the blocks that end early with their stream.
     """
     return size + (size >> 8) + 128
 
 
 def compressor(level: int) -> zstandard.ZstdCompressor:
-    """A zstd compressor of `level` (1 to 22); level 1 is tuned to planes of numbers. For one thread at a time."""
+    """A zstd compressor of `level` (1 to 22); level 1 is tuned to shuffled numbers. For one thread at a time."""
     if level != 1:
         return zstandard.ZstdCompressor(level=level)
     # Chance matches of a few bytes cost time, and room that Huffman codes would save. So only long ones are taken, from
     # a table just large enough for runs. Measured against presets 1, 3 and 9 on 20-step deltas of a small transformer
-    # (AdamW, SGD): float planes get smaller, at up to twice the speed of preset 1; int8 and int4 stay within 0.1 %.
+    # (AdamW, SGD): float streams get smaller, at up to twice the speed of preset 1; int8 and int4 stay within 0.1 %.
     tuned = zstandard.ZstdCompressionParameters.from_level(1, hash_log=8, min_match=7)
     return zstandard.ZstdCompressor(compression_params=tuned)
 
 
-def pack(zstd: zstandard.ZstdCompressor, planes: Sequence[Tensor]) -> bytes:
-    """One section: the planes as one zstd frame that names its content size, behind the frame's length."""
-    stream = zstd.compressobj(size=sum(plane.numel() for plane in planes))
+def compress(zstd: zstandard.ZstdCompressor, streams: Sequence[Tensor]) -> bytes:
+    """The streams as one zstd frame that names its content size, behind the frame's length."""
+    output = zstd.compressobj(size=sum(stream.numel() for stream in streams))
     pieces = []
-    for plane in planes:
-        pieces.append(stream.compress(plane.numpy().data))
-        # A block of its own lets each plane have its own Huffman table.
-        pieces.append(stream.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK))
-    pieces.append(stream.flush())
+    for stream in streams:
+        pieces.append(output.compress(stream.numpy().data))
+        # A block of its own lets each stream have its own Huffman table.
+        pieces.append(output.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK))
+    pieces.append(output.flush())
     return b"".join((LENGTH.pack(sum(map(len, pieces))), *pieces))
 
 
-def unpack(reader: PartReader, zstd: zstandard.ZstdDecompressor, least: int, most: int, scratch: Scratch) -> Tensor:
-    """The body (1-D uint8) of the next section, which must have `least` to `most` bytes.
+def read_frame(
+    reader: PartReader, zstd: zstandard.ZstdDecompressor, least: int, most: int, workspace: Workspace
+) -> Tensor:
+    """The body (1-D uint8) of the next frame, which must have `least` to `most` bytes.
 
-    Raises Rejected: TRUNCATED where the payload ends within the section, DECOMPRESSION_BOMB where its length or
-    its frame's header claim more than `most` implies, CORRUPT_PAYLOAD for anything else zstd or the format object to.
+    Raises:
+        Rejected: TRUNCATED where the payload ends within the frame; DECOMPRESSION_BOMB where its length or its header
+            claim more than `most` implies; CORRUPT_PAYLOAD for anything else that zstd or the format object to.
     """
-    return inflate(cut(reader, most), zstd, least, most, scratch.take("slice", most, torch.uint8))
+    return decompress(take_frame(reader, most), zstd, least, most, workspace.take("slice", most, torch.uint8))
 
 
-def cut(reader: PartReader, most: int) -> Part:
-    """The frame of the next section, for a body of at most `most` bytes. Raises as `unpack` does."""
+def take_frame(reader: PartReader, most: int) -> Part:
+    """The next zstd frame, of a body of at most `most` bytes. Raises as `read_frame`."""
     (length,) = LENGTH.unpack(reader.take(LENGTH.size))
     if length > frame_bound(most):
-        raise Rejected(Reason.DECOMPRESSION_BOMB, f"a section of {length} bytes for a body of at most {most}")
+        raise Rejected(Reason.DECOMPRESSION_BOMB, f"a frame of {length} bytes for a body of at most {most}")
     return reader.take(length)
 
 
-def inflate(frame: Part, zstd: zstandard.ZstdDecompressor, least: int, most: int, room: Tensor) -> Tensor:
-    """The body of a frame that `cut` gave: the beginning of `room` (1-D uint8, of `most`). Raises as `unpack` does."""
+def decompress(frame: Part, zstd: zstandard.ZstdDecompressor, least: int, most: int, buffer: Tensor) -> Tensor:
+    """The body of a zstd frame: the beginning of `buffer` (1-D uint8, of `most`). Raises as `read_frame`."""
     try:
         header = zstandard.get_frame_parameters(frame)
         _check(header, least, most)
         _check_end(frame, header)
-        body = room[: header.content_size]
+        body = buffer[: header.content_size]
         size = zstd.stream_reader(frame).readinto(body.numpy().data)
     except zstandard.ZstdError as error:
         raise Rejected(Reason.CORRUPT_PAYLOAD, f"zstd: {error}") from None
@@ -127,7 +134,7 @@ def inflate(frame: Part, zstd: zstandard.ZstdDecompressor, least: int, most: int
 
 
 def _check_end(frame: Part, header: zstandard.FrameParameters) -> None:
-    """Raise unless the frame's blocks (RFC 8878, section 3.1.1.2) end where the section does."""
+    """Raise unless the frame's blocks (RFC 8878, section 3.1.1.2) end where the frame's length says."""
     at, last = zstandard.frame_header_size(frame), False
     while not last:
         if at + _BLOCK_HEADER > len(frame):
@@ -138,7 +145,7 @@ def _check_end(frame: Part, header: zstandard.FrameParameters) -> None:
         at += _BLOCK_HEADER + (1 if block >> 1 & 3 == _REPEATED else block >> 3)
     at += _CHECKSUM if header.has_checksum else 0
     if at != len(frame):
-        raise Rejected(Reason.CORRUPT_PAYLOAD, f"a section of {len(frame)} bytes, its zstd frame has {at}")
+        raise Rejected(Reason.CORRUPT_PAYLOAD, f"a frame of {len(frame)} bytes whose blocks end at {at}")
 
 
 def _check(header: zstandard.FrameParameters, least: int, most: int) -> None:

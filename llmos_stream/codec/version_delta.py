@@ -8,13 +8,13 @@ that the aggregation made of x_p, a delta version and what it leaves behind are
 so x is what every reader computes, bit for bit, and what the codec leaves out of one version goes into the next (as
 in `feedback`, for readers in place of clients). The residual is kept as the codec writes it, so that remembering it
 costs a fraction of the model and a restart changes nothing; what C leaves out of the residual itself, a quarter of a
-percent of the delta with int4, is let go. A full version is w + e_p as it stands and owes nothing.
+percent of the delta with int4, is dropped. A full version is w + e_p as it stands and leaves no residual.
 
 Everything goes slice by slice, by several threads where there are some, and writes over its input. Rounding is to the
 nearest step, so there is no randomness.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from threading import Lock
 from typing import NamedTuple
 
@@ -22,13 +22,12 @@ import torch
 import zstandard
 from torch import Tensor
 
-from llmos_stream.codec.base import Codec
-from llmos_stream.codec.compact import expanded
+from llmos_stream.codec.frames import PartReader, compress, compressor, decompress, take_frame
 from llmos_stream.codec.layout import check_flat
 from llmos_stream.codec.payload import SLICE
-from llmos_stream.codec.registry import codec_for
-from llmos_stream.codec.scratch import Scratch, borrowed
-from llmos_stream.codec.sections import PartReader, compressor, cut, inflate, pack
+from llmos_stream.codec.quantized_form import unpacked_values
+from llmos_stream.codec.table import codec_for
+from llmos_stream.codec.workspace import Workspace, borrowed
 from llmos_stream.types import CodecSpec, Part
 
 _LARGEST = 1e37
@@ -36,7 +35,7 @@ _LARGEST = 1e37
 
 
 class Residual(NamedTuple):
-    """What readers are owed, as a payload."""
+    """The error-feedback residual of a chain of delta versions, as a payload."""
 
     codec: CodecSpec
     parts: Sequence[Part]
@@ -61,7 +60,7 @@ class DeltaEncoding:
     """The delta version that brings readers of `parent` as near to `weights` plus `residual` as `spec` can.
 
     Call `work` in as many threads as there are to spare, then `finish`. `weights` (flat) is overwritten with what
-    readers will have. `residual` is what the step before left, None where nothing is owed. `spec` is a block codec
+    readers will have. `residual` is what the last version left, None after a full one. `spec` is a block codec
     that rounds to nearest. Ask `fits_delta` first: weights that it turns down cannot be encoded.
     """
 
@@ -70,7 +69,7 @@ class DeltaEncoding:
         check_flat(weights, parent.numel())
         self._parent, self._weights, self._spec = parent, weights, spec
         self._codec = codec_for(spec)
-        self._owed = None if residual is None else _Sections(residual.parts, residual.codec)
+        self._old_residual = None if residual is None else _Payload(residual.parts, residual.codec)
         self._lock = Lock()
         self._next = 0
         self._made: dict[int, tuple[bytes, bytes]] = {}
@@ -80,21 +79,24 @@ class DeltaEncoding:
         """Encode slices until none is left. Raises nothing: see `finish`."""
         zstd = compressor(1)
         try:
-            with borrowed() as scratch:
+            with borrowed() as workspace:
                 while (taken := self._take()) is not None:
-                    begin, owed = taken
-                    self._made[begin] = self._slice(begin, owed, zstd, scratch)
+                    begin, old_residual = taken
+                    self._made[begin] = self._slice(begin, old_residual, zstd, workspace)
         except BaseException as error:  # noqa: BLE001 (raised by `finish`)
             self._error = self._error or error
 
     def finish(self) -> EncodedDelta:
-        """When every `work` has returned. Raises ValueError for a codec that needs randomness, Rejected for a
-        damaged residual; `weights` are undefined then.
+        """Call when every `work` has returned. After an error `weights` are undefined.
+
+        Raises:
+            ValueError: The codec needs randomness.
+            Rejected: The residual is damaged.
         """
         if self._error is not None:
             raise self._error
-        if self._owed is not None:
-            self._owed.finish()
+        if self._old_residual is not None:
+            self._old_residual.finish()
         made = [self._made[begin] for begin in sorted(self._made)]
         return EncodedDelta([delta for delta, _ in made], Residual(self._spec, [residual for _, residual in made]))
 
@@ -104,32 +106,36 @@ class DeltaEncoding:
             if begin >= self._weights.numel() or self._error is not None:
                 return None
             self._next = begin + SLICE
-            return begin, None if self._owed is None else self._owed.cut(min(SLICE, self._weights.numel() - begin))
+            return begin, None if self._old_residual is None else self._old_residual.take(
+                min(SLICE, self._weights.numel() - begin)
+            )
 
     def _slice(
-        self, begin: int, owed: Part | None, zstd: zstandard.ZstdCompressor, scratch: Scratch
+        self, begin: int, old_residual: Part | None, zstd: zstandard.ZstdCompressor, workspace: Workspace
     ) -> tuple[bytes, bytes]:
         before, values = self._parent[begin : begin + SLICE], self._weights[begin : begin + SLICE]
-        if self._owed is not None and owed is not None:
-            self._owed.add(owed, values, scratch)
-        rest = torch.sub(values, before, out=scratch.take("slice", values.numel(), torch.float32))
-        planes = self._codec.encode(rest, None, scratch)
-        section = pack(zstd, planes)
-        body = torch.cat(planes, out=scratch.take("body", sum(map(len, planes)), torch.uint8))
+        if self._old_residual is not None and old_residual is not None:
+            self._old_residual.add(old_residual, values, workspace)
+        rest = torch.sub(values, before, out=workspace.take("slice", values.numel(), torch.float32))
+        streams = self._codec.encode(rest, None, workspace)
+        frame = compress(zstd, streams)
+        body = torch.cat(streams, out=workspace.take("body", sum(map(len, streams)), torch.uint8))
         at = 0
-        for decoded in _values(body, self._codec, values.numel(), scratch):
+        for decoded in unpacked_values(body, self._codec, values.numel(), workspace):
             here = slice(at, at := at + decoded.numel())
             reached = torch.add(before[here], decoded, out=rest[here])
             values[here].sub_(reached)
-        residual = pack(zstd, self._codec.encode(values, None, scratch))
+        residual = compress(zstd, self._codec.encode(values, None, workspace))
         values.copy_(rest)
-        return section, residual
+        return frame, residual
 
 
 def encode_delta(parent: Tensor, weights: Tensor, residual: Residual | None, spec: CodecSpec) -> EncodedDelta:
     """All of a `DeltaEncoding` in this thread.
 
-    Raises as that does, and ValueError, before anything has changed, for weights that `fits_delta` turns down.
+    Raises:
+        ValueError: As `DeltaEncoding.finish`; or `fits_delta` turns the weights down, and nothing has changed.
+        Rejected: As `DeltaEncoding.finish`.
     """
     if not fits_delta(parent, weights):
         raise ValueError("these weights differ by more than a delta can say")
@@ -138,52 +144,47 @@ def encode_delta(parent: Tensor, weights: Tensor, residual: Residual | None, spe
     return encoding.finish()
 
 
-def settle(weights: Tensor, residual: Residual | None) -> None:
-    """Add what readers are owed to `weights` (flat, in place), as a full version does.
+def add_residual(weights: Tensor, residual: Residual | None) -> None:
+    """Add the residual to `weights` (flat, in place), as a full version does.
 
-    Raises Rejected as `apply_delta` does.
+    Raises:
+        Rejected: As `apply_delta`.
     """
     if residual is not None:
         apply_delta(weights, residual.parts, residual.codec)
 
 
 def apply_delta(weights: Tensor, parts: Iterable[Part], spec: CodecSpec) -> None:
-    """Add the payload `parts` to `weights` (flat, in place), slice by slice.
+    """Add the payload `parts` to `weights` (flat, in place), slice by slice. After an error they are undefined.
 
-    Raises Rejected as `payload.decode` does; the weights are undefined then.
+    Raises:
+        Rejected: As `payload.decode`.
     """
-    sections = _Sections(parts, spec)
-    with borrowed() as scratch:
+    payload = _Payload(parts, spec)
+    with borrowed() as workspace:
         for values in torch.split(check_flat(weights), SLICE):
-            sections.add(sections.cut(values.numel()), values, scratch)
-    sections.finish()
+            payload.add(payload.take(values.numel()), values, workspace)
+    payload.finish()
 
 
-class _Sections:
-    """Slices of a payload, to be added to a vector's: `cut` off in order, `add`ed by any thread."""
+class _Payload:
+    """The slices of a payload, to be added to those of a vector: taken in order, added by any thread."""
 
     def __init__(self, parts: Iterable[Part], spec: CodecSpec) -> None:
         self._reader = PartReader(parts)
         self._codec = codec_for(spec)
 
-    def cut(self, count: int) -> Part:
-        return cut(self._reader, self._codec.bounds(count)[1])
+    def take(self, count: int) -> Part:
+        return take_frame(self._reader, self._codec.bounds(count)[1])
 
-    def add(self, section: Part, values: Tensor, scratch: Scratch) -> None:
+    def add(self, frame: Part, values: Tensor, workspace: Workspace) -> None:
         least, most = self._codec.bounds(values.numel())
-        room = scratch.take("body", most, torch.uint8)
-        body = inflate(section, zstandard.ZstdDecompressor(), least, most, room)
+        buffer = workspace.take("body", most, torch.uint8)
+        body = decompress(frame, zstandard.ZstdDecompressor(), least, most, buffer)
         at = 0
-        for decoded in _values(body, self._codec, values.numel(), scratch):
+        for decoded in unpacked_values(body, self._codec, values.numel(), workspace):
             values[at : at + decoded.numel()].add_(decoded)
             at += decoded.numel()
 
     def finish(self) -> None:
         self._reader.finish()
-
-
-def _values(body: Tensor, codec: Codec, count: int, scratch: Scratch) -> Iterator[Tensor]:
-    """The `count` values of a slice's body, a few at a time: see `compact.expanded`."""
-    compact = scratch.take("compact", codec.compact_size(count), torch.uint8)
-    codec.condense(body, count, compact, scratch)
-    return expanded(codec, compact, count, scratch)

@@ -1,10 +1,10 @@
-"""Delta versions: readers compute what the writer says, what is left out is not lost, and damage is found."""
+"""Delta versions: readers compute what the writer says, what is left out is not residual, and damage is found."""
 
 import pytest
 import torch
 from torch import Tensor
 
-from llmos_stream.codec import SLICE, Residual, apply_delta, decode, encode, encode_delta, fits_delta, settle
+from llmos_stream.codec import SLICE, Residual, add_residual, apply_delta, decode, encode, encode_delta, fits_delta
 from llmos_stream.errors import Reason, Rejected
 from llmos_stream.types import CodecId, CodecSpec
 
@@ -53,14 +53,14 @@ def test_what_readers_have_and_are_owed_is_what_was_meant(spec: CodecSpec) -> No
     one_step = 0.01 * 4 / steps
     assert (published - meant).abs().max() < 2.0 * one_step
     assert (published + _owed(residual, numel) - meant).abs().max() < 0.6 * one_step
-    settle(published, residual)
+    add_residual(published, residual)
     assert (published - meant).abs().max() < 0.6 * one_step
 
 
 def test_without_a_residual_settling_changes_nothing() -> None:
     weights = _noise(100, 1)
     before = weights.clone()
-    settle(weights, None)
+    add_residual(weights, None)
     assert torch.equal(weights, before)
 
 
