@@ -9,7 +9,7 @@ from llmos_stream.dashboard.provenance import Provenance
 from llmos_stream.errors import Rejected
 from llmos_stream.log import ControlView
 from llmos_stream.reporting import History
-from llmos_stream.reporting.tallies import CHARTED
+from llmos_stream.reporting.history.totals import CHARTED
 from llmos_stream.types import Event, EventKind, VersionHead
 from llmos_stream.wire.events import metrics, whole
 

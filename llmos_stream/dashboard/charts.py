@@ -3,7 +3,7 @@
 from llmos_stream.reporting import wording
 from llmos_stream.reporting.client_charts import staleness, weights
 from llmos_stream.reporting.figures import Chart, Colours, Json, Key, TimeAxis, axis, figure
-from llmos_stream.reporting.history import History
+from llmos_stream.reporting.history.fold import History
 from llmos_stream.reporting.run_charts import scores_by_version, traffic
 
 

@@ -11,8 +11,8 @@ from llmos_stream.dashboard.board import Board
 from llmos_stream.dashboard.charts import charts
 from llmos_stream.dashboard.provenance import Origin
 from llmos_stream.reporting import wording
-from llmos_stream.reporting.clients import Client, ClientState
-from llmos_stream.reporting.points import ClientRow, Refusal
+from llmos_stream.reporting.history.clients import ClientStats, ClientStatus
+from llmos_stream.reporting.history.records import ClientRow, RejectedUpdate
 
 Json = dict[str, object]
 _NAME = 128
@@ -36,7 +36,7 @@ def view(board: Board, may_operate: bool) -> Json:
     }
 
 
-def _headline(board: Board, states: Counter[ClientState]) -> Json:
+def _headline(board: Board, states: Counter[ClientStatus]) -> Json:
     history, told = board.history, board.told
     last = history.scores.last.metrics if history.scores.last else {}
     best = history.scores.best
@@ -57,12 +57,12 @@ def _headline(board: Board, states: Counter[ClientState]) -> Json:
         "per_second": round(history.rate.per_second(finish.time_ms if finish else board.now_ms), 2),
         "folded": history.folded,
         "duplicates": history.duplicates,
-        "refused": history.refusals.total,
+        "refused": history.rejections.total,
         "staleness": _rounded(history.staleness.value),
         "lag": history.lag if told.lag is None else told.lag,
         "pace_seconds": _rounded(told.pace_seconds),
         "clients": len(history.clients),
-        **{str(state): states[state] for state in ClientState},
+        **{str(state): states[state] for state in ClientStatus},
         "sent": _sum(history.traffic.sent),
         "raw": _sum(history.traffic.raw),
         "broadcast": _sum(history.traffic.broadcast),
@@ -70,7 +70,7 @@ def _headline(board: Board, states: Counter[ClientState]) -> Json:
     }
 
 
-def _client(client: Client, row: ClientRow) -> Json:
+def _client(client: ClientStats, row: ClientRow) -> Json:
     return {
         "id": wording.plain(client.client_id, _NAME),
         "state": row.state,
@@ -143,7 +143,7 @@ def details(origin: Origin) -> Json:
 
 
 def _quarantine(board: Board) -> Json:
-    refusals = board.history.refusals
+    refusals = board.history.rejections
     return {
         "total": refusals.total,
         "topic": Topics(board.federation).updates,
@@ -152,7 +152,7 @@ def _quarantine(board: Board) -> Json:
     }
 
 
-def _refusal(item: Refusal) -> Json:
+def _refusal(item: RejectedUpdate) -> Json:
     return {
         "time_ms": item.time_ms,
         "client": None if item.client_id is None else wording.plain(item.client_id, _NAME),

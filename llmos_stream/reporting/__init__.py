@@ -1,8 +1,8 @@
-"""What people look at, made from a federation's events: a live display, a final table, a report in HTML."""
+"""A federation's events for people: a live display, a final table, a report in HTML."""
 
-from llmos_stream.reporting.history import History
+from llmos_stream.reporting.history.fold import History
 from llmos_stream.reporting.html import render_report, require_plotly, write_report
-from llmos_stream.reporting.live import final_table, line, render
+from llmos_stream.reporting.terminal import final_table, line, render
 
 __all__ = [
     "History",

@@ -4,7 +4,6 @@ from collections import Counter
 from collections.abc import Sequence
 
 from llmos_stream.reporting import wording
-from llmos_stream.reporting.clients import STALENESS_CAP
 from llmos_stream.reporting.figures import (
     Chart,
     Colours,
@@ -15,13 +14,15 @@ from llmos_stream.reporting.figures import (
     height,
     label,
 )
-from llmos_stream.reporting.history import History
-from llmos_stream.reporting.points import ClientRow
+from llmos_stream.reporting.history.clients import STALENESS_CAP
+from llmos_stream.reporting.history.fold import History
+from llmos_stream.reporting.history.records import ClientRow
 
 _ROWS = 12
 
 
 def staleness(history: History, colours: Colours) -> Chart:
+    """Chart how stale the folded updates were."""
     by_group: dict[str | None, Counter[int]] = {}
     for client in [*history.clients, history.clients.others]:
         group = client.client_id if client is not history.clients.others and client.client_id in colours.named else None
@@ -62,6 +63,7 @@ def staleness(history: History, colours: Colours) -> Chart:
 
 
 def weights(history: History, rows: Sequence[ClientRow], colours: Colours) -> Chart:
+    """Chart the clients' shares of the weight in each version."""
     ranges = history.contributions.ranges()
     if not ranges or not rows or not rows[0].share:
         return Chart("weights", "No contribution was weighed", "No folded update named its weight and its version.")
@@ -114,6 +116,7 @@ def _half(rows: Sequence[ClientRow]) -> int:
 
 
 def counts(history: History, rows: Sequence[ClientRow], colours: Colours) -> Chart:
+    """Chart how many updates each client has in versions."""
     if not history.folded:
         return Chart("counts", "No update was folded", "No client has an update in any version.")
     shown = sorted(sorted(rows, key=lambda row: -row.folded)[:_ROWS], key=lambda row: wording.natural(row.client_id))

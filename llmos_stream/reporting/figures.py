@@ -1,7 +1,7 @@
-"""Building blocks of the report's charts: what a chart is, its axes, and which client has which colour.
+"""Building blocks of charts: the chart itself, its axes, its legend, and each client's colour.
 
-Figures are plain plotly.js objects. A colour is the name of a CSS variable (`--c0`), which the page
-resolves when it draws, so that charts follow the reader's light or dark theme.
+Figures are plain plotly.js objects. A colour is the name of a CSS variable (`--c0`), which the page resolves when it
+draws, so that charts follow the reader's light or dark theme.
 """
 
 from collections.abc import Iterable, Sequence
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from llmos_stream.reporting import wording
-from llmos_stream.reporting.points import ClientRow
+from llmos_stream.reporting.history.records import ClientRow
 
 Json = dict[str, object]
 SERIES = 8
@@ -28,7 +28,7 @@ class Key(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """A figure with the words that stand for it; no figure where there is nothing to draw."""
+    """A figure and its words; no figure where there is nothing to draw."""
 
     name: str
     title: str
@@ -40,7 +40,7 @@ class Chart:
 
 @dataclass(frozen=True, slots=True)
 class TimeAxis:
-    """Time since the start of the run in a unit that fits its length; times outside are moved to its ends."""
+    """Time since the start of the run, in a unit that fits its length; times outside are moved to its ends."""
 
     start_ms: int
     end_ms: int
@@ -74,7 +74,7 @@ class Colours:
 
     @classmethod
     def of_rows(cls, rows: Sequence[ClientRow]) -> "Colours":
-        """`rows` with the largest share first."""
+        """Choose colours for `rows`, which begin with the largest share."""
         chosen = sorted((row.client_id for row in rows[:SERIES]), key=wording.natural)
         return cls({client_id: f"--c{index}" for index, client_id in enumerate(chosen)})
 
@@ -82,7 +82,7 @@ class Colours:
         return REST if client_id is None else self.named.get(client_id, REST)
 
     def groups(self, total: int) -> list[tuple[str | None, str, str]]:
-        """(client or None for the rest, colour, label), the rest only where `total` clients are more."""
+        """List (client, colour, label), then (None, ...) for the rest where `total` clients are more."""
         found: list[tuple[str | None, str, str]] = [
             (name, colour, wording.plain(name, LABEL_WIDTH)) for name, colour in self.named.items()
         ]
@@ -94,12 +94,13 @@ class Colours:
 
 
 def label(name: str) -> str:
-    """An untrusted name for a place where plotly.js reads tags, entities and formulas between dollars."""
+    """Escape an untrusted name for plotly.js, which reads tags, entities and formulas between dollars."""
     short = wording.plain(name, LABEL_WIDTH)
     return short.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("$", "&#36;")
 
 
 def axis(title: str, **settings: object) -> Json:
+    """Return an axis of plotly.js."""
     return {
         "title": {"text": title, "standoff": 8},
         "automargin": True,
@@ -110,7 +111,7 @@ def axis(title: str, **settings: object) -> Json:
 
 
 def client_axis(names: Sequence[str]) -> Json:
-    """A row for each of `names` (written by `label`), the first on top. Rows are numbers: ids may look like dates."""
+    """Return an axis of `names` (by `label`), the first on top, as numbers: some ids look like dates to plotly.js."""
     return axis(
         "",
         tickmode="array",
@@ -122,11 +123,12 @@ def client_axis(names: Sequence[str]) -> Json:
 
 
 def height(rows: int) -> int:
-    """Pixels of a chart with a row for each client."""
+    """Return the height in pixels of a chart with a row for each client."""
     return max(180, 70 + 24 * rows)
 
 
 def figure(traces: Iterable[Json], **layout: object) -> Json:
+    """Return a figure of plotly.js in the report's style."""
     common: Json = {
         "margin": {"l": 12, "r": 16, "t": 10, "b": 12},
         "paper_bgcolor": "rgba(0,0,0,0)",

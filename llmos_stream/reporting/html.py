@@ -1,7 +1,7 @@
 """The report: one HTML file that opens offline, with charts, tables and the settings of the run.
 
-Client ids, reasons and details come from outside. They are escaped where they become HTML, chart
-text or JSON, and the page's own policy lets no script run but its two and loads nothing.
+Client ids, reasons and details come from outside. They are escaped where they become HTML, chart text or JSON. The
+page's policy allows its own two scripts only, and loads nothing.
 """
 
 import secrets
@@ -16,16 +16,20 @@ from llmos_stream.errors import LlmosError
 from llmos_stream.reporting import template
 from llmos_stream.reporting.client_charts import counts, staleness, weights
 from llmos_stream.reporting.figures import Chart, Colours, TimeAxis
-from llmos_stream.reporting.history import History
+from llmos_stream.reporting.history.fold import History
+from llmos_stream.reporting.html_parts import chart, clients_table, escaped, heading, rejections, section, tiles, values
 from llmos_stream.reporting.run_charts import scores_by_time, scores_by_version, traffic
-from llmos_stream.reporting.sections import chart, clients_table, escaped, heading, refusals, section, tiles, values
 from llmos_stream.reporting.timeline import timeline
 
 _WIDE = frozenset({"timeline"})
 
 
 def require_plotly() -> str:
-    """The text of plotly.js. Raises LlmosError, which says what to install, where there is no plotly."""
+    """Return the text of plotly.js.
+
+    Raises:
+        LlmosError: plotly is not installed; the message says how to install it.
+    """
     try:
         from plotly.offline import get_plotlyjs  # noqa: PLC0415 (an extra)
     except ImportError:
@@ -36,10 +40,13 @@ def require_plotly() -> str:
 def write_report(
     history: History, path: Path, *, title: str, settings: Mapping[str, object], environment: Mapping[str, object]
 ) -> None:
-    """Write the report to `path`, whole or not at all; folders that are missing are made.
+    """Write the report to `path`, whole or not at all, and make missing folders.
 
-    `settings` and `environment` are shown as names and values, nested ones with dotted names.
-    Raises LlmosError where plotly is missing, and OSError where the file cannot be written.
+    The report lists `settings` and `environment`, nested ones with dotted names.
+
+    Raises:
+        LlmosError: plotly is not installed.
+        OSError: The file cannot be written.
     """
     text = render_report(history, title=title, settings=settings, environment=environment)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -54,7 +61,11 @@ def write_report(
 def render_report(
     history: History, *, title: str, settings: Mapping[str, object], environment: Mapping[str, object]
 ) -> str:
-    """The report as text. Raises LlmosError where plotly is missing."""
+    """Return the report as text.
+
+    Raises:
+        LlmosError: plotly is not installed.
+    """
     scripts = [_inline(require_plotly()), _inline(template.SCRIPT)]
     rows, start, end = history.rows(), history.start_ms or 0, history.end_ms or 0
     colours, time = Colours.of_rows(rows), TimeAxis(start, max(start, end))
@@ -69,7 +80,7 @@ def render_report(
         section("Accuracy and loss", _charts(model)),
         section("Clients", _charts(people) + clients_table(history, rows, colours)),
         section("Staleness and bytes", _charts(flow)),
-        section("Refused updates", refusals(history)),
+        section("Refused updates", rejections(history)),
         section("Settings", values(settings, "Settings of the run")),
         section("Environment", values(environment, "Where it ran")),
         "</main>",
@@ -90,7 +101,7 @@ def _charts(items: list[Chart]) -> str:
 
 
 def _inline(script: str) -> str:
-    # A browser hashes what it parsed: line ends as \n, and nothing that ends the element early.
+    # A browser hashes the parsed script: its line ends are \n, and nothing in it may end the element.
     return script.replace("\r\n", "\n").replace("</script", "<\\/script").replace("<!--", "<\\!--")
 
 

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from llmos_stream.reporting import wording
 from llmos_stream.reporting.figures import Chart, Json, Key, TimeAxis, axis, figure
-from llmos_stream.reporting.history import History
-from llmos_stream.reporting.points import Evaluation
+from llmos_stream.reporting.history.fold import History
+from llmos_stream.reporting.history.records import EvaluationPoint
 
 _NAMES = {"accuracy": "--c0", "loss": "--c1"}
 _MARKED = 80
@@ -13,6 +13,7 @@ _FIGURES = "{:.3g}".format
 
 
 def scores_by_version(history: History) -> Chart:
+    """Chart accuracy and loss of each version."""
     last, best = history.scores.last, history.scores.best
     if last is None or not last.metrics:
         return Chart(
@@ -33,6 +34,7 @@ def scores_by_version(history: History) -> Chart:
 
 
 def scores_by_time(history: History, time: TimeAxis) -> Chart:
+    """Chart accuracy and loss over time."""
     best, points = history.scores.best, sorted(history.scores.points, key=lambda point: point.time_ms)
     if not points or not any(point.metrics for point in points):
         return Chart("scores-time", "No evaluation in this time", "There is no accuracy or loss to show over time.")
@@ -52,7 +54,7 @@ def scores_by_time(history: History, time: TimeAxis) -> Chart:
     )
 
 
-def _scores(points: Sequence[Evaluation], x: Sequence[float], x_axis: Json) -> Json:
+def _scores(points: Sequence[EvaluationPoint], x: Sequence[float], x_axis: Json) -> Json:
     names = [name for name in _NAMES if any(name in point.metrics for point in points)]
     traces: list[Json] = []
     layout: Json = {"hovermode": "x"}
@@ -83,6 +85,7 @@ def _digits(value: float) -> str:
 
 
 def traffic(history: History, time: TimeAxis) -> Chart:
+    """Chart the bytes uploaded and broadcast over time."""
     total = history.traffic
     saved = total.saved_percent
     points = [*total.points]

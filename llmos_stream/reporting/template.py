@@ -161,7 +161,7 @@ SCRIPT = """
 
 
 def page(*, title: str, policy: str, body: str, figures: str, scripts: list[str]) -> str:
-    """The whole document. Everything given is HTML already; `figures` is JSON without `<`."""
+    """Return the whole document. All arguments are HTML already; `figures` is JSON without `<`."""
     inline = "".join(f"<script>{script}</script>\n" for script in scripts)
     return f"""<!doctype html>
 <html lang="en">

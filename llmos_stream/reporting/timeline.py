@@ -1,10 +1,9 @@
-"""The chart of who was there when: a row for each client, its updates as marks."""
+"""The chart of the clients' presence: a row for each client, its updates as marks."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from llmos_stream.reporting import wording
-from llmos_stream.reporting.clients import Client, ClientState
 from llmos_stream.reporting.figures import (
     REST,
     Chart,
@@ -18,14 +17,15 @@ from llmos_stream.reporting.figures import (
     height,
     label,
 )
-from llmos_stream.reporting.history import History
-from llmos_stream.reporting.points import ClientRow, UpdatePoint
+from llmos_stream.reporting.history.clients import ClientStats, ClientStatus
+from llmos_stream.reporting.history.fold import History
+from llmos_stream.reporting.history.records import ClientRow, UpdatePoint
 
 _ROWS = 30
 
 
 def timeline(history: History, rows: Sequence[ClientRow], colours: Colours, time: TimeAxis) -> Chart:
-    """Stays, joins, leaves, folded and refused updates of the clients with the largest shares."""
+    """Chart stays, joins, leaves, folded and rejected updates of the clients with the largest shares."""
     if not rows:
         return Chart("timeline", "No client took part", "No client joined and none sent an update.")
     shown = sorted((row.client_id for row in rows[:_ROWS]), key=wording.natural)
@@ -40,7 +40,7 @@ def timeline(history: History, rows: Sequence[ClientRow], colours: Colours, time
         for joined, words in ((True, "joined"), (False, "left"))
     }
     refused = [
-        (r.time_ms, r.client_id, f"refused: {r.reason}") for r in history.refusals.newest if r.client_id in place
+        (r.time_ms, r.client_id, f"refused: {r.reason}") for r in history.rejections.newest if r.client_id in place
     ]
     traces = [
         *(_stays(client, place[client.client_id], colours, time) for client in clients),
@@ -64,7 +64,7 @@ def timeline(history: History, rows: Sequence[ClientRow], colours: Colours, time
     )
 
 
-def _stays(client: Client, index: int, colours: Colours, time: TimeAxis) -> Json:
+def _stays(client: ClientStats, index: int, colours: Colours, time: TimeAxis) -> Json:
     x: list[float | None] = []
     for start, end in stays(client, time.end_ms):
         x += [time.at(start), time.at(end), None]
@@ -79,11 +79,11 @@ def _stays(client: Client, index: int, colours: Colours, time: TimeAxis) -> Json
     }
 
 
-def stays(client: Client, end_ms: int) -> list[tuple[int, int]]:
-    """(from, to) of each stay of the client; one that nobody saw end lasts until `end_ms`."""
+def stays(client: ClientStats, end_ms: int) -> list[tuple[int, int]]:
+    """List (from, to) of the client's stays; one whose end no event says lasts until `end_ms`."""
     marks = sorted(client.presence, key=lambda mark: (mark[0], not mark[1]))
     found: list[tuple[int, int]] = []
-    # Where its first join was not seen, it came when it was first heard of.
+    # A client whose first join no event says came with its first event.
     start = client.first_seen_ms if not marks or not marks[0][1] else None
     for at, joined in marks:
         if joined:
@@ -103,7 +103,7 @@ def _updates(points: Sequence[UpdatePoint], index: int, colours: Colours, time: 
         "mode": "markers",
         "x": [time.at(point.time_ms) for point in points],
         "y": [index] * len(points),
-        "customdata": [[point.sequence, wording.told(point.staleness)] for point in points],
+        "customdata": [[point.sequence, wording.or_dash(point.staleness)] for point in points],
         "marker": {"symbol": "line-ns", "size": 11, "line": {"color": colours.of(client_id), "width": 2}},
         "name": label(client_id or ""),
         "hovertemplate": "%{fullData.name}: update %{customdata[0]}, staleness %{customdata[1]}<extra></extra>",
@@ -128,9 +128,9 @@ def _marks(
 
 def _title(history: History, rows: Sequence[ClientRow]) -> str:
     parts = [f"{wording.plural(len(history.clients), 'client')} took part"]
-    if gone := sum(row.state is ClientState.LEFT for row in rows):
+    if gone := sum(row.state is ClientStatus.LEFT for row in rows):
         parts.append(f"{wording.count(gone)} left {'early' if history.finish else 'since'}")
-    if slow := sum(row.state is ClientState.SLOW for row in rows):
+    if slow := sum(row.state is ClientStatus.SLOW for row in rows):
         parts.append(f"{wording.count(slow)} {'was' if slow == 1 else 'were'} slow")
     return ", ".join(parts)
 
@@ -143,6 +143,6 @@ def _summary(history: History, rows: Sequence[ClientRow], shown: int) -> str:
         parts.append(f"The {shown} with most weight are shown.")
     if history.updates.stride > 1:
         parts.append(f"One update in {history.updates.stride} is drawn.")
-    if history.refusals.total > len(history.refusals.newest):
-        parts.append(f"Of the refusals the newest {len(history.refusals.newest)} are drawn.")
+    if history.rejections.total > len(history.rejections.newest):
+        parts.append(f"Of the refusals the newest {len(history.rejections.newest)} are drawn.")
     return " ".join(parts)

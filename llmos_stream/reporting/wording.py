@@ -1,4 +1,4 @@
-"""How numbers and untrusted names are written for people."""
+"""Numbers and untrusted names, written for people."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -11,9 +11,9 @@ _UNITS = ("B", "kB", "MB", "GB", "TB", "PB", "EB")
 
 
 def plain(text: str, width: int | None = None) -> str:
-    """`text` on one line without control or direction characters, cut to `width` characters.
+    """Return `text` on one line without control or direction characters, cut to `width` characters.
 
-    What clients call themselves must neither drive a terminal nor rearrange a page.
+    A client's name must neither drive a terminal nor rearrange a page.
     """
     shown = "".join(c if c.isprintable() else " " if c.isspace() else "\N{REPLACEMENT CHARACTER}" for c in text)
     return shown if width is None or len(shown) <= width else f"{shown[: width - 1]}…"
@@ -70,13 +70,13 @@ def plural(value: int, one: str, many: str | None = None) -> str:
     return f"{count(value)} {one if value == 1 else many or one + 's'}"
 
 
-def told(value: T | None, written: Callable[[T], str] = str) -> str:
-    """The value as `written`, or a dash where nothing told."""
+def or_dash(value: T | None, written: Callable[[T], str] = str) -> str:
+    """Return the value as `written`, or a dash for None."""
     return "-" if value is None else written(value)
 
 
 def natural(name: str) -> list[tuple[bool, int, str]]:
-    """Sort key that puts `client-2` before `client-10`."""
+    """Return a sort key that puts `client-2` before `client-10`."""
     return [
         (False, int(part), "") if part.isascii() and part.isdigit() else (True, 0, part)
         for part in re.split(r"([0-9]+)", name)
@@ -84,7 +84,7 @@ def natural(name: str) -> list[tuple[bool, int, str]]:
 
 
 def sparkline(values: Sequence[float], width: int) -> str:
-    """The values as blocks between their least and greatest, at most `width` characters."""
+    """Draw the values as blocks between their least and greatest, at most `width` characters."""
     if len(values) > width:
         values = [values[index * (len(values) - 1) // (width - 1)] for index in range(width)]
     low, high = min(values, default=0.0), max(values, default=0.0)
@@ -99,7 +99,7 @@ def listed(names: Iterable[str]) -> str:
 
 
 def in_words(value: object) -> str:
-    """A value on one line; a section of settings as `name=value` pairs."""
+    """Write a value on one line, and a section of settings as `name=value` pairs."""
     if not isinstance(value, Mapping):
         return plain(str(value))
     return ", ".join(

@@ -3,7 +3,7 @@
 import math
 import random
 
-from llmos_stream.reporting.history import History
+from llmos_stream.reporting.history.fold import History
 from llmos_stream.types import Event, EventKind
 
 START_MS = 1_760_000_000_000

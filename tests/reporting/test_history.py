@@ -5,7 +5,7 @@ import pytest
 
 from llmos_stream.errors import Reason, Rejected
 from llmos_stream.reporting import History
-from llmos_stream.reporting.clients import ClientState
+from llmos_stream.reporting.history.clients import ClientStatus
 from llmos_stream.types import Event, EventKind
 from tests.reporting.fake import START_MS, Federation
 
@@ -37,7 +37,7 @@ def left(client_id: str, at: float = 0) -> Event:
     return event(EventKind.CLIENT_LEFT, at, client_id=client_id, reason="done", updates=1)
 
 
-def states(history: History, now: float) -> dict[str, ClientState]:
+def states(history: History, now: float) -> dict[str, ClientStatus]:
     return {row.client_id: row.state for row in history.rows(START_MS + int(1000 * now))}
 
 
@@ -165,8 +165,8 @@ def test_identities_are_told_apart() -> None:
             event(EventKind.UPDATE_REJECTED, 3, client_id=None, reason="malformed", partition=1, offset=7),
         ]
     )
-    assert (history.folded, history.sent, history.duplicates, history.refusals.total) == (3, 1, 2, 2)
-    assert history.refusals.by_reason == {"too_stale": 1, "malformed": 1}
+    assert (history.folded, history.sent, history.duplicates, history.rejections.total) == (3, 1, 2, 2)
+    assert history.rejections.by_reason == {"too_stale": 1, "malformed": 1}
 
 
 def test_scores_go_by_version_and_the_first_evaluation_counts() -> None:
@@ -209,16 +209,16 @@ def test_nothing_happened() -> None:
 
 def test_a_client_is_present_until_its_own_last_word_is_that_it_left() -> None:
     history = fold([joined("a"), sent("a", 1, at=2), left("a", at=3)])
-    assert states(history, 3) == {"a": ClientState.LEFT}
+    assert states(history, 3) == {"a": ClientStatus.LEFT}
     history.add(folded("a", 1, at=4))
-    assert states(history, 4) == {"a": ClientState.LEFT}
+    assert states(history, 4) == {"a": ClientStatus.LEFT}
     history.add(joined("a", at=5))
-    assert states(history, 5) == {"a": ClientState.TRAINING}
+    assert states(history, 5) == {"a": ClientStatus.TRAINING}
     history.add(left("a", at=3))
-    assert states(history, 6) == {"a": ClientState.TRAINING}
+    assert states(history, 6) == {"a": ClientStatus.TRAINING}
     history.add(left("a", at=7))
     history.add(sent("a", 2, at=8))
-    assert states(history, 8) == {"a": ClientState.TRAINING}
+    assert states(history, 8) == {"a": ClientStatus.TRAINING}
 
 
 @pytest.mark.parametrize("clients", [2, 3, 9])
@@ -230,29 +230,29 @@ def test_a_client_that_trains_far_longer_than_the_median_is_slow(clients: int) -
 
 
 def test_a_client_alone_is_never_slow() -> None:
-    assert states(fold([sent("a", n, at=n, train_seconds=100.0) for n in range(3)]), 3) == {"a": ClientState.TRAINING}
+    assert states(fold([sent("a", n, at=n, train_seconds=100.0) for n in range(3)]), 3) == {"a": ClientStatus.TRAINING}
 
 
 def test_a_client_that_is_silent_far_longer_than_usual_is_late() -> None:
     events = [sent(name, n, at=10 * n) for name in "abc" for n in range(4)]
     history = fold([*events, *(sent("d", n, at=3 * n) for n in range(10))])
-    assert set(states(history, 45).values()) == {ClientState.TRAINING}
+    assert set(states(history, 45).values()) == {ClientStatus.TRAINING}
     history = fold([*events, *(sent(name, n, at=10 * n) for name in "ab" for n in range(4, 9))])
-    assert states(history, 80)["c"] is ClientState.LATE
-    assert states(history, 80)["a"] is ClientState.TRAINING
+    assert states(history, 80)["c"] is ClientStatus.LATE
+    assert states(history, 80)["a"] is ClientStatus.TRAINING
     assert history.rows(START_MS + 80_000)[2].silent_seconds == 50
 
 
 def test_seconds_of_silence_are_not_lateness_where_updates_are_quick() -> None:
     history = fold([sent("a", n, at=n / 10) for n in range(20)])
-    assert states(history, 6.0) == {"a": ClientState.TRAINING}
-    assert states(history, 8.0) == {"a": ClientState.LATE}
+    assert states(history, 6.0) == {"a": ClientStatus.TRAINING}
+    assert states(history, 8.0) == {"a": ClientStatus.LATE}
 
 
 def test_after_the_run_a_client_that_stayed_is_done() -> None:
     history = fold([joined("a"), joined("b"), left("b", at=1), event(EventKind.RUN_FINISHED, 2, reason="target")])
     history.add(left("a", at=3))
-    assert states(history, 1000) == {"a": ClientState.DONE, "b": ClientState.LEFT}
+    assert states(history, 1000) == {"a": ClientStatus.DONE, "b": ClientStatus.LEFT}
     assert history.seconds == 2
 
 
@@ -277,8 +277,8 @@ def test_memory_does_not_grow_with_the_run() -> None:
         history.add(joined("a", at=n))
     points = (history.updates, history.versions, history.scores.points, history.traffic.points)
     assert all(len(series) <= 101 for series in points)
-    assert len(history.refusals.by_reason) <= 65
-    assert len(history.refusals.newest) <= 200
+    assert len(history.rejections.by_reason) <= 65
+    assert len(history.rejections.newest) <= 200
     assert len(history.contributions.ranges()) <= 32
     client = history.clients.get("a")
     assert client is not None
@@ -327,14 +327,14 @@ def test_a_refused_message_gives_nobody_a_row() -> None:
     ]
     history = fold([joined("a"), *refused])
     assert history.summary()["clients"] == 1
-    assert history.refusals.total == 20
+    assert history.rejections.total == 20
 
 
 def test_long_names_and_details_are_cut() -> None:
     history = fold([joined("x" * 10_000)])
     history.add(event(EventKind.UPDATE_REJECTED, 1, client_id="y" * 10_000, reason="z" * 10_000, detail="d" * 10_000))
     assert [len(row.client_id) for row in history.rows()] == [128]
-    assert max(len(str(value)) for value in history.refusals.newest[0]) == 300
+    assert max(len(str(value)) for value in history.rejections.newest[0]) == 300
 
 
 @pytest.mark.parametrize("limits", [{"limit": 1}, {"client_limit": 0}])

@@ -2,7 +2,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmos_stream.reporting.series import CLOCK_SKEW_MS, Bins, Mean, Rate, Recent, Span, Thinned, Window, Windows
+from llmos_stream.reporting.history.series import (
+    CLOCK_SKEW_MS,
+    Bins,
+    Mean,
+    Rate,
+    Recent,
+    Thinned,
+    TimeRange,
+    Window,
+    Windows,
+)
 
 
 @settings(deadline=None)
@@ -123,18 +133,18 @@ def test_bins_rename_adds_up() -> None:
 
 
 def test_span_takes_a_clients_time_only_near_the_servers() -> None:
-    assert Span().start_ms is Span().end_ms is None
-    span = Span()
+    assert TimeRange().start_ms is TimeRange().end_ms is None
+    span = TimeRange()
     span.add(70_000_000, by_server=False)
     assert (span.start_ms, span.end_ms) == (70_000_000, 70_000_000)
     span.add(100_000_000, by_server=True)
     span.add(100_001_000, by_server=True)
     assert (span.start_ms, span.end_ms) == (100_000_000, 100_001_000)
-    near = Span()
+    near = TimeRange()
     near.add(100_000_000, by_server=True)
     near.add(99_990_000, by_server=False)
     near.add(100_009_000, by_server=False)
     assert (near.start_ms, near.end_ms) == (99_990_000, 100_009_000)
-    assert near.believed(100_000_000 + CLOCK_SKEW_MS) == 100_000_000 + CLOCK_SKEW_MS
-    assert near.believed(100_000_001 + CLOCK_SKEW_MS) == 100_000_000
-    assert near.believed(0) == 100_000_000
+    assert near.plausible(100_000_000 + CLOCK_SKEW_MS) == 100_000_000 + CLOCK_SKEW_MS
+    assert near.plausible(100_000_001 + CLOCK_SKEW_MS) == 100_000_000
+    assert near.plausible(0) == 100_000_000

@@ -1,4 +1,4 @@
-"""The run as it goes, for a terminal: a header, a table of clients, and one line where there is no terminal."""
+"""The state of the run for a terminal: a header and a table of clients, or one line where there is no terminal."""
 
 from rich.console import Group, RenderableType
 from rich.rule import Rule
@@ -6,16 +6,16 @@ from rich.table import Table
 from rich.text import Text
 
 from llmos_stream.reporting import wording
-from llmos_stream.reporting.clients import TROUBLES, ClientState
-from llmos_stream.reporting.history import History
-from llmos_stream.reporting.points import ClientRow
+from llmos_stream.reporting.history.clients import TROUBLES, ClientStatus
+from llmos_stream.reporting.history.fold import History
+from llmos_stream.reporting.history.records import ClientRow
 
 _STYLES = {
-    ClientState.TRAINING: "green",
-    ClientState.SLOW: "yellow",
-    ClientState.LATE: "bold red",
-    ClientState.LEFT: "dim",
-    ClientState.DONE: "green",
+    ClientStatus.TRAINING: "green",
+    ClientStatus.SLOW: "yellow",
+    ClientStatus.LATE: "bold red",
+    ClientStatus.LEFT: "dim",
+    ClientStatus.DONE: "green",
 }
 _SPARK = 8
 _BAR = 5
@@ -23,9 +23,13 @@ _EIGHTHS = " ▏▎▍▌▋▊▉"
 
 
 def render(history: History, *, title: str, now_ms: int, rows: int = 12) -> RenderableType:
-    """The whole display, 80 columns wide or more; `rows` clients at most, those with the largest share.
+    """Return the whole display, at least 80 columns wide.
 
-    `now_ms` (milliseconds since the epoch) says how long clients have been silent.
+    Args:
+        history: The run.
+        title: Its title.
+        now_ms: The time, in milliseconds since the epoch; silence counts up to it.
+        rows: At most this many clients, those with the largest share.
     """
     parts: list[RenderableType] = [Rule(Text(wording.plain(title, 60))), _header(history, now_ms)]
     if len(history.clients):
@@ -37,8 +41,8 @@ def render(history: History, *, title: str, now_ms: int, rows: int = 12) -> Rend
 
 
 def line(history: History) -> str:
-    """The state of the run in one line of ASCII, for logs and pipes."""
-    parts = [f"version {wording.told(history.version)}"]
+    """Return the state of the run in one line of ASCII, for logs and pipes."""
+    parts = [f"version {wording.or_dash(history.version)}"]
     if history.scores.last:
         parts += [f"{name} {value:.3f}" for name, value in history.scores.last.metrics.items()]
     parts.append(f"updates {history.folded} ({history.rate.per_second():.1f}/s)")
@@ -46,8 +50,8 @@ def line(history: History) -> str:
         parts.append(f"staleness {history.staleness.value:.1f}")
     if history.traffic.saved_percent is not None:
         parts.append(f"saved {history.traffic.saved_percent:.0f}%")
-    if history.refusals.total:
-        parts.append(f"refused {history.refusals.total}")
+    if history.rejections.total:
+        parts.append(f"refused {history.rejections.total}")
     states = [row.state for row in history.rows()]
     parts.append(f"clients {len(history.clients)}{_troubles(states)}")
     if history.finish is not None:
@@ -57,7 +61,7 @@ def line(history: History) -> str:
 
 
 def final_table(history: History) -> Table:
-    """The summary of a run as a table of names and values."""
+    """Return the summary of a run as a table of names and values."""
     table = Table(show_header=False, box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column(style="dim", no_wrap=True)
     table.add_column()
@@ -67,7 +71,7 @@ def final_table(history: History) -> Table:
 
 
 def final_rows(history: History) -> list[tuple[str, str]]:
-    """(name, value) of what is worth knowing of a run that is over, in words."""
+    """List (name, value) of the summary of a run that is over, in words."""
     scores, traffic, seconds = history.scores, history.traffic, history.seconds
     rows = []
     if history.finish is not None:
@@ -83,11 +87,11 @@ def final_rows(history: History) -> list[tuple[str, str]]:
     updates = [f"{wording.count(history.folded)} folded"]
     if history.duplicates:
         updates.append(f"{wording.plural(history.duplicates, 'duplicate')} dropped")
-    if history.refusals.total:
+    if history.rejections.total:
         reasons = ", ".join(
-            f"{wording.plain(reason, 40)} {n}" for reason, n in history.refusals.by_reason.most_common(4)
+            f"{wording.plain(reason, 40)} {n}" for reason, n in history.rejections.by_reason.most_common(4)
         )
-        updates.append(f"{wording.count(history.refusals.total)} refused ({reasons})")
+        updates.append(f"{wording.count(history.rejections.total)} refused ({reasons})")
     rows.append(("versions", wording.count(history.version_count)))
     rows.append(("updates", ", ".join(updates)))
     rows.append(("time", wording.duration(seconds) + (f", {wording.number(rate)} updates/s" if rate else "")))
@@ -106,7 +110,7 @@ def final_rows(history: History) -> list[tuple[str, str]]:
 
 
 def _header(history: History, now_ms: int) -> Text:
-    parts = [Text(f"version {wording.told(history.version)}", style="bold")]
+    parts = [Text(f"version {wording.or_dash(history.version)}", style="bold")]
     points = history.scores.in_order()
     name = "accuracy" if history.scores.best else "loss"
     values = [point.metrics[name] for point in points if name in point.metrics]
@@ -115,7 +119,7 @@ def _header(history: History, now_ms: int) -> Text:
         parts.append(Text.assemble((shown, "bold"), " ", (wording.sparkline(values, _SPARK), "cyan")))
     now = history.finish.time_ms if history.finish else now_ms
     parts.append(Text(f"{wording.number(history.rate.per_second(now))} updates/s"))
-    parts.append(Text(f"staleness {wording.told(history.staleness.value, '{:.1f}'.format)}"))
+    parts.append(Text(f"staleness {wording.or_dash(history.staleness.value, '{:.1f}'.format)}"))
     if history.lag:
         parts.append(Text(f"{wording.count(history.lag)} records behind"))
     if history.traffic.saved_percent is not None:
@@ -127,9 +131,9 @@ def _footer(history: History) -> Text:
     counts = [f"{wording.count(history.folded)} folded"]
     if history.duplicates:
         counts.append(wording.plural(history.duplicates, "duplicate"))
-    if history.refusals.total:
-        reason, n = history.refusals.by_reason.most_common(1)[0]
-        counts.append(f"{wording.count(history.refusals.total)} refused ({wording.plain(reason, 24)} {n})")
+    if history.rejections.total:
+        reason, n = history.rejections.by_reason.most_common(1)[0]
+        counts.append(f"{wording.count(history.rejections.total)} refused ({wording.plain(reason, 24)} {n})")
     counts.append(f"{wording.size(history.traffic.sent)} up")
     counts.append(f"{wording.size(history.traffic.broadcast)} down")
     if history.finish is None:
@@ -156,15 +160,15 @@ def _clients(history: History, now_ms: int, limit: int) -> Table:
 
 
 def _cells(row: ClientRow, most: float) -> list[RenderableType]:
-    style = "dim" if row.state is ClientState.LEFT else ""
-    staleness = f"{wording.told(row.mean_staleness, '{:.1f}'.format)}/{wording.told(row.last_staleness)}"
+    style = "dim" if row.state is ClientStatus.LEFT else ""
+    staleness = f"{wording.or_dash(row.mean_staleness, '{:.1f}'.format)}/{wording.or_dash(row.last_staleness)}"
     return [
         Text(wording.plain(row.client_id, 16), style=style),
-        Text(wording.told(row.num_examples, wording.count)),
+        Text(wording.or_dash(row.num_examples, wording.count)),
         Text(wording.count(row.folded)),
         Text(staleness),
-        Text(wording.told(row.train_seconds, wording.short_duration)),
-        Text(wording.told(row.silent_seconds, wording.short_duration)),
+        Text(wording.or_dash(row.train_seconds, wording.short_duration)),
+        Text(wording.or_dash(row.silent_seconds, wording.short_duration)),
         Text.assemble((_bar(row.share / most if most else 0.0), "cyan"), f"{100 * row.share:4.0f} %"),
         Text(str(row.state), style=_STYLES[row.state]),
     ]
@@ -175,7 +179,7 @@ def _bar(fraction: float) -> str:
     return ("█" * (eighths // 8) + _EIGHTHS[eighths % 8].strip()).ljust(_BAR)
 
 
-def _troubles(states: list[ClientState]) -> str:
+def _troubles(states: list[ClientStatus]) -> str:
     found = [f"{states.count(s)} {s}" for s in TROUBLES if s in states]
     return f" ({', '.join(found)})" if found else ""
 

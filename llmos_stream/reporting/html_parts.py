@@ -1,14 +1,14 @@
-"""The report's parts in HTML: heading, tiles, charts with their words, tables. Everything is escaped here."""
+"""The report's parts in HTML: heading, tiles, charts with their words, tables. They escape all text."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from html import escape
 
 from llmos_stream.reporting import wording
-from llmos_stream.reporting.clients import TROUBLES
 from llmos_stream.reporting.figures import Chart, Colours
-from llmos_stream.reporting.history import History
-from llmos_stream.reporting.points import ClientRow
+from llmos_stream.reporting.history.clients import TROUBLES
+from llmos_stream.reporting.history.fold import History
+from llmos_stream.reporting.history.records import ClientRow
 
 _TABLE_ROWS = 200
 _REFUSALS = 50
@@ -17,16 +17,18 @@ _SECRETS = ("password", "secret", "token", "private")
 
 
 def escaped(text: str) -> str:
-    """Untrusted text as HTML text or as an attribute's value in quotes."""
+    """Escape untrusted text for HTML text or an attribute's value in quotes."""
     return escape(wording.plain(text))
 
 
 def section(title: str, content: str) -> str:
+    """Return a section with its heading; `content` is HTML."""
     name = title.lower().replace(" ", "-")
     return f'<section aria-labelledby="{name}"><h2 id="{name}">{escaped(title)}</h2>{content}</section>'
 
 
 def heading(history: History, title: str) -> str:
+    """Return the title and when the run started and ended."""
     if history.start_ms is None:
         said = "Nothing happened: no event was seen."
     else:
@@ -45,27 +47,27 @@ def heading(history: History, title: str) -> str:
 
 
 def tiles(history: History) -> str:
-    """The run in eight numbers."""
+    """Return the run in eight numbers."""
     scores, traffic, rate = history.scores, history.traffic, history.updates_per_second
     last = scores.last.metrics if scores.last else {}
     best = scores.best
-    refused = history.refusals.total
+    refused = history.rejections.total
     states = [row.state for row in history.rows()]
     trouble = [f"{states.count(state)} {state}" for state in TROUBLES if state in states]
     saved, mean = traffic.saved_percent, history.staleness.value
     found = [
         (
             "accuracy",
-            wording.told(last.get("accuracy"), "{:.3f}".format),
+            wording.or_dash(last.get("accuracy"), "{:.3f}".format),
             f"best {best.metrics['accuracy']:.3f} at version {best.version}" if best else "not evaluated",
         ),
-        ("loss", wording.told(last.get("loss"), wording.number), "of the last version evaluated" if last else ""),
+        ("loss", wording.or_dash(last.get("loss"), wording.number), "of the last version evaluated" if last else ""),
         ("versions", wording.count(history.version_count), f"in {wording.duration(history.seconds)}"),
         ("updates folded", wording.count(history.folded), f"{wording.number(rate)} a second" if rate else ""),
-        ("mean staleness", wording.told(mean, "{:.2f}".format), "versions behind when folded"),
+        ("mean staleness", wording.or_dash(mean, "{:.2f}".format), "versions behind when folded"),
         (
             "upload saved",
-            wording.told(saved, "{:.0f} %".format),
+            wording.or_dash(saved, "{:.0f} %".format),
             f"{wording.size(traffic.sent)} for {wording.size(traffic.raw)}" if traffic.raw else "nothing uploaded",
         ),
         ("clients", wording.count(len(history.clients)), ", ".join(trouble)),
@@ -79,7 +81,7 @@ def tiles(history: History) -> str:
 
 
 def chart(item: Chart, *, wide: bool) -> str:
-    """The finding as a heading, one sentence that stands for the picture, the legend, and a place for the picture."""
+    """Return a chart's finding as a heading, a sentence for who cannot see it, its legend, and its place."""
     keys = "".join(
         f'<li><span class="mark {key.mark if key.mark.isalpha() else ""}" style="--of: var({key.colour})" '
         f'aria-hidden="true">{"" if key.mark.isalpha() else escaped(key.mark)}</span>{escaped(key.label)}</li>'
@@ -96,6 +98,7 @@ def chart(item: Chart, *, wide: bool) -> str:
 
 
 def clients_table(history: History, rows: Sequence[ClientRow], colours: Colours) -> str:
+    """Return the table of clients."""
     if not rows:
         return '<p class="muted">No client was seen.</p>'
     most = rows[0].share
@@ -104,12 +107,12 @@ def clients_table(history: History, rows: Sequence[ClientRow], colours: Colours)
         colour = f"--of: var({colours.of(row.client_id)})"
         width = 100 * row.share / most if most else 0.0
         cells = [
-            wording.told(row.num_examples, wording.count),
+            wording.or_dash(row.num_examples, wording.count),
             wording.count(row.folded),
             wording.count(row.rejected),
             wording.count(row.duplicates),
-            f"{wording.told(row.mean_staleness, '{:.1f}'.format)} / {wording.told(row.last_staleness)}",
-            wording.told(row.train_seconds, wording.duration),
+            f"{wording.or_dash(row.mean_staleness, '{:.1f}'.format)} / {wording.or_dash(row.last_staleness)}",
+            wording.or_dash(row.train_seconds, wording.duration),
             wording.size(row.bytes_sent),
         ]
         body.append(
@@ -125,30 +128,32 @@ def clients_table(history: History, rows: Sequence[ClientRow], colours: Colours)
     return _table("Each client", [*names, "share of weight", "state"], "".join(body) + more, left=(0, 9))
 
 
-def refusals(history: History) -> str:
-    if not history.refusals.total:
+def rejections(history: History) -> str:
+    """Return the tables of rejected updates."""
+    if not history.rejections.total:
         return '<p class="muted">No update was refused.</p>'
     reasons = "".join(
         f'<tr><th scope="row" class="t">{escaped(reason)}</th><td>{wording.count(n)}</td></tr>'
-        for reason, n in history.refusals.by_reason.most_common()
+        for reason, n in history.rejections.by_reason.most_common()
     )
-    newest = [*history.refusals.newest][-_REFUSALS:][::-1]
+    newest = [*history.rejections.newest][-_REFUSALS:][::-1]
     start = history.start_ms or 0
     body = "".join(
         f"<tr><td>{wording.duration(max(0, item.time_ms - start) / 1000)}</td>"
-        f'<td class="t">{escaped(wording.told(item.client_id))}</td><td>{wording.told(item.sequence)}</td>'
+        f'<td class="t">{escaped(wording.or_dash(item.client_id))}</td><td>{wording.or_dash(item.sequence)}</td>'
         f'<td class="t">{escaped(item.reason)}</td><td class="w">{escaped(item.detail)}</td>'
-        f"<td>{wording.told(item.partition)} / {wording.told(item.offset)}</td></tr>"
+        f"<td>{wording.or_dash(item.partition)} / {wording.or_dash(item.offset)}</td></tr>"
         for item in newest
     )
     names = ["after", "client", "sequence", "reason", "detail", "partition / offset"]
-    title = "Each refusal, the newest first" if len(newest) == history.refusals.total else f"The newest {len(newest)}"
+    title = "Each refusal, the newest first" if len(newest) == history.rejections.total else f"The newest {len(newest)}"
     return _table("By reason", ["reason", "updates"], reasons, left=(0,), small=True) + _table(
         title, names, body, left=(1, 3, 4)
     )
 
 
 def values(mapping: Mapping[str, object], title: str) -> str:
+    """Return a table of nested values with dotted names, without secrets."""
     found = [*_flat(mapping)]
     if not found:
         return '<p class="muted">None were given.</p>'

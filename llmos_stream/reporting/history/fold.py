@@ -1,20 +1,19 @@
-"""What happened in a federation, folded from its events: bounded, pure, indifferent to repeats.
+"""What happened in a federation: a bounded, pure and idempotent fold of its events.
 
-No clock is read: the state is a function of the events alone. Events may come more than once and
-out of order. Where an event has an identity, the second one changes nothing: `(client_id, sequence)`
-for updates sent and folded, `(partition, offset)` for duplicates and rejections, the version for
-versions and evaluations; joins and leaves are the same at the same time. The identities remembered
-are bounded (see `series.Window`, `clients.Clients`), and so are the points kept for charts
-(5000 of each kind, evenly thinned) and the clients with a row of their own (1000).
+The state is a function of the events alone, which may come more than once and out of order. A second event of the same
+identity changes nothing. The identity is `(client_id, sequence)` for updates sent and folded, `(partition, offset)` for
+duplicates and rejections, the version for versions and evaluations, the time for joins and leaves. The number of known
+identities is bounded (see `series.Window`, `clients.ClientTable`), and so are the points for charts (5000 of each kind,
+evenly thinned) and the clients with a row of their own (1000).
 """
 
 from collections.abc import Callable, Mapping
 
 from llmos_stream.errors import Reason, Rejected
-from llmos_stream.reporting.clients import NAME_LENGTH, Client, Clients, ClientState
-from llmos_stream.reporting.points import ClientRow, Finish, Refusal, UpdatePoint, VersionPoint
-from llmos_stream.reporting.series import Bins, Mean, Rate, Span, Thinned, Window, Windows
-from llmos_stream.reporting.tallies import Refusals, Scores, Traffic
+from llmos_stream.reporting.history.clients import NAME_LENGTH, ClientStats, ClientStatus, ClientTable
+from llmos_stream.reporting.history.records import ClientRow, Finish, RejectedUpdate, UpdatePoint, VersionPoint
+from llmos_stream.reporting.history.series import Bins, Mean, Rate, Thinned, TimeRange, Window, Windows
+from llmos_stream.reporting.history.totals import Rejections, Scores, Traffic
 from llmos_stream.types import Event, EventKind
 from llmos_stream.wire.events import amount, fault_of, metrics, text, whole
 
@@ -27,28 +26,28 @@ class History:
 
     def __init__(self, *, limit: int = 5000, client_limit: int = 1000) -> None:
         self.contributions = Bins()
-        self.clients = Clients(client_limit, gave_up=lambda client_id: self.contributions.rename(client_id, None))
+        self.clients = ClientTable(client_limit, lambda client_id: self.contributions.rename(client_id, None))
         self.updates: Thinned[UpdatePoint] = Thinned(limit)
         self.versions: Thinned[VersionPoint] = Thinned(limit)
         self.scores = Scores(limit)
         self.traffic = Traffic(limit)
         self.lag: int | None = None
-        self.refusals = Refusals()
+        self.rejections = Rejections()
         self.rate = Rate()
         self.staleness = Mean()
         self.finish: Finish | None = None
         self.version: int | None = None
-        """The newest global version heard of."""
+        """The newest global version in the events."""
         self.version_count = 0
         self.folded = 0
         self.sent = 0
         self.duplicates = 0
         self.clipped = 0
         self._weight = 0.0
-        self._span = Span()
+        self._time_range = TimeRange()
         self._seen_versions = Window(4096)
         self._seen_places = Windows()
-        self._folds: Mapping[EventKind, Callable[[int, Mapping[str, object]], None]] = {
+        self._handlers: Mapping[EventKind, Callable[[int, Mapping[str, object]], None]] = {
             EventKind.CLIENT_JOINED: self._joined,
             EventKind.CLIENT_LEFT: self._left,
             EventKind.UPDATE_SENT: self._update_sent,
@@ -61,20 +60,25 @@ class History:
         }
 
     def add(self, event: Event) -> None:
-        """Fold one event in. Raises Rejected(MALFORMED), and changes nothing, where it is not of the closed table."""
+        """Fold one event in.
+
+        Raises:
+            Rejected: It is not of the closed table; nothing was changed.
+        """
         if fault := fault_of(event):
             raise Rejected(Reason.MALFORMED, fault)
-        self._span.add(event.time_ms, by_server=event.kind not in _CLIENT_KINDS and event.role != "client")
-        self._folds[event.kind](event.time_ms, event.data)
+        self._time_range.add(event.time_ms, by_server=event.kind not in _CLIENT_KINDS and event.role != "client")
+        self._handlers[event.kind](event.time_ms, event.data)
 
     @property
     def start_ms(self) -> int | None:
-        return self._span.start_ms
+        """Time of the first event."""
+        return self._time_range.start_ms
 
     @property
     def end_ms(self) -> int | None:
-        """When anything was last heard; clients leave after the run finished."""
-        return self._span.end_ms
+        """Time of the last event; clients leave after the run finished."""
+        return self._time_range.end_ms
 
     @property
     def seconds(self) -> float:
@@ -84,17 +88,17 @@ class History:
 
     @property
     def updates_per_second(self) -> float | None:
-        """Over the whole run; `rate` has the newest seconds."""
+        """Mean over the whole run; `rate` covers the newest seconds."""
         return self.folded / self.seconds if self.seconds else None
 
-    def share(self, client: Client) -> float:
+    def share(self, client: ClientStats) -> float:
         """The client's part of all contribution weight, 0 to 1."""
         return client.weight / self._weight if self._weight else 0.0
 
     def rows(self, now_ms: int | None = None) -> list[ClientRow]:
-        """Each client with a row, the largest share first; silence and states as of `now_ms`.
+        """List the clients that have a row, the largest share first.
 
-        Without `now_ms` as of the last event, and after the run finished as of its end.
+        Silence and status are as of `now_ms`, by default the last event's time, and after the run as of its end.
         """
         now = self.finish.time_ms if self.finish else self.end_ms if now_ms is None else now_ms
         states = self.clients.states(now or 0, finished=self.finish is not None)
@@ -119,10 +123,10 @@ class History:
         return sorted(rows, key=lambda row: (-row.share, -row.folded, row.client_id))
 
     def summary(self) -> dict[str, object]:
-        """The run in numbers, ready for JSON; None where nothing told.
+        """Return the run in numbers, ready for JSON; None where no event says.
 
-        `versions` leaves the initial one out, `updates` and `rejected` count updates folded and
-        refused, `clients` counts all that were ever heard of, `seconds` is the length of the run.
+        `versions` leaves the initial one out, `updates` counts the folded ones, `clients` counts all that were ever
+        seen, `seconds` is the length of the run.
         """
         last = self.scores.last.metrics if self.scores.last else {}
         return {
@@ -135,8 +139,8 @@ class History:
             "updates": self.folded,
             "updates_sent": self.sent,
             "duplicates": self.duplicates,
-            "rejected": self.refusals.total,
-            "rejected_by_reason": dict(self.refusals.by_reason),
+            "rejected": self.rejections.total,
+            "rejected_by_reason": dict(self.rejections.by_reason),
             "clipped": self.clipped,
             "bytes_sent": self.traffic.sent,
             "bytes_raw": self.traffic.raw,
@@ -146,21 +150,21 @@ class History:
             "updates_per_second": self.updates_per_second,
             "mean_staleness": self.staleness.value,
             "clients": len(self.clients),
-            "clients_slow": sorted(row.client_id for row in self.rows() if row.state is ClientState.SLOW),
+            "clients_slow": sorted(row.client_id for row in self.rows() if row.state is ClientStatus.SLOW),
         }
 
-    def _touch(self, time_ms: int, data: Mapping[str, object]) -> Client:
+    def _touch(self, time_ms: int, data: Mapping[str, object]) -> ClientStats:
         client = self.clients.touch(text(data["client_id"]) or "")
-        client.seen(time_ms)
-        client.holds(whole(data.get("num_examples")), time_ms)
+        client.note_seen(time_ms)
+        client.note_examples(whole(data.get("num_examples")), time_ms)
         return client
 
     def _joined(self, time_ms: int, data: Mapping[str, object]) -> None:
-        self._touch(time_ms, data).moved(time_ms, joined=True)
+        self._touch(time_ms, data).note_presence(time_ms, joined=True)
 
     def _left(self, time_ms: int, data: Mapping[str, object]) -> None:
         client = self._touch(time_ms, data)
-        client.moved(time_ms, joined=False)
+        client.note_presence(time_ms, joined=False)
         self.clients.left(client)
 
     def _update_sent(self, time_ms: int, data: Mapping[str, object]) -> None:
@@ -168,13 +172,13 @@ class History:
         if not self.clients.is_new(client, client.seen_sent, "sent", text(data["client_id"]) or "", sequence):
             return
         sent, raw = whole(data.get("sent_bytes")) or 0, whole(data.get("raw_bytes")) or 0
-        client.updated(time_ms)
+        client.note_update(time_ms)
         client.last_sent_ms = max(time_ms, client.last_sent_ms or 0)
         client.sent += 1
         client.bytes_sent += sent
         client.train_seconds.add(amount(data.get("train_seconds")))
         self.sent += 1
-        self.traffic.add(self._span.believed(time_ms), sent=sent, raw=raw)
+        self.traffic.add(self._time_range.plausible(time_ms), sent=sent, raw=raw)
 
     def _update_folded(self, time_ms: int, data: Mapping[str, object]) -> None:
         client, client_id, sequence = self._touch(time_ms, data), text(data["client_id"]) or "", whole(data["sequence"])
@@ -182,8 +186,8 @@ class History:
             return
         version, staleness = whole(data.get("version")), whole(data.get("staleness"))
         weight, clip = amount(data.get("weight")) or 0.0, amount(data.get("clip"))
-        client.updated(time_ms)
-        client.folds(sequence, staleness, weight)
+        client.note_update(time_ms)
+        client.note_folded(sequence, staleness, weight)
         self.folded += 1
         self.staleness.add(staleness)
         self.clipped += clip is not None and clip < 1
@@ -199,19 +203,19 @@ class History:
         self.duplicates += 1
         if client := self.clients.get(text(data["client_id"]) or ""):
             client.duplicates += 1
-            client.seen(time_ms)
+            client.note_seen(time_ms)
 
     def _update_rejected(self, time_ms: int, data: Mapping[str, object]) -> None:
         if not self._is_new_place(EventKind.UPDATE_REJECTED, data):
             return
         client_id, reason, detail = text(data.get("client_id")), text(data["reason"]) or "", text(data.get("detail"))
-        # A refused message may name any client it likes: it gives nobody a row.
+        # A rejected message may name any client, so it adds no row.
         client = None if client_id is None else self.clients.get(client_id)
         if client is not None:
             client.rejected += 1
-            client.seen(time_ms)
-        self.refusals.add(
-            Refusal(
+            client.note_seen(time_ms)
+        self.rejections.add(
+            RejectedUpdate(
                 time_ms,
                 None if client_id is None else client_id[:NAME_LENGTH],
                 whole(data.get("sequence")),

@@ -1,4 +1,4 @@
-"""What is known of each client, and which of them are slow, late or gone."""
+"""Totals of each client, and which clients are slow, late or gone."""
 
 import statistics
 from collections import Counter, deque
@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum, unique
 
-from llmos_stream.reporting.series import Mean, Recent, Window
+from llmos_stream.reporting.history.series import Mean, Recent, Window
 
 NAME_LENGTH = 128
-"""Characters of a client's id that are kept; settings allow no longer one."""
+"""Characters of a client's id that are kept; the settings allow no longer one."""
 STALENESS_CAP = 100
 """Staleness from here on is counted as this much in a client's histogram."""
 SLOW_FACTOR = 2.0
@@ -23,7 +23,9 @@ _OTHER_IDS = 100_000
 
 
 @unique
-class ClientState(StrEnum):
+class ClientStatus(StrEnum):
+    """What a client does, by its events."""
+
     TRAINING = "training"
     SLOW = "slow"
     LATE = "late"
@@ -31,12 +33,12 @@ class ClientState(StrEnum):
     DONE = "done"  # there to the end of a run that is over
 
 
-TROUBLES = (ClientState.SLOW, ClientState.LATE, ClientState.LEFT)
+TROUBLES = (ClientStatus.SLOW, ClientStatus.LATE, ClientStatus.LEFT)
 
 
 @dataclass(slots=True)
-class Client:
-    """The sums of one client; times in milliseconds, None where no event told."""
+class ClientStats:
+    """The totals of one client; times in milliseconds, None where no event says."""
 
     client_id: str
     num_examples: int | None = None
@@ -46,7 +48,7 @@ class Client:
     joined_ms: int | None = None
     left_ms: int | None = None
     presence: deque[tuple[int, bool]] = field(default_factory=lambda: deque(maxlen=_PRESENCE_MARKS))
-    """(time, joined or left), as they came."""
+    """(time, whether it joined), in order of arrival."""
     sent: int = 0
     last_sent_ms: int | None = None
     folded: int = 0
@@ -65,20 +67,20 @@ class Client:
     seen_sent: Window = field(default_factory=Window)
     seen_folded: Window = field(default_factory=Window)
 
-    def seen(self, time_ms: int) -> None:
+    def note_seen(self, time_ms: int) -> None:
         self.first_seen_ms = _least(self.first_seen_ms, time_ms)
         self.last_seen_ms = _most(self.last_seen_ms, time_ms)
 
-    def holds(self, num_examples: int | None, time_ms: int) -> None:
-        """Note how many examples it has; the newest word counts."""
+    def note_examples(self, num_examples: int | None, time_ms: int) -> None:
+        """Note how many examples it has; the newest event counts."""
         if num_examples is not None and time_ms >= self.examples_ms:
             self.num_examples, self.examples_ms = num_examples, time_ms
 
-    def updated(self, time_ms: int) -> None:
+    def note_update(self, time_ms: int) -> None:
         self.first_update_ms = _least(self.first_update_ms, time_ms)
         self.last_update_ms = _most(self.last_update_ms, time_ms)
 
-    def folds(self, sequence: int, staleness: int | None, weight: float) -> None:
+    def note_folded(self, sequence: int, staleness: int | None, weight: float) -> None:
         self.folded += 1
         self.weight += weight
         self.staleness.add(staleness)
@@ -87,8 +89,8 @@ class Client:
         if sequence > self.last_sequence:
             self.last_sequence, self.last_staleness = sequence, staleness
 
-    def moved(self, time_ms: int, joined: bool) -> None:
-        """Note a join or a leave; the same one twice is one."""
+    def note_presence(self, time_ms: int, joined: bool) -> None:
+        """Note a join or a leave; a repeated one counts once."""
         if (time_ms, joined) not in self.presence:
             self.presence.append((time_ms, joined))
         if joined:
@@ -97,7 +99,7 @@ class Client:
             self.left_ms = _most(self.left_ms, time_ms)
 
     def present(self, now_ms: int) -> bool:
-        """Whether it did something after it last left, by its own clock alone; a leave after `now_ms` is not yet."""
+        """Whether it did anything after it last left, by its own clock; a leave after `now_ms` does not count yet."""
         came = max((t for t in (self.joined_ms, self.last_sent_ms) if t is not None), default=-1)
         return self.left_ms is None or self.left_ms > now_ms or came > self.left_ms
 
@@ -110,11 +112,11 @@ class Client:
         return (self.last_update_ms - self.first_update_ms) / gaps / 1000
 
     def silent_seconds(self, now_ms: int) -> float | None:
-        """Seconds since anything was heard of it; 0 where its clock runs ahead."""
+        """Return the seconds since its last event; 0 where its clock runs ahead."""
         return None if self.last_seen_ms is None else max(0.0, (now_ms - self.last_seen_ms) / 1000)
 
-    def absorb(self, other: "Client") -> None:
-        """Add the sums of a client that loses its row."""
+    def absorb(self, other: "ClientStats") -> None:
+        """Add the totals of a client that loses its row."""
         self.sent += other.sent
         self.folded += other.folded
         self.duplicates += other.duplicates
@@ -127,38 +129,37 @@ class Client:
             mine.count += theirs.count
 
 
-class Clients:
-    """At most `limit` clients with a row each; the rest share one bucket, `others`.
+class ClientTable:
+    """At most `limit` clients with a row each; the rest share one row, `others`.
 
-    When all rows are taken, the client that left longest ago gives its row up (its sums go to the
-    bucket); where none has left, the newcomer goes to the bucket. Updates in the bucket are
-    de-duplicated by the newest 4096 identities alone, and its clients counted up to 100 000.
-    `gave_up` is told each client whose row is taken away.
+    When all rows are taken, the client that left first loses its row, and its totals go to `others`. Where none has
+    left, the new client goes to `others`. Updates there are de-duplicated by the newest 4096 identities only, and its
+    clients counted up to 100 000. `on_evicted` is called with each client that loses its row.
     """
 
-    def __init__(self, limit: int, gave_up: Callable[[str], None]) -> None:
+    def __init__(self, limit: int, on_evicted: Callable[[str], None]) -> None:
         if limit < 1:
             raise ValueError(f"limit must be at least 1, not {limit}")
         self._limit = limit
-        self._gave_up = gave_up
-        self._rows: dict[str, Client] = {}
+        self._on_evicted = on_evicted
+        self._rows: dict[str, ClientStats] = {}
         self._left: dict[str, None] = {}
         self._other_ids: set[str] = set()
-        self.others = Client("")
+        self.others = ClientStats("")
         self._other_identities = Recent()
 
-    def __iter__(self) -> Iterator[Client]:
+    def __iter__(self) -> Iterator[ClientStats]:
         return iter(self._rows.values())
 
     def __len__(self) -> int:
-        """All clients, those in the bucket included."""
+        """Number of clients, with or without a row."""
         return len(self._rows) + len(self._other_ids)
 
-    def get(self, client_id: str) -> Client | None:
+    def get(self, client_id: str) -> ClientStats | None:
         return self._rows.get(client_id[:NAME_LENGTH])
 
-    def touch(self, client_id: str) -> Client:
-        """The client's row, a new one where there is room, or the bucket."""
+    def touch(self, client_id: str) -> ClientStats:
+        """Return the client's row, a new one where there is room, or `others`."""
         client_id = client_id[:NAME_LENGTH]
         if client_id in self._rows:
             return self._rows[client_id]
@@ -167,16 +168,16 @@ class Clients:
                 self._other_ids.add(client_id)
             return self.others
         self._other_ids.discard(client_id)
-        return self._rows.setdefault(client_id, Client(client_id))
+        return self._rows.setdefault(client_id, ClientStats(client_id))
 
-    def is_new(self, client: Client, window: Window, kind: str, client_id: str, sequence: int) -> bool:
-        """Whether this identity was not seen before, by the client's own `window` where it has a row."""
+    def is_new(self, client: ClientStats, window: Window, kind: str, client_id: str, sequence: int) -> bool:
+        """Whether this identity is new, by the client's own `window` where it has a row."""
         if client is self.others:
             return self._other_identities.is_new((kind, client_id[:NAME_LENGTH], sequence))
         return window.is_new(sequence)
 
-    def left(self, client: Client) -> None:
-        """Remember `client` as one that may give its row up."""
+    def left(self, client: ClientStats) -> None:
+        """Note that `client` may lose its row."""
         if client is not self.others:
             self._left.pop(client.client_id, None)
             self._left[client.client_id] = None
@@ -190,28 +191,28 @@ class Clients:
                 self.others.absorb(self._rows.pop(client_id))
                 if len(self._other_ids) < _OTHER_IDS:
                     self._other_ids.add(client_id)
-                self._gave_up(client_id)
+                self._on_evicted(client_id)
                 return True
         return False
 
-    def states(self, now_ms: int, finished: bool) -> dict[str, ClientState]:
-        """State of each client with a row; slow and late are relative to the medians of all of them."""
+    def states(self, now_ms: int, finished: bool) -> dict[str, ClientStatus]:
+        """Return the status of each client with a row; slow and late are relative to the medians of all."""
         train = _median_low([client.train_seconds.value for client in self])
         interval = _median_low([client.interval_seconds for client in self])
-        usual = ClientState.DONE if finished else ClientState.TRAINING
+        usual = ClientStatus.DONE if finished else ClientStatus.TRAINING
         return {client.client_id: _trouble(client, now_ms, train, interval) or usual for client in self}
 
 
-def _trouble(client: Client, now_ms: int, train: float | None, interval: float | None) -> ClientState | None:
+def _trouble(client: ClientStats, now_ms: int, train: float | None, interval: float | None) -> ClientStatus | None:
     if not client.present(now_ms):
-        return ClientState.LEFT
+        return ClientStatus.LEFT
     silent = client.silent_seconds(now_ms)
     usual = max((s for s in (client.interval_seconds, interval) if s is not None), default=None)
     if silent is not None and usual is not None and silent > max(LATE_SECONDS, LATE_FACTOR * usual):
-        return ClientState.LATE
+        return ClientStatus.LATE
     own = client.train_seconds.value
     if own is not None and train is not None and own > SLOW_FACTOR * train:
-        return ClientState.SLOW
+        return ClientStatus.SLOW
     return None
 
 

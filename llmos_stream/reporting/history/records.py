@@ -1,13 +1,13 @@
-"""The records a History hands out: points for charts, refusals, the end of the run, a client's row."""
+"""What a History consists of: points for charts, rejected updates, the end of the run, a client's row."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from llmos_stream.reporting.clients import ClientState
+from llmos_stream.reporting.history.clients import ClientStatus
 
 
 class UpdatePoint(NamedTuple):
-    """An update folded. `client_id` may since have lost its row."""
+    """A folded update. Its client may have lost its row since."""
 
     time_ms: int
     client_id: str
@@ -17,19 +17,21 @@ class UpdatePoint(NamedTuple):
 
 
 class VersionPoint(NamedTuple):
+    """A published version."""
+
     version: int
     time_ms: int
     contributions: int | None
     mean_staleness: float | None
     payload_bytes: int
     lag: int | None = None
-    """Records that the aggregator had still to read."""
+    """Records that the aggregator had not read yet."""
     pace_seconds: float | None = None
-    """How long it asked clients to leave between updates."""
+    """Time between two updates of a client that the aggregator asked for."""
 
 
-class Evaluation(NamedTuple):
-    """`metrics` holds accuracy and loss, as far as they were finite."""
+class EvaluationPoint(NamedTuple):
+    """An evaluated version. `metrics` holds accuracy and loss, if they were finite."""
 
     version: int
     time_ms: int
@@ -37,7 +39,7 @@ class Evaluation(NamedTuple):
 
 
 class BytesPoint(NamedTuple):
-    """Cumulative bytes at a time: uploaded, what float32 would have taken, and broadcast."""
+    """Cumulative bytes: uploaded, the same as float32, and broadcast."""
 
     time_ms: int
     sent: int
@@ -45,8 +47,8 @@ class BytesPoint(NamedTuple):
     broadcast: int
 
 
-class Refusal(NamedTuple):
-    """An update that was rejected; what the refused message claimed of itself may be false."""
+class RejectedUpdate(NamedTuple):
+    """An update that was rejected; what its message said may be false."""
 
     time_ms: int
     client_id: str | None
@@ -58,6 +60,8 @@ class Refusal(NamedTuple):
 
 
 class Finish(NamedTuple):
+    """The end of the run."""
+
     time_ms: int
     reason: str
     detail: str
@@ -65,7 +69,7 @@ class Finish(NamedTuple):
 
 
 class ClientRow(NamedTuple):
-    """One client as people look at it; None where no event told."""
+    """One client in a table; None where no event says."""
 
     client_id: str
     num_examples: int | None
@@ -80,4 +84,4 @@ class ClientRow(NamedTuple):
     share: float
     """Share of all contribution weight, 0 to 1."""
     bytes_sent: int
-    state: ClientState
+    state: ClientStatus

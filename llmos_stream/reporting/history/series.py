@@ -1,4 +1,4 @@
-"""Bounded memory of an endless run: thinned points, identities seen, means, a recent rate, binned sums, its span."""
+"""Bounded state of an endless run: thinned points, known identities, means, a recent rate, binned sums, its times."""
 
 import heapq
 from collections.abc import Iterator
@@ -7,14 +7,14 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 CLOCK_SKEW_MS = 3_600_000
-"""How far a client's clock may be off the servers' and still be believed."""
+"""How much a client's clock may differ from the servers' and still count."""
 
 
 class Thinned(Generic[T]):
-    """At most `limit` of the items added, evenly spread over them, and always the newest one.
+    """At most `limit` of the added items, evenly spread, and always the newest one.
 
-    When full, every second item is dropped and from then on only every second arrival is kept, and
-    so on. What is kept depends on the order of arrival alone.
+    When it is full it drops every second item, and from then on keeps every second new one, and so on. What it keeps
+    depends on the order of arrival only.
     """
 
     def __init__(self, limit: int = 5000) -> None:
@@ -24,9 +24,9 @@ class Thinned(Generic[T]):
         self._kept: list[T] = []
         self._newest: list[T] = []
         self.stride = 1
-        """One in how many arrivals is kept."""
+        """One of this many new items is kept."""
         self.total = 0
-        """How many items were ever added."""
+        """Number of items that were added."""
 
     def add(self, item: T) -> None:
         self._newest = [item]
@@ -48,10 +48,10 @@ class Thinned(Generic[T]):
 
 
 class Window:
-    """Which numbers came before, remembering `size` of them.
+    """The newest `size` numbers that were seen.
 
-    A number below all those remembered counts as seen, so that a log that is read again from its
-    start adds nothing. Numbers may arrive out of order by up to `size` others.
+    A number below all of them counts as seen, so that a log which is read again from its start adds nothing. Numbers
+    may arrive out of order by up to `size` others.
     """
 
     def __init__(self, size: int = 64) -> None:
@@ -61,7 +61,7 @@ class Window:
         self._floor = -1
 
     def is_new(self, number: int) -> bool:
-        """Whether `number` was not seen before; from now on it was."""
+        """Add `number`, and return whether it was not seen before."""
         if number <= self._floor or number in self._seen:
             return False
         self._seen.add(number)
@@ -73,7 +73,7 @@ class Window:
 
 
 class Windows:
-    """A `Window` for each of at most `limit` keys; under further keys every number is new."""
+    """A `Window` for each of at most `limit` keys; under any further key every number is new."""
 
     def __init__(self, limit: int = 256, size: int = 1024) -> None:
         self._limit, self._size = limit, size
@@ -88,7 +88,7 @@ class Windows:
 
 
 class Recent:
-    """Which names came among the newest `size` distinct ones."""
+    """The newest `size` distinct names."""
 
     def __init__(self, size: int = 4096) -> None:
         self._size = size
@@ -105,7 +105,7 @@ class Recent:
 
 @dataclass(slots=True)
 class Mean:
-    """Mean of the numbers that were told."""
+    """Mean of numbers; None is left out."""
 
     total: float = 0.0
     count: int = 0
@@ -121,7 +121,7 @@ class Mean:
 
 
 class Rate:
-    """Counts per second of the newest `window` seconds, by the times of the items themselves."""
+    """Items per second in the newest `window` seconds, by the items' own times."""
 
     def __init__(self, window: int = 30) -> None:
         self._window = window
@@ -139,14 +139,14 @@ class Rate:
             self._counts = {key: n for key, n in self._counts.items() if key > self._newest - self._window}
 
     def per_second(self, now_ms: int | None = None) -> float:
-        """Items per second over the window that ends at `now_ms` (by default at the newest item)."""
+        """Return the rate over the window that ends at `now_ms`, by default at the newest item."""
         now = self._newest if now_ms is None else max(now_ms // 1000, self._newest)
         count = sum(n for second, n in self._counts.items() if second > now - self._window)
         return count / max(1, min(self._window, now - self._first + 1))
 
 
 class Bins:
-    """Sums of (weight, count) by name over ranges of versions; the ranges double when they grow too many."""
+    """Sums of (weight, count) by name over ranges of versions, whose width doubles above `limit` ranges."""
 
     def __init__(self, limit: int = 32) -> None:
         self._limit = limit
@@ -163,14 +163,14 @@ class Bins:
                     self._add(index // 2, key, total, n)
 
     def rename(self, name: str, to: str | None) -> None:
-        """Count what `name` has under `to`."""
+        """Move the sums of `name` to the name `to`."""
         for index, sums in self._sums.items():
             if name in sums:
                 weight, count = sums.pop(name)
                 self._add(index, to, weight, count)
 
     def ranges(self) -> list[tuple[int, dict[str | None, tuple[float, int]]]]:
-        """(first version, sums by name) of each range that holds anything, in order."""
+        """List (first version, sums by name) of each range with any sum, in order."""
         return [(index * self.width, dict(sums)) for index, sums in sorted(self._sums.items())]
 
     def _add(self, index: int, name: str | None, weight: float, count: int) -> None:
@@ -179,10 +179,10 @@ class Bins:
         sums[name] = (total + weight, n + count)
 
 
-class Span:
-    """From when to when a run lasted, by the servers' clocks.
+class TimeRange:
+    """Start and end of a run by the servers' clocks.
 
-    A client's clock may be far off: its times extend the span only where they lie within an hour of it.
+    A client's clock may be wrong: its times extend the range only by up to an hour.
     """
 
     def __init__(self) -> None:
@@ -195,8 +195,8 @@ class Span:
         else:
             self._client = _widened(self._client, time_ms)
 
-    def believed(self, time_ms: int) -> int:
-        """A client's time, or the servers' newest where the two are more than an hour apart."""
+    def plausible(self, time_ms: int) -> int:
+        """Return a client's time, or the servers' newest where the two are more than an hour apart."""
         if self._server is None or abs(time_ms - self._server[1]) <= CLOCK_SKEW_MS:
             return time_ms
         return self._server[1]

@@ -1,0 +1,1 @@
+"""The history of a federation, folded from its events. Pure: no clock, no terminal, no HTML."""
