@@ -9,8 +9,8 @@ from llmos_stream.broker import Reader, Record, TopicPartition
 from llmos_stream.config import WireSettings
 from llmos_stream.errors import Reason, Rejected
 from llmos_stream.log.versions import version_assembler, version_head
-from llmos_stream.types import Head, Part, SnapshotHead, VersionHead
-from llmos_stream.wire import Assembler, Message, Refusal, read_chunk
+from llmos_stream.types import Part, SnapshotHead, VersionHead
+from llmos_stream.wire import Assembler, Message, Prelude, Refusal, read_chunk
 
 _POLL_SECONDS = 1.0
 _WORTH_A_SEEK = 16 << 20
@@ -105,7 +105,8 @@ class HeadReader(Generic[H]):
                 self._reader.seek(at, passed[at])
         return found
 
-    def _refuse(self, head: Head) -> None:
+    def _refuse(self, prelude: Prelude) -> None:
+        head = prelude.head
         if isinstance(head, self._kind):
             self._heads.append(head)
         raise Rejected(Reason.UNSUPPORTED, "its payload is not asked for")

@@ -14,8 +14,8 @@ from llmos_stream.errors import Reason, Rejected
 from llmos_stream.log.messages import fetch_message
 from llmos_stream.runtime import Offload
 from llmos_stream.storage.spool import Spooled, Spools, spooled
-from llmos_stream.types import CodecId, CodecSpec, Head, SnapshotHead
-from llmos_stream.wire import Assembler, MemoryStore, Message, Parts, Store, payload_digest
+from llmos_stream.types import CodecId, CodecSpec, SnapshotHead
+from llmos_stream.wire import Assembler, MemoryStore, Message, Parts, Prelude, Store, payload_digest
 
 RESIDUAL = "residual"
 _CODEC = CodecSpec(CodecId.FLOAT32)
@@ -62,7 +62,8 @@ def _checked(message: Message, layout: Layout) -> SnapshotHead:
 def snapshot_assembler(layout: Layout, wire: WireSettings) -> Assembler:
     """Collects snapshots of this model and refuses everything else before it is collected."""
 
-    def admit(head: Head) -> None:
+    def admit(prelude: Prelude) -> None:
+        head = prelude.head
         if not isinstance(head, SnapshotHead):
             raise Rejected(Reason.UNSUPPORTED, "this topic carries snapshots")
         limit = max_payload_size(head.codec, layout.numel)

@@ -12,8 +12,8 @@ from llmos_stream.codec import Layout, apply_delta, decode, encode, max_payload_
 from llmos_stream.config import Settings, VersionSettings, WireSettings
 from llmos_stream.errors import Reason, Rejected
 from llmos_stream.storage.spool import Spooled, Spools, spooled
-from llmos_stream.types import CodecId, CodecSpec, Contribution, Head, Part, VersionHead, VersionKind
-from llmos_stream.wire import Assembler, MemoryStore, Message, Parts, Store, payload_digest
+from llmos_stream.types import CodecId, CodecSpec, Contribution, Part, VersionHead, VersionKind
+from llmos_stream.wire import Assembler, MemoryStore, Message, Parts, Prelude, Store, payload_digest
 
 FULL_CODEC = CodecSpec(CodecId.FLOAT32)
 
@@ -142,8 +142,9 @@ def _check_weights(head: VersionHead, weights: Tensor) -> None:
         raise Rejected(Reason.WRONG_DIGEST, f"version {head.number}: the weights do not match their digest")
 
 
-def admit_version(head: Head) -> None:
+def admit_version(prelude: Prelude) -> None:
     """Refuse what is no version, or claims a payload that its layout cannot need, before it is collected."""
+    head = prelude.head
     if not isinstance(head, VersionHead):
         raise Rejected(Reason.UNSUPPORTED, "this topic carries versions")
     if head.tensors is not None:

@@ -17,8 +17,8 @@ from llmos_stream.log.messages import skip_deleted
 from llmos_stream.log.updates import decode_update
 from llmos_stream.replay.errors import UpdateMissing
 from llmos_stream.storage.spool import Spools
-from llmos_stream.types import Contribution, Head, UpdateHead
-from llmos_stream.wire import Assembler, Message, Outcome, Refusal
+from llmos_stream.types import Contribution, UpdateHead
+from llmos_stream.wire import Assembler, Message, Outcome, Prelude, Refusal
 
 _KEEP_BYTES = 256 << 20
 _POLL_SECONDS = 1.0
@@ -188,7 +188,8 @@ class UpdateSource:
             last = max(others, key=self._wanted.__getitem__)
             self._kept_bytes -= self._kept.pop(last).head.payload_size
 
-    def _admit(self, head: Head) -> None:
+    def _admit(self, prelude: Prelude) -> None:
+        head = prelude.head
         if not isinstance(head, UpdateHead):
             raise Rejected(Reason.UNSUPPORTED, "this topic carries updates")
         place = self._identities.get((head.client_id, head.sequence, head.payload_digest))

@@ -9,10 +9,10 @@ from collections import OrderedDict
 from collections.abc import Callable
 
 from llmos_stream.errors import Reason, Rejected
-from llmos_stream.types import Head, Part
+from llmos_stream.types import Part
 from llmos_stream.wire.chunks import Chunk, read_chunk
 from llmos_stream.wire.outcomes import Message, Outcome, Refusal
-from llmos_stream.wire.pending import HEAD_BYTES_KEPT, Pending
+from llmos_stream.wire.pending import HEAD_BYTES_KEPT, Admit, Pending
 from llmos_stream.wire.store import MemoryStore, Store
 
 _SETTLED_KEPT = 16384
@@ -23,8 +23,8 @@ _Stream = tuple[int, bytes]
 class Assembler:
     """Puts the messages of one topic together again, many at a time.
 
-    `admit` is called with each head as soon as it is there and raises Rejected to refuse the message
-    before its payload is kept. At most `max_pending_bytes` (of chunks, with RECORD_COST for each) and
+    `admit` is called with each prelude as soon as it is there, its head not parsed yet, and raises Rejected to refuse
+    the message before its payload is kept. At most `max_pending_bytes` (of chunks, with RECORD_COST for each) and
     `max_pending_messages` are held between two calls; past that, the longest idle message goes.
     Times are seconds of any clock that does not run backwards.
 
@@ -35,7 +35,7 @@ class Assembler:
 
     def __init__(
         self,
-        admit: Callable[[Head], None],
+        admit: Admit,
         max_pending_bytes: int,
         max_pending_messages: int = 4096,
         max_idle_seconds: float = 60.0,

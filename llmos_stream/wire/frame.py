@@ -103,13 +103,30 @@ _READERS: dict[int, Callable[[memoryview], Head]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Prelude:
-    """What stands before a payload. `size` is its bytes, so the payload starts there."""
+    """What stands before a payload. `size` is its bytes, so the payload starts there.
 
-    head: Head
-    size: int
+    `signature` covers `signed`, the opening and the head: a view of what was read, empty once it was let go.
+    """
+
+    kind: FrameKind
+    signed: memoryview
     signature: bytes | None
+    size: int
+    parsed: Head | None = None
+    """The head, once somebody has asked for it."""
+
+    @property
+    def head(self) -> Head:
+        """The head, parsed when it is asked for first. Raises Rejected: MALFORMED."""
+        if self.parsed is None:
+            self.parsed = _READERS[self.kind](self.signed[OPENING_BYTES:])
+        return self.parsed
+
+    def let_go(self) -> None:
+        """Keep what was parsed, and no longer the bytes that it was read from."""
+        self.signed = memoryview(b"")
 
 
 def pack_prelude(head: Head, signature: bytes | None = None) -> bytes:
@@ -138,9 +155,18 @@ def pack_prelude(head: Head, signature: bytes | None = None) -> bytes:
 
 
 def unpack_prelude(data: Part) -> Prelude | None:
-    """Read the prelude that `data` starts with; None where more bytes are needed (see `prelude_needs`).
+    """As `read_prelude`, and parse its head."""
+    prelude = read_prelude(data)
+    if prelude is not None:
+        _ = prelude.head
+        prelude.let_go()
+    return prelude
 
-    What follows the prelude is not looked at. Raises Rejected: MALFORMED, UNSUPPORTED for a newer
+
+def read_prelude(data: Part) -> Prelude | None:
+    """Find the prelude that `data` starts with; None where more bytes are needed (see `prelude_needs`).
+
+    Neither the head nor what follows the prelude is looked at. Raises Rejected: MALFORMED, UNSUPPORTED for a newer
     format version or an unknown kind, TOO_LARGE for a prelude above MAX_PRELUDE_BYTES.
     """
     size = prelude_needs(data)
@@ -149,9 +175,8 @@ def unpack_prelude(data: Part) -> Prelude | None:
     view = memoryview(data)
     _, _, kind, _, head_size = _opening(view)
     end = OPENING_BYTES + head_size
-    head = _READERS[kind](view[OPENING_BYTES:end])
     signature = None if view[end] == _NIL else bytes(view[end + 3 : size])
-    return Prelude(head, size, signature)
+    return Prelude(FrameKind(kind), view[:end], signature, size)
 
 
 def prelude_needs(data: Part) -> int:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from llmos_stream.errors import Reason, Rejected
-from llmos_stream.types import Head, Part
+from llmos_stream.types import Part
 from llmos_stream.wire.chunks import Chunk
 from llmos_stream.wire.frame import (
     MAX_PRELUDE_BYTES,
@@ -14,7 +14,7 @@ from llmos_stream.wire.frame import (
     OPENING_BYTES,
     Prelude,
     prelude_needs,
-    unpack_prelude,
+    read_prelude,
 )
 from llmos_stream.wire.outcomes import Message, Refusal
 from llmos_stream.wire.store import Store
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from hashlib import _Hash
 
 HEAD_BYTES_KEPT = 1024
+Admit = Callable[[Prelude], object]
+"""Judges a message by its prelude, before its head is parsed and its payload kept. Raises Rejected to refuse it."""
 RECORD_COST = 512
 """Bytes that keeping one more record costs besides its value; without it, tiny chunks would be free."""
 
@@ -69,7 +71,7 @@ class Pending:
         self.touched = now
         return True
 
-    def is_whole(self, body: memoryview, admit: Callable[[Head], None], max_bytes: int) -> bool:
+    def is_whole(self, body: memoryview, admit: Admit, max_bytes: int) -> bool:
         """Judge what is there with `body`, the newest. Raises Rejected as soon as it cannot become a message."""
         missing = self.count - self.chunks
         prelude = self._read_prelude(body, admit, max_bytes)
@@ -115,7 +117,7 @@ class Pending:
 
     def refusal(self, reason: Reason, detail: str) -> Refusal:
         """The refusal of the message as far as it came."""
-        head = self._prelude.head if self._prelude else None
+        head = self._prelude.parsed if self._prelude else None
         return Refusal(reason, detail, head, self._beginning, self.key, self.partition, self.first_offset)
 
     def close(self) -> None:
@@ -124,23 +126,26 @@ class Pending:
             self._parts.close()
             self._parts = None
 
-    def _read_prelude(self, body: memoryview, admit: Callable[[Head], None], max_bytes: int) -> Prelude | None:
+    def _read_prelude(self, body: memoryview, admit: Admit, max_bytes: int) -> Prelude | None:
         # Chunks may be as small as a byte: `_needed` keeps the joins to a handful all the same.
         if self._prelude is not None or self._received < self._needed:
             return self._prelude
         data: Part = body if self._parts is None else _joined([*self._parts, body], _PRELUDE_ROOM)
-        self._prelude = unpack_prelude(data)
-        if self._prelude is None:
+        self._prelude = prelude = read_prelude(data)
+        if prelude is None:
             self._needed = prelude_needs(data)
             return None
         self.close()  # it held nothing but the prelude
         if self.hashes:
             self._digest = hashlib.sha256()
-        head = self._prelude.head
-        if self._prelude.size + head.payload_size > max_bytes:
-            raise Rejected(Reason.TOO_LARGE, f"a payload of {head.payload_size} bytes; at most {max_bytes} are held")
-        admit(head)
-        return self._prelude
+        try:
+            admit(prelude)
+            size = prelude.head.payload_size
+        finally:
+            prelude.let_go()
+        if prelude.size + size > max_bytes:
+            raise Rejected(Reason.TOO_LARGE, f"a payload of {size} bytes; at most {max_bytes} are held")
+        return prelude
 
 
 def _joined(parts: Iterable[Part], most: int) -> bytes:

@@ -3,12 +3,12 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from llmos_stream.types import Head
 from llmos_stream.wire import (
     Assembler,
     MemoryStore,
     Message,
     Outcome,
+    Prelude,
     Refusal,
     Store,
     message_id,
@@ -28,8 +28,8 @@ def records(payload: bytes = b"hello", chunk_bytes: int = 64, sender: str = "c-1
     return list(split(prelude, [payload], len(payload), message_id(sender, sequence), chunk_bytes))
 
 
-def admit_all(head: Head) -> None:
-    """Take every head."""
+def admit_all(prelude: Prelude) -> None:
+    """Take every message."""
 
 
 @dataclass
@@ -49,7 +49,7 @@ class Topic:
 
 
 def topic(
-    admit: Callable[[Head], None] = admit_all,
+    admit: Callable[[Prelude], object] = admit_all,
     max_pending_bytes: int = 1 << 20,
     max_pending_messages: int = 4096,
     max_idle_seconds: float = 60.0,

@@ -16,6 +16,7 @@ from llmos_stream.wire import (
     Assembler,
     MemoryStore,
     Message,
+    Prelude,
     Refusal,
     message_id,
     pack_prelude,
@@ -128,7 +129,7 @@ def test_each_store_is_closed_or_goes_with_a_message(chunk_bytes: int) -> None:
 
 
 def test_what_is_refused_from_its_head_is_never_stored() -> None:
-    def admit(_: Head) -> None:
+    def admit(_: Prelude) -> None:
         raise Rejected(Reason.WRONG_LAYOUT, "another model")
 
     _Store.opened.clear()
@@ -153,7 +154,7 @@ def test_a_payload_of_no_bytes() -> None:
 
 def test_the_head_is_admitted_once_before_the_payload_is_there() -> None:
     seen: list[Head] = []
-    reader = topic(seen.append)
+    reader = topic(lambda prelude: seen.append(prelude.head))
     values = records(payload_of(1000), chunk_bytes=400)
     assert reader.push(values[:1]) == []
     assert seen == [update(client_id="c-1", sequence=0, payload_size=1000)]
@@ -162,7 +163,8 @@ def test_the_head_is_admitted_once_before_the_payload_is_there() -> None:
 
 
 def test_what_admit_refuses_is_not_kept() -> None:
-    def admit(_: Head) -> None:
+    def admit(prelude: Prelude) -> None:
+        assert isinstance(prelude.head, UpdateHead)
         raise Rejected(Reason.WRONG_LAYOUT, "another model")
 
     reader = topic(admit)
@@ -179,8 +181,22 @@ def test_what_admit_refuses_is_not_kept() -> None:
     assert (reader.assembler.pending_messages, reader.assembler.pending_bytes) == (0, 0)
 
 
+def test_admit_is_given_what_a_signature_covers_before_the_head_is_parsed() -> None:
+    prelude = pack_prelude(update(payload_size=0), b"signature")
+    broken = prelude[:14] + b"\xc1" + prelude[15:]  # 0xC1 is no msgpack
+    seen: list[tuple[bytes, bytes | None]] = []
+
+    def admit(raw: Prelude) -> None:
+        seen.append((bytes(raw.signed), raw.signature))
+        raise Rejected(Reason.UNSUPPORTED, "nobody has signed this")
+
+    refusal = only_refusal(topic(admit).push(list(split(broken, [], 0, bytes(16), 1000))))
+    assert (refusal.detail, refusal.head) == ("nobody has signed this", None)
+    assert seen == [(broken[: -len(b"signature") - 3], b"signature")]
+
+
 def test_an_error_in_admit_is_not_bad_input() -> None:
-    def admit(_: Head) -> None:
+    def admit(_: Prelude) -> None:
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
@@ -449,7 +465,7 @@ def test_limits_are_above_zero(limits: tuple[int, int, float]) -> None:
 
 def test_one_small_chunk_at_a_time_reads_the_head_once_it_is_there() -> None:
     seen: list[Head] = []
-    reader = topic(seen.append)
+    reader = topic(lambda prelude: seen.append(prelude.head))
     values = list(split(pack_prelude(UPDATE, b"s" * 300), [b"hello"], 5, ID, 1))
     assert reader.push(values[:-6]) == []
     assert seen == []

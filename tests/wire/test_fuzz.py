@@ -19,6 +19,7 @@ from llmos_stream.wire import (
     unpack_prelude,
 )
 from llmos_stream.wire.fields import read_fields
+from llmos_stream.wire.frame import read_prelude
 from tests.wire.heads import CONTRIBUTION, PROPERTY, UPDATE, VERSION, version
 from tests.wire.records import Topic, payload_of, records, topic
 
@@ -169,9 +170,9 @@ def test_a_large_prelude_in_tiny_chunks_is_joined_a_few_times_only(monkeypatch: 
     def counting(data: bytes) -> object:
         nonlocal read
         read += len(data)
-        return unpack_prelude(data)
+        return read_prelude(data)
 
-    monkeypatch.setattr("llmos_stream.wire.pending.unpack_prelude", counting)
+    monkeypatch.setattr("llmos_stream.wire.pending.read_prelude", counting)
     reader = topic(max_pending_bytes=1 << 30)
     outcomes = reader.push(list(split(prelude, [], 0, bytes(16), 1)))
     assert [type(outcome) for outcome in outcomes] == [Message]

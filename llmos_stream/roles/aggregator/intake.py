@@ -22,8 +22,8 @@ from llmos_stream.runtime import Offload
 from llmos_stream.storage.spool import Spools
 from llmos_stream.telemetry.process_metrics import PENDING, PENDING_BYTES
 from llmos_stream.telemetry.tracing import TraceParent
-from llmos_stream.types import Contribution, Head, UpdateHead
-from llmos_stream.wire import Assembler, Message, Outcome, Refusal
+from llmos_stream.types import Contribution, UpdateHead
+from llmos_stream.wire import Assembler, Message, Outcome, Prelude, Refusal
 
 logger = logging.getLogger(__name__)
 
@@ -175,7 +175,8 @@ class Intake:
             and outcome.offset < self._read_before.get(TopicPartition(self._topic, outcome.partition), 0)
         )
 
-    def _admit(self, head: Head) -> None:
+    def _admit(self, prelude: Prelude) -> None:
+        head = prelude.head
         if not isinstance(head, UpdateHead):
             raise Rejected(Reason.UNSUPPORTED, "this topic carries updates")
         check_head(
