@@ -44,6 +44,7 @@ _MAY: dict[str, tuple[set[str], set[str]]] = {
         {"starlette", "plotly", "orjson", "pydantic", "zstandard"},
         _LOG | {"registry", "reporting", "roles", "web"},
     ),
+    "testing": (set(), _LOG | {"roles", "training"}),
     "demo": (set(), _BASE | {"broker", "roles", "runtime", "telemetry", "training"}),
     "cli": (
         {"rich", "pydantic", "pydantic_core", "orjson", "safetensors", "torch"},

@@ -44,9 +44,10 @@ def run_monitor_command(arguments: argparse.Namespace) -> int:
     seen: Counter[str] = Counter()
 
     async def role(broker: "Broker", offload: Offload, shutdown: Shutdown) -> None:
+        from llmos_stream.broker import Topics
         from llmos_stream.cli.progress import Progress
+        from llmos_stream.log.events import follow_events
         from llmos_stream.reporting import History
-        from llmos_stream.roles.monitor import follow_events
 
         takers: list[Callable[[Event], object]] = [_metrics().observe]
         with ExitStack() as stack:
@@ -60,7 +61,7 @@ def run_monitor_command(arguments: argparse.Namespace) -> int:
                     taker(event)
 
             if page is None:
-                await follow_events(broker, settings, take, shutdown)
+                await follow_events(broker, Topics(settings.federation.name), take, shutdown)
             else:
                 await page.follow(broker, take, shutdown)
 

@@ -5,10 +5,10 @@ from time import monotonic, time
 from rich.console import Console, RenderableType
 from rich.live import Live
 
-from llmos_stream.broker import Broker
+from llmos_stream.broker import Broker, Topics
 from llmos_stream.config import Settings
+from llmos_stream.log.events import follow_events
 from llmos_stream.reporting import History, line, render
-from llmos_stream.roles.monitor import follow_events
 from llmos_stream.runtime import Shutdown
 from llmos_stream.types import Event
 
@@ -50,4 +50,4 @@ class Progress:
 async def show_progress(broker: Broker, settings: Settings, console: Console) -> None:
     """Follow a federation until cancelled."""
     with Progress(History(), console, f"federation {settings.federation.name}") as progress:
-        await follow_events(broker, settings, progress.take, Shutdown())
+        await follow_events(broker, Topics(settings.federation.name), progress.take, Shutdown())

@@ -1,19 +1,14 @@
 """Following what the page shows beside the events: `<f>.control`, and the heads of the versions."""
 
-import logging
-from time import monotonic
-
 from llmos_stream.broker import Broker, Reader, Topics
 from llmos_stream.config import Settings
 from llmos_stream.dashboard.board import Board
-from llmos_stream.errors import OffsetGone
 from llmos_stream.log import ControlView, wait_for_topics
-from llmos_stream.log.scan import HeadReader
+from llmos_stream.log.scan import HeadStream
+from llmos_stream.log.stream import go_on
 from llmos_stream.runtime import Shutdown, run_all
-from llmos_stream.runtime.retry import QUIET_SECONDS, keep_trying, until_stop
+from llmos_stream.runtime.retry import keep_trying, until_stop
 from llmos_stream.types import VersionHead
-
-logger = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.25
 _LOOK_BACK = 512
@@ -57,17 +52,7 @@ async def _look_back(reader: Reader) -> None:
 
 
 async def _follow_heads(reader: Reader, board: Board, shutdown: Shutdown) -> None:
-    heads, heard = HeadReader(reader, VersionHead), monotonic()
+    heads = HeadStream(reader, VersionHead, on_gap=go_on("versions"))
     while not shutdown.requested:
-        try:
-            found = await heads.poll(_POLL_SECONDS)
-        except OffsetGone as error:
-            logger.warning("retention deleted versions before they were read (%s)", error)
-            await until_stop(reader.seek_to_beginning(), shutdown)
-            continue
-        for item in found:
+        for item in await heads.heads(_POLL_SECONDS):
             board.holds(item.head, item.partition, item.offset)
-        heard = monotonic() if found else heard
-        if monotonic() - heard > QUIET_SECONDS:
-            await until_stop(reader.lag(), shutdown)  # polls of a broker that is gone find nothing
-            heard = monotonic()

@@ -12,7 +12,7 @@ from dataclasses import replace
 from llmos_stream.broker import Broker, Reader, Record, TopicPartition, Topics
 from llmos_stream.dashboard.provenance import Origin
 from llmos_stream.errors import OffsetGone, Rejected
-from llmos_stream.log.scan import HeadReader
+from llmos_stream.log.scan import HeadStream
 from llmos_stream.types import VersionHead
 from llmos_stream.wire import read_chunk
 
@@ -64,8 +64,8 @@ class OlderVersions:
         async with self._broker().reader([self._at.topic], start="latest") as reader:
             try:
                 reader.seek(self._at, await self._beginning(reader, number))
-                heads = HeadReader(reader, VersionHead)
-                while not (found := await heads.poll(_POLL_SECONDS)):
+                heads = HeadStream(reader, VersionHead)
+                while not (found := await heads.heads(_POLL_SECONDS)):
                     pass
             except OffsetGone:
                 raise NotInLog(f"version {number} has just been deleted from the log by retention") from None

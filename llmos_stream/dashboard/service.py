@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from llmos_stream.broker import Broker
+from llmos_stream.broker import Broker, Topics
 from llmos_stream.config import Settings
 from llmos_stream.dashboard.app import make_app
 from llmos_stream.dashboard.assets import Assets
@@ -13,7 +13,7 @@ from llmos_stream.dashboard.older import OlderVersions
 from llmos_stream.dashboard.operating import operator
 from llmos_stream.dashboard.view import view
 from llmos_stream.errors import BrokerUnavailable
-from llmos_stream.roles.monitor import follow_events
+from llmos_stream.log.events import follow_events
 from llmos_stream.runtime import Offload, Shutdown, run_all
 from llmos_stream.types import Event
 from llmos_stream.web.server import ListenAddress, serve_http
@@ -60,7 +60,7 @@ class LivePage:
         self._broker = broker
         self._board.reach()
         await run_all(
-            follow_events(broker, self._settings, take_both, shutdown),
+            follow_events(broker, Topics(self._settings.federation.name), take_both, shutdown),
             follow(broker, self._settings, self._board, shutdown),
         )
 

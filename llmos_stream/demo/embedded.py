@@ -3,12 +3,12 @@
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 
-from llmos_stream.broker import MemoryBroker
+from llmos_stream.broker import MemoryBroker, Topics
 from llmos_stream.demo.scenario import Scenario
+from llmos_stream.log.events import follow_events
 from llmos_stream.roles.aggregator import initial_of, run_aggregator
 from llmos_stream.roles.client import ClientState, run_client
 from llmos_stream.roles.evaluator import run_evaluator
-from llmos_stream.roles.monitor import follow_events
 from llmos_stream.runtime import Offload, Shutdown, run_all
 from llmos_stream.training import load_task, use_threads
 from llmos_stream.types import Event
@@ -46,4 +46,4 @@ async def run_embedded(scenario: Scenario, take: Callable[[Event], object], shut
             finally:
                 over.request()
 
-        await run_all(roles(), follow_events(broker, settings, take, over))
+        await run_all(roles(), follow_events(broker, Topics(settings.federation.name), take, over))

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from llmos_stream.broker import connect
+from llmos_stream.broker import Topics, connect
 from llmos_stream.config import Settings, to_environment
 from llmos_stream.demo.scenario import Scenario
 from llmos_stream.errors import LlmosError
-from llmos_stream.roles.monitor import follow_events
+from llmos_stream.log.events import follow_events
 from llmos_stream.runtime import Shutdown, run_all, run_while
 from llmos_stream.types import Event
 
@@ -65,7 +65,7 @@ async def run_processes(scenario: Scenario, take: Callable[[Event], object], shu
             finally:
                 over.request()
 
-        await run_all(roles(), follow_events(broker, settings, taken, over))
+        await run_all(roles(), follow_events(broker, Topics(settings.federation.name), taken, over))
 
 
 async def _start(name: str, settings: Settings, folder: Path, *arguments: str, vital: bool = False) -> _Child:

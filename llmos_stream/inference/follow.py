@@ -80,7 +80,7 @@ class Following:
             return
         try:
             version = await replica.move_to(latest, _CATCH_UP_SECONDS)
-            with follow("inference.swap", replica.came, version_attributes(version.head)):
+            with follow("inference.swap", replica.parent_span, version_attributes(version.head)):
                 await self._hold(version)
             self._taken = latest.version
         except OffsetGone:

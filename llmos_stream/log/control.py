@@ -1,15 +1,13 @@
 """`<f>.control` as everyone sees it: the newest version, who aggregates, and whether the run has ended."""
 
-import asyncio
 import logging
-from time import monotonic
 
 import orjson
 
 from llmos_stream.broker import Reader, Record
 from llmos_stream.errors import BrokerUnavailable
-from llmos_stream.runtime import Shutdown
-from llmos_stream.runtime.retry import QUIET_SECONDS
+from llmos_stream.log.stream import RecordStream, foreign
+from llmos_stream.runtime import SYSTEM_CLOCK, Clock, Shutdown
 from llmos_stream.wire.control import (
     AGGREGATOR,
     LATEST,
@@ -37,7 +35,6 @@ logger = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.5
 _CATCH_UP_SECONDS = 60.0
-_ANSWER_SECONDS = 3.0
 _HEARING_SECONDS = 0.05
 _HEARINGS = 8
 
@@ -49,8 +46,9 @@ class ControlView:
     aggregator needs them.
     """
 
-    def __init__(self, reader: Reader, *, with_sequences: bool = False) -> None:
-        self._reader = reader
+    def __init__(self, reader: Reader, *, with_sequences: bool = False, clock: Clock = SYSTEM_CLOCK) -> None:
+        self._stream = RecordStream(reader, clock=clock)
+        self._clock = clock
         self._with_sequences = with_sequences
         self.sequences: dict[str, list[int]] = {}
         self.latest: Pointer | None = None
@@ -59,15 +57,14 @@ class ControlView:
         self.leader: Leader | None = None
         self.promoted: Promotion | None = None
         self.paused = False
-        self._quiet_since = monotonic()
         self.beats = 0
         """How often the leader has been heard. One that was superseded is not listened to."""
 
     async def catch_up(self, timeout_seconds: float = _CATCH_UP_SECONDS) -> None:
         """Read what is there now. Raises BrokerUnavailable when that takes longer than the time-out."""
-        deadline = monotonic() + timeout_seconds
-        while await self._reader.lag() > 0:
-            if monotonic() > deadline:
+        deadline = self._clock.monotonic() + timeout_seconds
+        while not await self._stream.at_end():
+            if self._clock.monotonic() > deadline:
                 raise BrokerUnavailable(f"the control topic could not be read within {timeout_seconds:g} s")
             await self.poll(_POLL_SECONDS)
 
@@ -88,29 +85,17 @@ class ControlView:
 
         Raises BrokerUnavailable when nothing has come for long and nobody answers.
         """
-        records = await self._reader.poll(timeout_seconds)
+        records = await self._stream.poll(timeout_seconds)
         for record in records:
             self._apply(record)
-        if records:
-            self._quiet_since = monotonic()
-        elif monotonic() - self._quiet_since > QUIET_SECONDS:
-            await self._ask()
-            self._quiet_since = monotonic()
         return len(records)
-
-    async def _ask(self) -> None:
-        try:
-            async with asyncio.timeout(_ANSWER_SECONDS):
-                await self._reader.lag()
-        except TimeoutError:
-            raise BrokerUnavailable(f"the broker has been silent for {QUIET_SECONDS:g} s and does not answer") from None
 
     async def newer_than(self, version: int | None, seconds: float, shutdown: Shutdown) -> None:
         """Wait for a version above `version`, the end of the run, the shutdown or the time-out."""
-        deadline = monotonic() + seconds
+        deadline = self._clock.monotonic() + seconds
         await self.poll(0)
         while not (shutdown.requested or self.finished or self._is_newer(version)):
-            left = deadline - monotonic()
+            left = deadline - self._clock.monotonic()
             if left <= 0:
                 return
             await self.poll(min(left, _POLL_SECONDS))
@@ -145,7 +130,7 @@ class ControlView:
                 self.finished = load_run_end(value) or self.finished
         except (orjson.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError):
             # A setting that cannot be read must not stop a role that can go on with the last good one.
-            logger.warning("ignored a control record that cannot be read, at offset %d", record.offset)
+            foreign(record.topic, record.offset, "it is no control record")
 
     def _apply_leader(self, leader: Leader) -> None:
         if self.leader is None or leader.term >= self.leader.term:

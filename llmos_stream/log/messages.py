@@ -1,49 +1,39 @@
-"""Ways through a topic: one message by the place where it begins, and on where retention has deleted."""
-
-from time import monotonic
+"""One message by the place where it begins."""
 
 from llmos_stream.broker import Reader, TopicPartition
 from llmos_stream.errors import BrokerUnavailable, Rejected
+from llmos_stream.log.stream import MessageStream
+from llmos_stream.runtime import SYSTEM_CLOCK, Clock
 from llmos_stream.wire import Assembler, Message, Refusal
 
 
-async def skip_deleted(reader: Reader) -> list[TopicPartition]:
-    """After OffsetGone: go on with the oldest record left where the next one was deleted, elsewhere as before.
-
-    Returns the partitions that lost something.
-    """
-    before = {at: await reader.position(at) for at in reader.partitions}
-    await reader.seek_to_beginning()
-    overtaken = []
-    for at, position in before.items():
-        if await reader.position(at) > position:
-            overtaken.append(at)
-        else:
-            reader.seek(at, position)
-    return overtaken
-
-
 async def fetch_message(
-    reader: Reader, at: TopicPartition, offset: int, assembler: Assembler, timeout_seconds: float
+    reader: Reader,
+    at: TopicPartition,
+    offset: int,
+    assembler: Assembler,
+    timeout_seconds: float,
+    clock: Clock = SYSTEM_CLOCK,
 ) -> Message:
     """Read the message that begins at `offset`.
 
-    Raises OffsetGone when retention has deleted it, Rejected when there is no such message,
-    BrokerUnavailable when for `timeout_seconds` nothing comes of it.
+    Raises:
+        OffsetGone: retention has deleted it.
+        Rejected: there is no such message.
+        BrokerUnavailable: for `timeout_seconds` nothing came of it.
     """
+
+    def refused(refusal: Refusal) -> None:
+        raise Rejected(refusal.reason, f"{at.topic} at offset {offset}: {refusal.detail}")
+
+    stream = MessageStream(reader, assembler, clock=clock, on_refusal=refused)
     # A seek throws away what has been fetched ahead.
     if await reader.position(at) != offset:
         reader.seek(at, offset)
-    deadline = monotonic() + timeout_seconds
-    while (left := deadline - monotonic()) > 0:
-        records = await reader.poll(left)
-        if records:  # a slow link may take its time
-            deadline = monotonic() + timeout_seconds
-        for record in records:
-            for outcome in assembler.push(
-                record.value or b"", key=record.key, partition=record.partition, offset=record.offset, now=monotonic()
-            ):
-                if isinstance(outcome, Refusal):
-                    raise Rejected(outcome.reason, f"{at.topic} at offset {offset}: {outcome.detail}")
-                return outcome
+    before, deadline = stream.positions.get(at), clock.monotonic() + timeout_seconds
+    while (left := deadline - clock.monotonic()) > 0:
+        if (message := await stream.next(left)) is not None:
+            return message
+        if stream.positions.get(at) != before:  # a slow link may take its time
+            before, deadline = stream.positions.get(at), clock.monotonic() + timeout_seconds
     raise BrokerUnavailable(f"the message at offset {offset} of {at.topic} did not arrive within {timeout_seconds:g} s")

@@ -11,7 +11,7 @@ from llmos_stream.runtime import Shutdown
 from llmos_stream.runtime.retry import keep_trying, until_stop
 
 
-class Delivery:
+class RetryingProducer:
     """A producer that is opened when needed and again after a failure. Use as an async context manager.
 
     After a failure it is unknown whether the records were written, so what is delivered must be told

@@ -33,7 +33,7 @@ def version_attributes(head: VersionHead) -> dict[str, Attribute]:
     return {"version": head.number, "codec": head.codec.label, "bytes": head.payload_size}
 
 
-class Trail:
+class SpanContexts:
     """Remembers the spans in the headers of one topic's records until their messages are whole, the newest of them.
 
     Costs nothing where nobody traces.

@@ -4,17 +4,16 @@ A version costs its reader its own message alone while the reader follows; whoev
 lost its place, reads the newest full version and the deltas since.
 """
 
-from collections import deque
 from collections.abc import AsyncIterator, Iterable
-from time import monotonic
 
-from llmos_stream.broker import Reader, Record, TopicPartition
+from llmos_stream.broker import Reader, TopicPartition
 from llmos_stream.config import WireSettings
 from llmos_stream.errors import BrokerUnavailable, Reason, Rejected
-from llmos_stream.log.record_tracing import Trail, version_attributes
+from llmos_stream.log.record_tracing import version_attributes
 from llmos_stream.log.scan import read_versions
+from llmos_stream.log.stream import MessageStream, foreign
 from llmos_stream.log.versions import Version, apply_version, decode_version, version_assembler, version_head
-from llmos_stream.runtime import Offload
+from llmos_stream.runtime import SYSTEM_CLOCK, Clock, Offload
 from llmos_stream.telemetry.tracing import TraceParent, follow
 from llmos_stream.types import Part, VersionHead, VersionKind
 from llmos_stream.wire import Message, Refusal
@@ -64,24 +63,27 @@ def take_message(follower: Follower, message: Message) -> Version | None:
 class Replica:
     """The newest version that was asked for. Not for two tasks at once."""
 
-    def __init__(self, reader: Reader, topic: str, wire: WireSettings, offload: Offload) -> None:
-        self._reader = reader
+    def __init__(
+        self, reader: Reader, topic: str, wire: WireSettings, offload: Offload, clock: Clock = SYSTEM_CLOCK
+    ) -> None:
+        self._stream = MessageStream(reader, version_assembler(wire), clock=clock, on_refusal=self._refused)
         self._topic = topic
         self._offload = offload
-        self._assembler = version_assembler(wire)
+        self._clock = clock
         self._follower = Follower()
+        self._wanted: Pointer | None = None
         self._next = 0  # where the message after the version held begins
-        self._in_place = False  # the reader stands there: a seek would throw away what it has fetched ahead
-        self._ahead: deque[Record] = deque()  # read, and not looked at
-        self._trail = Trail()
-        self.came: TraceParent | None = None
+        self._in_place = False  # the stream stands there: a seek would throw away what it has fetched ahead
+        self.parent_span: TraceParent | None = None
         """The span that made the version held, where that is known."""
 
     async def move_to(self, pointer: Pointer, timeout_seconds: float) -> Version:
         """The version that `pointer` names. Its weights are good until the next call.
 
-        Raises OffsetGone when retention has deleted it (a newer one exists: read control again), Rejected when what
-        is there is not that version, BrokerUnavailable when for `timeout_seconds` nothing comes of it.
+        Raises:
+            OffsetGone: retention has deleted it; a newer one exists: read control again.
+            Rejected: what is there is not that version.
+            BrokerUnavailable: for `timeout_seconds` nothing came of it.
         """
         held, beginning = self._follower.version, pointer.beginning
         if held is not None and held.head.number == pointer.version:
@@ -89,49 +91,51 @@ class Replica:
         at = TopicPartition(self._topic, pointer.partition)
         if held is None or not beginning.version - 1 <= held.head.number < pointer.version:
             self._follower.version = None
-            self._seek(at, beginning.offset)
+            self._stream.seek(at, beginning.offset)
         elif not self._in_place:
-            self._seek(at, self._next)
-        self._in_place = False
-        version = await self._read_up_to(pointer, timeout_seconds)
+            self._stream.seek(at, self._next)
+        self._in_place, self._wanted = False, pointer
+        version = await self._read_up_to(pointer, at, timeout_seconds)
         self._in_place = True
         return version
 
-    def _seek(self, at: TopicPartition, offset: int) -> None:
-        self._assembler.forget(at.partition)
-        self._ahead.clear()
-        self._reader.seek(at, offset)
-
-    async def _read_up_to(self, pointer: Pointer, timeout_seconds: float) -> Version:
-        deadline = monotonic() + timeout_seconds
-        while self._ahead or (left := deadline - monotonic()) > 0:
-            if not self._ahead:
-                self._ahead.extend(await self._reader.poll(left))
-                self._trail.note(self._ahead)
-                if self._ahead:  # a slow link may take its time
-                    deadline = monotonic() + timeout_seconds
-                continue
-            record = self._ahead.popleft()
-            for outcome in self._assembler.push(
-                record.value or b"", key=record.key, partition=record.partition, offset=record.offset, now=monotonic()
-            ):
-                if (version := await self._take(outcome, pointer)) is not None:
-                    return version
+    async def _read_up_to(self, pointer: Pointer, at: TopicPartition, timeout_seconds: float) -> Version:
+        before = self._stream.positions.get(at)
+        deadline = self._clock.monotonic() + timeout_seconds
+        while (left := deadline - self._clock.monotonic()) > 0:
+            message = await self._stream.next(left)
+            if self._stream.positions.get(at) != before:  # a slow link may take its time
+                before, deadline = self._stream.positions.get(at), self._clock.monotonic() + timeout_seconds
+            if message is not None and (version := await self._take(message, pointer)) is not None:
+                return version
         raise BrokerUnavailable(f"version {pointer.version} of {self._topic} did not arrive in {timeout_seconds:g} s")
 
-    async def _take(self, outcome: Message | Refusal, pointer: Pointer) -> Version | None:
-        """The version asked for, when this is it."""
-        if isinstance(outcome, Refusal):
-            raise Rejected(outcome.reason, f"{self._topic} at offset {outcome.offset}: {outcome.detail}")
-        head = version_head(outcome)
-        follower, self._follower = self._follower, Follower()  # back once it is done: a thread is not cancelled
+    async def _take(self, message: Message, pointer: Pointer) -> Version | None:
+        """The version asked for, when this is it. What nobody points to, and is not the next one, is passed over."""
+        head, follower = version_head(message), self._follower
         expected = pointer.beginning.version if follower.version is None else follower.version.head.number + 1
         if head.number != expected:
-            raise Rejected(Reason.MALFORMED, f"found version {head.number} where {expected} should be")
-        self.came = self._trail.take(outcome.partition, outcome.first_offset)
-        with follow("version.apply", self.came, version_attributes(head)):
-            version = await self._offload.run(take_message, follower, outcome)
-        self._follower, self._next = follower, outcome.last_offset + 1
+            self._pass_over(message.first_offset, Reason.MALFORMED, f"version {head.number} where {expected} should be")
+            return None
+        self._follower = Follower()  # the other one is back once it is done: a thread is not cancelled
+        self.parent_span = self._stream.span_of(message.partition, message.first_offset)
+        with follow("version.apply", self.parent_span, version_attributes(head)):
+            version = await self._offload.run(take_message, follower, message)
+        self._follower, self._next = follower, message.last_offset + 1
         if version is None:
             raise Rejected(Reason.UNSUPPORTED, f"version {head.number} is not a full version")
         return version if head.number == pointer.version else None
+
+    def _refused(self, refusal: Refusal) -> None:
+        if self._is_pointed_to(refusal.offset):
+            raise Rejected(refusal.reason, f"{self._topic} at offset {refusal.offset}: {refusal.detail}")
+
+    def _pass_over(self, offset: int, reason: Reason, why: str) -> None:
+        if self._is_pointed_to(offset):
+            raise Rejected(reason, f"found {why}")
+        foreign(self._topic, offset, why)
+
+    def _is_pointed_to(self, offset: int) -> bool:
+        """Whether the version must be there, or can be nowhere before: what is wrong with that is for the caller."""
+        wanted = self._wanted
+        return wanted is None or offset == wanted.beginning.offset or offset >= wanted.offset

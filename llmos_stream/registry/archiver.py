@@ -16,7 +16,7 @@ from llmos_stream.broker import Broker, Reader, TopicPartition, Topics
 from llmos_stream.config import Settings
 from llmos_stream.errors import ConfigError, OffsetGone, Rejected
 from llmos_stream.log import ControlView, Pointer, Promotion, Replica, wait_for_topics
-from llmos_stream.log.scan import HeadReader, LoggedHead
+from llmos_stream.log.scan import HeadStream, LoggedHead
 from llmos_stream.registry.entry import Damaged
 from llmos_stream.registry.lookup import Heads, find_in_log
 from llmos_stream.registry.store import StoreUnavailable, VersionStore
@@ -106,7 +106,14 @@ class _Archiving:
         return True
 
     async def _follow(self, control: ControlView, models: Reader, replica: Replica) -> None:
-        following, heads = HeadReader(models, VersionHead), Heads()
+        heads = Heads()
+
+        def overtaken(error: OffsetGone, _: object) -> None:
+            nonlocal heads
+            heads = Heads()  # what the next ones stand on may be gone
+            logger.warning("retention deleted versions before they were seen (%s); going on with the oldest", error)
+
+        following = HeadStream(models, VersionHead, on_gap=overtaken)
         if self._passed is not None:
             beginning = self._passed.beginning
             if (at := TopicPartition(self._topics.models, beginning.partition)) in models.partitions:
@@ -121,13 +128,7 @@ class _Archiving:
                 if self._passed is not None and self._rule.keep != "promoted":
                     await self._archive(self._passed, replica, control.promoted)
                 return
-            try:
-                found = await following.poll(_POLL_SECONDS)
-            except OffsetGone as error:
-                logger.warning("retention deleted versions before they were seen (%s); going on with the oldest", error)
-                following, heads = HeadReader(models, VersionHead), Heads()
-                await until_stop(models.seek_to_beginning(), self._shutdown)
-                continue
+            found = await following.heads(_POLL_SECONDS)
             await self._pass_all(found, heads, replica, control.promoted)
 
     async def _pass_all(

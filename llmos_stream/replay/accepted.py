@@ -11,7 +11,7 @@ from llmos_stream.config import WireSettings
 from llmos_stream.core import Update
 from llmos_stream.core.replay import Rule
 from llmos_stream.errors import OffsetGone, Rejected
-from llmos_stream.log.scan import HeadReader, LoggedHead
+from llmos_stream.log.scan import HeadStream, LoggedHead
 from llmos_stream.replay.errors import UpdateMissing
 from llmos_stream.replay.updates import UpdateSource, decode_recorded
 from llmos_stream.runtime import Offload
@@ -39,7 +39,7 @@ class AcceptedUpdates:
     def __init__(self, models: Reader, updates: Reader, layout: Layout, wire: WireSettings, offload: Offload) -> None:
         self._models = models
         self._at = models.partitions[0]
-        self._heads = HeadReader(models, VersionHead)
+        self._heads = HeadStream(models, VersionHead, on_gap=self._overtaken)
         self._updates = UpdateSource(updates, (), numel=layout.numel, wire=wire, at_once=1)
         self._layout = layout
         self._offload = offload
@@ -137,15 +137,7 @@ class AcceptedUpdates:
         return nothing_left and await self._models.lag() == 0
 
     async def _look(self, timeout_seconds: float) -> None:
-        try:
-            found = await self._heads.poll(timeout_seconds)
-        except OffsetGone as error:
-            pause = ", during a pause" if self._rested else ""
-            logger.error(
-                "live versions were deleted before they were read%s (%s); going on with the oldest left", pause, error
-            )
-            await self._models.seek_to_beginning()
-            return
+        found = await self._heads.heads(timeout_seconds)
         self._rested = self._rested and not found
         for logged in found:
             self._read = logged.offset + 1
@@ -153,6 +145,10 @@ class AcceptedUpdates:
                 self._take_in(logged)
         if self._waiting:
             await self._updates.extend(item for head in self._waiting for item in head.manifest)
+
+    def _overtaken(self, error: OffsetGone, _: object) -> None:
+        pause = ", during a pause" if self._rested else ""
+        logger.error("live versions were deleted before they were read%s (%s); going on with the rest", pause, error)
 
     def _take_in(self, logged: LoggedHead[VersionHead]) -> None:
         self._waiting.append(logged.head)

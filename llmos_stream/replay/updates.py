@@ -4,16 +4,15 @@ One pass over the topic serves a walk through many manifests: reading goes on fr
 arrives complete but is wanted later is kept, up to a limit. What was passed by is sought again.
 """
 
-from collections.abc import Iterable
-from time import monotonic
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from llmos_stream.broker import Reader, TopicPartition
 from llmos_stream.codec import max_payload_size
 from llmos_stream.config import WireSettings
 from llmos_stream.core import Update
-from llmos_stream.errors import BrokerUnavailable, OffsetGone, Reason, Rejected
-from llmos_stream.log.messages import skip_deleted
+from llmos_stream.errors import OffsetGone, Reason, Rejected
+from llmos_stream.log.stream import RecordStream, value_of
 from llmos_stream.log.updates import decode_update
 from llmos_stream.replay.errors import UpdateMissing
 from llmos_stream.storage.spool import Spools
@@ -22,7 +21,6 @@ from llmos_stream.wire import Assembler, Message, Outcome, Prelude, Refusal
 
 _KEEP_BYTES = 256 << 20
 _POLL_SECONDS = 1.0
-_SILENCE_SECONDS = 60.0
 
 
 class _Place(NamedTuple):
@@ -49,6 +47,7 @@ class UpdateSource:
         at_once: int = 500,
     ) -> None:
         self._reader = reader
+        self._stream = RecordStream(reader, on_gap=self._overtaken)
         self._topic = reader.partitions[0].topic
         self._numel = numel
         self._keep_bytes = keep_bytes
@@ -99,7 +98,6 @@ class UpdateSource:
         """
         place, at = _place(item), TopicPartition(self._topic, item.partition)
         rewound = 0
-        heard = monotonic()
         try:
             while place not in self._kept:
                 self.check_kept(item)
@@ -112,10 +110,8 @@ class UpdateSource:
                     self._rewind(at, place, alone=rewound == 2)
                 elif position >= self._ends[at]:
                     raise UpdateMissing(f"{self._name(item)} is not complete in the log", gone=False)
-                elif await self._read(place):
-                    heard = monotonic()
-                elif monotonic() - heard > _SILENCE_SECONDS:
-                    raise BrokerUnavailable(f"{self._topic} could not be read for {_SILENCE_SECONDS:g} s")
+                else:
+                    await self._read(place)
             return self._kept[place]
         finally:
             self._alone = None
@@ -143,29 +139,21 @@ class UpdateSource:
         self._alone = place if alone else None
         self._reader.seek(at, place.offset)
 
-    async def _read(self, target: _Place) -> bool:
-        """Take in the next records; False where none came."""
-        try:
-            records = await self._reader.poll(_POLL_SECONDS, self._at_once)
-        except OffsetGone:
-            await self._overtaken()
-            return True
-        for record in records:
+    async def _read(self, target: _Place) -> None:
+        for record in await self._stream.poll(_POLL_SECONDS, self._at_once):
             place = _Place(record.partition, record.offset)
             if place in self._wanted:
                 self._begun.add(place)
             for outcome in self._assembler.push(
-                record.value or b"", key=record.key, partition=record.partition, offset=record.offset, now=monotonic()
+                value_of(record), key=record.key, partition=record.partition, offset=record.offset, now=0.0
             ):
                 self._settle(outcome, target)
-        return bool(records)
 
-    async def _overtaken(self) -> None:
-        """Retention deleted what was to be read next: go on with the oldest left where that happened."""
-        for at in await skip_deleted(self._reader):
+    def _overtaken(self, _: OffsetGone, oldest: Mapping[TopicPartition, int]) -> None:
+        for at in oldest:
             self._assembler.forget(at.partition)
             self._begun = {begun for begun in self._begun if begun.partition != at.partition}
-            self._oldest[at] = await self._reader.position(at)
+        self._oldest.update(oldest)
 
     async def _look_for_oldest(self) -> None:
         await self._reader.seek_to_beginning()

@@ -1,29 +1,29 @@
 """The evaluator: measures versions on held-out data and publishes what it found."""
 
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
 from functools import partial
-from time import monotonic, perf_counter
+from time import perf_counter
 
-from llmos_stream.broker import Broker, Reader, TopicPartition, Topics
-from llmos_stream.config import Settings
+from llmos_stream.broker import Broker, TopicPartition, Topics
+from llmos_stream.config import EvaluatorSettings, Settings
 from llmos_stream.errors import ConfigError, OffsetGone, Rejected
 from llmos_stream.log.control import ControlView, Pointer
 from llmos_stream.log.events import emit, event
-from llmos_stream.log.producer import Delivery
-from llmos_stream.log.record_tracing import Trail, version_attributes
-from llmos_stream.log.replica import Follower, Replica, take_message
-from llmos_stream.log.topics import wait_for_topics
+from llmos_stream.log.federation import Federation
+from llmos_stream.log.producer import RetryingProducer
+from llmos_stream.log.record_tracing import version_attributes
+from llmos_stream.log.replica import Follower, take_message
+from llmos_stream.log.stream import MessageStream, foreign
 from llmos_stream.log.versions import Version, version_assembler, version_head
 from llmos_stream.roles.shared_model import LocalModel
-from llmos_stream.runtime import Offload, Shutdown
-from llmos_stream.runtime.retry import QUIET_SECONDS, keep_trying, until_stop
+from llmos_stream.runtime import SYSTEM_CLOCK, Clock, Offload, Shutdown
 from llmos_stream.telemetry.tracing import TraceParent, follow
 from llmos_stream.training import LocalTrainer, Task, evaluate
 from llmos_stream.types import EventKind, Role
-from llmos_stream.wire import Message, Refusal
+from llmos_stream.wire import Message
 
 logger = logging.getLogger(__name__)
 
@@ -43,70 +43,73 @@ class Evaluation:
 
 
 async def run_evaluator(
-    broker: Broker, settings: Settings, task: Task, offload: Offload, shutdown: Shutdown
+    broker: Broker,
+    settings: Settings,
+    task: Task,
+    offload: Offload,
+    shutdown: Shutdown,
+    clock: Clock = SYSTEM_CLOCK,
 ) -> Evaluation | None:
     """Evaluate every `evaluator.every`-th version and the last, until the run ends. Returns the last evaluation.
 
     While the broker does not answer it keeps trying, and goes on after the last version that it evaluated.
     """
-    measuring = _Measuring(broker, settings, task, offload, shutdown)
-    await keep_trying(measuring.follow, shutdown, "looking for versions again")
+    federation = Federation(broker, Topics(settings.federation.name), settings.wire, offload, shutdown, clock)
+    measuring = _Measuring(federation, settings.evaluator, partial(Judge, task, settings))
+    await federation.keep_trying(measuring.follow, "looking for versions again")
     return measuring.last
 
 
 class _Measuring:
     """What the evaluator keeps while it loses the broker and finds it again."""
 
-    def __init__(self, broker: Broker, settings: Settings, task: Task, offload: Offload, shutdown: Shutdown) -> None:
-        self._broker = broker
-        self._settings = settings
-        self._topics = Topics(settings.federation.name)
-        self._task = task
-        self._offload = offload
-        self._shutdown = shutdown
+    def __init__(self, federation: Federation, settings: EvaluatorSettings, judge: "Callable[[], Judge]") -> None:
+        self._federation = federation
+        self._every = settings.every
+        self._make_judge = judge
         self._judge: Judge | None = None
         self._follower = Follower()
         self._looked = False
         self._first: Pointer | None = None  # the newest version at the first look; None where there was none yet
         self._next: Pointer | None = None  # from where to read on
         self._passed_over: Version | None = None
-        self._trail = Trail()
-        self._came: TraceParent | None = None  # the span that made the version looked at last
+        self._span: TraceParent | None = None  # the one that made the version looked at last
         self.last: Evaluation | None = None
 
     async def follow(self) -> None:
         """Raises BrokerUnavailable when the broker does not answer: call it again then."""
-        if not await wait_for_topics(self._broker, self._topics, self._shutdown):
+        federation = self._federation
+        if not await federation.wait_for_topics():
             return
         if self._judge is None:
-            self._judge = await self._offload.run(Judge, self._task, self._settings)
+            self._judge = await federation.run(self._make_judge)
         async with AsyncExitStack() as stack:
-            delivery = await stack.enter_async_context(Delivery(self._broker, self._shutdown))
-            control, models = await until_stop(self._open(stack), self._shutdown)
+            producer = await stack.enter_async_context(federation.producer())
+            control, stream = await federation.until_stop(self._open(stack))
             first = self._next or self._first
-            common = (self._settings, self._offload, self._shutdown)
-            versions = _versions(models, control, self._follower, self._trail, *common)
+            versions = _versions(stream, control, self._follower, federation)
             async with aclosing(versions):
-                async for version, following, self._came in versions:
+                async for version, following, self._span in versions:
                     if first is not None and version.head.number < first.version:
                         continue  # only what the first one stands on
-                    if version.head.number % self._settings.evaluator.every:
+                    if version.head.number % self._every:
                         self._passed_over = version
                     else:
-                        await self._measure(self._judge, version, delivery)
+                        await self._measure(self._judge, version, producer)
                     self._next = following
-                    if self._shutdown.requested:
+                    if federation.shutdown.requested:
                         return
             last = self._passed_over
             # The run has ended with a version in between. A later one that could not be read has spoilt it.
-            if last is not None and last is self._follower.version and not self._shutdown.requested:
-                await self._measure(self._judge, last, delivery)
+            if last is not None and last is self._follower.version and not federation.shutdown.requested:
+                await self._measure(self._judge, last, producer)
 
-    async def _open(self, stack: AsyncExitStack) -> tuple[ControlView, Reader]:
-        topics = self._topics
-        control = ControlView(await stack.enter_async_context(self._broker.reader([topics.control], start="earliest")))
-        models = await stack.enter_async_context(self._broker.reader([topics.models], start="earliest"))
-        await control.catch_up()
+    async def _open(self, stack: AsyncExitStack) -> tuple[ControlView, MessageStream]:
+        federation = self._federation
+        models = federation.topics.models
+        control = await stack.enter_async_context(federation.control())
+        reader = await stack.enter_async_context(federation.reader(models))
+        stream = MessageStream(reader, version_assembler(federation.wire), clock=federation.clock)
         if not self._looked:
             self._looked, self._first = True, control.latest
         begin, held = self._next, self._follower.version
@@ -116,12 +119,12 @@ class _Measuring:
             origin = self._first if self._next is None else control.latest
             begin = origin and origin.beginning
         if begin is not None:
-            models.seek(TopicPartition(topics.models, begin.partition), begin.offset)
-        return control, models
+            stream.seek(TopicPartition(models, begin.partition), begin.offset)
+        return control, stream
 
-    async def _measure(self, judge: "Judge", version: Version, delivery: Delivery) -> None:
-        with follow("evaluator.evaluate", self._came, version_attributes(version.head)):
-            found = await self._offload.run(judge.evaluate, version)
+    async def _measure(self, judge: "Judge", version: Version, producer: RetryingProducer) -> None:
+        with follow("evaluator.evaluate", self._span, version_attributes(version.head)):
+            found = await self._federation.run(judge.evaluate, version)
         self._passed_over, self.last = None, found
         metrics = ", ".join(f"{name} {value:.4f}" for name, value in found.metrics.items())
         logger.info("version %d: %s", found.version, metrics)
@@ -133,27 +136,24 @@ class _Measuring:
             num_examples=found.num_examples,
             seconds=found.seconds,
         )
-        await delivery.deliver(partial(emit, topic=self._topics.events, entry=measured))
+        await producer.deliver(partial(emit, topic=self._federation.topics.events, entry=measured))
 
 
 async def evaluate_once(
     broker: Broker, settings: Settings, task: Task, offload: Offload, shutdown: Shutdown
 ) -> Evaluation | None:
     """Evaluate the newest version, publish nothing. None when a stop was asked for before there was one."""
-    topics = Topics(settings.federation.name)
-    if not await wait_for_topics(broker, topics, shutdown):
+    federation = Federation(broker, Topics(settings.federation.name), settings.wire, offload, shutdown)
+    if not await federation.wait_for_topics():
         return None
     judge = await offload.run(Judge, task, settings)
-    async with broker.reader([topics.control], start="earliest") as reader:
-        control = ControlView(reader)
-        await control.catch_up()
+    async with federation.control() as control:
         while control.latest is None and not shutdown.requested:
             await control.newer_than(None, _POLL_SECONDS, shutdown)
     if control.latest is None:
         return None
-    async with broker.reader([topics.models], start="latest") as models:
-        replica = Replica(models, topics.models, settings.wire, offload)
-        version = await replica.move_to(control.latest, _CATCH_UP_SECONDS)
+    async with federation.reader(federation.topics.models, "latest") as models:
+        version = await federation.replica(models).move_to(control.latest, _CATCH_UP_SECONDS)
     return await offload.run(judge.evaluate, version)
 
 
@@ -178,65 +178,44 @@ class Judge:
 
 
 async def _versions(
-    models: Reader,
-    control: ControlView,
-    follower: Follower,
-    trail: Trail,
-    settings: Settings,
-    offload: Offload,
-    shutdown: Shutdown,
+    stream: MessageStream, control: ControlView, follower: Follower, federation: Federation
 ) -> AsyncGenerator[tuple[Version, Pointer, TraceParent | None], None]:
     """Each version in the order of the log, where the next may begin, and the span that made it, where that is known.
-    Its weights are good until the next one.
 
-    Until the run has ended with the last of them, or a stop is asked for.
+    A version's weights are good until the next one. Until the run has ended with the last of them, or a stop is asked
+    for.
     """
-    assembler = version_assembler(settings.wire)
-    heard = monotonic()
-    while not shutdown.requested:
+    while not federation.shutdown.requested:
         # The end is written after the last version: once it is known, what there is to read is all there will be.
         await control.poll(0)
-        if control.finished and await until_stop(models.lag(), shutdown) == 0:
+        if control.finished is not None and await federation.until_stop(stream.at_end()):
             return
         try:
-            records = await models.poll(_POLL_SECONDS)
+            message = await stream.next(_POLL_SECONDS)
         except OffsetGone as error:
             logger.warning(
                 "retention deleted versions before they were evaluated (%s); going on with the newest", error
             )
-            assembler = version_assembler(settings.wire)
-            await until_stop(models.seek_to_beginning(), shutdown)
             if control.latest:
                 begin = control.latest.beginning
-                models.seek(TopicPartition(models.partitions[0].topic, begin.partition), begin.offset)
+                stream.seek(TopicPartition(federation.topics.models, begin.partition), begin.offset)
+            else:
+                await federation.until_stop(stream.seek_to_beginning())
             continue
-        trail.note(records)
-        heard = monotonic() if records else heard
-        if monotonic() - heard > QUIET_SECONDS:
-            await until_stop(models.lag(), shutdown)  # polls of a broker that is gone find nothing, for ever
-            heard = monotonic()
-        for record in records:
-            outcomes = assembler.push(
-                record.value or b"", key=record.key, partition=record.partition, offset=record.offset, now=monotonic()
-            )
-            for outcome in outcomes:
-                came = trail.take(outcome.partition, outcome.first_offset) if isinstance(outcome, Message) else None
-                if version := await _decoded(outcome, follower, offload, came):
-                    yield version, Pointer(version.head.number + 1, record.partition, record.offset + 1), came
+        if message is None:
+            continue
+        span = stream.span_of(message.partition, message.first_offset)
+        if version := await _decoded(message, follower, federation.offload, span):
+            yield version, Pointer(version.head.number + 1, message.partition, message.last_offset + 1), span
 
 
-async def _decoded(
-    outcome: Message | Refusal, follower: Follower, offload: Offload, came: TraceParent | None
-) -> Version | None:
-    if isinstance(outcome, Refusal):
-        logger.error("a version at offset %d cannot be read: %s", outcome.offset, outcome.detail)
-        return None
-    head = version_head(outcome)
+async def _decoded(message: Message, follower: Follower, offload: Offload, span: TraceParent | None) -> Version | None:
+    head = version_head(message)
     try:
-        with follow("version.apply", came, version_attributes(head)):
-            version = await offload.run(take_message, follower, outcome)
+        with follow("version.apply", span, version_attributes(head)):
+            version = await offload.run(take_message, follower, message)
     except Rejected as error:
-        logger.error("a version at offset %d cannot be read: %s", outcome.first_offset, error.detail)
+        foreign("models", message.first_offset, error.detail)
         return None
     if version is None:
         logger.warning("version %d is passed over: what it stands on was not read", head.number)

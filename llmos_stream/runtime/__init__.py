@@ -1,6 +1,7 @@
 """How a process lives: tasks, signals, work off the event loop, retries, logs."""
 
 from llmos_stream.runtime.background import Background
+from llmos_stream.runtime.clock import SYSTEM_CLOCK, Clock
 from llmos_stream.runtime.health import BROKER, MODEL, Health, lost, met
 from llmos_stream.runtime.logs import configure_logging
 from llmos_stream.runtime.offload import Offload
@@ -11,7 +12,9 @@ from llmos_stream.runtime.tasks import run_all, run_while
 __all__ = [
     "BROKER",
     "MODEL",
+    "SYSTEM_CLOCK",
     "Background",
+    "Clock",
     "ExitCode",
     "Health",
     "Offload",

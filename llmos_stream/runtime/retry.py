@@ -3,19 +3,19 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
-from time import monotonic
 from typing import Any, TypeVar
 
 from llmos_stream.errors import BrokerError, BrokerUnavailable, LlmosError
-from llmos_stream.runtime import BROKER, Shutdown, lost, met, run_while
+from llmos_stream.runtime.clock import SYSTEM_CLOCK, Clock
+from llmos_stream.runtime.health import BROKER, lost, met
+from llmos_stream.runtime.shutdown import Shutdown
+from llmos_stream.runtime.tasks import run_while
 from llmos_stream.telemetry.process_metrics import RETRIES
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-QUIET_SECONDS = 10.0
-"""A reader that was given nothing for this long asks whether the broker still answers."""
 _FIRST_PAUSE_SECONDS = 0.5
 _LAST_PAUSE_SECONDS = 10.0
 _GRACE_SECONDS = 3.0
@@ -29,6 +29,7 @@ async def keep_trying(
     *,
     trouble: type[LlmosError] = BrokerError,
     need: str = BROKER,
+    clock: Clock = SYSTEM_CLOCK,
 ) -> T | None:
     """Call `work` until it returns.
 
@@ -45,7 +46,7 @@ async def keep_trying(
     """
     pause = min(_FIRST_PAUSE_SECONDS, longest_seconds)
     while True:
-        begun = monotonic()
+        begun = clock.monotonic()
         try:
             done = await work()
         except trouble as error:
@@ -53,15 +54,15 @@ async def keep_trying(
                 raise
             if shutdown.requested:
                 return None
-            if monotonic() - begun > 2 * _LAST_PAUSE_SECONDS:
-                pause = _FIRST_PAUSE_SECONDS  # the work ran for a while: this is another trouble
+            if clock.monotonic() - begun > 2 * _LAST_PAUSE_SECONDS:
+                pause = _FIRST_PAUSE_SECONDS  # it worked for a while: this is another trouble
             lost(need, str(error))
             RETRIES.labels(need).inc()
             logger.error("%s; %s in %.1f s", error, what, pause)
         else:
             met(need)
             return done
-        if await shutdown.wait(pause):
+        if await shutdown.wait(pause, clock):
             return None
         pause = min(2 * pause, longest_seconds)
 

@@ -1,7 +1,10 @@
 """A request to stop, which every loop of a process sees."""
 
 import asyncio
-import contextlib
+from contextlib import suppress
+
+from llmos_stream.runtime.clock import SYSTEM_CLOCK, Clock
+from llmos_stream.runtime.tasks import run_while
 
 
 class Shutdown:
@@ -22,12 +25,19 @@ class Shutdown:
         """Ask for a stop."""
         self._event.set()
 
-    async def wait(self, seconds: float | None = None) -> bool:
-        """Wait for the request, at most `seconds`, and return whether it came."""
+    async def wait(self, seconds: float | None = None, clock: Clock = SYSTEM_CLOCK) -> bool:
+        """Wait for the request, at most `seconds` of `clock`. Returns whether it has come."""
         if seconds is None:
             await self._event.wait()
-        else:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(seconds):
-                    await self._event.wait()
+        elif not self.requested:
+            with suppress(_Requested):
+                await run_while(clock.sleep(max(seconds, 0.0)), self._raise())
         return self._event.is_set()
+
+    async def _raise(self) -> None:
+        await self._event.wait()
+        raise _Requested
+
+
+class _Requested(Exception):
+    """The stop was asked for."""

@@ -9,6 +9,9 @@ _LAG_SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10)
 
 LOOP_LAG = Histogram("llmos_loop_lag_seconds", "How late the event loop came round to a timer.", buckets=_LAG_SECONDS)
 BUSY_THREADS = Gauge("llmos_offload_busy_threads", "Threads at work off the event loop.")
+FOREIGN = Counter(
+    "llmos_foreign_records", "Records passed over because no writer of this federation wrote them.", ("topic",)
+)
 RETRIES = Counter("llmos_retries", "Times that work was begun again after trouble, by what was lost.", ("need",))
 LEADING = Gauge("llmos_leading", "1 while this aggregator leads, 0 while it stands by.")
 LEADERSHIPS = Counter("llmos_leaderships", "Times that this aggregator came to lead.")

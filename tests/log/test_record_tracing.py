@@ -10,7 +10,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from llmos_stream.broker import Broker, MemoryBroker, Record, Topics
 from llmos_stream.config import TracingSettings
-from llmos_stream.log.record_tracing import Trail
+from llmos_stream.log.record_tracing import SpanContexts
 from llmos_stream.runtime import Shutdown
 from llmos_stream.telemetry.tracing import HEADER, TraceParent, traceparent_of
 from llmos_stream.telemetry.tracing_setup import traced
@@ -144,7 +144,7 @@ def _record(offset: int, header: bytes | None = None) -> Record:
 
 
 def test_a_trail_remembers_a_bounded_number_and_nothing_when_off() -> None:
-    trail = Trail(most=2)
+    trail = SpanContexts(most=2)
     trail.note([_record(0, PARENT.dump())])
     assert trail.take(0, 0) is None
     with traced(ON, FACTS, InMemorySpanExporter()):

@@ -8,14 +8,14 @@ from typing import Any
 
 import httpx
 
-from llmos_stream.broker import Broker
+from llmos_stream.broker import Broker, Topics
 from llmos_stream.config import Settings
 from llmos_stream.inference import run_inference
+from llmos_stream.log.events import follow_events
 from llmos_stream.registry import open_store, run_archiver
 from llmos_stream.roles.aggregator import initial_of, run_aggregator
 from llmos_stream.roles.client import ClientState, run_client
 from llmos_stream.roles.evaluator import run_evaluator
-from llmos_stream.roles.monitor import follow_events
 from llmos_stream.runtime import Offload, Shutdown, run_all
 from llmos_stream.telemetry.federation_metrics import FederationMetrics
 from llmos_stream.training import load_task
@@ -74,7 +74,7 @@ async def run_whole(broker: Broker, settings: Settings, shutdown: Shutdown, *, q
             run_evaluator(broker, settings, task, offload, shutdown),
             run_archiver(broker, settings, open_store(settings.registry, settings.federation.name), offload, shutdown),
             run_inference(broker, settings, task, offload, shutdown),
-            follow_events(broker, settings, federation_metrics().observe, shutdown),
+            follow_events(broker, Topics(settings.federation.name), federation_metrics().observe, shutdown),
             _ask(settings.inference.port, shutdown),
             *(client(shard) for shard in range(quick + 1)),
         )

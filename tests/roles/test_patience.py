@@ -11,15 +11,14 @@ from typing import Any, cast
 
 import pytest
 
-from llmos_stream.broker import Broker, LocalKafka, MemoryBroker, connect
+from llmos_stream.broker import Broker, LocalKafka, MemoryBroker, Topics, connect
 from llmos_stream.config import Settings
 from llmos_stream.errors import BrokerUnavailable, Fenced
-from llmos_stream.log import read_versions
-from llmos_stream.roles import evaluator, monitor
+from llmos_stream.log import read_versions, stream
+from llmos_stream.log.events import follow_events
 from llmos_stream.roles.aggregator import initial_of, run_aggregator
 from llmos_stream.roles.client import ClientState, run_client
 from llmos_stream.roles.evaluator import run_evaluator
-from llmos_stream.roles.monitor import follow_events
 from llmos_stream.runtime import Offload, Shutdown, retry, run_all
 from llmos_stream.runtime.retry import keep_trying, until_stop
 from llmos_stream.training import load_task
@@ -176,7 +175,7 @@ async def test_a_log_that_breaks_off_again_and_again(
             return ended
 
         (end, updates, last), _ = await run_all(
-            roles(), follow_events(cast("Broker", breaking), settings, events.append, over)
+            roles(), follow_events(cast("Broker", breaking), Topics(settings.federation.name), events.append, over)
         )
         async with broker.reader([f"{federation}.models"], start="earliest") as reader:
             versions = [version async for version in read_versions(reader, settings.wire)]
@@ -252,7 +251,7 @@ class Roles:
             ),
             "client": run_client(broker, settings, task, state, offload, stop["client"]),
             "evaluator": run_evaluator(broker, settings, task, offload, stop["evaluator"]),
-            "monitor": follow_events(broker, settings, self.events.append, stop["monitor"]),
+            "monitor": follow_events(broker, Topics(settings.federation.name), self.events.append, stop["monitor"]),
         }
         self.running = {name: asyncio.create_task(role) for name, role in roles.items()}
 
@@ -285,8 +284,7 @@ def _said(caplog: pytest.LogCaptureFixture, text: str, since: int = 0) -> bool:
 
 @pytest.fixture
 def _impatient_readers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluator, "QUIET_SECONDS", 0.3)
-    monkeypatch.setattr(monitor, "QUIET_SECONDS", 0.3)
+    monkeypatch.setattr(stream, "QUIET_SECONDS", 0.3)
 
 
 @pytest.mark.kafka

@@ -5,7 +5,6 @@ import logging
 import math
 from contextlib import AsyncExitStack
 from dataclasses import replace
-from time import monotonic
 
 import pytest
 import torch
@@ -16,9 +15,9 @@ from llmos_stream.broker.ports import Reader
 from llmos_stream.core import Update
 from llmos_stream.errors import FederationFinished, TopicMissing
 from llmos_stream.log import ControlView, set_paused, updates_kept_hours
-from llmos_stream.roles.aggregator import intake
 from llmos_stream.roles.aggregator.intake import Intake
 from llmos_stream.runtime import Offload
+from llmos_stream.testing import ManualClock
 from tests.roles.aids import LAYOUT, NUMEL, aggregator, delta_of, settings_for, update
 from tests.roles.test_pipeline import Federation
 
@@ -113,7 +112,7 @@ async def test_clients_rest(broker: Broker, federation: str, caplog: pytest.LogC
     assert len(run.of("update_sent")) >= 6
 
 
-async def test_what_is_half_received_outlives_a_pause(federation: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_is_half_received_outlives_a_pause(federation: str) -> None:
     """Its rest may lie in the log unread, however long the pause."""
     settings = settings_for(federation, wire={"incomplete_seconds": 5.0})
     broker, topics = MemoryBroker(), Topics(federation)
@@ -121,11 +120,11 @@ async def test_what_is_half_received_outlives_a_pause(federation: str, monkeypat
     first, *rest = update(torch.ones(NUMEL), 32)
     reading = broker.reader([topics.updates], start="committed", group="test", check_crcs=False)
     async with Offload(1) as offload, broker.producer() as producer, reading as reader:
-        source = Intake(reader, LAYOUT, settings, offload)
+        clock = ManualClock()
+        source = Intake(reader, LAYOUT, settings, offload, clock)
         await producer.send(topics.updates, first, key=b"a")
         assert [item async for item in source.receive(0.1, 0)] == []
-        an_hour_later = monotonic() + 3600
-        monkeypatch.setattr(intake, "monotonic", lambda: an_hour_later)
+        clock.advance(3600.0)
         assert [item async for item in source.receive(0.1, 0)] == []
         await producer.send_all(topics.updates, rest, key=b"a")
         (whole,) = [item async for item in source.receive(0.1, 0)]

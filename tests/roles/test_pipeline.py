@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 
-from llmos_stream.broker import Broker, MemoryBroker, connect
+from llmos_stream.broker import Broker, MemoryBroker, Topics, connect
 from llmos_stream.config import Settings
 from llmos_stream.errors import ConfigError
 from llmos_stream.log import RunEnd, read_versions
+from llmos_stream.log.events import follow_events
 from llmos_stream.roles.aggregator import initial_of, run_aggregator
 from llmos_stream.roles.client import ClientState, run_client
 from llmos_stream.roles.evaluator import Evaluation, evaluate_once, run_evaluator
-from llmos_stream.roles.monitor import follow_events
 from llmos_stream.runtime import Offload, Shutdown, run_all
 from llmos_stream.training import load_task
 from llmos_stream.types import Event, VersionKind
@@ -68,7 +68,9 @@ class Federation:
                 over.request()
                 ended.append(end)
 
-            await run_all(roles(), follow_events(self.broker, self.settings, self.events.append, over))
+            await run_all(
+                roles(), follow_events(self.broker, Topics(self.settings.federation.name), self.events.append, over)
+            )
         return ended[0]
 
     async def _client(self, own: Settings, offload: Offload) -> int:

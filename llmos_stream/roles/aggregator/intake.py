@@ -7,18 +7,17 @@ The cheap checks run on the head as soon as it is there, before the payload is c
 import logging
 from collections import deque
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from time import monotonic, perf_counter
+from time import perf_counter
 
-from llmos_stream.broker import Reader, Record, TopicPartition
+from llmos_stream.broker import Reader, TopicPartition
 from llmos_stream.codec import Layout, max_payload_size
 from llmos_stream.config import Settings
 from llmos_stream.core import Update, check_head
 from llmos_stream.errors import OffsetGone, Reason, Rejected
-from llmos_stream.log.messages import skip_deleted
-from llmos_stream.log.record_tracing import Trail
+from llmos_stream.log.stream import MessageStream
 from llmos_stream.roles.aggregator.decoding import Decoder
 from llmos_stream.roles.aggregator.offsets import SafeOffsets
-from llmos_stream.runtime import Offload
+from llmos_stream.runtime import SYSTEM_CLOCK, Clock, Offload
 from llmos_stream.storage.spool import Spools
 from llmos_stream.telemetry.process_metrics import PENDING, PENDING_BYTES
 from llmos_stream.telemetry.tracing import TraceParent
@@ -35,7 +34,9 @@ _AFTER_A_PAUSE = (
 class Intake:
     """Reads the updates that clients send to one aggregator. See `Source` for the methods."""
 
-    def __init__(self, reader: Reader, layout: Layout, settings: Settings, offload: Offload) -> None:
+    def __init__(
+        self, reader: Reader, layout: Layout, settings: Settings, offload: Offload, clock: Clock = SYSTEM_CLOCK
+    ) -> None:
         self._reader = reader
         self._topic = reader.partitions[0].topic
         self._layout = layout
@@ -53,10 +54,10 @@ class Intake:
         self._offsets = SafeOffsets(self._assembler.low_water)
         clips = settings.aggregation.clip_norm is not None
         self._decoder = Decoder(layout.numel, offload, settings.aggregator.decode_bytes, clips=clips)
-        self._trail = Trail()
+        self._stream = MessageStream(reader, self._assembler, clock=clock, on_gap=self._overtaken)
         self._busy_seconds = 0.0
+        self._before: dict[TopicPartition, int] = {}
         self._read_before: dict[TopicPartition, int] = {}
-        self._log_time, self._silent_seconds = 0.0, 0.0
         self._rested: set[TopicPartition] = set()  # those not heard since a pause
 
     async def resume(self, remembered: Mapping[str, object]) -> None:
@@ -88,7 +89,7 @@ class Intake:
         self._rested.update(self._reader.partitions)
 
     def came(self, partition: int, offset: int) -> TraceParent | None:
-        return self._trail.take(partition, offset)
+        return self._stream.span_of(partition, offset)
 
     def release(self, partition: int, offset: int) -> None:
         self._offsets.release(TopicPartition(self._topic, partition), offset)
@@ -103,7 +104,8 @@ class Intake:
         return await self._reader.known_lag()
 
     def take_seconds(self) -> float:
-        taken, self._busy_seconds = self._busy_seconds, 0.0
+        taken = self._busy_seconds + self._stream.busy_seconds
+        self._busy_seconds = self._stream.busy_seconds = 0.0
         return taken
 
     def remember(self, version: int) -> dict[str, object]:
@@ -116,56 +118,26 @@ class Intake:
         return settled
 
     async def _outcomes(self, timeout_seconds: float) -> deque[Outcome]:
-        begun = monotonic()
-        try:
-            records = await self._reader.poll(timeout_seconds)
-        except OffsetGone as error:
-            deleted = await skip_deleted(self._reader)
-            logger.error(
-                "updates were deleted by retention before they were read (%s)%s; going on with the oldest left",
-                error,
-                _AFTER_A_PAUSE if self._rested.intersection(deleted) else "",
-            )
-            for at in deleted:
-                self._assembler.forget(at.partition)
-            return deque()
-        self._trail.note(records)
-        self._rested.difference_update(TopicPartition(record.topic, record.partition) for record in records)
-        # By the log's own time, and that spent listening in vain since then: an aggregator that was held up, or paused,
-        # must not take what waits for what is missing.
-        if records:
-            self._log_time, self._silent_seconds = max(record.timestamp_ms / 1000 for record in records), 0.0
-        elif self._assembler.pending_messages:
-            self._silent_seconds += monotonic() - begun
-        else:
-            return deque()
-        now = self._log_time + self._silent_seconds
-        begun = perf_counter()
-        outcomes = await self._offload.run(self._assemble, records, now)
-        self._busy_seconds += perf_counter() - begun
+        found = await self._stream.batch(timeout_seconds, self._offload)
+        outcomes = deque(outcome for outcome in found if not self._is_old_tail(outcome))
         PENDING.set(self._assembler.pending_messages)
         PENDING_BYTES.set(self._assembler.pending_bytes)
-        for record in records:
-            self._offsets.read(TopicPartition(record.topic, record.partition), record.offset)
+        for at, position in self._stream.positions.items():
+            if position > self._before.get(at, 0):
+                self._rested.discard(at)
+                self._before[at] = position
+                self._offsets.read(at, position - 1)
         for outcome in outcomes:  # none may be committed past before somebody has settled it
             offset = outcome.first_offset if isinstance(outcome, Message) else outcome.offset
             self._offsets.hold(TopicPartition(self._topic, outcome.partition), offset)
         return outcomes
 
-    def _assemble(self, records: Sequence[Record], now: float) -> deque[Outcome]:
-        """Collect in a thread: payloads are hashed and may go to a file. Nobody else is at the assembler meanwhile."""
-        found: deque[Outcome] = deque()
-        for record in records:
-            outcomes = self._assembler.push(
-                record.value or b"",
-                key=record.key,
-                partition=record.partition,
-                offset=record.offset,
-                now=record.timestamp_ms / 1000,
-            )
-            found += [outcome for outcome in outcomes if not self._is_old_tail(outcome)]
-        found += self._assembler.expire(now)
-        return found
+    def _overtaken(self, error: OffsetGone, deleted: Mapping[TopicPartition, int]) -> None:
+        logger.error(
+            "updates were deleted by retention before they were read (%s)%s; going on with the oldest left",
+            error,
+            _AFTER_A_PAUSE if self._rested.intersection(deleted) else "",
+        )
 
     def _is_old_tail(self, outcome: Outcome) -> bool:
         return (

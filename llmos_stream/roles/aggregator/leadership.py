@@ -24,7 +24,7 @@ from llmos_stream.broker import Broker, Producer, Topics
 from llmos_stream.config import Settings
 from llmos_stream.errors import Fenced, TransactionAborted
 from llmos_stream.log.control import ControlView
-from llmos_stream.log.producer import Delivery
+from llmos_stream.log.producer import RetryingProducer
 from llmos_stream.runtime import Shutdown
 from llmos_stream.telemetry.process_metrics import LEADERSHIPS, LEADING
 from llmos_stream.wire.control import AGGREGATOR, Leader, dump_leader
@@ -106,7 +106,7 @@ class Leadership:
         Raises Fenced when another one has taken over: an aggregator without updates would not notice otherwise.
         """
         silent, beat = False, self._settings.aggregator.beat_seconds
-        async with Delivery(self._broker, Shutdown(), longest_pause_seconds=beat) as delivery:
+        async with RetryingProducer(self._broker, Shutdown(), longest_pause_seconds=beat) as delivery:
             while True:
                 if (present := load()) is not None:
                     await delivery.deliver(partial(self._say, load=present))

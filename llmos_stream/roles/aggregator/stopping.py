@@ -5,13 +5,13 @@ import math
 from collections.abc import Mapping
 from time import monotonic
 
-from llmos_stream.broker import Reader, Record
+from llmos_stream.broker import Reader
 from llmos_stream.config import StopSettings
 from llmos_stream.core import Stop, StopRule
-from llmos_stream.errors import ConfigError, OffsetGone, Rejected, StateError
+from llmos_stream.errors import ConfigError, StateError
 from llmos_stream.log.events import now_ms
+from llmos_stream.log.stream import EventStream, go_on
 from llmos_stream.types import Event, EventKind
-from llmos_stream.wire import load_event
 from llmos_stream.wire.control import RunEnd
 
 logger = logging.getLogger(__name__)
@@ -24,7 +24,8 @@ class Ending:
 
     def __init__(self, settings: StopSettings, evaluations: Reader) -> None:
         self._rule = StopRule(settings)
-        self._evaluations = evaluations
+        self._reader = evaluations
+        self._evaluations = EventStream(evaluations, on_gap=go_on("events"))
         self._at = evaluations.partitions[0]
         self.started_ms = now_ms()
         # The clock of the wall may be put back while this runs; the time before it started can only come from there.
@@ -46,7 +47,7 @@ class Ending:
 
     async def position(self) -> int:
         """The next offset of the events, for `resume`."""
-        return await self._evaluations.position(self._at)
+        return await self._reader.position(self._at)
 
     def at_version(self, number: int) -> RunEnd | None:
         """Whether the run ends with version `number` for its number alone."""
@@ -55,26 +56,17 @@ class Ending:
     async def observe(self, number: int) -> RunEnd | None:
         """Take in what has been evaluated and the time; `number` is the present version."""
         stop = self._rule.observe_version(number)
-        for record in await self._waiting():
-            try:
-                entry = load_event(record.value or b"")
-            except Rejected as error:
-                logger.warning("ignored an event that cannot be read, at offset %d: %s", record.offset, error.detail)
-                continue
+        for entry in await self._waiting():
             match entry:
                 case Event(EventKind.EVALUATION, data={"version": int(version), "metrics": dict(metrics)}):
                     stop = stop or self._judge(version, metrics)
         return _end(stop or self._rule.tick(self._before_seconds + monotonic() - self._since), number)
 
-    async def _waiting(self) -> list[Record]:
+    async def _waiting(self) -> list[Event]:
         """What has come, up to a limit: events are many, evaluations few, and updates must not wait for them."""
-        found: list[Record] = []
-        try:
-            while len(found) < _EVENTS_AT_ONCE and (records := await self._evaluations.poll(0)):
-                found += records
-        except OffsetGone as error:
-            logger.warning("retention deleted events before they were read (%s); going on with the oldest left", error)
-            await self._evaluations.seek_to_beginning()
+        found: list[Event] = []
+        while len(found) < _EVENTS_AT_ONCE and (events := await self._evaluations.events(0)):
+            found += events
         return found
 
     def _judge(self, version: int, metrics: Mapping[str, float | None]) -> Stop | None:

@@ -27,7 +27,7 @@ from llmos_stream.errors import (
 )
 from llmos_stream.log.control import ControlView, Pointer, RunEnd
 from llmos_stream.log.events import emit
-from llmos_stream.log.producer import Delivery
+from llmos_stream.log.producer import RetryingProducer
 from llmos_stream.log.record_tracing import update_attributes
 from llmos_stream.log.replica import Replica
 from llmos_stream.log.versions import Version
@@ -76,7 +76,7 @@ class Client:
         shutdown: Shutdown,
     ) -> None:
         self._broker = broker
-        self._delivery = Delivery(broker, shutdown)
+        self._delivery = RetryingProducer(broker, shutdown)
         self._shutdown = shutdown
         self._settings = settings
         self._topics = Topics(settings.federation.name)
@@ -103,7 +103,7 @@ class Client:
     @property
     def came(self) -> TraceParent | None:
         """The span that made the version given last, where that is known."""
-        return self._replica.came
+        return self._replica.parent_span
 
     async def __aenter__(self) -> Self:
         await until_stop(self._open(), self._shutdown)

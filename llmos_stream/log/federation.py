@@ -1,0 +1,76 @@
+"""Where a role works: one federation's log, with the threads, the stop and the clock that it works with."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, ParamSpec, TypeVar
+
+from llmos_stream.broker import Broker, Reader, Topics
+from llmos_stream.broker.ports import Start
+from llmos_stream.config import WireSettings
+from llmos_stream.log.control import ControlView
+from llmos_stream.log.producer import RetryingProducer
+from llmos_stream.log.replica import Replica
+from llmos_stream.log.topics import wait_for_topics
+from llmos_stream.runtime import SYSTEM_CLOCK, Clock, Offload, Shutdown
+from llmos_stream.runtime.retry import keep_trying, until_stop
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Federation:
+    """What every role needs of its surroundings. It owns nothing: whoever made the parts closes them."""
+
+    broker: Broker
+    topics: Topics
+    wire: WireSettings
+    offload: Offload
+    shutdown: Shutdown
+    clock: Clock = SYSTEM_CLOCK
+
+    @property
+    def name(self) -> str:
+        """The federation's name, which is the prefix of its topics."""
+        return self.topics.federation
+
+    async def wait_for_topics(self) -> bool:
+        """Wait until the aggregator has made the topics. False when a stop came and there are still none."""
+        return await wait_for_topics(self.broker, self.topics, self.shutdown)
+
+    def reader(self, topic: str, start: Start = "earliest") -> Reader:
+        """A reader of one topic whose payloads carry digests of their own; open it with `async with`."""
+        return self.broker.reader([topic], start=start, check_crcs=False)
+
+    @asynccontextmanager
+    async def control(self, *, with_sequences: bool = False) -> AsyncIterator[ControlView]:
+        """The control topic, read to its present end."""
+        async with self.broker.reader([self.topics.control], start="earliest") as reader:
+            control = ControlView(reader, with_sequences=with_sequences, clock=self.clock)
+            await control.catch_up()
+            yield control
+
+    def producer(self, longest_pause_seconds: float = 10.0) -> RetryingProducer:
+        """What writes through broker trouble; open it with `async with`."""
+        return RetryingProducer(self.broker, self.shutdown, longest_pause_seconds)
+
+    def replica(self, reader: Reader) -> Replica:
+        """The newest version that is asked for, read through a reader of the versions."""
+        return Replica(reader, self.topics.models, self.wire, self.offload, clock=self.clock)
+
+    async def run(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run `function` off the event loop."""
+        return await self.offload.run(function, *args, **kwargs)
+
+    async def wait(self, seconds: float) -> bool:
+        """Let time pass, unless a stop is asked for. Returns whether it has been."""
+        return await self.shutdown.wait(seconds, self.clock)
+
+    async def keep_trying(self, work: Callable[[], Awaitable[T]], what: str) -> T | None:
+        """Call `work` through broker trouble until it returns; None at a stop. See `runtime.retry.keep_trying`."""
+        return await keep_trying(work, self.shutdown, what, clock=self.clock)
+
+    async def until_stop(self, work: Coroutine[Any, Any, T]) -> T:
+        """Await `work`; a stop leaves it a few seconds more. See `runtime.retry.until_stop`."""
+        return await until_stop(work, self.shutdown)
