@@ -81,11 +81,11 @@ class _Measuring:
         federation = self._federation
         if not await federation.wait_for_topics():
             return
-        if self._judge is None:
-            self._judge = await federation.run(self._make_judge)
         async with AsyncExitStack() as stack:
             producer = await stack.enter_async_context(federation.producer())
             control, stream = await federation.until_stop(self._open(stack))
+            if self._judge is None:  # after the first look: what is published meanwhile is not skipped
+                self._judge = await federation.run(self._make_judge)
             first = self._next or self._first
             versions = _versions(stream, control, self._follower, federation)
             async with aclosing(versions):

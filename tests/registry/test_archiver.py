@@ -250,8 +250,8 @@ class _Unsteady:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._reader, name)
 
-    async def poll(self, timeout_seconds: float) -> list[Record]:
-        found: list[Record] = await self._reader.poll(timeout_seconds, 2)
+    async def poll(self, timeout_seconds: float, max_records: int = 500) -> list[Record]:
+        found: list[Record] = await self._reader.poll(timeout_seconds, min(max_records, 2))
         if found:
             self._broker.polls += 1
             if self._broker.polls in self._broker.lost_at:
