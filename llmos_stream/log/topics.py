@@ -12,13 +12,18 @@ _FIRST_LOOK_SECONDS = 0.05
 _LAST_LOOK_SECONDS = 2.0
 
 
+async def topics_exist(broker: Broker, topics: Topics) -> bool:
+    """Whether the federation's topics are there, all of them."""
+    return {topic.name for topic in await broker.list_topics(f"{topics.federation}.")} >= set(topics.names)
+
+
 async def wait_for_topics(broker: Broker, topics: Topics, shutdown: Shutdown) -> bool:
     """Wait until the federation's aggregator has made its topics. False when a stop came and there are still none."""
     pause = _FIRST_LOOK_SECONDS
     while True:
-        found = await until_stop(broker.list_topics(f"{topics.federation}."), shutdown)
+        there = await until_stop(topics_exist(broker, topics), shutdown)
         met(BROKER)
-        if {topic.name for topic in found} >= set(topics.names):
+        if there:
             return True
         if shutdown.requested:
             return False

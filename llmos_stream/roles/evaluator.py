@@ -17,6 +17,7 @@ from llmos_stream.log.producer import RetryingProducer
 from llmos_stream.log.record_tracing import version_attributes
 from llmos_stream.log.replica import Follower, take_message
 from llmos_stream.log.stream import MessageStream, foreign
+from llmos_stream.log.topics import topics_exist
 from llmos_stream.log.versions import Version, version_assembler, version_head
 from llmos_stream.roles.shared_model import LocalModel
 from llmos_stream.runtime import SYSTEM_CLOCK, Clock, Offload, Shutdown
@@ -52,6 +53,7 @@ async def run_evaluator(
 ) -> Evaluation | None:
     """Evaluate every `evaluator.every`-th version and the last, until the run ends. Returns the last evaluation.
 
+    It begins with the newest version that it finds; with the first one where it was here before the topics were.
     While the broker does not answer it keeps trying, and goes on after the last version that it evaluated.
     """
     federation = Federation(broker, Topics(settings.federation.name), settings.wire, offload, shutdown, clock)
@@ -79,6 +81,8 @@ class _Measuring:
     async def follow(self) -> None:
         """Raises BrokerUnavailable when the broker does not answer: call it again then."""
         federation = self._federation
+        if not (self._looked or await federation.until_stop(topics_exist(federation.broker, federation.topics))):
+            self._looked = True  # it was here before the federation: the first version is its first, too
         if not await federation.wait_for_topics():
             return
         async with AsyncExitStack() as stack:
