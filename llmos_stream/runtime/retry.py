@@ -40,6 +40,7 @@ async def keep_trying(
         longest_seconds: Pauses double up to this.
         trouble: Which errors are retried, if their `retriable` says so. Others are raised at once.
         need: What the process lacks meanwhile (see `runtime.health`).
+        clock: What the pauses are taken from.
 
     Returns:
         What `work` returned, or None where a stop was asked for while it failed.

@@ -23,7 +23,7 @@ OURS = {"up"}
 LABELS = {
     *("job", "instance", "le"),  # Prometheus's own
     *("role", "federation", "version", "condition", "folder"),  # operations
-    *("verdict", "reason", "codec", "metric", "need", "status", "client_id"),
+    *("verdict", "reason", "codec", "metric", "need", "topic", "status", "client_id"),
 }
 
 
