@@ -42,10 +42,10 @@ _MAY: dict[str, tuple[set[str], set[str]]] = {
     ),
     "dashboard": (
         {"starlette", "plotly", "orjson", "pydantic", "zstandard"},
-        _LOG | {"registry", "reporting", "roles", "web"},
+        _LOG | {"registry", "reporting", "web"},
     ),
     "testing": (set(), _LOG | {"roles", "training"}),
-    "demo": (set(), _BASE | {"broker", "roles", "runtime", "telemetry", "training"}),
+    "demo": (set(), _LOG | {"roles", "training"}),
     "cli": (
         {"rich", "pydantic", "pydantic_core", "orjson", "safetensors", "torch"},
         _LOG
