@@ -15,8 +15,6 @@ from llmos_stream.reporting.wording import in_words, plain
 if TYPE_CHECKING:
     from llmos_stream.replay import Audit
 
-_FEDBUFF = "share: weight x clip / sum of examples, what the delta was multiplied with; they sum to 1 or less (stale)"
-_FEDASYNC = "share: the rate at which the client's whole model was mixed in"
 _HIDDEN = ("manifest", "tensors", "signature", "kind")
 
 
@@ -94,7 +92,6 @@ def _plain(found: "Audit") -> dict[str, object]:
 
 
 def _show(found: "Audit") -> None:
-    head = found.entry.head
     console = out()
     for name, value in _plain(found).items():
         if name not in _HIDDEN and value not in (None, {}):
@@ -118,9 +115,8 @@ def _show(found: "Audit") -> None:
             str(item.presence),
         )
     console.print(table)
-    rule = head.rule.get("aggregation")
-    is_async = isinstance(rule, dict) and rule.get("strategy") == "fedasync"
-    say(_FEDASYNC if is_async else _FEDBUFF)
+    if found.share is not None:
+        say(f"share: {found.share}")
     for item in found.items:
         if item.detail:
             say(plain(item.detail))

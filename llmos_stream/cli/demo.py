@@ -59,7 +59,7 @@ def add(commands: Commands) -> None:
             "  llmos-stream demo                    # in this process, no Kafka needed\n"
             "  llmos-stream demo --broker kafka     # a process each, over a real Kafka\n"
             "  llmos-stream demo --clients 20 --slow 5 --codec.name topk\n"
-            "  llmos-stream demo --aggregation.strategy fedasync --staleness.kind hinge"
+            "  llmos-stream demo --aggregation.buffer-size 8 --staleness.kind hinge"
         ),
     )
     parser.add_argument(

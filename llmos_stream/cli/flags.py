@@ -12,6 +12,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from llmos_stream.config import SECTIONS, Settings, load
+from llmos_stream.config.plugins import Kind
 
 _DEST = "setting:"
 
@@ -41,7 +42,7 @@ def settings_of(sections: Iterable[str] | None = None) -> Iterator[Setting]:
     for section in SECTIONS if sections is None else sections:
         for name, field in SECTIONS[section].model_fields.items():
             secret = "SecretStr" in str(field.annotation)
-            yield Setting(section, name, _kind(field.annotation), _default(field), field.description or "", secret)
+            yield Setting(section, name, _kind_of(field), _default(field), field.description or "", secret)
 
 
 def is_setting(dest: str) -> bool:
@@ -97,6 +98,13 @@ def _parsed(section: str, field: str, value: str) -> object:
     return None if optional and value.lower() == "none" else value
 
 
+def _kind_of(field: FieldInfo) -> str:
+    for known in field.metadata:
+        if isinstance(known, Kind):
+            return "|".join((*known.built_in, "NAME"))
+    return _kind(field.annotation)
+
+
 def _kind(annotation: Any) -> str:
     origin = get_origin(annotation)
     if origin is Literal:
@@ -105,6 +113,8 @@ def _kind(annotation: Any) -> str:
         return _kind(next(part for part in get_args(annotation) if part is not type(None)))
     if hasattr(annotation, "__metadata__"):
         return _kind(get_args(annotation)[0])
+    if origin is Mapping:
+        return "NAME=VALUE,..."
     return {str: "TEXT", int: "INT", float: "NUMBER", bool: "true|false", Path: "PATH", SecretStr: "SECRET"}.get(
         annotation, "VALUE"
     )
@@ -113,4 +123,6 @@ def _kind(annotation: Any) -> str:
 def _default(field: FieldInfo) -> str:
     if field.default is PydanticUndefined:
         return "required"
+    if field.default == {}:
+        return "none"
     return "unset" if field.default is None else str(field.default)

@@ -40,7 +40,7 @@ def add(commands: Commands) -> None:
         ),
         examples=(
             "  llmos-stream aggregator --aggregation.buffer-size 8 --stop.target 0.97\n"
-            "  llmos-stream aggregator --aggregation.strategy fedasync --staleness.kind hinge\n"
+            "  llmos-stream aggregator --aggregation.buffer-size 8 --staleness.kind hinge\n"
             "  llmos-stream aggregator --shadow adam --server-optimizer.name adam"
         ),
     )

@@ -12,10 +12,10 @@ from llmos_stream.config.aggregation import (
     StopSettings,
     VersionSettings,
 )
-from llmos_stream.config.base import NAME_PATTERN, Section
+from llmos_stream.config.base import NAME_PATTERN, Section, explain
 from llmos_stream.config.broker import BrokerSettings, FederationSettings, TopicSettings, WireSettings
 from llmos_stream.config.client import ClientSettings, CodecSettings, EvaluatorSettings, TaskSettings
-from llmos_stream.config.load import CONFIG_VARIABLE, explain, load, to_environment
+from llmos_stream.config.load import CONFIG_VARIABLE, load, to_environment
 from llmos_stream.config.operations import OperationsSettings, RuntimeSettings, TracingSettings
 from llmos_stream.config.serving import DashboardSettings, InferenceSettings, RegistrySettings
 from llmos_stream.config.settings import SECTIONS, Settings

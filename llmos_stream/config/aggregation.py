@@ -5,24 +5,38 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from llmos_stream.config.base import Count, Fraction, Positive, Section, power_of_two
+from llmos_stream.config.rules import (
+    NO_OPTIONS,
+    Options,
+    ServerOptimizerName,
+    StalenessName,
+    StopRuleName,
+    StrategyName,
+)
 
 
 class StalenessSettings(Section):
-    kind: Literal["constant", "polynomial", "hinge"] = "polynomial"
-    """s(tau): 1, (1 + tau)^-a, or 1 up to b and 1 / (a (tau - b) + 1) beyond."""
+    kind: StalenessName = "polynomial"
+    """s(tau): 1, (1 + tau)^-a, or 1 up to b and 1 / (a (tau - b) + 1) beyond; or one of your own."""
     a: Positive = 0.5
     """How fast the weight falls (polynomial, hinge)."""
     b: Annotated[float, Field(ge=0)] = 4.0
     """Staleness up to which the hinge gives full weight."""
     maximum: Annotated[int, Field(ge=0)] = 20
     """An update staler than this is refused."""
+    options: Options = NO_OPTIONS
+    """What a function of your own takes: name=value,name=value."""
 
 
 class AggregationSettings(Section):
-    strategy: Literal["fedbuff", "fedasync"] = "fedbuff"
-    """fedbuff: one version for each buffer of updates. fedasync: mix every update in on arrival."""
+    strategy: StrategyName = "fedbuff"
+    """fedbuff: one version for each buffer of updates. fedasync: mix every update in on arrival. The others hold a
+    buffer of updates and stand a few hostile ones. Or one of your own (see `llmos_stream.strategy`)."""
+    options: Options = NO_OPTIONS
+    """What the strategy takes: name=value,name=value. trimmed_mean: beta; krum: f; multi_krum: f, m; norm_bound:
+    multiple."""
     buffer_size: Annotated[int, Field(ge=1, le=2048)] = 4
-    """Updates that make a version (fedbuff)."""
+    """Updates that make a version (all but fedasync)."""
     deadline_seconds: Positive = 10.0
     """A buffer that is not empty becomes a version this long after its first update."""
     mixing: Fraction = 0.6
@@ -34,8 +48,8 @@ class AggregationSettings(Section):
 
 
 class ServerOptimizerSettings(Section):
-    name: Literal["sgd", "adam", "yogi", "adagrad"] = "sgd"
-    """How the server applies the pseudo-gradient (FedOpt); sgd with lr 1 is FedAvg."""
+    name: ServerOptimizerName = "sgd"
+    """How the server applies the pseudo-gradient (FedOpt); sgd with lr 1 is FedAvg; or one of your own."""
     lr: Positive = 1.0
     """Server learning rate."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -46,6 +60,8 @@ class ServerOptimizerSettings(Section):
     """Second moment's decay (adam, yogi)."""
     epsilon: Positive = 1e-3
     """Degree of adaptivity: tau in the FedOpt paper."""
+    options: Options = NO_OPTIONS
+    """What an optimiser of your own takes: name=value,name=value."""
 
 
 class VersionSettings(Section):
@@ -59,6 +75,10 @@ class VersionSettings(Section):
 
 
 class StopSettings(Section):
+    rule: StopRuleName = "standard"
+    """standard: by the settings below. Or one of your own."""
+    options: Options = NO_OPTIONS
+    """What a stop rule of your own takes: name=value,name=value."""
     metric: Annotated[str, Field(min_length=1)] = "accuracy"
     """Evaluation metric that target and patience look at."""
     mode: Literal["max", "min"] = "max"

@@ -1,9 +1,10 @@
-"""What the sections of the settings share: their base class and the ranges of their fields."""
+"""What the sections of the settings share: base class, ranges of fields, and how what is wrong is told."""
 
 from typing import Annotated
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic_settings import SettingsError
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
@@ -32,3 +33,15 @@ def no_password(value: str) -> str:
     if "@" in urlsplit(value).netloc:
         raise ValueError("leave user and password out of it; give them as the store's own variables or files")
     return value
+
+
+def explain(error: ValidationError | SettingsError) -> str:
+    """One line a wrong field: its dotted name and the reason, without the value (it may be secret)."""
+    if not isinstance(error, ValidationError):
+        return f"settings: {error}"
+    lines = []
+    for item in error.errors(include_url=False, include_input=False, include_context=False):
+        name = ".".join(str(part) for part in item["loc"])
+        reason = item["msg"].removeprefix("Value error, ")
+        lines.append(f"{name}: {reason}" if name else reason)
+    return "\n".join(lines)

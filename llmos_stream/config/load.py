@@ -1,5 +1,6 @@
 """Reading settings from flags, environment and file, and handing them on to another process."""
 
+import json
 import os
 import tomllib
 from collections.abc import Mapping
@@ -9,6 +10,7 @@ from typing import Any, ClassVar
 from pydantic import SecretStr, ValidationError
 from pydantic_settings import SettingsError
 
+from llmos_stream.config.base import explain
 from llmos_stream.config.settings import SECTIONS, Settings
 from llmos_stream.errors import ConfigError
 
@@ -38,20 +40,8 @@ def load(overrides: Mapping[str, Any] | None = None, file: Path | None = None) -
 def to_environment(settings: Settings) -> dict[str, str]:
     """The variables that give another process these settings; secrets are left to its own environment."""
     return {
-        f"LLMOS_{section}__{name}".upper(): str(value)
+        f"LLMOS_{section}__{name}".upper(): json.dumps(dict(value)) if isinstance(value, Mapping) else str(value)
         for section in SECTIONS
         for name, value in getattr(settings, section)
         if value is not None and not isinstance(value, SecretStr)
     }
-
-
-def explain(error: ValidationError | SettingsError) -> str:
-    """One line a wrong field: its dotted name and the reason, without the value (it may be secret)."""
-    if not isinstance(error, ValidationError):
-        return f"settings: {error}"
-    lines = []
-    for item in error.errors(include_url=False, include_input=False, include_context=False):
-        name = ".".join(str(part) for part in item["loc"])
-        reason = item["msg"].removeprefix("Value error, ")
-        lines.append(f"{name}: {reason}" if name else reason)
-    return "\n".join(lines)

@@ -5,23 +5,28 @@ from llmos_stream.core.delta import Delta, Whole
 from llmos_stream.core.device import device_for
 from llmos_stream.core.effects import Duplicate, Effect, Folded, NewVersion, Refused
 from llmos_stream.core.pace import Pace
-from llmos_stream.core.staleness import discount, staleness_of
-from llmos_stream.core.state import State, start
+from llmos_stream.core.pipeline import Pipeline, Stages
+from llmos_stream.core.rule import Changes, Rule
+from llmos_stream.core.state import State, release, start
 from llmos_stream.core.step import next_deadline, step, tick
-from llmos_stream.core.stopping import Stop, StopRule
-from llmos_stream.core.strategy import Strategy, make_strategy
+from llmos_stream.core.stopping import Stop, StopRule, make_stop_rule
+from llmos_stream.core.strategy import Strategy
 from llmos_stream.core.validate import Update, check_and_clip, check_delta, check_head, clip_factor
 
 __all__ = [
+    "Changes",
     "Delta",
     "Duplicate",
     "Effect",
     "Folded",
     "NewVersion",
     "Pace",
+    "Pipeline",
     "Refused",
+    "Rule",
     "SequenceWindow",
     "Sequences",
+    "Stages",
     "State",
     "Stop",
     "StopRule",
@@ -33,10 +38,9 @@ __all__ = [
     "check_head",
     "clip_factor",
     "device_for",
-    "discount",
-    "make_strategy",
+    "make_stop_rule",
     "next_deadline",
-    "staleness_of",
+    "release",
     "start",
     "step",
     "tick",

@@ -40,13 +40,23 @@ class Delta(Protocol):
         """
         ...
 
+    def keep(self) -> "Delta":
+        """The same values for as long as they are wanted, and not for this step alone.
+
+        What is behind this delta goes to the one returned, where that saves a copy.
+        """
+        ...
+
 
 class Whole:
-    """A flat vector as a delta. Raises ValueError if it is none."""
+    """A flat vector as a delta: one that nobody will write to any more, where it is `owned`. Raises ValueError if it is
+    none.
+    """
 
-    def __init__(self, flat: Tensor) -> None:
+    def __init__(self, flat: Tensor, *, owned: bool = False) -> None:
         require_flat(flat)
         self._flat = flat
+        self._owned = owned
 
     @property
     def numel(self) -> int:
@@ -66,6 +76,9 @@ class Whole:
             room = scratch(self._flat)
             for part in parts:
                 yield torch.mul(part, factor, out=room[: part.numel()])
+
+    def keep(self) -> "Whole":
+        return self if self._owned else Whole(self._flat.clone(), owned=True)
 
 
 def as_delta(delta: Tensor | Delta) -> Delta:

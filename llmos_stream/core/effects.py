@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from llmos_stream.errors import Reason
-from llmos_stream.types import Contribution
+from llmos_stream.types import Contribution, UpdateHead
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,12 +28,11 @@ class Duplicate:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """An update must not be folded. It goes to quarantine."""
+    """An update must not be folded. It goes to quarantine, with its head."""
 
     reason: Reason
     detail: str
-    client_id: str
-    sequence: int
+    head: UpdateHead
     partition: int
     offset: int
 
@@ -43,12 +42,12 @@ class NewVersion:
     """A version to publish.
 
     `weights` is a flat vector on the CPU that no later step writes to, so it can be encoded and sent while the
-    aggregation goes on. The receiver may overwrite it before the next step, with what its readers will have, and
-    then tells the state (see `State.adopt`); after that the state reads it.
+    aggregation goes on. It is the receiver's until it gives back what readers will have (see `state.release`), which
+    may be the same tensor, written over; after that the state reads it.
 
     `sequences` is what must be remembered with the version so that a repeat is known after a restart:
     the window of each client in the manifest (see `dedup.SequenceWindow.dump`), and None for a client
-    that is forgotten. `moments` are the server optimiser's (see `Strategy.state_tensors`): the live tensors
+    that is forgotten. `moments` are the server optimiser's (see `Pipeline.state_tensors`): the live tensors
     (copies, where a GPU folds), to be written out before the next step.
     """
 

@@ -13,23 +13,40 @@ SGD with momentum is FedAvgM (Hsu et al. 2019): `m = momentum m + Delta; x = x +
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from llmos_stream.config import ServerOptimizerSettings
+from llmos_stream.config.plugins import NoOptions
 from llmos_stream.core.flat import blocks, divisor, require_flat, scratch
 from llmos_stream.errors import ConfigError, StateError
 
 
 class ServerOptimizer(ABC):
-    """One rule with its moments, each a flat vector as long as the weights."""
+    """One rule with its moments, each a flat vector as long as the weights.
 
-    def __init__(self, settings: ServerOptimizerSettings) -> None:
+    Subclass it, name the moments in the constructor (`self.tensors[name] = self.zeros()`) and override `move`. What
+    `move` does must be rounded element by element (see `flat`), so that every replay gives the same bytes.
+    """
+
+    Options: ClassVar[type[Any]] = NoOptions
+    """The pydantic model of `server_optimizer.options`."""
+
+    def __init__(self, options: Any, settings: ServerOptimizerSettings, numel: int, device: torch.device) -> None:
+        """Raises ConfigError for an `lr` outside float32."""
         _require_float32("lr", "it", settings.lr)
+        self.options = options
         self.lr = settings.lr
-        self._tensors: dict[str, Tensor] = {}
+        self.tensors: dict[str, Tensor] = {}
+        self._numel = numel
+        self._device = device
+
+    def zeros(self) -> Tensor:
+        """A new moment."""
+        return torch.zeros(self._numel, device=self._device)
 
     def apply(self, weights: Tensor, delta: Tensor, examples: float | None = None) -> Tensor:
         """The new weights, written over `delta`, which is theirs from now on. `weights` are only read.
@@ -38,43 +55,47 @@ class ServerOptimizer(ABC):
         """
         by = None if examples is None else divisor(examples, delta)
         room, more = scratch(delta), scratch(delta)
-        for x, d, *moments in blocks(weights, delta, *self._tensors.values()):
+        for x, d, *moments in blocks(weights, delta, *self.tensors.values()):
             if by is not None:
                 d.div_(by)
-            self._move(x, d, moments, room[: d.numel()], more[: d.numel()])
+            self.move(x, d, moments, room[: d.numel()], more[: d.numel()])
         return delta
 
     @abstractmethod
-    def _move(self, x: Tensor, d: Tensor, moments: list[Tensor], a: Tensor, b: Tensor) -> None:
-        """Write the new weights over `d`, and the new moments over the old; `a` and `b` may be overwritten."""
+    def move(self, x: Tensor, d: Tensor, moments: list[Tensor], a: Tensor, b: Tensor) -> None:
+        """Write the new weights over `d`, and the new moments over the old; `a` and `b` may be overwritten.
+
+        All are the same stretch of flat vectors: the weights `x` (to be read only), the pseudo-gradient `d`, and the
+        moments in the order of `tensors`.
+        """
 
     def state_tensors(self) -> dict[str, Tensor]:
         """The moments by name: the live tensors, which the next `apply` overwrites."""
-        return dict(self._tensors)
+        return dict(self.tensors)
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Copy in the moments that `state_tensors` gave. Raises StateError if they are of another rule or model."""
-        if tensors.keys() != self._tensors.keys():
-            raise StateError(f"server optimiser needs {sorted(self._tensors)}, the snapshot has {sorted(tensors)}")
+        if tensors.keys() != self.tensors.keys():
+            raise StateError(f"server optimiser needs {sorted(self.tensors)}, the snapshot has {sorted(tensors)}")
         try:
             for name, tensor in tensors.items():
-                require_flat(tensor, self._tensors[name].numel())
+                require_flat(tensor, self.tensors[name].numel())
         except ValueError as error:
             raise StateError(f"server optimiser's moments: {error}") from None
         for name, tensor in tensors.items():
-            self._tensors[name].copy_(tensor)
+            self.tensors[name].copy_(tensor)
 
 
 class Sgd(ServerOptimizer):
     """`x = x + lr Delta`, or with the moving sum of Delta where momentum is set."""
 
-    def __init__(self, settings: ServerOptimizerSettings, numel: int, device: torch.device) -> None:
-        super().__init__(settings)
+    def __init__(self, options: Any, settings: ServerOptimizerSettings, numel: int, device: torch.device) -> None:
+        super().__init__(options, settings, numel, device)
         self.momentum = settings.momentum
         if self.momentum:
-            self._tensors["momentum"] = torch.zeros(numel, device=device)
+            self.tensors["momentum"] = self.zeros()
 
-    def _move(self, x: Tensor, d: Tensor, moments: list[Tensor], a: Tensor, b: Tensor) -> None:
+    def move(self, x: Tensor, d: Tensor, moments: list[Tensor], a: Tensor, b: Tensor) -> None:
         if moments:
             (m,) = moments
             m.mul_(self.momentum).add_(d)
@@ -87,14 +108,13 @@ class Sgd(ServerOptimizer):
 class _Adaptive(ServerOptimizer):
     """What Adagrad, Yogi and Adam share; they differ in the second moment."""
 
-    def __init__(self, settings: ServerOptimizerSettings, numel: int, device: torch.device) -> None:
-        super().__init__(settings)
+    def __init__(self, options: Any, settings: ServerOptimizerSettings, numel: int, device: torch.device) -> None:
+        super().__init__(options, settings, numel, device)
         self.beta1, self.beta2, self.epsilon = settings.beta1, settings.beta2, settings.epsilon
         _require_float32("epsilon", "its square", self.epsilon * self.epsilon)
-        first, second = torch.zeros(numel, device=device), torch.zeros(numel, device=device).add_(self.epsilon**2)
-        self._tensors = {"first_moment": first, "second_moment": second}
+        self.tensors = {"first_moment": self.zeros(), "second_moment": self.zeros().add_(self.epsilon**2)}
 
-    def _move(self, x: Tensor, d: Tensor, moments: list[Tensor], a: Tensor, b: Tensor) -> None:
+    def move(self, x: Tensor, d: Tensor, moments: list[Tensor], a: Tensor, b: Tensor) -> None:
         m, v = moments
         m.mul_(self.beta1).add_(torch.mul(d, 1.0 - self.beta1, out=a))
         self._second_moment(v, torch.mul(d, d, out=a), b)
@@ -128,22 +148,7 @@ class Adam(_Adaptive):
         v.mul_(self.beta2).add_(square.mul_(1.0 - self.beta2))
 
 
-_RULES: dict[str, type[Sgd] | type[Adagrad] | type[Yogi] | type[Adam]] = {
-    "sgd": Sgd,
-    "adagrad": Adagrad,
-    "yogi": Yogi,
-    "adam": Adam,
-}
-
-
-def make_optimizer(
-    settings: ServerOptimizerSettings, numel: int, device: torch.device | None = None
-) -> ServerOptimizer:
-    """The optimiser that `settings.name` names, with fresh moments for `numel` weights on `device` (else the CPU).
-
-    Raises ConfigError for an `lr` or a squared `epsilon` outside float32.
-    """
-    return _RULES[settings.name](settings, numel, device or torch.device("cpu"))
+BUILT_IN: Mapping[str, Callable[..., ServerOptimizer]] = {"sgd": Sgd, "adagrad": Adagrad, "yogi": Yogi, "adam": Adam}
 
 
 def _require_float32(name: str, what: str, value: float) -> None:

@@ -6,25 +6,42 @@ Staleness of an update folded while the global version is `v`: `tau = v - base_v
 et al. 2022, "Federated Learning with Buffered Asynchronous Aggregation": 1 / sqrt(1 + tau).
 """
 
+from collections.abc import Callable, Mapping
+
 from llmos_stream.config import StalenessSettings
-from llmos_stream.errors import Reason, Rejected
+from llmos_stream.errors import ConfigError, Reason, Rejected
+
+Discount = Callable[[int], float]
+"""s(tau): from 0 to 1, 1.0 for `tau` 0."""
 
 
-def discount(tau: int, settings: StalenessSettings) -> float:
-    """s(tau), from 0 to 1, never rising with `tau`, and 1.0 for `tau` 0.
+def constant(options: object, settings: StalenessSettings) -> Discount:
+    """`1`."""
+    return lambda tau: 1.0
 
-    constant: `1`; polynomial: `(1 + tau)^-a`; hinge: `1` if `tau <= b`, else `1 / (a (tau - b) + 1)`.
-    Raises ValueError for a negative `tau`.
-    """
+
+def polynomial(options: object, settings: StalenessSettings) -> Discount:
+    """`(1 + tau)^-a`."""
+    return lambda tau: float((1.0 + tau) ** -settings.a)
+
+
+def hinge(options: object, settings: StalenessSettings) -> Discount:
+    """`1` if `tau <= b`, else `1 / (a (tau - b) + 1)`."""
+    a, b = settings.a, settings.b
+    return lambda tau: 1.0 if tau <= b else 1.0 / (a * (tau - b) + 1.0)
+
+
+BUILT_IN: Mapping[str, Callable[..., Discount]] = {"constant": constant, "polynomial": polynomial, "hinge": hinge}
+
+
+def discounted(discount: Discount, tau: int) -> float:
+    """s(tau). Raises ValueError for a negative `tau`, ConfigError for a function that leaves 0 to 1."""
     if tau < 0:
         raise ValueError(f"staleness cannot be negative: {tau}")
-    match settings.kind:
-        case "constant":
-            return 1.0
-        case "polynomial":
-            return float((1.0 + tau) ** -settings.a)
-        case "hinge":
-            return 1.0 if tau <= settings.b else 1.0 / (settings.a * (tau - settings.b) + 1.0)
+    found = discount(tau)
+    if not 0 <= found <= 1:
+        raise ConfigError(f"staleness.kind: s({tau}) is {found}, which is not from 0 to 1")
+    return found
 
 
 def staleness_of(base_version: int, version: int, settings: StalenessSettings) -> int:

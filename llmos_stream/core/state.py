@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from llmos_stream.config import AggregationSettings, ServerOptimizerSettings, StalenessSettings
 from llmos_stream.core.dedup import Sequences
 from llmos_stream.core.flat import require_flat
-from llmos_stream.core.strategy import Strategy, make_strategy
+from llmos_stream.core.pipeline import Pipeline
+from llmos_stream.core.rule import Rule
 
 
 @dataclass(slots=True, eq=False)
@@ -20,7 +20,7 @@ class State:
     and the accumulator are updated in place. `weights` is the flat vector of `version` and is never
     written to: each version gets a tensor of its own. Two tensors used in turn would save an
     allocation, but the second version after this one would overwrite it while it is still being
-    encoded; and fedasync has to keep old versions as they were. With fedbuff the accumulator itself
+    encoded; and a strategy that needs history has to keep old versions as they were. A running sum itself
     becomes the new weights, so that a version costs no copy.
 
     Where a GPU folds, `weights`, the accumulator, moments and history lie there.
@@ -29,20 +29,22 @@ class State:
     version: int
     weights: Tensor
     layout_digest: bytes
-    aggregation: AggregationSettings
-    staleness: StalenessSettings
-    strategy: Strategy
+    rule: Rule
+    pipeline: Pipeline
     sequences: Sequences = field(default_factory=Sequences)
     floor: int = 0
     """The oldest base version that an update may name: repeats of older ones are not known any more."""
 
-    def adopt(self, weights: Tensor) -> None:
-        """Go on from `weights`, those of the newest `NewVersion` after its receiver has overwritten them.
 
-        On the CPU that is where they are; elsewhere they are copied there.
-        """
-        if self.weights is not weights:
-            self.weights.copy_(weights)
+def release(state: State, weights: Tensor) -> State:
+    """Go on from `weights`: what readers have of the newest `NewVersion`, whose tensor it may be, written over.
+
+    On the CPU that is where they are; elsewhere they are copied there. Raises ValueError for weights of another model.
+    """
+    require_flat(weights, state.weights.numel())
+    if state.weights is not weights:
+        state.weights.copy_(weights)
+    return state
 
 
 def start(
@@ -50,9 +52,7 @@ def start(
     layout_digest: bytes,
     version: int = 0,
     *,
-    aggregation: AggregationSettings | None = None,
-    staleness: StalenessSettings | None = None,
-    server_optimizer: ServerOptimizerSettings | None = None,
+    rule: Rule | None = None,
     history: Mapping[int, Tensor] | None = None,
     moments: Mapping[str, Tensor] | None = None,
     sequences: Mapping[str, Sequence[int]] | None = None,
@@ -61,12 +61,12 @@ def start(
 ) -> State:
     """The state at `version`, with an empty buffer.
 
-    `weights` (flat) is not copied and must not be written to afterwards. `history` gives fedasync
-    the weights of earlier versions, read back from the log; without it, updates on those bases are
+    `weights` (flat) is not copied and must not be written to afterwards. `history` gives a strategy that needs
+    it the weights of earlier versions, read back from the log; without it, updates on those bases are
     refused. `moments` (copied) and `sequences` are what `NewVersion` said must be remembered with
     this version; without them the server optimiser starts anew and no update counts as seen. `floor` is
     that of the state that is gone on with. All is folded on `device`; the versions are the same bit for bit, since
-    a GPU rounds these operations as a CPU does (see `flat`). Settings left out take their defaults.
+    a GPU rounds these operations as a CPU does (see `flat`).
 
     Raises ValueError for weights that are no flat vector or empty, StateError for moments of another
     rule or model and for damaged sequences, ConfigError for settings that float32 cannot hold.
@@ -74,14 +74,11 @@ def start(
     require_flat(weights)
     if not weights.numel() or version < 0:
         raise ValueError("a version is 0 or more and has at least one weight")
-    aggregation = aggregation or AggregationSettings()
-    staleness = staleness or StalenessSettings()
-    optimizer = server_optimizer or ServerOptimizerSettings()
-    weights = weights.to(device)
-    strategy = make_strategy(version, weights, aggregation, staleness, optimizer, history=history)
-    state = State(version, weights, layout_digest, aggregation, staleness, strategy, floor=floor)
+    rule, weights = rule or Rule(), weights.to(device)
+    pipeline = rule.pipeline(version, weights, history)
+    state = State(version, weights, layout_digest, rule, pipeline, floor=floor)
     if moments is not None:
-        strategy.load(moments)
+        pipeline.load(moments)
     if sequences is not None:
         state.sequences = Sequences.load(sequences)
     return state

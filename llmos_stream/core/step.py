@@ -8,7 +8,7 @@ walked through for that: see `delta.Delta`). The state given is consumed (see `s
 
 from llmos_stream.core.effects import Duplicate, Effect, Folded, NewVersion, Refused
 from llmos_stream.core.state import State
-from llmos_stream.core.validate import Update, check_and_clip, check_head
+from llmos_stream.core.validate import Update
 from llmos_stream.errors import Reason, Rejected
 from llmos_stream.types import Contribution, UpdateHead
 
@@ -26,47 +26,38 @@ def step(state: State, update: Update, now: float) -> tuple[State, tuple[Effect,
     try:
         contribution = _contribution(state, update)
     except Rejected as rejected:
-        refused = Refused(
-            rejected.reason, rejected.detail, head.client_id, head.sequence, update.partition, update.offset
-        )
-        return state, (refused,)
-    state.strategy.fold(contribution, update.delta, now)
+        return state, (Refused(rejected.reason, rejected.detail, head, update.partition, update.offset),)
+    state.pipeline.fold(contribution, update.delta, now)
     state.sequences.add(head.client_id, head.sequence, state.version)
     folded = Folded(contribution)
-    return state, (folded, _publish(state)) if state.strategy.due(now) else (folded,)
+    return state, (folded, _publish(state)) if state.pipeline.due(now) else (folded,)
 
 
 def tick(state: State, now: float) -> tuple[State, tuple[Effect, ...]]:
     """Let time pass: NewVersion if the deadline of a buffer that is not empty has come, else no effect."""
-    return state, (_publish(state),) if state.strategy.due(now) else ()
+    return state, (_publish(state),) if state.pipeline.due(now) else ()
 
 
 def next_deadline(state: State) -> float | None:
     """When `tick` has something to do, on the clock of `now`; None while it has nothing to wait for."""
-    return state.strategy.deadline()
+    return state.pipeline.deadline()
 
 
 def _staleness(state: State, head: UpdateHead) -> int:
-    tau = check_head(
-        head,
-        version=state.version,
-        layout_digest=state.layout_digest,
-        aggregation=state.aggregation,
-        staleness=state.staleness,
-    )
+    tau = state.pipeline.admit(head, state.version, state.layout_digest)
     if head.base_version < state.floor:
         raise Rejected(
             Reason.TOO_STALE,
             f"base version {head.base_version}: what was folded before version {state.floor} is forgotten by now",
         )
-    state.strategy.check_base(head.base_version)
+    state.pipeline.check_base(head.base_version)
     return tau
 
 
 def _contribution(state: State, update: Update) -> Contribution:
     head = update.head
     tau = _staleness(state, head)
-    clip = check_and_clip(update.delta, state.weights.numel(), state.aggregation.clip_norm)
+    clip = state.pipeline.check(update.delta, state.weights.numel())
     return Contribution(
         client_id=head.client_id,
         sequence=head.sequence,
@@ -74,7 +65,7 @@ def _contribution(state: State, update: Update) -> Contribution:
         offset=update.offset,
         num_examples=head.num_examples,
         staleness=tau,
-        weight=state.strategy.weigh(head.num_examples, tau),
+        weight=state.pipeline.weigh(head.num_examples, tau),
         clip=clip,
         payload_digest=head.payload_digest,
     )
@@ -82,15 +73,15 @@ def _contribution(state: State, update: Update) -> Contribution:
 
 def _publish(state: State) -> NewVersion:
     parent = state.version
-    state.weights, manifest = state.strategy.flush(parent, state.weights)
+    state.weights, manifest = state.pipeline.flush(parent, state.weights)
     state.version = parent + 1
     # It never falls, whatever becomes of staleness.maximum in later runs: what is forgotten stays forgotten.
-    state.floor = max(state.floor, state.version - state.staleness.maximum)
+    state.floor = max(state.floor, state.version - state.rule.staleness.maximum)
     forgotten = state.sequences.forget_before(state.floor)
     sequences: dict[str, list[int] | None] = dict.fromkeys(forgotten)
     # One that this very version made old is forgotten already.
     kept = {item.client_id for item in manifest} - sequences.keys()
     sequences |= {client_id: state.sequences.dump_of(client_id) for client_id in sorted(kept)}
     # On the CPU these are the tensors themselves; a GPU gives them up in one copy a version.
-    moments = {name: tensor.cpu() for name, tensor in state.strategy.state_tensors().items()}
+    moments = {name: tensor.cpu() for name, tensor in state.pipeline.state_tensors().items()}
     return NewVersion(state.version, parent, state.weights.cpu(), manifest, sequences, moments)

@@ -7,10 +7,11 @@ than the best, each once, so the order of arrival does not matter. It does where
 
 import math
 from bisect import insort
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from llmos_stream.config import StopSettings
+from llmos_stream.config.plugins import STOP_RULES, find_plugin
 from llmos_stream.errors import ConfigError, StateError
 
 
@@ -23,7 +24,10 @@ class Stop:
 
 
 class StopRule:
-    """Each method takes in one fact and returns a Stop if the run should end because of it."""
+    """Each method takes in one fact and returns a Stop if the run should end because of it.
+
+    Subclass it for a rule of your own: its constructor takes (options, settings).
+    """
 
     def __init__(self, settings: StopSettings) -> None:
         self._settings = settings
@@ -97,3 +101,20 @@ class StopRule:
             return None
         best = "none" if self.best is None else f"{self.best[1]:.6g} at version {self.best[0]}"
         return Stop("patience", f"{patience} evaluations without a new best of {self._settings.metric} ({best})")
+
+
+def _standard(options: object, settings: StopSettings) -> StopRule:
+    return StopRule(settings)
+
+
+BUILT_IN: Mapping[str, Callable[..., StopRule]] = {"standard": _standard}
+
+
+def make_stop_rule(settings: StopSettings) -> StopRule:
+    """The rule that `stop.rule` names. Raises ConfigError where there is none, or for options it does not take."""
+    plugin = find_plugin(STOP_RULES, BUILT_IN, settings.rule)
+    try:
+        rule: StopRule = plugin.target(plugin.options(settings.options), settings)
+    except ValueError as error:
+        raise ConfigError(f"stop.options: {error}") from error
+    return rule

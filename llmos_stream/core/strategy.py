@@ -1,74 +1,110 @@
-"""What an aggregation strategy is, and which one the settings name.
+"""What a strategy is: the part of the aggregation that differs from one rule to another.
 
-A strategy takes updates that were validated, and turns what it holds into the next version. It may
-be driven by `step`, or by a replay that takes each contribution (weight and clip factor) from a manifest.
+From accepted updates to a version is one pipeline (see `pipeline`): admit, check and clip, **weigh**, **combine**,
+privatise, apply, guard. A strategy is the two stages in bold, and what the others must know of it, as capabilities:
+nobody asks for its name.
+
+There are two ways to combine. A strategy with `holds` 0 is a weighted sum, `sum_i f_i Delta_i / d`, taken as the
+updates come, so that memory does not depend on how many there are: `scale` gives the `f_i`, `divisor` the `d`. One with
+`holds` K keeps up to K updates in quantized form (1 byte a parameter for int8), and `combine` is given them
+stretch by stretch.
+
+What a strategy returns must be a function of what it is given, whatever the number of threads: no clock, no chance.
 """
 
-from collections.abc import Mapping
-from typing import Protocol
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from torch import Tensor
 
-from llmos_stream.config import AggregationSettings, ServerOptimizerSettings, StalenessSettings
-from llmos_stream.core.delta import Delta
-from llmos_stream.core.fedasync import FedAsync, held
-from llmos_stream.core.fedbuff import FedBuff
-from llmos_stream.core.optimizer import make_optimizer
+from llmos_stream.config import AggregationSettings
+from llmos_stream.config.plugins import NoOptions
+from llmos_stream.core.held import Held
 from llmos_stream.types import Contribution
 
 
-class Strategy(Protocol):
-    """One rule of aggregation with what it must remember."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Stretch:
+    """The same elements of all updates of a version.
 
-    def check_base(self, base_version: int) -> None:
-        """Raise Rejected if an update on this base cannot be folded. Changes nothing."""
-
-    def weigh(self, num_examples: int, tau: int) -> float:
-        """The weight that the manifest records, before clipping and normalising."""
-
-    def fold(self, contribution: Contribution, delta: Tensor | Delta, now: float) -> None:
-        """Take one update in. `delta` is only read, and not kept past the next flush.
-
-        What a delta raises while it is walked through leaves the strategy of no use.
-        """
-
-    def due(self, now: float) -> bool:
-        """Whether what is held must become a version. Never when nothing is held."""
-
-    def deadline(self) -> float | None:
-        """When `due` turns true by time alone, if it does."""
-
-    def pending(self) -> int:
-        """How many updates are held."""
-
-    def flush(self, version: int, weights: Tensor) -> tuple[Tensor, tuple[Contribution, ...]]:
-        """The weights of `version + 1` in a tensor never written again, and the manifest. Holds nothing after.
-
-        `weights` are those of `version` and only read, on the device that this was made for. Raises ValueError when
-        nothing is held.
-        """
-
-    def state_tensors(self) -> dict[str, Tensor]:
-        """What a snapshot must hold, by name: the live tensors, which the next flush overwrites."""
-
-    def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Copy in what `state_tensors` gave. Raises StateError if it does not fit."""
-
-
-def make_strategy(
-    version: int,
-    weights: Tensor,
-    aggregation: AggregationSettings,
-    staleness: StalenessSettings,
-    server_optimizer: ServerOptimizerSettings,
-    *,
-    history: Mapping[int, Tensor] | None = None,
-) -> Strategy:
-    """The strategy that `aggregation.strategy` names, at `version`. `history` is what fedasync holds of the past.
-
-    It folds where the `weights` lie.
+    rows: [updates, elements], float32; row i is `scale(manifest[i])` times delta i. To be overwritten at will where
+    there are several.
+    weights: [elements], those of the parent; to be read only.
+    bases: [elements] each, those of the version that update i was trained on; empty without `needs_history`.
+    out: [elements], for the result. room: [elements], to be overwritten at will.
     """
-    if aggregation.strategy == "fedasync":
-        return FedAsync(aggregation, staleness, held(version, weights, history, staleness))
-    optimizer = make_optimizer(server_optimizer, weights.numel(), weights.device)
-    return FedBuff(aggregation, staleness, optimizer, weights.device)
+
+    rows: Tensor
+    manifest: Sequence[Contribution]
+    weights: Tensor
+    bases: Sequence[Tensor]
+    out: Tensor
+    room: Tensor
+
+
+class Strategy:
+    """One rule of aggregation. Subclass it and override what differs; as it stands it is FedBuff (see `fedbuff`).
+
+    It keeps nothing from version to version: what does is the server optimiser.
+    """
+
+    Options: ClassVar[type[Any]] = NoOptions
+    """The pydantic model of `aggregation.options`."""
+    formula: ClassVar[str] = "sum_i n_i s(tau_i) c_i Delta_i / sum_i n_i"
+    """How a version is made, in one line."""
+    share: ClassVar[str] = (
+        "weight x clip / sum of examples, what the delta was multiplied with; they sum to 1 or less (stale)"
+    )
+    """What `shares` means, in one line."""
+
+    needs_history: ClassVar[bool] = False
+    """Whether it needs the weights of the versions that updates were trained on: `staleness.maximum + 1` models."""
+    contributions_per_version: ClassVar[int | None] = None
+    """How many updates make a version, always; None: `aggregation.buffer_size`, or fewer at the deadline."""
+    uses_server_optimizer: ClassVar[bool] = True
+    """Whether the result is a pseudo-gradient, which the server optimiser applies; else it is the new weights."""
+
+    def __init__(self, options: Any, aggregation: AggregationSettings) -> None:
+        """Raises ValueError for options that do not go with `aggregation`."""
+        self.options = options
+        self.aggregation = aggregation
+
+    @property
+    def holds(self) -> int:
+        """How many updates are kept; 0 for a running sum."""
+        return 0
+
+    @property
+    def least(self) -> int:
+        """Fewer updates than this make no version, whatever the deadline."""
+        return 1
+
+    def weigh(self, num_examples: int, discount: float) -> float:
+        """The weight that the manifest records; `discount` is s(tau), from 0 to 1. Finite and not negative."""
+        return num_examples * discount
+
+    def scale(self, item: Contribution) -> float:
+        """What a delta is multiplied with before it is combined."""
+        return item.weight * item.clip
+
+    def divisor(self, manifest: Sequence[Contribution]) -> float | None:
+        """What the combined deltas are divided by; None: nothing."""
+        return float(sum(item.num_examples for item in manifest))  # the sum of 64-bit counts may need more bits
+
+    def judge(self, held: Held) -> Sequence[Contribution]:
+        """What the manifest shall say of the updates held: their weights and clip factors once all of them are known.
+
+        Whatever adds up over elements (norms, distances) belongs here: it may round differently on another machine,
+        so its outcome is recorded, and a replay takes it from the manifest.
+        """
+        return held.manifest
+
+    def combine(self, stretch: Stretch) -> Tensor:
+        """Make one vector of the updates' rows, element by element. Needed where `holds` is not 0."""
+        raise NotImplementedError
+
+    def shares(self, manifest: Sequence[Contribution]) -> list[float] | None:
+        """The part that each update has in the version (see `share`); None where the rule has no such number."""
+        by = self.divisor(manifest) or 1.0
+        return [self.scale(item) / by for item in manifest]

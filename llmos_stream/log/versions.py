@@ -10,6 +10,7 @@ from torch import Tensor
 
 from llmos_stream.codec import Layout, apply_delta, decode, encode, max_payload_size, weights_digest
 from llmos_stream.config import Settings, VersionSettings, WireSettings
+from llmos_stream.core import Rule
 from llmos_stream.errors import Reason, Rejected
 from llmos_stream.storage.spool import Spooled, Spools, spooled
 from llmos_stream.types import CodecId, CodecSpec, Contribution, Part, VersionHead, VersionKind
@@ -33,10 +34,9 @@ def build() -> Mapping[str, str]:
     return {"torch": torch.__version__, "cpu": platform.processor() or platform.machine()}
 
 
-def rule_of(settings: Settings) -> dict[str, object]:
-    """The aggregation settings that a version is made under."""
-    sections = ("aggregation", "staleness", "server_optimizer")
-    return {name: getattr(settings, name).model_dump(mode="json") for name in sections}
+def local_rule(settings: Settings) -> Rule:
+    """The rule that this machine's settings make."""
+    return Rule(settings.aggregation, settings.staleness, settings.server_optimizer)
 
 
 @dataclass(frozen=True, slots=True)

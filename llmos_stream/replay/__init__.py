@@ -1,6 +1,6 @@
 """The log told again: versions rebuilt from their manifests, looked into, or made under another rule."""
 
-from llmos_stream.core.replay import Changes
+from llmos_stream.core import Changes
 from llmos_stream.replay.audit import Audit, Item, Presence, audit
 from llmos_stream.replay.difference import Difference, difference
 from llmos_stream.replay.errors import Missing, UpdateMissing

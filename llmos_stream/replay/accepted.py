@@ -8,8 +8,7 @@ from dataclasses import replace
 from llmos_stream.broker import Reader, TopicPartition
 from llmos_stream.codec import Layout
 from llmos_stream.config import WireSettings
-from llmos_stream.core import Update
-from llmos_stream.core.replay import Rule
+from llmos_stream.core import Rule, Update
 from llmos_stream.errors import OffsetGone, Rejected
 from llmos_stream.log.scan import HeadStream, LoggedHead
 from llmos_stream.replay.errors import UpdateMissing

@@ -1,9 +1,10 @@
 """Where a version comes from: each contribution, what it counted for, and whether its update is still in the log."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum, unique
 
-from llmos_stream.core.replay import Rule
+from llmos_stream.core import Rule
 from llmos_stream.errors import Rejected
 from llmos_stream.replay.errors import UpdateMissing
 from llmos_stream.replay.index import Entry
@@ -22,7 +23,7 @@ class Presence(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """A contribution. `share` is None where this release does not understand the rule."""
+    """A contribution. `share` is None where the rule has no such number, or is not understood here."""
 
     contribution: Contribution
     base_version: int
@@ -37,6 +38,8 @@ class Audit:
 
     entry: Entry
     items: list[Item]
+    share: str | None
+    """What the shares mean; None where there are none."""
     moments_kept: bool | None
     """Whether the server optimiser's moments after this version are in the log; None where its rule has none."""
 
@@ -46,13 +49,15 @@ async def audit(log: ReplayLog, number: int) -> Audit:
     entry = log.index.entry(number)
     head = entry.head
     items: list[Item] = []
+    rule, share = _rule(log, head), None
     if head.manifest and head.parent is not None:
-        shares = _shares(head)
+        shares, share = _shares(rule, head)
         source = await log.updates(head.manifest, log.index.layout(number))
-        for item, share in zip(head.manifest, shares, strict=True):
+        for item, part in zip(head.manifest, shares, strict=True):
             presence, detail = await _presence(log, source, item)
-            items.append(Item(item, head.parent - item.staleness, share, presence, detail))
-    return Audit(entry, items, number in log.index.moments if _has_moments(head) else None)
+            items.append(Item(item, head.parent - item.staleness, part, presence, detail))
+    kept = number in log.index.moments if rule is not None and rule.moments else None
+    return Audit(entry, items, share, kept)
 
 
 async def _presence(log: ReplayLog, source: UpdateSource, item: Contribution) -> tuple[Presence, str]:
@@ -65,20 +70,19 @@ async def _presence(log: ReplayLog, source: UpdateSource, item: Contribution) ->
     return Presence.PRESENT, ""
 
 
-def _has_moments(head: VersionHead) -> bool:
+def _rule(log: ReplayLog, head: VersionHead) -> Rule | None:
+    """None where it is not understood here, or its strategy is not installed."""
     try:
-        return bool(Rule.of(head.rule).moments)
+        rule = log.rule(head)
+        rule.strategy()
     except Rejected:
-        return False
+        return None
+    return rule
 
 
-def _shares(head: VersionHead) -> list[float] | list[None]:
-    """What each delta was multiplied with: fedbuff `n s(tau) clip / sum n` in its buffer, fedasync the mixing rate."""
-    try:
-        strategy = Rule.of(head.rule).aggregation.strategy
-    except Rejected:
-        return [None] * len(head.manifest)
-    if strategy == "fedasync":
-        return [item.weight for item in head.manifest]
-    examples = max(sum(item.num_examples for item in head.manifest), 1)
-    return [item.weight * item.clip / examples for item in head.manifest]
+def _shares(rule: Rule | None, head: VersionHead) -> tuple[Sequence[float | None], str | None]:
+    """What part each update has in the version, and what that means."""
+    shares = None if rule is None else rule.strategy().shares(head.manifest)
+    if rule is None or shares is None:
+        return [None] * len(head.manifest), None
+    return shares, rule.strategy().share

@@ -11,16 +11,17 @@ from torch import Tensor
 from llmos_stream.broker import Broker, Reader, Topics
 from llmos_stream.codec import Layout, Residual
 from llmos_stream.config import Settings
-from llmos_stream.core import Update
+from llmos_stream.core import Changes, Rule, Update
 from llmos_stream.errors import OffsetGone, Rejected
 from llmos_stream.log import Replica, Version
 from llmos_stream.log.snapshots import RESIDUAL, Kept, fetch_snapshots
+from llmos_stream.log.versions import local_rule
 from llmos_stream.replay.errors import Missing
 from llmos_stream.replay.index import Index, read_index
 from llmos_stream.replay.naming import live_of
 from llmos_stream.replay.updates import UpdateSource, decode_recorded
 from llmos_stream.runtime import Offload
-from llmos_stream.types import Contribution, VersionKind
+from llmos_stream.types import Contribution, VersionHead, VersionKind
 
 _FETCH_SECONDS = 120.0
 _HELD_BYTES = 256 << 20
@@ -36,6 +37,7 @@ class ReplayLog:
         self.offload = offload
         self._broker = broker
         self._wire = settings.wire
+        self._trusted = local_rule(settings).names
         self._topics = Topics(settings.federation.name)
         self._live = live_of(settings.federation.name)
         self._opened = AsyncExitStack()
@@ -51,6 +53,10 @@ class ReplayLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self._opened.aclose()
+
+    def rule(self, head: VersionHead, changes: Changes | None = None) -> Rule:
+        """The rule that a head records, with `changes`. Raises as `Rule.of` does."""
+        return Rule.of(head.rule, changes, trusted=self._trusted)
 
     async def version(self, number: int) -> Version:
         """A published version with its weights, verified. Raises Missing."""

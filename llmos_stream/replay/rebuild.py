@@ -8,8 +8,7 @@ from time import perf_counter
 from torch import Tensor
 
 from llmos_stream.codec import Residual, add_residual, encode_delta, weights_digest
-from llmos_stream.core import Strategy
-from llmos_stream.core.replay import Rule
+from llmos_stream.core import Pipeline, Rule
 from llmos_stream.errors import Rejected
 from llmos_stream.log import Version
 from llmos_stream.replay.difference import Difference, difference
@@ -54,9 +53,9 @@ class Rebuilding:
         self.last: Version | None = None
         self._log = log
         self._numbers = numbers
-        self._strategy: Strategy | None = None
+        self._pipeline: Pipeline | None = None
         self._rule: Rule | None = None
-        self._stands: int | None = None  # the version that the strategy's moments belong to
+        self._stands: int | None = None  # the version that the pipeline's moments belong to
         self._residual: tuple[int, Residual] | None = None  # and what its readers are owed
         self._source: UpdateSource
 
@@ -89,7 +88,7 @@ class Rebuilding:
         if index.versions[parent].head.kind is VersionKind.DELTA and parent not in index.residuals:
             return False
         try:
-            return parent in index.moments or not Rule.of(head.rule).moments
+            return parent in index.moments or not self._log.rule(head).moments
         except Rejected:
             return True
 
@@ -117,7 +116,7 @@ class Rebuilding:
         except (Missing, Rejected) as missing:
             for item in head.manifest:
                 self._source.drop(item)
-            self._strategy = self._stands = self._residual = None
+            self._pipeline = self._stands = self._residual = None
             return Verdict(number, Outcome.GONE, count, perf_counter() - begun, digest, detail=str(missing))
         # Moments carried through a difference differ too: recorded ones are better, where there are any.
         self._stands = None if differs and number in self._log.index.moments else number
@@ -129,18 +128,19 @@ class Rebuilding:
 
     async def _rebuild(self, head: VersionHead, parent: int) -> Tensor:
         """The weights that the manifest makes of the parent's. Raises Missing or Rejected."""
-        rule = Rule.of(head.rule)
-        if not head.manifest or (rule.aggregation.strategy == "fedasync" and len(head.manifest) > 1):
+        rule = self._log.rule(head)
+        exactly = rule.strategy().contributions_per_version
+        if not head.manifest or (exactly is not None and len(head.manifest) != exactly):
             raise Missing(f"version {head.number} names {len(head.manifest)} contributions, which no rule makes one of")
         for item in head.manifest:
             self._source.check_kept(item)  # before the others are read in vain
         weights = await self._log.weights(parent)
-        strategy = await self._strategy_at(parent, weights, rule, head.manifest)
+        pipeline = await self._pipeline_at(parent, weights, rule, head.manifest)
         layout = self._log.index.layout(head.number)
         for item in head.manifest:
             update = await self._log.take(self._source, item, parent - item.staleness, layout)
-            await self._log.offload.run(strategy.fold, item, update.delta, 0.0)
-        rebuilt, _ = await self._log.offload.run(strategy.flush, parent, weights)
+            await self._log.offload.run(pipeline.fold, item, update.delta, 0.0)
+        rebuilt, _ = await self._log.offload.run(pipeline.flush, parent, weights, recorded=True)
         await self._tell(head, parent, weights, rebuilt)
         return rebuilt
 
@@ -157,26 +157,26 @@ class Rebuilding:
                 raise Missing(f"version {head.number} is no delta that can be made again: {error}") from None
             self._residual = (head.number, told.residual)
 
-    async def _strategy_at(
+    async def _pipeline_at(
         self, parent: int, weights: Tensor, rule: Rule, manifest: tuple[Contribution, ...]
-    ) -> Strategy:
-        """A strategy as it was when the parent had been published."""
-        if rule.aggregation.strategy == "fedasync":
-            bases = {parent - item.staleness for item in manifest}
-            self._strategy = None
-            return rule.strategy(parent, weights, {base: await self._log.weights(base) for base in bases - {parent}})
-        carried = self._strategy if self._stands == parent else None
+    ) -> Pipeline:
+        """A pipeline as it was when the parent had been published."""
+        carried = self._pipeline if self._stands == parent else None
         if carried is not None and self._rule == rule:
-            return carried
-        strategy = rule.strategy(parent, weights)
-        if rule.moments:
-            moments = carried.state_tensors() if carried is not None else await self._log.moments(parent)
-            if moments.keys() == rule.moments:
-                strategy.load(moments)
-            elif self._had_moments(parent, rule):
-                raise Missing(f"the moments of the server optimiser at version {parent} are not in the log")
-        self._strategy, self._rule = strategy, rule
-        return strategy
+            pipeline = carried
+        else:
+            pipeline = rule.pipeline(parent, weights)
+            if rule.moments:
+                moments = carried.state_tensors() if carried is not None else await self._log.moments(parent)
+                if moments.keys() == rule.moments:
+                    pipeline.load(moments)
+                elif self._had_moments(parent, rule):
+                    raise Missing(f"the moments of the server optimiser at version {parent} are not in the log")
+        if pipeline.strategy.needs_history:
+            bases = {parent - item.staleness for item in manifest}
+            pipeline.history = {base: await self._log.weights(base) for base in bases - {parent}} | {parent: weights}
+        self._pipeline, self._rule = pipeline, rule
+        return pipeline
 
     def _carried_what_is_gone(self, parent: int) -> bool:
         """Whether the parent's residual was computed here and is not kept: the aggregator may have lost it too."""
@@ -186,4 +186,4 @@ class Rebuilding:
     def _had_moments(self, parent: int, rule: Rule) -> bool:
         """Whether the parent left moments that this rule goes on with; they start anew where the optimiser changed."""
         before = self._log.index.entry(parent).head
-        return before.parent is not None and Rule.of(before.rule).moments == rule.moments
+        return before.parent is not None and self._log.rule(before).moments == rule.moments

@@ -91,7 +91,7 @@ class UpdateSource:
             raise UpdateMissing(f"{self._name(item)} is beyond the end ({self._ends[at]})", gone=False)
 
     async def take(self, item: Contribution) -> Message:
-        """The message of one contribution; its payload is not verified yet (see `roles.decoding.decode_update`).
+        """The message of one contribution; its payload is not verified yet (see `log.updates.decode_update`).
 
         Raises UpdateMissing that says what is missing. Never waits for more than the log held at the start;
         raises BrokerUnavailable when what it held does not come.

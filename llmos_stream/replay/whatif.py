@@ -3,7 +3,7 @@
 What the clients did stays as it was: their updates were trained on the versions that were really
 published. Each one's base version is taken to be what stood in that version's place here.
 
-Time plays no part. Where the original and the changed rule are both fedbuff with the same buffer, or both fedasync, a
+Time plays no part. Where the original and the changed rule have one strategy and make a version of as many updates, a
 version is made wherever the run made one, and rounded as the run's was where that is a delta (which with
 nothing changed gives the same bytes throughout); otherwise buffers are filled by count, what is left at
 the end makes a last version, and none is rounded.
@@ -16,8 +16,8 @@ from dataclasses import dataclass, field, replace
 from torch import Tensor
 
 from llmos_stream.codec import Residual, add_residual, encode_delta, fits_delta, weights_digest
-from llmos_stream.core import Update
-from llmos_stream.core.replay import Changes, Retelling, Rule
+from llmos_stream.core import Changes, Rule, Update
+from llmos_stream.core.replay import Retelling
 from llmos_stream.errors import ConfigError, Rejected
 from llmos_stream.log import Version
 from llmos_stream.replay.difference import Difference, difference
@@ -70,7 +70,7 @@ class Told:
 class WhatIf:
     """One such story. Call `run` once.
 
-    Weights are held for every version that a later update names as its base, where the rule is fedasync:
+    Weights are held for every version that a later update names as its base, where the strategy needs them:
     up to `staleness.maximum + 1` models. Otherwise two are, and the optimiser's moments.
     """
 
@@ -102,7 +102,7 @@ class WhatIf:
         self._residual = await self._owed(first)
         for head in heads:
             parent = head.number - 1
-            recorded, rule = Rule.of(head.rule), self._rule(head)
+            recorded, rule = self._log.rule(head), self._rule(head)
             await self._follow(rule)
             for item in head.manifest:
                 if item.client_id in self._change.without:
@@ -125,7 +125,7 @@ class WhatIf:
 
     def _rule(self, head: VersionHead) -> Rule:
         try:
-            return Rule.of(head.rule, self._change.settings)
+            return self._log.rule(head, self._change.settings)
         except ValueError as error:
             raise ConfigError(f"the changed settings make no rule: {error}") from None
 
@@ -136,7 +136,7 @@ class WhatIf:
 
     def _count_bases(self, heads: list[VersionHead]) -> None:
         for head in heads:
-            if self._rule(head).aggregation.strategy == "fedasync":
+            if self._rule(head).strategy().needs_history:
                 self._bases.update(
                     head.number - 1 - item.staleness
                     for item in head.manifest
@@ -222,5 +222,4 @@ class WhatIf:
 
 def _by_boundary(recorded: Rule, rule: Rule) -> bool:
     """Whether versions are made where the run made them."""
-    one, other = recorded.aggregation, rule.aggregation
-    return one.strategy == other.strategy and (one.strategy == "fedasync" or one.buffer_size == other.buffer_size)
+    return recorded.aggregation.strategy == rule.aggregation.strategy and recorded.capacity == rule.capacity

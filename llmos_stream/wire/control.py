@@ -96,7 +96,7 @@ class Progress:
     snapshots: each moment of the server optimiser, and the residual of a delta version, and where its message
     begins in `<f>.snapshots`.
     bases: where the full version begins in `<f>.models` that the oldest one which an update may still name
-    stands on, where the strategy needs the weights of past versions (fedasync).
+    stands on, where the strategy needs the weights of past versions.
     stop: what the stop rule learnt (`StopRule.dump`). events: the next offset of `<f>.events` to look at.
     started_ms: when the run started, in milliseconds since the epoch.
     floor: see `core.State`. intake: what the source of the updates wants back after a restart.

@@ -24,13 +24,15 @@ from llmos_stream.codec.payload import SLICE
 from llmos_stream.codec.table import codec_for
 from llmos_stream.codec.workspace import Workspace
 from llmos_stream.config import ServerOptimizerSettings
+from llmos_stream.config.plugins import NoOptions
 from llmos_stream.core import Update, check_and_clip
-from llmos_stream.core.buffer import Buffer
+from llmos_stream.core.delta import as_delta
 from llmos_stream.core.flat import blocks, l2_norm, scratch
-from llmos_stream.core.optimizer import make_optimizer
+from llmos_stream.core.optimizer import Sgd
+from llmos_stream.core.running_sum import RunningSum
 from llmos_stream.roles.aggregator.decoding import Decoder
 from llmos_stream.runtime import Offload
-from llmos_stream.types import CodecId, CodecSpec, Contribution, UpdateHead
+from llmos_stream.types import CodecId, CodecSpec, UpdateHead
 from llmos_stream.wire import Message, payload_digest
 from llmos_stream.wire.store import MemoryStore
 from tests.bench.common import add_flags, show, write_json
@@ -98,10 +100,6 @@ def _message(parts: Sequence[bytes], spec: CodecSpec) -> Message:
     return Message(head, None, 0, store, 0, 0, 0, None, digest_on_the_way=digest)
 
 
-def _contribution() -> Contribution:
-    return Contribution("bench", 0, 0, 0, 1, 0, FACTOR, 1.0, bytes(32))
-
-
 def _unzip(parts: Sequence[bytes], spec: CodecSpec, numel: int) -> None:
     reader, zstd, workspace, codec = PartReader(parts), zstandard.ZstdDecompressor(), Workspace(), codec_for(spec)
     for begin in range(0, numel, SLICE):
@@ -120,8 +118,8 @@ def measure(codec: str, delta: Tensor, repeats: int) -> Measurement:
     message = _message(parts, spec)
     total, room = torch.zeros(numel), torch.empty(numel)
     block = scratch(total)
-    buffer = Buffer(2048, 1.0)
-    buffer.fold(_contribution(), total, 0.0)
+    running = RunningSum()
+    running.add(as_delta(total), FACTOR)
 
     def whole() -> None:
         decode(parts, spec, numel, room)
@@ -137,7 +135,7 @@ def measure(codec: str, delta: Tensor, repeats: int) -> Measurement:
             return runner.run(decoder.decode(message))
 
         def fold(update: Update) -> None:
-            buffer.fold(_contribution(), update.delta, 0.0)
+            running.add(as_delta(update.delta), FACTOR)
 
         def twice() -> None:
             found = update(read)
@@ -176,11 +174,11 @@ def measure(codec: str, delta: Tensor, repeats: int) -> Measurement:
 def measure_version(delta: Tensor, repeats: int) -> VersionCost:
     spec, weights = CODECS["float32"], delta.clone()
     parts = list(encode(weights, spec))
-    optimizer = make_optimizer(ServerOptimizerSettings(), delta.numel())
+    optimizer = Sgd(NoOptions(), ServerOptimizerSettings(), delta.numel(), delta.device)
     total = delta.clone()
 
     def first_fold() -> None:
-        Buffer(4, 1.0).fold(_contribution(), delta, 0.0)
+        RunningSum().add(as_delta(delta), FACTOR)
 
     return VersionCost(
         numel=delta.numel(),

@@ -2,12 +2,18 @@
 
 import itertools
 from collections.abc import Iterator, Sequence
+from types import FunctionType
+from typing import Any
 
 import torch
 from pydantic import BaseModel
 from torch import Tensor
 
-from llmos_stream.core import NewVersion, State, Update, step
+from llmos_stream import core
+from llmos_stream.config import AggregationSettings, ServerOptimizerSettings, StalenessSettings
+from llmos_stream.config.plugins import NoOptions
+from llmos_stream.core import NewVersion, Rule, State, Update, step
+from llmos_stream.core.optimizer import BUILT_IN, ServerOptimizer
 from llmos_stream.types import CodecSpec, Contribution, UpdateHead
 
 LAYOUT = bytes(range(32))
@@ -34,6 +40,45 @@ def update(
 ) -> Update:
     flat = delta if isinstance(delta, Tensor) else torch.tensor(delta, dtype=torch.float32)
     return Update(head(sequence, base, examples, client, layout), 0, next(_offsets), flat)
+
+
+def rule_of(
+    aggregation: AggregationSettings | None = None,
+    staleness: StalenessSettings | None = None,
+    server_optimizer: ServerOptimizerSettings | None = None,
+) -> Rule:
+    """A rule of some settings; those left out take their defaults."""
+    return Rule(
+        aggregation or AggregationSettings(),
+        staleness or StalenessSettings(),
+        server_optimizer or ServerOptimizerSettings(),
+    )
+
+
+def start(
+    weights: Tensor,
+    layout_digest: bytes = LAYOUT,
+    version: int = 0,
+    *,
+    aggregation: AggregationSettings | None = None,
+    staleness: StalenessSettings | None = None,
+    server_optimizer: ServerOptimizerSettings | None = None,
+    **rest: Any,
+) -> State:
+    """`core.start` under the rule of some settings."""
+    rule = rule_of(aggregation, staleness, server_optimizer)
+    return core.start(weights, layout_digest, version, rule=rule, **rest)
+
+
+def discount(tau: int, staleness: StalenessSettings) -> float:
+    """s(tau) as a version's manifest has it of one example."""
+    return rule_of(staleness=staleness).pipeline(0, torch.zeros(1)).weigh(1, tau)
+
+
+def make_optimizer(settings: ServerOptimizerSettings, numel: int, device: str = "cpu") -> ServerOptimizer:
+    """The optimiser that `settings` name, with fresh moments."""
+    made: ServerOptimizer = BUILT_IN[settings.name](NoOptions(), settings, numel, torch.device(device))
+    return made
 
 
 def contribution(examples: int, weight: float, clip: float = 1.0, staleness: int = 0) -> Contribution:
@@ -65,8 +110,10 @@ def fingerprint(thing: object) -> list[object]:
 
 
 def _leaves(thing: object) -> Iterator[object]:
-    if isinstance(thing, Tensor | BaseModel | str | bytes | int | float | torch.device | None):
+    if isinstance(thing, Tensor | BaseModel | Rule | str | bytes | int | float | torch.device | None):
         yield thing
+    elif isinstance(thing, FunctionType):
+        yield thing.__qualname__
     elif isinstance(thing, dict):
         for key, value in thing.items():
             yield key

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from llmos_stream.config import AggregationSettings
-from llmos_stream.core import Delta, NewVersion, Refused, Update, Whole, check_and_clip, check_delta, start, step
+from llmos_stream.core import Delta, NewVersion, Refused, Update, Whole, check_and_clip, check_delta, step
 from llmos_stream.core.flat import BLOCK, ROW, l2_norm, norm_of, row_norms
 from llmos_stream.core.validate import LARGEST_NORM
 from llmos_stream.errors import Reason, Rejected
-from tests.core.builders import LAYOUT, fingerprint, head, same_bytes
+from tests.core.builders import LAYOUT, fingerprint, head, same_bytes, start
 
 NUMEL = 3 * BLOCK + 1234
 LENGTHS = [ROW, 7 * ROW, BLOCK - ROW, BLOCK, 2 * BLOCK]
@@ -44,6 +44,9 @@ class Sliced:
             yield torch.mul(part, 1.0 if factor is None else factor, out=room[: part.numel()])
             room.fill_(math.nan)
 
+    def keep(self) -> "Sliced":
+        return Sliced(self._flat.clone(), self._length, self._bound)
+
 
 class Broken:
     """Turns out to be none when it is looked at."""
@@ -58,6 +61,9 @@ class Broken:
 
     def slices(self, factor: float | None = None) -> Iterator[Tensor]:
         raise AssertionError("folded all the same")
+
+    def keep(self) -> "Broken":
+        return self
 
 
 def some(seed: int = 0, numel: int = NUMEL) -> Tensor:

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from llmos_stream.config import AggregationSettings, ServerOptimizerSettings, StalenessSettings
-from llmos_stream.core import NewVersion, Update, make_strategy, start, step
+from llmos_stream.config import AggregationSettings, ServerOptimizerSettings
+from llmos_stream.core import NewVersion, Update, step
 from llmos_stream.core.flat import l2_norm
-from tests.core.builders import LAYOUT, same_bytes, update
+from tests.core.builders import LAYOUT, rule_of, same_bytes, start, update
 
 NUMEL = 100_003  # long enough for torch to split it over threads, and odd, so that they get tails
 RULES = [
@@ -60,17 +60,15 @@ def test_a_manifest_and_its_deltas_rebuild_the_versions(name_of_strategy: str, n
     published = run(updates, name_of_strategy, name, momentum)
     deltas = {item.offset: item.delta for item in updates}
     weights = torch.ones(NUMEL)
-    strategy = make_strategy(
-        0,
-        weights,
+    rule = rule_of(
         AggregationSettings.model_validate({"strategy": name_of_strategy}),
-        StalenessSettings(),
-        ServerOptimizerSettings.model_validate({"name": name, "lr": 0.37, "momentum": momentum}),
+        server_optimizer=ServerOptimizerSettings.model_validate({"name": name, "lr": 0.37, "momentum": momentum}),
     )
+    pipeline = rule.pipeline(0, weights)
     for version in published:
         for entry in version.manifest:
-            strategy.fold(entry, deltas[entry.offset], now=0.0)
-        weights, manifest = strategy.flush(version.number - 1, weights)
+            pipeline.fold(entry, deltas[entry.offset], now=0.0)
+        weights, manifest = pipeline.flush(version.number - 1, weights, recorded=True)
         assert manifest == version.manifest
         assert same_bytes(weights, version.weights)
 

@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from llmos_stream.config import AggregationSettings, ServerOptimizerSettings
-from llmos_stream.core import NewVersion, State, device_for, start, step
+from llmos_stream.core import NewVersion, State, device_for, release, step
 from llmos_stream.core.device import Upload
 from llmos_stream.core.flat import BLOCK, divisor
 from llmos_stream.errors import ConfigError
-from tests.core.builders import LAYOUT, same_bytes, update
+from tests.core.builders import LAYOUT, same_bytes, start, update
 from tests.core.test_determinism import RULES
 
 NUMEL = 2 * BLOCK + 4321
@@ -36,7 +36,7 @@ def run(state: State) -> list[NewVersion]:
             if isinstance(effect, NewVersion):
                 # Overwritten by the receiver, as a version that is sent as a quantised delta is.
                 effect.weights.mul_(1.5)
-                state.adopt(effect.weights)
+                state = release(state, effect.weights)
                 published.append(effect)
     return published
 
@@ -64,7 +64,7 @@ def test_on_the_cpu_a_version_costs_no_copy() -> None:
     state = begin("fedbuff", "adam", 0.0, "cpu")
     last = run(state)[-1]
     assert last.weights is state.weights
-    live = state.strategy.state_tensors()
+    live = state.pipeline.state_tensors()
     assert all(last.moments[name] is live[name] for name in live)
 
 

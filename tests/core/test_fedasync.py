@@ -5,11 +5,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmos_stream.config import AggregationSettings, ServerOptimizerSettings, StalenessSettings
-from llmos_stream.core import Folded, NewVersion, Refused, make_strategy, next_deadline, start, step, tick
+from llmos_stream.config import AggregationSettings, StalenessSettings
+from llmos_stream.core import Folded, NewVersion, Refused, next_deadline, step, tick
 from llmos_stream.errors import Reason, StateError
 from tests.core import oracles
-from tests.core.builders import LAYOUT, contribution, same_bytes, tensors_in, update, versions
+from tests.core.builders import LAYOUT, contribution, rule_of, same_bytes, start, tensors_in, update, versions
 
 vectors = st.lists(st.floats(-1, 1, width=32), min_size=3, max_size=3)
 ASYNC = AggregationSettings(strategy="fedasync")
@@ -99,17 +99,17 @@ def test_time_alone_does_nothing() -> None:
 
 
 def test_a_version_for_each_update_is_kept_to() -> None:
-    strategy = make_strategy(0, torch.zeros(1), ASYNC, StalenessSettings(), ServerOptimizerSettings())
-    with pytest.raises(ValueError, match="no update"):
-        strategy.flush(0, torch.zeros(1))
-    strategy.fold(contribution(1, 0.5), torch.ones(1), now=0.0)
-    assert (strategy.pending(), strategy.due(now=0.0)) == (1, True)
+    pipeline = rule_of(ASYNC).pipeline(0, torch.zeros(1))
+    with pytest.raises(ValueError, match="empty buffer"):
+        pipeline.flush(0, torch.zeros(1))
+    pipeline.fold(contribution(1, 0.5), torch.ones(1), now=0.0)
+    assert (pipeline.pending(), pipeline.due(now=0.0)) == (1, True)
     with pytest.raises(ValueError, match="flush before"):
-        strategy.fold(contribution(1, 0.5), torch.ones(1), now=0.0)
+        pipeline.fold(contribution(1, 0.5), torch.ones(1), now=0.0)
 
 
 def test_moments_in_a_snapshot_are_another_rules() -> None:
-    strategy = make_strategy(0, torch.zeros(1), ASYNC, StalenessSettings(), ServerOptimizerSettings())
-    assert strategy.state_tensors() == {}
+    pipeline = rule_of(ASYNC).pipeline(0, torch.zeros(1))
+    assert pipeline.state_tensors() == {}
     with pytest.raises(StateError, match="momentum"):
-        strategy.load({"momentum": torch.zeros(1)})
+        pipeline.load({"momentum": torch.zeros(1)})

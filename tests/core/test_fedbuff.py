@@ -6,9 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmos_stream.config import AggregationSettings, ServerOptimizerSettings, StalenessSettings
-from llmos_stream.core import start
 from tests.core import oracles
-from tests.core.builders import LAYOUT, update, versions
+from tests.core.builders import LAYOUT, start, update, versions
 
 vectors = st.lists(st.floats(-1, 1, width=32), min_size=4, max_size=4)
 fresh = st.lists(st.tuples(vectors, st.integers(1, 10_000)), min_size=1, max_size=4)

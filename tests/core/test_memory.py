@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from llmos_stream.config import AggregationSettings, ServerOptimizerSettings, StalenessSettings
-from llmos_stream.core import Folded, NewVersion, Refused, State, start, step
+from llmos_stream.core import Folded, NewVersion, Refused, State, step
 from llmos_stream.core.dedup import WINDOW
 from llmos_stream.errors import Reason
-from tests.core.builders import LAYOUT, tensors_in, update
+from tests.core.builders import LAYOUT, start, tensors_in, update
 
 NUMEL = 1000
 

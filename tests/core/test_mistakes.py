@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from llmos_stream.config import AggregationSettings, StalenessSettings
-from llmos_stream.core import State, discount, start
-from tests.core.builders import LAYOUT, update, versions
+from llmos_stream.core import State
+from tests.core.builders import LAYOUT, discount, start, update, versions
 
 
 def fedbuff(weights: list[float], size: int, version: int = 0) -> State:

@@ -5,10 +5,9 @@ from hypothesis import strategies as st
 
 from llmos_stream.config import ServerOptimizerSettings
 from llmos_stream.core.flat import BLOCK
-from llmos_stream.core.optimizer import make_optimizer
 from llmos_stream.errors import ConfigError, StateError
 from tests.core import oracles
-from tests.core.builders import same_bytes
+from tests.core.builders import make_optimizer, same_bytes
 
 NAMES = ("sgd", "adam", "yogi", "adagrad")
 vectors = st.lists(st.floats(-1, 1, width=32), min_size=3, max_size=3)

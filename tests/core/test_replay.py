@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from llmos_stream.config import AggregationSettings, ServerOptimizerSettings, StalenessSettings
-from llmos_stream.core import NewVersion, State, Update, start, step
-from llmos_stream.core.replay import Retelling, Rule
+from llmos_stream.core import NewVersion, Rule, State, Update, start, step
+from llmos_stream.core.replay import Retelling
 from llmos_stream.errors import Reason, Rejected
 from llmos_stream.types import CodecId, CodecSpec, UpdateHead
 
@@ -32,13 +32,7 @@ def _update(number: int, base: int) -> Update:
 
 
 def _state(rule: Rule) -> State:
-    return start(
-        torch.zeros(NUMEL),
-        LAYOUT,
-        aggregation=rule.aggregation,
-        staleness=rule.staleness,
-        server_optimizer=rule.server_optimizer,
-    )
+    return start(torch.zeros(NUMEL), LAYOUT, rule=rule)
 
 
 def test_a_rule_is_read_back_and_changed_where_asked() -> None:
@@ -100,7 +94,7 @@ def test_a_retelling_under_the_same_rule_makes_the_bytes_that_steps_made(
             retelling.flush()
         if isinstance(effects[-1], NewVersion):
             versions.append(effects[-1].weights)
-        assert (retelling.version, retelling.pending) == (state.version, state.strategy.pending())
+        assert (retelling.version, retelling.pending) == (state.version, state.pipeline.pending())
     assert torch.equal(retelling.weights, versions[-1])
 
 

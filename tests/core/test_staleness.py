@@ -5,9 +5,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmos_stream.config import StalenessSettings
-from llmos_stream.core import discount, staleness_of
+from llmos_stream.core.staleness import staleness_of
 from llmos_stream.errors import Reason, Rejected
 from tests.core import oracles
+from tests.core.builders import discount
 
 settings = st.builds(
     StalenessSettings,
@@ -47,7 +48,7 @@ def test_never_rises_with_staleness(rule: StalenessSettings, tau: int) -> None:
     ],
 )
 def test_known_values(kind: str, a: float, b: float, tau: int, value: float) -> None:
-    assert discount(tau, StalenessSettings(kind=kind, a=a, b=b)) == pytest.approx(value)  # type: ignore[arg-type]
+    assert discount(tau, StalenessSettings(kind=kind, a=a, b=b)) == pytest.approx(value)
 
 
 def test_the_default_is_one_over_the_root_of_one_plus_tau() -> None:

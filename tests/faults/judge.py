@@ -10,7 +10,7 @@ import torch
 
 from llmos_stream.codec import Residual, add_residual, decode, encode_delta, weights_digest
 from llmos_stream.config import Settings
-from llmos_stream.core import make_strategy
+from llmos_stream.log.versions import local_rule
 from llmos_stream.roles.client import ClientState
 from llmos_stream.types import VersionKind
 from tests.faults.drivers import journal_of, state_of
@@ -144,11 +144,11 @@ def _replay(settings: Settings, logged: Logged, manifests: list[list[Sending]], 
     before = logged.versions[0].weights
     residual: Residual | None = None
     owed = [np.zeros(before.numel())]
-    strategy = make_strategy(0, before, settings.aggregation, settings.staleness, settings.server_optimizer)
+    pipeline = local_rule(settings).pipeline(0, before)
     for version, manifest in zip(logged.versions[1:], manifests[1:], strict=True):
         for item, sending in zip(version.head.manifest, manifest, strict=True):
-            strategy.fold(item, sending.delta, 0.0)
-        weights, _ = strategy.flush(version.head.number - 1, before)
+            pipeline.fold(item, sending.delta, 0.0)
+        weights, _ = pipeline.flush(version.head.number - 1, before, recorded=True)
         if version.head.kind is VersionKind.DELTA:
             _, residual = encode_delta(before, weights, residual, version.head.codec)
             owed.append(decode(residual.parts, residual.codec, weights.numel()).numpy().astype(np.float64))

@@ -10,7 +10,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from llmos_stream.codec import Layout
 from llmos_stream.config import Settings
 from llmos_stream.log import Pointer, Version, decode_version
-from llmos_stream.log.versions import Origin, encode_version, rule_of
+from llmos_stream.log.versions import Origin, encode_version, local_rule
 from llmos_stream.registry import VersionStore, open_store
 from llmos_stream.types import Contribution
 from tests.roles.aids import settings_for
@@ -44,7 +44,7 @@ def version_of(layout: Layout, number: int = 7) -> Version:
     """A version of random weights with a manifest."""
     weights = torch.randn(layout.numel, generator=torch.Generator().manual_seed(number))
     item = Contribution("a", 3, 0, 55, 30, 1, 21.2, 1.0, bytes(32))
-    origin = Origin(number - 1, (item,), rule_of(settings_for("ward")), 1_700_000_000_000)
+    origin = Origin(number - 1, (item,), local_rule(settings_for("ward")).record(), 1_700_000_000_000)
     return decode_version(*encode_version(number, weights, layout, origin))
 
 

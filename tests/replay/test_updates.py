@@ -73,8 +73,9 @@ async def _taken(source: UpdateSource, items: Sequence[Contribution]) -> list[in
     found = []
     for item in items:
         delta = decode_update(await source.take(item), NUMEL).delta
-        assert isinstance(delta, torch.Tensor)
-        found.append(next(number for number in range(len(items)) if torch.equal(delta, _delta(number))))
+        assert not isinstance(delta, torch.Tensor)
+        flat = torch.cat([part.clone() for part in delta.slices()])
+        found.append(next(number for number in range(len(items)) if torch.equal(flat, _delta(number))))
     return found
 
 

@@ -7,9 +7,10 @@ from typing import NamedTuple
 
 from llmos_stream.codec import Layout
 from llmos_stream.config import Settings
-from llmos_stream.core import NewVersion, Pace, State
+from llmos_stream.core import NewVersion, Pace, State, release
 from llmos_stream.log.events import event, now_ms
 from llmos_stream.log.snapshots import EncodedSnapshot, encode_snapshot
+from llmos_stream.log.versions import local_rule
 from llmos_stream.roles.aggregator.leadership import Load
 from llmos_stream.roles.aggregator.publisher import ROLE, Outgoing, Publisher
 from llmos_stream.roles.aggregator.recovery import Recovered
@@ -56,8 +57,8 @@ class Committing:
         self._buffered: dict[tuple[str, int], _Buffered] = {}
         self._spools = Spools(settings.wire.memory_bytes, settings.wire.spool_dir)
         self._chain = Chain(settings, layout, self._spools, offload)
-        self._places: deque[Pointer] = deque()  # versions that fedasync holds
-        self._places_kept = settings.staleness.maximum if settings.aggregation.strategy == "fedasync" else 0
+        self._places: deque[Pointer] = deque()  # versions whose weights the strategy holds
+        self._places_kept = settings.staleness.maximum if local_rule(settings).strategy().needs_history else 0
         self._fold_seconds = 0.0
         self._pace = Pace(settings.aggregator.utilisation)
         self._flushed = monotonic()
@@ -110,7 +111,7 @@ class Committing:
     async def _publish(self, new: NewVersion, state: State) -> None:
         number, manifest, begun = new.number, new.manifest, perf_counter()
         encoded = await self._chain.encode(new, now_ms())
-        await self._offload.run(state.adopt, new.weights)
+        await self._offload.run(release, state, encoded.weights)
         snapshots = await self._snapshots(new, encoded)
         events = [self._folded_event(item, number) for item in manifest]
         events.append(self._published_event(encoded.head))

@@ -83,7 +83,7 @@ class Intake:
                 yield await self._decode(outcome)
             finally:
                 # Folding may have walked through it once more. Giving back a part of a file may take a while.
-                await self._offload.run(outcome.parts.close)
+                await self._offload.run(self._decoder.close, outcome)
 
     def rested(self) -> None:
         self._rested.update(self._reader.partitions)

@@ -22,7 +22,7 @@ from llmos_stream.runtime import Offload, Shutdown
 from llmos_stream.telemetry.event_metrics import OWN
 from llmos_stream.telemetry.process_metrics import BUFFERED, PAUSED
 from llmos_stream.telemetry.tracing import span
-from llmos_stream.types import EventKind, UpdateHead
+from llmos_stream.types import EventKind
 from llmos_stream.wire import Refusal
 from llmos_stream.wire.control import RunEnd
 
@@ -70,7 +70,7 @@ class Folding:
     async def begin(self, weights: Tensor, version: int = 0) -> None:
         """Publish `weights` as the first version of a new federation."""
         self._state = new_state(self._settings, self._layout, weights, version)
-        moments = {name: tensor.cpu() for name, tensor in self._state.strategy.state_tensors().items()}
+        moments = {name: tensor.cpu() for name, tensor in self._state.pipeline.state_tensors().items()}
         await self._publish(NewVersion(version, None, weights, (), {}, moments))
 
     async def resume(self, found: Recovered) -> None:
@@ -165,10 +165,10 @@ class Folding:
         self._committing.spent(perf_counter() - begun)
         if any(isinstance(effect, Folded) for effect in effects):
             self._committing.buffer(head, received.partition, received.offset, folding.parent)
-        await self._apply(effects, head)
+        await self._apply(effects)
 
-    async def _apply(self, effects: Sequence[Effect], head: UpdateHead | None = None) -> None:
-        """Do what a step asks for; `head` is that of the update it was given."""
+    async def _apply(self, effects: Sequence[Effect]) -> None:
+        """Do what a step asks for."""
         for effect in effects:
             match effect:
                 case Folded():
@@ -183,10 +183,10 @@ class Folding:
                     # The buffered update itself, read again, still waits for its version at that offset.
                     if not self._committing.is_buffered(client_id, sequence, partition, offset):
                         self._source.release(partition, offset)
-                case Refused(reason, detail, client_id, _, partition, offset):
-                    self._refuse(Refusal(reason, detail, head, b"", client_id.encode(), partition, offset))
+                case Refused():
+                    self._refuse(effect)
 
-    def _refuse(self, refusal: Refusal) -> None:
+    def _refuse(self, refusal: Refusal | Refused) -> None:
         self._publisher.refuse(refusal)
         self._source.release(refusal.partition, refusal.offset)
 

@@ -1,15 +1,18 @@
 """What an aggregator looks at before it begins: whether its versions can be written, kept and read."""
 
 from llmos_stream.codec import Layout, max_payload_size
-from llmos_stream.config import Settings
+from llmos_stream.config import ServerOptimizerSettings, Settings
+from llmos_stream.core import Rule
 from llmos_stream.errors import ConfigError
-from llmos_stream.log.versions import FULL_CODEC, build, delta_codec, rule_of
+from llmos_stream.log.versions import FULL_CODEC, build, delta_codec, local_rule
 from llmos_stream.types import Contribution, VersionHead, VersionKind
 from llmos_stream.wire import pack_prelude
 
 
 def check_fits(layout: Layout, settings: Settings) -> None:
     """Raise ConfigError when versions of this layout could not be written, not be kept, or not be read by anyone."""
+    rule = local_rule(settings)
+    _check_optimizer(rule)
     widest = Contribution("c" * 128, 2**63 - 1, 2**31 - 1, 2**63 - 1, 2**63 - 1, 2**31 - 1, 1.0, 1.0, bytes(32))
     head = VersionHead(
         number=2**63 - 1,
@@ -21,9 +24,9 @@ def check_fits(layout: Layout, settings: Settings) -> None:
         payload_digest=bytes(32),
         weights_digest=bytes(32),
         time_ms=0,
-        manifest=(widest,) * settings.aggregation.buffer_size,
+        manifest=(widest,) * rule.capacity,
         tensors=layout.tensors,
-        rule=rule_of(settings),
+        rule=rule.record(),
         build=build(),
     )
     try:
@@ -31,12 +34,12 @@ def check_fits(layout: Layout, settings: Settings) -> None:
     except ValueError as error:
         raise ConfigError(
             f"task.share, aggregation.buffer_size: a version's head has no room for {len(layout.tensors)} tensors and "
-            f"{settings.aggregation.buffer_size} contributions ({error}); share fewer or make the buffer smaller"
+            f"{rule.capacity} contributions ({error}); share fewer or make the buffer smaller"
         ) from None
     delta = max_payload_size(delta_codec(settings.versions), layout.numel)
     # A full version and the deltas on it are needed until the next full one is committed, in two attempts perhaps.
     chain = 3 * size + (settings.versions.full_every - 1) * (size - head.payload_size + delta)
-    snapshots = 3 * (_moments(settings) * max_payload_size(FULL_CODEC, layout.numel) + delta)
+    snapshots = 3 * (len(rule.moments) * max_payload_size(FULL_CODEC, layout.numel) + delta)
     topics = settings.topics
     for name, gib, needed, what in (
         ("models", topics.models_retention_gib, chain, "full versions and the deltas between"),
@@ -54,7 +57,6 @@ def check_fits(layout: Layout, settings: Settings) -> None:
         )
 
 
-def _moments(settings: Settings) -> int:
-    """How many flat vectors the server optimiser remembers."""
-    optimizer = settings.server_optimizer
-    return int(optimizer.momentum > 0) if optimizer.name == "sgd" else 2
+def _check_optimizer(rule: Rule) -> None:
+    if not rule.strategy().uses_server_optimizer and rule.server_optimizer != ServerOptimizerSettings():
+        raise ConfigError("server_optimizer: the strategy takes no server optimiser; leave it out")

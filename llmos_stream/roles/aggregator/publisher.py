@@ -13,6 +13,7 @@ import orjson
 
 from llmos_stream.broker import Headers, Producer, Sent, TopicPartition, Topics, Transaction
 from llmos_stream.config import Settings
+from llmos_stream.core import Refused
 from llmos_stream.log.events import event, event_key, now_ms
 from llmos_stream.log.snapshots import EncodedSnapshot
 from llmos_stream.roles.aggregator.version_chain import Encoded
@@ -71,9 +72,16 @@ class Publisher:
         """Records that wait for a transaction."""
         return len(self._quarantine) + len(self._events)
 
-    def refuse(self, refusal: Refusal) -> None:
-        """Quarantine a bad update: its head, its reason and its offset, never its payload."""
+    def refuse(self, refusal: Refusal | Refused) -> None:
+        """Quarantine a bad update: its head, its reason and its offset, never its payload.
+
+        One that the core refused has a head that could be read, and is kept under the client that it names.
+        """
         head = refusal.head
+        if isinstance(refusal, Refused):
+            key, head_bytes = refusal.head.client_id.encode(), b""
+        else:
+            key, head_bytes = refusal.key or b"", refusal.head_bytes
         update = head if isinstance(head, UpdateHead) else None
         logger.warning("refused an update at offset %d: %s", refusal.offset, refusal.reason)
         entry = {
@@ -84,10 +92,10 @@ class Publisher:
             "offset": refusal.offset,
             "time_ms": now_ms(),
             "head": describe(head, full=False) if head is not None else None,
-            "head_bytes": b64encode(refusal.head_bytes).decode(),
+            "head_bytes": b64encode(head_bytes).decode(),
         }
         # What was sent decides nothing about the size of this: an entry that Kafka would not take would come again.
-        self._quarantine.append(((refusal.key or b"")[:_KEY_BYTES] or None, orjson.dumps(entry)))
+        self._quarantine.append((key[:_KEY_BYTES] or None, orjson.dumps(entry)))
         self._events.append(
             event(
                 EventKind.UPDATE_REJECTED,

@@ -1,7 +1,7 @@
 """What an aggregator finds in the log when it starts: the newest version and the state that belongs to it.
 
 The pointers in `<f>.control` lead to each piece, so the time this takes depends on the size of the model
-and not on the length of the history (fedasync reads `staleness.maximum` versions back).
+and not on the length of the history (a strategy that needs past versions has `staleness.maximum` of them read back).
 """
 
 import logging
@@ -20,7 +20,7 @@ from llmos_stream.log.control import ControlView
 from llmos_stream.log.replica import Follower, Replica
 from llmos_stream.log.scan import read_heads, read_versions
 from llmos_stream.log.snapshots import Kept, fetch_snapshots
-from llmos_stream.log.versions import Version
+from llmos_stream.log.versions import Version, local_rule
 from llmos_stream.runtime import Offload
 from llmos_stream.types import VersionHead, VersionKind
 from llmos_stream.wire.control import Pointer, Progress
@@ -35,7 +35,7 @@ class Recovered:
     """The newest version with the state to go on from, and the full version that it stands on.
 
     moments: the server optimiser's, by name. residual: what readers are owed. history: weights of past versions
-    that fedasync needs, and in `places` where those lie in `<f>.models` that the next version may still need.
+    that the strategy needs, and in `places` where those lie in `<f>.models` that the next version may still need.
     """
 
     newest: Version
@@ -89,7 +89,7 @@ async def recover(
         return Recovered(newest, pointer.beginning, None, sequences)
     moments, residual = await _kept(broker, topics, settings, progress, newest, offload)
     found = Recovered(newest, pointer.beginning, progress, sequences, moments, residual)
-    if settings.aggregation.strategy != "fedasync":
+    if not local_rule(settings).strategy().needs_history:
         return found
     # A version that nothing older is needed with was committed before its own place was known.
     bases = pointer.beginning.offset if progress.bases is None else progress.bases
@@ -162,9 +162,7 @@ def new_state(
         weights,
         layout.digest,
         version,
-        aggregation=settings.aggregation,
-        staleness=settings.staleness,
-        server_optimizer=settings.server_optimizer,
+        rule=local_rule(settings),
         history=history,
         moments=moments,
         sequences=sequences,

@@ -13,7 +13,7 @@ from llmos_stream.wire import Refusal
 class Source(Protocol):
     """Gives updates in the order of the log, and keeps account of the offsets that may be committed.
 
-    An update's delta may be overwritten as soon as the next one is asked for.
+    An update's delta may be overwritten as soon as the next one is asked for, unless it is kept (`core.Delta.keep`).
 
     Every update given is held until it is settled: released, or in the manifest of a committed version.
     """

@@ -7,7 +7,7 @@ from time import monotonic
 
 from llmos_stream.broker import Reader
 from llmos_stream.config import StopSettings
-from llmos_stream.core import Stop, StopRule
+from llmos_stream.core import Stop, make_stop_rule
 from llmos_stream.errors import ConfigError, StateError
 from llmos_stream.log.events import now_ms
 from llmos_stream.log.stream import EventStream, go_on
@@ -23,7 +23,7 @@ class Ending:
     """Watches one run through a reader of `<f>.events`, from version 0 on, through all restarts."""
 
     def __init__(self, settings: StopSettings, evaluations: Reader) -> None:
-        self._rule = StopRule(settings)
+        self._rule = make_stop_rule(settings)
         self._reader = evaluations
         self._evaluations = EventStream(evaluations, on_gap=go_on("events"))
         self._at = evaluations.partitions[0]

@@ -12,7 +12,7 @@ from llmos_stream.codec import DeltaEncoding, Layout, Residual, add_residual, fi
 from llmos_stream.config import Settings
 from llmos_stream.core import NewVersion
 from llmos_stream.log.snapshots import EncodedSnapshot, residual_message
-from llmos_stream.log.versions import Origin, delta_codec, delta_version, encode_version, rule_of
+from llmos_stream.log.versions import Origin, delta_codec, delta_version, encode_version, local_rule
 from llmos_stream.runtime import Offload, run_all
 from llmos_stream.storage.spool import Spools
 from llmos_stream.types import VersionHead
@@ -22,10 +22,14 @@ from llmos_stream.wire.control import Pointer
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Encoded:
-    """A version's message. `residual` is what it leaves owed, `full` the version it stands on; None for a full one."""
+    """A version's message, and the weights that its readers will have.
+
+    `residual` is what it leaves owed, `full` the version it stands on; None for a full one.
+    """
 
     head: VersionHead
     parts: Parts
+    weights: Tensor
     residual: EncodedSnapshot | None = None
     full: Pointer | None = None
 
@@ -36,7 +40,7 @@ class Chain:
     def __init__(self, settings: Settings, layout: Layout, spools: Spools, offload: Offload) -> None:
         self._every = settings.versions.full_every
         self._codec = delta_codec(settings.versions)
-        self._rule = rule_of(settings)
+        self._rule = local_rule(settings).record()
         self._layout = layout
         self._spools = spools
         self._offload = offload
@@ -49,7 +53,7 @@ class Chain:
         self._weights, self._residual, self._full = weights, residual, full
 
     async def encode(self, new: NewVersion, time_ms: int) -> Encoded:
-        """The message of `new`, whose weights are overwritten with what its readers will have."""
+        """The message of `new`. What its readers will have is written over the weights of `new`."""
         parent, full, self._weights = self._weights, self._full, new.weights
         origin = Origin(new.parent, new.manifest, self._rule, time_ms)
         due = full is None or new.number - full.version >= self._every
@@ -62,12 +66,13 @@ class Chain:
     def _encode_full(self, new: NewVersion, origin: Origin) -> Encoded:
         add_residual(new.weights, self._residual)
         self._residual = self._full = None
-        return Encoded(*encode_version(new.number, new.weights, self._layout, origin, self._spools.new()))
+        message = encode_version(new.number, new.weights, self._layout, origin, self._spools.new())
+        return Encoded(*message, new.weights)
 
     def _encode_delta(self, new: NewVersion, origin: Origin, encoding: DeltaEncoding, full: Pointer | None) -> Encoded:
         parts, self._residual = encoding.finish()
         delta = delta_version(new.number, new.weights, self._layout, origin, self._codec, parts)
-        return Encoded(*delta, residual_message(new.number, self._residual, self._layout), full)
+        return Encoded(*delta, new.weights, residual_message(new.number, self._residual, self._layout), full)
 
     def committed(self, pointer: Pointer) -> None:
         """The version encoded last lies there."""

@@ -1,0 +1,228 @@
+"""From accepted updates to a version: one pipeline of stages, each of which may be replaced.
+
+    admit      a head, before its payload is looked at               `Stages.admit`
+    check      that a delta is finite and fits; its clip factor      `Stages.check`
+    weigh      the update's weight                                   the strategy
+    combine    all updates of a version into one vector              the strategy
+    privatise  that vector                                           `Stages.privatise`
+    apply      it to the weights                                     the server optimiser
+    guard      what would become a version                           `Stages.guard`
+
+The pipeline may be driven by `step`, or by a replay that takes each contribution from a manifest.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from llmos_stream.config import AggregationSettings, StalenessSettings
+from llmos_stream.core.buffer import Buffer
+from llmos_stream.core.delta import Delta, as_delta
+from llmos_stream.core.flat import divisor, require_flat
+from llmos_stream.core.held import Held
+from llmos_stream.core.optimizer import ServerOptimizer
+from llmos_stream.core.running_sum import RunningSum
+from llmos_stream.core.staleness import Discount, discounted
+from llmos_stream.core.strategy import Strategy, Stretch
+from llmos_stream.core.validate import check_and_clip, check_head
+from llmos_stream.errors import Reason, Rejected, StateError
+from llmos_stream.types import Contribution, UpdateHead
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Combined:
+    """What a strategy made of the updates of one version: `vector / divisor`, or `vector` where there is none.
+
+    The vector is the holder's to overwrite. Dividing is left to whoever passes through it next anyway.
+    """
+
+    vector: Tensor
+    divisor: float | None
+
+
+def _as_it_is(combined: Combined) -> Combined:
+    return combined
+
+
+def _let_pass(weights: Tensor) -> None:
+    """Deltas are proven finite and short enough (`validate.LARGEST_NORM`) before they are folded."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Stages:
+    """The stages that neither the strategy nor the server optimiser has.
+
+    admit and check raise Rejected for an update that must not be folded; guard raises StateError for weights that must
+    not become a version.
+    """
+
+    admit: Callable[..., int] = check_head
+    check: Callable[[Tensor | Delta, int, float | None], float] = check_and_clip
+    privatise: Callable[[Combined], Combined] = _as_it_is
+    guard: Callable[[Tensor], None] = _let_pass
+
+
+class Pipeline:
+    """The stages of one rule, with what waits to become a version and what is remembered from one to the next.
+
+    Everything lies on `device`, as weights and moments must. `history` maps versions to their weights, where the
+    strategy needs them; the caller may change it between two versions.
+    """
+
+    def __init__(
+        self,
+        strategy: Strategy,
+        discount: Discount,
+        optimizer: ServerOptimizer | None,
+        aggregation: AggregationSettings,
+        staleness: StalenessSettings,
+        device: torch.device,
+        stages: Stages | None = None,
+    ) -> None:
+        self.strategy = strategy
+        self.stages = stages or Stages()
+        self.history: dict[int, Tensor] = {}
+        self._discount = discount
+        self._optimizer = optimizer
+        self._aggregation = aggregation
+        self._staleness = staleness
+        self._device = device
+        exactly = strategy.contributions_per_version
+        deadline = aggregation.deadline_seconds if exactly is None else None
+        self._buffer = Buffer(capacity_of(strategy, aggregation), deadline, strategy.least)
+        self._sum = RunningSum(device)
+        self._held: list[Delta] = []
+
+    def admit(self, head: UpdateHead, version: int, layout_digest: bytes) -> int:
+        """All that can be told of an update without payload and base. Returns its staleness. Raises Rejected."""
+        return self.stages.admit(
+            head,
+            version=version,
+            layout_digest=layout_digest,
+            aggregation=self._aggregation,
+            staleness=self._staleness,
+        )
+
+    def check_base(self, base_version: int) -> None:
+        """Raises Rejected UNKNOWN_BASE_VERSION if its weights are needed and not held (after a restart, say)."""
+        if self.strategy.needs_history and base_version not in self.history:
+            raise Rejected(Reason.UNKNOWN_BASE_VERSION, f"the weights of version {base_version} are not held")
+
+    def check(self, delta: Tensor | Delta, numel: int) -> float:
+        """The clip factor of a delta that is sound. Raises Rejected."""
+        return self.stages.check(delta, numel, self._aggregation.clip_norm)
+
+    def weigh(self, num_examples: int, tau: int) -> float:
+        """The weight that the manifest records, before clipping and normalising."""
+        return self.strategy.weigh(num_examples, discounted(self._discount, tau))
+
+    def fold(self, contribution: Contribution, delta: Tensor | Delta, now: float) -> None:
+        """Take one update in. `delta` is only read, and kept (see `Delta.keep`) only where the strategy holds it and no
+        version is due yet.
+
+        What a delta raises while it is walked through leaves the pipeline of no use.
+        """
+        delta = as_delta(delta)
+        exactly = self.strategy.contributions_per_version
+        if exactly is not None and len(self._buffer) == exactly:
+            raise ValueError(f"flush before the next fold: {exactly} make a version")
+        if not self.strategy.holds:
+            self._sum.add(delta, self.strategy.scale(contribution))
+        self._buffer.add(contribution, now)
+        if self.strategy.holds:
+            self._held.append(delta if self._buffer.due(now) else delta.keep())
+
+    def due(self, now: float) -> bool:
+        """Whether what waits must become a version. Never when nothing waits."""
+        return self._buffer.due(now)
+
+    def deadline(self) -> float | None:
+        """When `due` turns true by time alone, if it does."""
+        return self._buffer.deadline()
+
+    def pending(self) -> int:
+        """How many updates wait."""
+        return len(self._buffer)
+
+    def flush(
+        self, version: int, weights: Tensor, *, recorded: bool = False
+    ) -> tuple[Tensor, tuple[Contribution, ...]]:
+        """The weights of `version + 1` in a tensor never written again, and the manifest. Nothing waits after.
+
+        `weights` are those of `version` and only read. `recorded` says that the contributions are a manifest's, so
+        that what it says of them stands. Raises ValueError when nothing waits.
+        """
+        manifest = self._buffer.drain()
+        if self.strategy.holds:
+            held, self._held = Held(manifest, self._held), []
+            if not recorded:
+                held.manifest = list(self.strategy.judge(held))
+            manifest = tuple(held.manifest)
+            vector = self._combine(held, version, weights)
+        else:
+            vector = self._sum.drain()
+        combined = self.stages.privatise(Combined(vector, self.strategy.divisor(manifest)))
+        new = self._apply(weights, combined)
+        self.stages.guard(new)
+        if self.strategy.needs_history:
+            self.history[version + 1] = new
+            self.history.pop(version - self._staleness.maximum, None)
+        return new, manifest
+
+    def _combine(self, held: Held, version: int, weights: Tensor) -> Tensor:
+        """What is held in one vector. An update of weight 0 takes no part, and is not decoded again."""
+        strategy, held = self.strategy, held.without_weight_0()
+        if not held.manifest:
+            return torch.zeros_like(weights) if strategy.uses_server_optimizer else weights.clone()
+        bases = [self.history[version - item.staleness] for item in held.manifest] if strategy.needs_history else []
+        vector, room, at = torch.empty_like(weights), torch.empty(0, device=weights.device), 0
+        for rows in held.rows([strategy.scale(item) for item in held.manifest], self._device):
+            end = at + rows.shape[1]
+            if room.numel() < end - at:
+                room = torch.empty(end - at, device=weights.device)
+            here = [flat[at:end] for flat in (weights, *bases)]
+            out = vector[at:end]
+            found = strategy.combine(Stretch(rows, held.manifest, here[0], here[1:], out, room[: end - at]))
+            if found is not out:
+                out.copy_(found)
+            at = end
+        return vector
+
+    def _apply(self, weights: Tensor, combined: Combined) -> Tensor:
+        """The new weights, written over the combined vector."""
+        vector, by = combined.vector, combined.divisor
+        if self._optimizer is not None:
+            return self._optimizer.apply(weights, vector, by)
+        return vector if by is None else vector.div_(divisor(by, vector))
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """What a snapshot must hold, by name: the live tensors, which the next flush overwrites."""
+        return {} if self._optimizer is None else self._optimizer.state_tensors()
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Copy in what `state_tensors` gave. Raises StateError if it does not fit."""
+        if self._optimizer is not None:
+            self._optimizer.load(tensors)
+        elif tensors:
+            raise StateError(f"this strategy has no server optimiser, the snapshot has {sorted(tensors)}")
+
+
+def capacity_of(strategy: Strategy, aggregation: AggregationSettings) -> int:
+    """At how many updates a version is made, whatever the time."""
+    return strategy.contributions_per_version or strategy.holds or aggregation.buffer_size
+
+
+def history_of(
+    version: int, weights: Tensor, past: Mapping[int, Tensor] | None, staleness: StalenessSettings
+) -> dict[int, Tensor]:
+    """The history to start from: `weights` as `version`, and those of `past` that an update may still name.
+
+    Raises ValueError if one of them is not as long as `weights`.
+    """
+    oldest = version - staleness.maximum
+    history = {number: flat for number, flat in sorted((past or {}).items()) if oldest <= number < version}
+    for flat in history.values():
+        require_flat(flat, weights.numel())
+    return {**{number: flat.to(weights.device) for number, flat in history.items()}, version: weights}
