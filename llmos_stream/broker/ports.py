@@ -201,12 +201,20 @@ class Broker(Protocol):
         """A producer, to be opened with `async with`."""
 
     def reader(
-        self, topics: Sequence[str], *, start: Start, group: str | None = None, check_crcs: bool = True
+        self,
+        topics: Sequence[str],
+        *,
+        start: Start,
+        group: str | None = None,
+        check_crcs: bool = True,
+        fetch_bytes: int | None = None,
     ) -> Reader:
         """A reader, to be opened with `async with`; raises TopicMissing then.
 
         `committed` starts where `group` left off, or at the earliest record where it never committed.
-        `check_crcs` False spares Kafka's own checksums where payloads carry a digest.
+        `check_crcs` False spares Kafka's own checksums where payloads carry a digest. `fetch_bytes` is how much one
+        fetch takes from one partition, if that is less than the settings say: a reader that jumps about wants no more
+        than a record.
         """
 
     async def __aenter__(self) -> Self: ...

@@ -12,16 +12,17 @@ from llmos_stream.cli.export import check_target, write_file, write_weights
 from llmos_stream.cli.flags import load_settings
 from llmos_stream.cli.process import run_connected
 from llmos_stream.config import Settings
-from llmos_stream.errors import ConfigError, LlmosError, TopicMissing
+from llmos_stream.errors import ConfigError, LlmosError, OffsetGone, Rejected, TopicMissing
 from llmos_stream.reporting.wording import plural
 from llmos_stream.runtime import BROKER, ExitCode, Offload, Shutdown
 
 if TYPE_CHECKING:
     from llmos_stream.broker import Broker
-    from llmos_stream.log import Promotion
-
+    from llmos_stream.log import Promotion, Version, VersionIndex
+    from llmos_stream.log.standing import LocatedVersion
 
 _NAMED = 10
+_FETCH_SECONDS = 120.0
 
 T = TypeVar("T")
 
@@ -92,6 +93,17 @@ def run_export(settings: Settings, number: int | None, to: Path | None, as_json:
     return 0
 
 
+async def find_in_log(index: "VersionIndex", settings: Settings, number: int | None) -> "LocatedVersion":
+    """A version, by default the newest. Raises ConfigError where the log does not hold it."""
+    found = await index.newest() if number is None else await index.find(number)
+    if found is not None:
+        return found
+    oldest, newest = await index.oldest(), await index.newest()
+    if oldest is None or newest is None:
+        raise ConfigError(nothing_in_log(settings))
+    raise ConfigError(f"version {number} is not in the log, which holds {oldest.head.number} to {newest.head.number}")
+
+
 def nothing_in_log(settings: Settings) -> str:
     return f"federation {settings.federation.name} has no versions in the log; is its aggregator running?"
 
@@ -108,21 +120,37 @@ async def _export(
 ) -> tuple[Path, int, int, str, str]:
     """Where it was written, its number, how many tensors, the digest of its weights, and `from the registry `."""
     from llmos_stream.registry import file_metadata
-    from llmos_stream.replay import ReplayLog
-    from llmos_stream.replay.errors import Missing
 
-    federation = settings.federation.name
     try:
-        async with ReplayLog(broker, settings, offload) as log:
-            if not (numbers := log.index.numbers):
-                raise Missing(nothing_in_log(settings))
-            version = await log.version(numbers[-1] if number is None else number)
-    except (Missing, TopicMissing) as error:
+        version = await _version(broker, offload, settings, number)
+    except (ConfigError, TopicMissing) as error:
         return *await _export_archived(offload, settings, number, to, error), "from the registry "
     number, digest = version.head.number, version.head.weights_digest
-    path = to or _default_path(federation, number)
-    tensors = await offload.run(write_weights, version, path, file_metadata(federation, number, digest))
+    path = to or _default_path(settings.federation.name, number)
+    metadata = file_metadata(settings.federation.name, number, digest)
+    tensors = await offload.run(write_weights, version, path, metadata)
     return path, number, tensors, digest.hex(), ""
+
+
+async def _version(broker: "Broker", offload: Offload, settings: Settings, number: int | None) -> "Version":
+    """A version with its weights, from the log. Raises ConfigError where they are not there, or cannot be read."""
+    from llmos_stream.broker import Topics
+    from llmos_stream.log import Replica, version_index
+
+    topic = Topics(settings.federation.name).models
+    async with version_index(broker, topic) as index:
+        found = await find_in_log(index, settings, number)
+        at = await index.stands_on(found)
+    where = f"version {found.head.number} at {topic} offset {found.offset}"
+    if at is None:
+        raise ConfigError(f"{where} stands on a full version that is no longer in the log")
+    async with broker.reader([topic], start="latest", check_crcs=False) as reader:
+        try:
+            return await Replica(reader, topic, settings.wire, offload).move_to(at, _FETCH_SECONDS)
+        except OffsetGone:
+            raise ConfigError(f"{where} has just been deleted") from None
+        except Rejected as error:
+            raise ConfigError(f"{where} cannot be read: {error}") from None
 
 
 async def _export_archived(
@@ -132,7 +160,7 @@ async def _export_archived(
     from llmos_stream.registry import open_store
 
     if settings.registry.url is None:
-        raise why_not if isinstance(why_not, TopicMissing) else ConfigError(str(why_not))
+        raise why_not
     store = open_store(settings.registry, settings.federation.name)
     held = await offload.run(store.numbers)
     if not held or (number is not None and number not in held):

@@ -11,13 +11,13 @@ from rich.text import Text
 
 from llmos_stream.cli.common import Commands, add_command, out, plain_table, print_json, say, start_logging
 from llmos_stream.cli.flags import load_settings
-from llmos_stream.cli.registry import nothing_in_log, run_export, run_promotion
+from llmos_stream.cli.registry import find_in_log, nothing_in_log, run_export, run_promotion
 from llmos_stream.config import Settings
 from llmos_stream.errors import ConfigError
 from llmos_stream.reporting.wording import in_words, plain, plural, size
 
 if TYPE_CHECKING:
-    from llmos_stream.log import LoggedVersion
+    from llmos_stream.log.standing import LocatedVersion
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,16 +81,14 @@ def run(arguments: argparse.Namespace) -> int:
 
 async def _list(settings: Settings, as_json: bool) -> int:
     from llmos_stream.broker import Topics, connect
-    from llmos_stream.log import read_versions
+    from llmos_stream.log import version_index
     from llmos_stream.registry import promoted
 
     topic = Topics(settings.federation.name).models
-    rows = []
-    async with connect(settings.broker) as broker, broker.reader([topic], start="earliest") as reader:
+    async with connect(settings.broker) as broker, version_index(broker, topic) as index:
         promotion = await promoted(broker, settings)
         served = None if promotion is None else promotion.version
-        async for version in read_versions(reader, settings.wire):
-            rows.append(_row(version, served))
+        rows = [_row(version, served) async for version, _ in index.walk()]
     if as_json:
         print_json([asdict(row) for row in rows])
         return 0
@@ -114,7 +112,7 @@ async def _list(settings: Settings, as_json: bool) -> int:
     return 0
 
 
-def _row(version: "LoggedVersion", served: int | None) -> _Row:
+def _row(version: "LocatedVersion", served: int | None) -> _Row:
     head = version.head
     return _Row(
         version=head.number,
@@ -130,30 +128,16 @@ def _row(version: "LoggedVersion", served: int | None) -> _Row:
     )
 
 
-async def _find(settings: Settings, number: int | None) -> "LoggedVersion":
+async def _find(settings: Settings, number: int | None) -> "LocatedVersion":
     from llmos_stream.broker import Topics, connect
-    from llmos_stream.log import read_versions
+    from llmos_stream.log import version_index
 
     topic = Topics(settings.federation.name).models
-    found = None
-    seen = []
-    async with connect(settings.broker) as broker, broker.reader([topic], start="earliest") as reader:
-        async for version in read_versions(reader, settings.wire):
-            seen.append(version.head.number)
-            if number is None or version.head.number == number:
-                found = version
-            if version.head.number == number:
-                break
-    if found is None:
-        raise ConfigError(
-            f"version {number} is not in the log, which holds {seen[0]} to {seen[-1]}"
-            if seen
-            else nothing_in_log(settings)
-        )
-    return found
+    async with connect(settings.broker) as broker, version_index(broker, topic) as index:
+        return await find_in_log(index, settings, number)
 
 
-def _show(version: "LoggedVersion", as_json: bool) -> int:
+def _show(version: "LocatedVersion", as_json: bool) -> int:
     from llmos_stream.wire import describe
 
     head = version.head

@@ -1,6 +1,7 @@
 """A federation's log, typed: one module a topic, read by everybody."""
 
 from llmos_stream.log.control import ControlView, Pointer, Promotion, RunEnd
+from llmos_stream.log.index import VersionIndex, version_index
 from llmos_stream.log.pausing import set_paused, updates_kept_hours
 from llmos_stream.log.replica import Follower, Replica, decoded_versions
 from llmos_stream.log.scan import LoggedVersion, read_versions
@@ -16,10 +17,12 @@ __all__ = [
     "Replica",
     "RunEnd",
     "Version",
+    "VersionIndex",
     "decode_version",
     "decoded_versions",
     "read_versions",
     "set_paused",
     "updates_kept_hours",
+    "version_index",
     "wait_for_topics",
 ]

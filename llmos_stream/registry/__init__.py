@@ -2,7 +2,6 @@
 
 from llmos_stream.registry.archiver import STORE, run_archiver
 from llmos_stream.registry.entry import ArchivedVersion, Damaged, file_metadata
-from llmos_stream.registry.lookup import find_in_log
 from llmos_stream.registry.promotion import promote, promoted, roll_back
 from llmos_stream.registry.store import NotArchived, StoreUnavailable, VersionStore, open_store
 from llmos_stream.registry.tensors import file_pieces
@@ -16,7 +15,6 @@ __all__ = [
     "VersionStore",
     "file_metadata",
     "file_pieces",
-    "find_in_log",
     "open_store",
     "promote",
     "promoted",

@@ -15,10 +15,10 @@ from prometheus_client import Counter, Gauge
 from llmos_stream.broker import Broker, Reader, TopicPartition, Topics
 from llmos_stream.config import Settings
 from llmos_stream.errors import ConfigError, OffsetGone, Rejected
-from llmos_stream.log import ControlView, Pointer, Promotion, Replica, wait_for_topics
+from llmos_stream.log import ControlView, Pointer, Promotion, Replica, version_index, wait_for_topics
 from llmos_stream.log.scan import HeadStream, LoggedHead
+from llmos_stream.log.standing import Standing
 from llmos_stream.registry.entry import Damaged
-from llmos_stream.registry.lookup import Heads, find_in_log
 from llmos_stream.registry.store import StoreUnavailable, VersionStore
 from llmos_stream.runtime import Offload, Shutdown
 from llmos_stream.runtime.retry import keep_trying, until_stop
@@ -106,11 +106,11 @@ class _Archiving:
         return True
 
     async def _follow(self, control: ControlView, models: Reader, replica: Replica) -> None:
-        heads = Heads()
+        standing = Standing()
 
         def overtaken(error: OffsetGone, _: object) -> None:
-            nonlocal heads
-            heads = Heads()  # what the next ones stand on may be gone
+            nonlocal standing
+            standing = Standing()  # what the next ones stand on may be gone
             logger.warning("retention deleted versions before they were seen (%s); going on with the oldest", error)
 
         following = HeadStream(models, VersionHead, on_gap=overtaken)
@@ -129,15 +129,16 @@ class _Archiving:
                     await self._archive(self._passed, replica, control.promoted)
                 return
             found = await following.heads(_POLL_SECONDS)
-            await self._pass_all(found, heads, replica, control.promoted)
+            await self._pass_all(found, standing, replica, control.promoted)
 
     async def _pass_all(
-        self, found: list[LoggedHead[VersionHead]], heads: Heads, replica: Replica, promotion: Promotion | None
+        self, found: list[LoggedHead[VersionHead]], standing: Standing, replica: Replica, promotion: Promotion | None
     ) -> None:
         for logged in found:
             if self._shutdown.requested:
                 return
-            await self._pass(logged, heads.pointer(logged), replica, promotion)
+            at = standing.pointer(logged.head, logged.partition, logged.offset)
+            await self._pass(logged, at, replica, promotion)
 
     async def _pass(
         self, logged: LoggedHead[VersionHead], at: Pointer | None, replica: Replica, promotion: Promotion | None
@@ -172,12 +173,16 @@ class _Archiving:
         if number not in self._numbers:
             if self._passed is None or number > self._passed.version:
                 return
-            at = await until_stop(find_in_log(self._broker, self._federation, number), self._shutdown)
+            at = await until_stop(self._find(number), self._shutdown)
             if at is None:
                 logger.error("version %d is promoted and cannot be archived: it is no longer in the log", number)
             else:
                 await self._archive(at, replica, promotion)
         self._settled = promotion
+
+    async def _find(self, number: int) -> Pointer | None:
+        async with version_index(self._broker, self._topics.models) as index:
+            return await index.pointer(number)
 
     async def _archive(self, at: Pointer, replica: Replica, promotion: Promotion | None) -> None:
         if at.version in self._numbers:

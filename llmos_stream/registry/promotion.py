@@ -6,8 +6,7 @@ from time import time
 from llmos_stream.broker import Broker, Topics
 from llmos_stream.config import Settings
 from llmos_stream.errors import ConfigError
-from llmos_stream.log import ControlView, Promotion
-from llmos_stream.registry.lookup import find_in_log
+from llmos_stream.log import ControlView, Promotion, version_index
 from llmos_stream.registry.store import open_store
 from llmos_stream.runtime import Offload
 from llmos_stream.wire.control import PROMOTED, dump_promotion
@@ -48,8 +47,9 @@ async def roll_back(broker: Broker, settings: Settings, offload: Offload) -> Pro
 
 
 async def _check(broker: Broker, settings: Settings, number: int, offload: Offload) -> None:
-    if await find_in_log(broker, settings.federation.name, number) is not None:
-        return
+    async with version_index(broker, Topics(settings.federation.name).models) as index:
+        if await index.pointer(number) is not None:
+            return
     if settings.registry.url is None:
         raise ConfigError(f"version {number} is not in the log; name the registry that has it with registry.url")
     has: Callable[[int], bool] = open_store(settings.registry, settings.federation.name).has

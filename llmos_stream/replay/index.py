@@ -6,11 +6,11 @@ from dataclasses import dataclass, field, replace
 from llmos_stream.broker import Broker, Topics
 from llmos_stream.codec import Layout
 from llmos_stream.errors import TopicMissing
-from llmos_stream.log import Pointer
+from llmos_stream.log import Pointer, version_index
 from llmos_stream.log.scan import read_heads
 from llmos_stream.log.snapshots import RESIDUAL
 from llmos_stream.replay.errors import Missing
-from llmos_stream.types import SnapshotHead, VersionHead, VersionKind
+from llmos_stream.types import SnapshotHead, VersionHead
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,17 +60,11 @@ async def read_index(broker: Broker, topics: Topics) -> Index:
     """Go through `<f>.models` and `<f>.snapshots` once, keeping heads alone."""
     versions: dict[int, Entry] = {}
     head: VersionHead | None = None
-    full: Pointer | None = None
-    async with broker.reader([topics.models], start="earliest") as reader:
-        async for found in read_heads(reader, VersionHead):
-            head = _shared(found.head, head)
-            if head.kind is VersionKind.FULL:
-                at = full = Pointer(head.number, found.partition, found.offset)
-            elif full is None:
-                continue
-            else:
-                at = Pointer(head.number, found.partition, found.offset, full)
-            versions[head.number] = Entry(head, at)
+    async with version_index(broker, topics.models) as index:
+        async for found, at in index.walk():
+            if at is not None:
+                head = _shared(found.head, head)
+                versions[head.number] = Entry(head, at)
     moments, residuals = await _read_snapshots(broker, topics)
     return Index(dict(sorted(versions.items())), moments, residuals)
 

@@ -5,7 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from llmos_stream.broker import Broker, MemoryBroker, Topics, TopicSpec
+from llmos_stream.broker import Broker, MemoryBroker, Record, Topics, TopicSpec
+from llmos_stream.broker.memory.reader import MemoryReader
 from llmos_stream.config import Settings
 from llmos_stream.dashboard.older import NotInLog, OlderVersions
 from llmos_stream.errors import TopicMissing
@@ -86,17 +87,31 @@ async def test_few_are_kept_and_each_is_read_once(federation: str) -> None:
     assert len(asked) == 24
 
 
-async def test_a_log_that_says_nothing_is_waited_for_so_long(federation: str) -> None:
+async def test_a_log_that_says_nothing_is_waited_for_so_long(federation: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    broker = MemoryBroker()
+    await broker.create_topics(Topics(federation).specs(Settings().topics))
+    await write_versions(broker, federation, range(3))
+
+    async def poll(reader: object, timeout_seconds: float, max_records: int = 0) -> list[Record]:
+        await asyncio.sleep(timeout_seconds)
+        return []
+
+    monkeypatch.setattr(MemoryReader, "poll", poll)
+    older = OlderVersions(lambda: broker, federation, seconds=0.05)
+    with pytest.raises(TimeoutError):
+        await older.get(2)
+    assert older.waiting == 0
+
+
+async def test_a_version_that_was_begun_and_has_no_head_is_none(federation: str) -> None:
     broker = MemoryBroker()
     await broker.create_topics(Topics(federation).specs(Settings().topics))
     async with broker.producer() as producer:
         said = replace(head(5), payload_size=4 * _CHUNK, tensors=())
         records = split(pack_prelude(said), [bytes(4 * _CHUNK)], 4 * _CHUNK, message_id("a", 5), chunk_bytes=16)
         await producer.send(Topics(federation).models, next(records), key=b"5", partition=0)
-    older = OlderVersions(lambda: broker, federation, seconds=0.05)
-    with pytest.raises(TimeoutError):
-        await older.get(5)
-    assert older.waiting == 0
+    with pytest.raises(NotInLog, match=r"version 5 is not in the log$"):
+        await OlderVersions(lambda: broker, federation, SECONDS).get(5)
 
 
 async def test_the_page_asks_the_log(federation: str) -> None:

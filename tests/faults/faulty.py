@@ -45,9 +45,16 @@ class FaultyBroker:
         return _Producer(self.inner.producer(transactional_id), self)
 
     def reader(
-        self, topics: Sequence[str], *, start: Start, group: str | None = None, check_crcs: bool = True
+        self,
+        topics: Sequence[str],
+        *,
+        start: Start,
+        group: str | None = None,
+        check_crcs: bool = True,
+        fetch_bytes: int | None = None,
     ) -> Reader:
-        return _Reader(self.inner.reader(topics, start=start, group=group, check_crcs=check_crcs), self.injector)
+        inner = self.inner.reader(topics, start=start, group=group, check_crcs=check_crcs, fetch_bytes=fetch_bytes)
+        return _Reader(inner, self.injector)
 
     async def __aenter__(self) -> Self:
         await self.inner.__aenter__()

@@ -13,7 +13,7 @@ from aiokafka import TopicPartition as TheirPartition
 from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 from torch import nn
 
-from llmos_stream.broker import Broker, MemoryBroker, connect
+from llmos_stream.broker import Broker, MemoryBroker, Topics, connect
 from llmos_stream.codec import Layout
 from llmos_stream.config import Settings
 from llmos_stream.errors import ConfigError
@@ -21,8 +21,8 @@ from llmos_stream.inference import follow, run_inference
 from llmos_stream.inference import promoted as module
 from llmos_stream.inference.model_pool import load_archived, load_model
 from llmos_stream.inference.promoted import Promoted
-from llmos_stream.log import decoded_versions
-from llmos_stream.registry import StoreUnavailable, VersionStore, find_in_log, promote
+from llmos_stream.log import decoded_versions, version_index
+from llmos_stream.registry import StoreUnavailable, VersionStore, promote
 from llmos_stream.roles.aggregator import Initial
 from llmos_stream.runtime import Offload, Shutdown, run_while
 from llmos_stream.training import shared_tensors
@@ -130,7 +130,8 @@ async def test_one_that_retention_has_deleted_is_promoted_and_serves(
             async for version in decoded_versions(reader, settings.wire):
                 if version.head.number == 2:
                     store_of(settings).save(version, AT)
-        kept = await find_in_log(broker, federation, 4)
+        async with version_index(broker, Topics(federation).models) as index:
+            kept = await index.pointer(4)
         assert kept is not None
         await _delete(kafka, running.topics.models, kept.beginning.offset)
         assert (await promote(broker, settings, 2, offload)).version == 2

@@ -5,8 +5,8 @@ import pytest
 
 from llmos_stream.broker import Broker, Topics
 from llmos_stream.errors import ConfigError
-from llmos_stream.log import ControlView, Pointer, Promotion
-from llmos_stream.registry import find_in_log, promote, promoted, roll_back
+from llmos_stream.log import ControlView, Pointer, Promotion, version_index
+from llmos_stream.registry import promote, promoted, roll_back
 from llmos_stream.runtime import Offload
 from llmos_stream.wire.control import PROMOTED, dump_promotion, load_promotion
 from tests.registry.aids import AT, Folder, registry_settings, store_of, version_of
@@ -106,10 +106,10 @@ async def test_a_version_is_found_with_what_it_stands_on(broker: Broker, federat
         async with broker.reader([running.topics.control], start="earliest") as reader:
             control = ControlView(reader)
             await control.catch_up()
-        assert await find_in_log(broker, federation, None) == control.latest
-        first = await find_in_log(broker, federation, 0)
-        second = await find_in_log(broker, federation, 2)
+        async with version_index(broker, running.topics.models) as index:
+            assert await index.pointer() == control.latest
+            first, second, none = [await index.pointer(number) for number in (0, 2, 5)]
         assert isinstance(first, Pointer)
         assert second is not None
         assert (first.full, second.full) == (None, first)
-        assert await find_in_log(broker, federation, 5) is None
+        assert none is None

@@ -85,10 +85,16 @@ class KafkaBroker:
         return KafkaProducer(self._connection, transactional_id)
 
     def reader(
-        self, topics: Sequence[str], *, start: Start, group: str | None = None, check_crcs: bool = True
+        self,
+        topics: Sequence[str],
+        *,
+        start: Start,
+        group: str | None = None,
+        check_crcs: bool = True,
+        fetch_bytes: int | None = None,
     ) -> KafkaReader:
         check_reader(topics, start, group)
-        return KafkaReader(self._connection, topics, start, group, check_crcs)
+        return KafkaReader(self._connection, topics, start, group, check_crcs, fetch_bytes)
 
     async def _create(self, admin: AIOKafkaAdminClient, specs: Sequence[TopicSpec]) -> list[str]:
         answer = await admin.create_topics(

@@ -24,13 +24,20 @@ class KafkaReader:
     """See `ports.Reader`."""
 
     def __init__(
-        self, connection: Connection, topics: Sequence[str], start: Start, group: str | None, check_crcs: bool
+        self,
+        connection: Connection,
+        topics: Sequence[str],
+        start: Start,
+        group: str | None,
+        check_crcs: bool,
+        fetch_bytes: int | None = None,
     ) -> None:
         self._connection = connection
         self._topics = topics
         self._start = start
         self._group = group
         self._check_crcs = check_crcs
+        self._fetch_bytes = fetch_bytes
         self._assigned: dict[TopicPartition, TheirPartition] = {}
         self._client: Any = None
 
@@ -54,7 +61,7 @@ class KafkaReader:
                 auto_offset_reset="none",
                 enable_auto_commit=False,
                 check_crcs=self._check_crcs,
-                **fetch_options(self._connection.settings, len(self._assigned)),
+                **fetch_options(self._connection.settings, len(self._assigned), self._fetch_bytes),
             ),
             AIOKafkaConsumer.start,
             AIOKafkaConsumer.stop,

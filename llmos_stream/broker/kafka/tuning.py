@@ -15,13 +15,13 @@ from llmos_stream.errors import ConfigError
 _SHARED_WAIT_MS = 50
 
 
-def fetch_options(settings: BrokerSettings, partitions: int) -> dict[str, Any]:
-    """Keyword arguments of an AIOKafkaConsumer of so many partitions."""
+def fetch_options(settings: BrokerSettings, partitions: int, most: int | None = None) -> dict[str, Any]:
+    """Keyword arguments of an AIOKafkaConsumer of so many partitions, which takes `most` bytes of one at a time."""
     return {
         # A fetch is several times in memory at once: as it comes in, as a whole, as records. Two chunks with their
         # headers are as fast as eight and cost 7 MiB in place of 24. No round number, as Kafka cuts the batch that
         # no longer fits, and its bytes come again: 6 % of all at 2 MiB.
-        "max_partition_fetch_bytes": settings.max_partition_fetch_bytes,
+        "max_partition_fetch_bytes": min(settings.max_partition_fetch_bytes, math.inf if most is None else most),
         # aiokafka's 50 MiB would let a topic of many partitions take 200 MiB of memory at once.
         "fetch_max_bytes": settings.fetch_max_bytes,
         # A new record ends the wait at once, so that a short one only costs idle readers requests. But aiokafka has one

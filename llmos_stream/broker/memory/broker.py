@@ -59,7 +59,13 @@ class MemoryBroker:
         return MemoryProducer(self._cluster, self._sessions, transactional_id)
 
     def reader(
-        self, topics: Sequence[str], *, start: Start, group: str | None = None, check_crcs: bool = True
+        self,
+        topics: Sequence[str],
+        *,
+        start: Start,
+        group: str | None = None,
+        check_crcs: bool = True,
+        fetch_bytes: int | None = None,
     ) -> MemoryReader:
         check_reader(topics, start, group)
         return MemoryReader(self._cluster, self._sessions, topics, start, group)

@@ -17,12 +17,13 @@ from llmos_stream.config import Settings
 from llmos_stream.core import State, device_for, start
 from llmos_stream.errors import OffsetGone, Reason, Rejected, StateError
 from llmos_stream.log.control import ControlView
+from llmos_stream.log.index import version_index
 from llmos_stream.log.replica import Follower, Replica
-from llmos_stream.log.scan import read_heads, read_versions
+from llmos_stream.log.scan import read_versions
 from llmos_stream.log.snapshots import Kept, fetch_snapshots
+from llmos_stream.log.standing import Standing
 from llmos_stream.log.versions import Version, local_rule
 from llmos_stream.runtime import Offload
-from llmos_stream.types import VersionHead, VersionKind
 from llmos_stream.wire.control import Pointer, Progress
 
 logger = logging.getLogger(__name__)
@@ -62,12 +63,10 @@ async def fetch_layout(broker: Broker, topics: Topics, pointer: Pointer) -> Layo
     Raises OffsetGone when retention has deleted that, Rejected when no full version begins there.
     """
     full = pointer.beginning
-    async with broker.reader([topics.models], start="latest") as reader:
-        reader.seek(TopicPartition(topics.models, full.partition), full.offset)
-        async for logged in read_heads(reader, VersionHead):
-            if logged.head.number == full.version and logged.head.tensors is not None:
-                return Layout.from_specs(logged.head.tensors)
-            break
+    async with version_index(broker, topics.models) as index:
+        found = await index.at(full)
+    if found is not None and found.head.tensors is not None:
+        return Layout.from_specs(found.head.tensors)
     raise Rejected(Reason.MALFORMED, f"full version {full.version} does not begin at offset {full.offset}")
 
 
@@ -125,20 +124,18 @@ async def _with_history(
     oldest = present - settings.staleness.maximum
     history: dict[int, Tensor] = {}
     places: list[Pointer] = []
-    full: Pointer | None = None
     at = TopicPartition(topics.models, 0)
-    follower = Follower()
+    follower, standing = Follower(), Standing()
     async with broker.reader([topics.models], start="earliest", check_crcs=False) as reader:
         begin = await reader.position(at)
         if begin > bases:
             logger.warning("retention has deleted versions before offset %d: updates on them may be refused", begin)
         reader.seek(at, max(begin, bases))
         async for logged in read_versions(reader, settings.wire):
-            number, whole = logged.head.number, logged.head.kind is VersionKind.FULL
-            place = Pointer(number, logged.partition, logged.offset, None if whole else full)
-            full = place if whole else full
+            number = logged.head.number
+            place = standing.pointer(logged.head, logged.partition, logged.offset)
             version = await offload.run(follower.take, logged.head, logged.parts)
-            if version is None:
+            if version is None or place is None:
                 continue
             if oldest < number <= present:
                 places.append(place)
