@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from llmos_stream.broker import Reader, Record, TopicPartition
 from llmos_stream.errors import OffsetGone, Rejected
+from llmos_stream.log.stream import value_of
 from llmos_stream.types import Head, Part
 from llmos_stream.wire import Chunk, prelude_needs, read_chunk, unpack_prelude
 
@@ -133,6 +134,6 @@ def _piece(record: Record) -> Piece | None:
         number = int(key) if len(key) <= _MAX_DIGITS else -1
         if key != b"%d" % number or not 0 <= number <= _MAX_NUMBER:
             return None
-        return Piece(number, record.offset, read_chunk(record.value or b""))
+        return Piece(number, record.offset, read_chunk(value_of(record)))
     except (Rejected, ValueError):
         return None

@@ -78,7 +78,9 @@ class HeadStream(RecordStream, Generic[H]):
         """Those whose heads came within this time, as soon as there are some. Raises as `poll` does."""
         found: list[LoggedHead[H]] = []
         passed: dict[TopicPartition, int] = {}
-        for record in await self.poll(seconds):
+        records = await self.poll(seconds)
+        lag = await self._reader.known_lag() if records else 0
+        for record in records:
             at = TopicPartition(record.topic, record.partition)
             if record.offset < passed.get(at, 0):
                 continue
@@ -91,9 +93,13 @@ class HeadStream(RecordStream, Generic[H]):
                     found.append(LoggedHead(self._heads.pop(), outcome.partition, outcome.offset))
                 elif outcome.reason is not Reason.MISSING_CHUNK:
                     foreign(record.topic, outcome.offset, outcome.detail)
-            if self._assembler.pending_messages == 0 and (rest := _long_rest(record)):
+            # What claims to go on for longer than the log does is nobody's message: the next may lie right behind it.
+            rest = _long_rest(record) if self._assembler.pending_messages == 0 else 0
+            if 0 < rest <= await self._reader.position(at) + lag - record.offset:
                 passed[at] = record.offset + rest
-                self._reader.seek(at, passed[at])
+        for at, offset in passed.items():
+            if await self._reader.position(at) < offset:
+                self._reader.seek(at, offset)
         return found
 
     def _lost(self, partitions: Sequence[TopicPartition]) -> None:
