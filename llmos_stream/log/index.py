@@ -18,8 +18,9 @@ from llmos_stream.wire.control import Pointer
 
 logger = logging.getLogger(__name__)
 
-_FETCH_BYTES = 960 * 1024
-"""One record of a version: Kafka gives one whatever the limit, and less than a whole one never."""
+_FETCH_BYTES = 964 * 1024
+"""One record of a version (`wire.chunk_bytes`), and the end of the transaction before it. Kafka gives no less than a
+whole record, and sends in vain what is begun of the next one."""
 
 
 @asynccontextmanager
@@ -78,12 +79,12 @@ class VersionIndex:
     async def newest(self) -> LocatedVersion | None:
         """The newest version; None in an empty log."""
         later: list[LocatedVersion] = []
-        here = await self._before(self._end, 1)
+        here = await self._before(self._end, 1, checked=True)
         while here is not None:
             if (known := next((version for version in later if version.continues(here)), None)) is not None:
                 return known
             later.append(here)
-            here = await self._before(here.offset, here.records + 1)
+            here = await self._before(here.offset, here.records + 1, checked=True)
         return later[0] if later else None
 
     async def at(self, pointer: Pointer) -> LocatedVersion | None:
@@ -106,7 +107,7 @@ class VersionIndex:
         """Where to find the weights of a version; None where the log does not hold all that it stands on."""
         here = version
         while here.head.kind is not VersionKind.FULL:
-            before = await self._before(here.offset, here.records + 1, gap=1)
+            before = await self._before(here.offset, here.records + 1)
             if before is None:
                 return None
             if before.head.number != here.head.parent:  # a stranger's lies between
@@ -148,10 +149,13 @@ class VersionIndex:
             yield found
             offset, passed = piece.offset + piece.chunk.count, (piece, found)
 
-    async def _ends_as_it_says(self, begun: Piece) -> bool:
-        """Whether the last record of a message lies where its first one says, or a little later."""
-        last = await self._cursor.first(begun.offset + begun.chunk.count - 1, self._end)
-        return last is not None and last.is_of(begun) and (last.chunk.index > 0 or begun.chunk.count == 1)
+    async def _ends_as_it_says(self, piece: Piece) -> bool:
+        """Whether the last record of a message lies where one of its records says, or a little later."""
+        if piece.chunk.index == piece.chunk.count - 1:
+            return True
+        after = piece.offset - piece.chunk.index + piece.chunk.count
+        last = await self._cursor.first(after - 1, self._end)
+        return last is not None and last.is_of(piece) and last.chunk.index > piece.chunk.index
 
     async def _halve(self, number: int) -> LocatedVersion | None:
         low, high = self._oldest, self._end
@@ -176,31 +180,38 @@ class VersionIndex:
         after = await self._version(await self._cursor.beginning(found.offset + found.records, self._end))
         if after is not None and after.continues(found):
             return True
-        before = await self._before(found.offset, found.records + 1, gap=1)
+        before = await self._before(found.offset, found.records + 1)
         return after is None if before is None else found.continues(before)
 
-    async def _before(self, offset: int, width: int, gap: int = 0) -> LocatedVersion | None:
+    async def _before(self, offset: int, width: int, *, checked: bool = False) -> LocatedVersion | None:
         """The last version that begins before `offset`, sought in the last `width` offsets first.
 
-        gap: offsets right before that are not looked at. The end of a transaction takes one; to look costs a record.
+        Unless it is to be checked, an honest message before is taken to end where it says, and a transaction after it.
+        To look costs two records.
         """
         high = offset
         while high > self._oldest:
             low = max(self._oldest, high - width)
-            last = await self._last(low, min(high, offset - gap))
+            last = await self._last(low, high if checked else high - 1, checked=checked)
             begun = None if last is None else await self._cursor.back_to_beginning(last, self._oldest)
             if (version := await self._version(begun)) is not None:
                 return version
-            high, width = (low, 2 * width) if last is None else (last.offset, 1)
+            if not checked:
+                checked = True
+            elif last is None:
+                high, width = low, 2 * width
+            else:
+                high, width = last.offset, 1
         return None
 
-    async def _last(self, low: int, high: int) -> Piece | None:
+    async def _last(self, low: int, high: int, *, checked: bool) -> Piece | None:
         """The last chunk between two offsets, or an earlier one of the same message."""
         found = None
         while low < high and (piece := await self._cursor.first(low, high)) is not None:
             found = piece
             after = piece.offset - piece.chunk.index + piece.chunk.count
-            low = after if piece.offset < after <= high else piece.offset + 1
+            passes = piece.offset < after <= high and (not checked or await self._ends_as_it_says(piece))
+            low = after if passes else piece.offset + 1
         return found
 
     async def _version(self, begun: Piece | None) -> LocatedVersion | None:

@@ -128,6 +128,22 @@ def test_predictions_are_measured_and_every_answer_is_checked(kafka: KafkaNode, 
     assert found["p99_ratio"] == pytest.approx(moving["p99_ms"] / still["p99_ms"])
 
 
+@pytest.mark.kafka
+def test_looking_versions_up_takes_a_record_a_version(kafka: KafkaNode, tmp_path: Path) -> None:
+    before = asyncio.run(_bench_topics(kafka))
+    few = ["--versions", "12", "--megabytes", "4", "--limit", "60"]
+    assert main(["index", *few, "--bootstrap", kafka.bootstrap_servers, "--output", str(tmp_path)]) == 0
+    found = json.loads((tmp_path / "index.json").read_text())
+    listed, *single, reference = found["rows"]
+    assert [row["answer"] for row in (listed, *single, reference)] == [12, 1, 1, 0, 1, 12]
+    record = 960 * 1024
+    # One more: the last record of the newest version shows that nothing was passed over.
+    assert (listed["records"], reference["records"]) == (13, 12 * 5)
+    assert listed["record_bytes"] < listed["wire_bytes"] < 15 * record
+    assert max(row["wire_bytes"] for row in single) < 20 * record
+    assert asyncio.run(_bench_topics(kafka)) == before
+
+
 def test_codecs_are_measured(tmp_path: Path) -> None:
     assert main(["codec", "--width", "16", "--output", str(tmp_path)]) == 0
     results = json.loads((tmp_path / "codec.json").read_text())["results"]

@@ -270,7 +270,7 @@ _ANY = st.one_of(
 )
 
 
-@settings(max_examples=150)
+@settings(max_examples=200)
 @given(st.lists(_ANY, max_size=14), st.integers(_FIRST, _FIRST + 3))
 @example([1, "a version of no run", 3, 1], _FIRST)
 def test_any_log_is_read_as_it_was_written(written: list[int | str], first: int) -> None:
