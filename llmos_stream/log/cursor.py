@@ -41,6 +41,9 @@ class Cursor:
     def __init__(self, reader: Reader, at: TopicPartition) -> None:
         self.at = at
         self._reader = reader
+        self.skipped = 0
+        """Records that are no chunks, each counted when it is come upon first on the way to the end."""
+        self._counted = -1
         self._ahead: deque[Record] = deque()
         self._from = _MAX_NUMBER  # of what lies between here and the reader's position, all is in `_ahead`
 
@@ -57,6 +60,8 @@ class Cursor:
         while (record := await self._record(offset, end)) is not None:
             if (piece := _piece(record)) is not None:
                 return piece
+            if record.offset > self._counted:
+                self._counted, self.skipped = record.offset, self.skipped + 1
             offset = record.offset + 1
         return None
 

@@ -119,15 +119,14 @@ class VersionIndex:
 
     async def _run(self, start: int) -> AsyncIterator[LocatedVersion]:
         """The versions of the run, from `start` on."""
-        succession = Succession()
+        succession, skipped = Succession(), self._cursor.skipped
         async for found in self._heads(start):
             for version in succession.take(found):
                 yield version
         for version in succession.rest():
             yield version
-        if succession.foreign:
-            topic = self._cursor.at.topic
-            logger.warning("passed over versions in %s that are not of the run: %d", topic, succession.foreign)
+        if foreign := succession.foreign + self._cursor.skipped - skipped:
+            logger.warning("passed over what others wrote in %s, in %d places", self._cursor.at.topic, foreign)
 
     async def _heads(self, start: int) -> AsyncIterator[LocatedVersion]:
         """All that can be read as a version, from `start` on."""

@@ -303,3 +303,13 @@ def test_any_log_is_read_as_it_was_written(written: list[int | str], first: int)
                 assert newest.head.number == max(places)
 
     asyncio.run(check())
+
+
+async def test_what_others_wrote_is_counted(caplog: pytest.LogCaptureFixture) -> None:
+    async with a_log(MemoryBroker()) as log:
+        await log.run(range(4))
+        await log.write(FOREIGN["rubbish"], FOREIGN["2^64"], FOREIGN["a version of no run"])
+        await log.run(range(4, 6))
+        async with log.index() as index:
+            assert await numbers(index) == list(range(6))
+    assert caplog.messages == ["passed over what others wrote in trial.models, in 3 places"]
