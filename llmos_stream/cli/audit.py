@@ -6,7 +6,17 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from llmos_stream.cli.common import Commands, add_command, err, out, plain_table, print_json, say, start_logging
+from llmos_stream.cli.common import (
+    Commands,
+    add_command,
+    err,
+    out,
+    plain_table,
+    print_json,
+    say,
+    show_table,
+    start_logging,
+)
 from llmos_stream.cli.flags import load_settings
 from llmos_stream.config import Settings
 from llmos_stream.errors import ConfigError
@@ -114,7 +124,7 @@ def _show(found: "Audit") -> None:
             one.payload_digest.hex()[:8],
             str(item.presence),
         )
-    console.print(table)
+    show_table(table)
     if found.share is not None:
         say(f"share: {found.share}")
     for item in found.items:

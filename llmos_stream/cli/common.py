@@ -8,11 +8,14 @@ from typing import Any, NoReturn, TextIO, TypeAlias, cast
 
 import orjson
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
 from llmos_stream.cli.flags import add_settings, is_setting
 from llmos_stream.config import Settings
 from llmos_stream.runtime import ExitCode, configure_logging
+
+_UNBOUNDED = 1 << 20
 
 Commands: TypeAlias = "argparse._SubParsersAction[Parser]"
 
@@ -109,5 +112,22 @@ def note(text: str) -> None:
 
 
 def plain_table(*columns: str) -> Table:
-    """A table without lines, for people and for `awk`."""
+    """A table without lines, for people and for `awk`. Print it with `show_table`."""
     return Table(*columns, box=None, pad_edge=False, header_style="bold")
+
+
+def show_table(table: Table) -> None:
+    """Print a table on standard output, and cut no word and no number off.
+
+    A pipe gets one line a row. On a terminal texts are broken to its width, as far as they have more than one word.
+    """
+    console = out()
+    wide = console.options.update(max_width=_UNBOUNDED)
+    if console.is_terminal:
+        for column in table.columns:
+            sizes = [Measurement.get(console, wide, cell) for cell in (column.header, *column.cells)]
+            column.min_width = max(size.minimum for size in sizes)
+            column.no_wrap = column.min_width == max(size.maximum for size in sizes)
+    else:
+        console.width = Measurement.get(console, wide, table).maximum
+    console.print(table, crop=False)

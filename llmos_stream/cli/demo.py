@@ -11,7 +11,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from llmos_stream import __version__
-from llmos_stream.cli.common import Commands, add_command, err, note, out, print_json, say, start_logging
+from llmos_stream.cli.common import Commands, add_command, err, note, print_json, say, show_table, start_logging
 from llmos_stream.cli.flags import load_settings
 from llmos_stream.config import AggregationSettings, Settings
 from llmos_stream.errors import ConfigError, LlmosError
@@ -154,7 +154,7 @@ def _report(arguments: argparse.Namespace, settings: Settings, history: "History
         if arguments.json:
             print_json(summary)
         else:
-            out().print(final_table(history))
+            show_table(final_table(history))
     if not arguments.json:
         say(f"wrote {arguments.report}: open it in a browser")
 

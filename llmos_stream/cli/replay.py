@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llmos_stream.cli.common import Commands, add_command, note, out, plain_table, print_json, say, start_logging
+from llmos_stream.cli.common import Commands, add_command, note, plain_table, print_json, say, show_table, start_logging
 from llmos_stream.cli.export import check_target, write_weights
 from llmos_stream.cli.flags import given_settings, load_settings
 from llmos_stream.cli.replaying import bar, numbers_of, opened
@@ -127,7 +127,7 @@ def _show(verdicts: "list[Verdict]") -> None:
             f"{apart.max_abs:.3g}" if apart else "-",
             f"{apart.relative_l2:.3g}" if apart else "-",
         )
-    out().print(table)
+    show_table(table)
     for verdict in verdicts:
         if verdict.detail:
             say(f"version {verdict.version}: {verdict.detail}")

@@ -2,7 +2,7 @@
 
 import argparse
 
-from llmos_stream.cli.common import Commands, add_command, out, plain_table, print_json, say
+from llmos_stream.cli.common import Commands, add_command, plain_table, print_json, say, show_table
 from llmos_stream.cli.flags import load_settings, settings_of
 from llmos_stream.config import Settings
 
@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
         shown = "unset" if value is None else str(value)
         kind = setting.kind.replace("|", ", ")  # a list can be broken into lines
         table.add_row(setting.flag.removeprefix("--"), shown, f"{setting.text} ({kind})")
-    out().print(table)
+    show_table(table)
     return 0
 
 

@@ -3,7 +3,7 @@
 import argparse
 import asyncio
 
-from llmos_stream.cli.common import Commands, add_command, out, plain_table, print_json, say, start_logging
+from llmos_stream.cli.common import Commands, add_command, plain_table, print_json, say, show_table, start_logging
 from llmos_stream.cli.flags import load_settings
 from llmos_stream.config import Settings
 
@@ -59,5 +59,5 @@ async def _run(settings: Settings, action: str, as_json: bool) -> int:
         for topic in found:
             policy = ", ".join(f"{name}={value}" for name, value in sorted(topic.config.items()))
             table.add_row(topic.name, str(topic.partitions), policy)
-    out().print(table)
+    show_table(table)
     return 0

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from llmos_stream.cli.common import Commands, add_command, out, plain_table, print_json, say, start_logging
+from llmos_stream.cli.common import Commands, add_command, out, plain_table, print_json, say, show_table, start_logging
 from llmos_stream.cli.flags import load_settings
 from llmos_stream.cli.registry import find_in_log, nothing_in_log, run_export, run_promotion
 from llmos_stream.config import Settings
@@ -105,7 +105,7 @@ async def _list(settings: Settings, as_json: bool) -> int:
             str(row.offset),
             row.weights_digest[:12],
         )
-    out().print(table)
+    show_table(table)
     if served is not None:
         gone = "" if any(row.promoted for row in rows) else f": version {served}, no longer in the log"
         say(f"* promoted{gone}")
@@ -166,5 +166,5 @@ def _show(version: "LocatedVersion", as_json: bool) -> int:
             str(item.partition),
             str(item.offset),
         )
-    console.print(table)
+    show_table(table)
     return 0

@@ -5,7 +5,7 @@ import asyncio
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from llmos_stream.cli.common import note, out, plain_table, print_json, say
+from llmos_stream.cli.common import note, plain_table, print_json, say, show_table
 from llmos_stream.cli.export import write_weights
 from llmos_stream.cli.replaying import bar, numbers_of, opened
 from llmos_stream.config import Settings
@@ -130,4 +130,4 @@ def _show_points(told: "Told") -> None:
             other = point.changed.metrics[name]
             row = (str(point.version), plain(name), f"{value:.4f}", f"{other:.4f}", f"{other - value:+.4f}")
             table.add_row(*row)
-    out().print(table)
+    show_table(table)

@@ -6,7 +6,7 @@ from html import escape
 
 from llmos_stream.reporting import wording
 from llmos_stream.reporting.figures import Chart, Colours
-from llmos_stream.reporting.history.clients import TROUBLES
+from llmos_stream.reporting.history.clients import troubles
 from llmos_stream.reporting.history.fold import History
 from llmos_stream.reporting.history.records import ClientRow
 
@@ -53,7 +53,7 @@ def tiles(history: History) -> str:
     best = scores.best
     refused = history.rejections.total
     states = [row.state for row in history.rows()]
-    trouble = [f"{states.count(state)} {state}" for state in TROUBLES if state in states]
+    trouble = troubles(states)
     saved, mean = traffic.saved_percent, history.staleness.value
     found = [
         (

@@ -6,7 +6,7 @@ from rich.table import Table
 from rich.text import Text
 
 from llmos_stream.reporting import wording
-from llmos_stream.reporting.history.clients import TROUBLES, ClientStatus
+from llmos_stream.reporting.history.clients import ClientStatus, troubles
 from llmos_stream.reporting.history.fold import History
 from llmos_stream.reporting.history.records import ClientRow
 
@@ -180,7 +180,7 @@ def _bar(fraction: float) -> str:
 
 
 def _troubles(states: list[ClientStatus]) -> str:
-    found = [f"{states.count(s)} {s}" for s in TROUBLES if s in states]
+    found = troubles(states)
     return f" ({', '.join(found)})" if found else ""
 
 

@@ -256,6 +256,12 @@ def test_after_the_run_a_client_that_stayed_is_done() -> None:
     assert history.seconds == 2
 
 
+def test_who_leaves_in_the_millisecond_of_the_end_did_not_leave_early() -> None:
+    history = fold([joined("a"), joined("b"), left("b", at=1), event(EventKind.RUN_FINISHED, 2, reason="target")])
+    history.add(left("a", at=2))
+    assert states(history, 1000) == {"a": ClientStatus.DONE, "b": ClientStatus.LEFT}
+
+
 def test_a_clients_clock_does_not_stretch_the_run() -> None:
     server = [folded("a", n, at=n) for n in range(10)]
     history = fold([*server, Event(EventKind.UPDATE_SENT, "b", 0, {"client_id": "b", "sequence": 1, "sent_bytes": 5})])

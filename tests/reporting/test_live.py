@@ -88,7 +88,7 @@ def test_the_line_is_one_line_of_ascii_with_the_state() -> None:
     assert said.isascii()
     assert "\n" not in said
     assert said.startswith("version 27  accuracy 0.9")
-    for words in ("updates 108 (", "staleness 1.3", "saved 74%", "refused 7", "clients 8 (1 slow, 1 left)"):
+    for words in ("updates 108 (", "staleness 1.3", "saved 74%", "refused 7", "clients 8 (1 slow, 1 gone)"):
         assert words in said
     assert line(Federation().history()).endswith("finished target")
 
@@ -104,7 +104,7 @@ def test_the_final_table_sums_the_run_up() -> None:
         "versions 41",
         "164 folded, 4 duplicates dropped, 10 refused (not_finite 9, too_stale 1)",
         "74.4 % less than float32",
-        "clients 8 (1 slow, 1 left)",
+        "clients 8 (1 slow, 1 gone)",
     ):
         assert words in text
 

@@ -19,7 +19,8 @@ function words(now) {
 }
 
 function clients(now) {
-  const states = ["slow", "late", "left"].filter((name) => now[name]).map((name) => `${count(now[name])} ${name}`);
+  const words = Object.entries({ slow: "slow", late: "late", left: "gone" });
+  const states = words.filter(([name]) => now[name]).map(([name, word]) => `${count(now[name])} ${word}`);
   return states.length ? states.join(", ") : "none is slow, late or gone";
 }
 

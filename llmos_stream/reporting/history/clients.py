@@ -2,7 +2,7 @@
 
 import statistics
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum, unique
 
@@ -33,7 +33,13 @@ class ClientStatus(StrEnum):
     DONE = "done"  # there to the end of a run that is over
 
 
-TROUBLES = (ClientStatus.SLOW, ClientStatus.LATE, ClientStatus.LEFT)
+_TROUBLES = {ClientStatus.SLOW: "slow", ClientStatus.LATE: "late", ClientStatus.LEFT: "gone"}
+"""In words that say themselves what they count: "4 left" could mean that 4 remain."""
+
+
+def troubles(states: Sequence[ClientStatus]) -> list[str]:
+    """How many clients are slow, late or gone, such as `1 slow`."""
+    return [f"{states.count(state)} {word}" for state, word in _TROUBLES.items() if state in states]
 
 
 @dataclass(slots=True)
@@ -200,7 +206,9 @@ class ClientTable:
         train = _median_low([client.train_seconds.value for client in self])
         interval = _median_low([client.interval_seconds for client in self])
         usual = ClientStatus.DONE if finished else ClientStatus.TRAINING
-        return {client.client_id: _trouble(client, now_ms, train, interval) or usual for client in self}
+        # Clients leave because the run has ended, often in the same millisecond: that is not early.
+        as_of_ms = now_ms - 1 if finished else now_ms
+        return {client.client_id: _trouble(client, as_of_ms, train, interval) or usual for client in self}
 
 
 def _trouble(client: ClientStats, now_ms: int, train: float | None, interval: float | None) -> ClientStatus | None:
