@@ -1,4 +1,4 @@
-"""The page's HTTP: itself, its files, the state as JSON, the stream of what changes, and an operator's acts."""
+"""The page's HTTP: the page and its files, its state as JSON, the stream of changes, an operator's actions."""
 
 import re
 from collections.abc import Awaitable, Callable
@@ -15,24 +15,25 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llmos_stream.config import DashboardSettings
 from llmos_stream.dashboard.assets import Assets
-from llmos_stream.dashboard.board import Board, Status
-from llmos_stream.dashboard.feed import Feed
+from llmos_stream.dashboard.federation_view import FederationView, Status
 from llmos_stream.dashboard.older import NotInLog, OlderVersions
-from llmos_stream.dashboard.operating import Operator
-from llmos_stream.dashboard.provenance import Origin
-from llmos_stream.dashboard.stream import EventStream
-from llmos_stream.dashboard.view import details
+from llmos_stream.dashboard.operator_actions import OperatorActions
+from llmos_stream.dashboard.page_state import version_details
+from llmos_stream.dashboard.sse import EventResponse
+from llmos_stream.dashboard.state_stream import StateStream
 from llmos_stream.errors import BrokerUnavailable, ConfigError, FederationFinished, LlmosError, TopicMissing
+from llmos_stream.log.scan import LoggedHead
+from llmos_stream.types import VersionHead
 from llmos_stream.web.guards import BodyLimit, HostCheck, bearer_of, check_bearer
 
-_MOST_BODY_BYTES = 4096
-_MOST_HEADER_BYTES = 32 << 10
-_MOST_VERSION = 2**63
-_MOST_LOOKED_UP = 8  # at a time
+_MAX_BODY_BYTES = 4096
+_MAX_HEADER_BYTES = 32 << 10
+_MAX_VERSION = 2**63
+_MAX_LOOKED_UP = 8  # at a time
 _NUMBER = re.compile(r"[0-9]{1,19}")
 _UNSET = "nothing can be changed from here: set LLMOS_DASHBOARD__TOKEN and start the monitor again"
 _HOSTS = "dashboard.allowed_hosts (LLMOS_DASHBOARD__ALLOWED_HOSTS)"
-# plotly.js writes style sheets of its own; everything else is from this origin, and nothing is inline.
+# plotly.js writes style sheets of its own; all else is from this origin, and nothing is inline.
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -47,8 +48,8 @@ T = TypeVar("T")
 Handler = Callable[[Request], Awaitable[Response]]
 
 
-class Refused(Exception):
-    """A request that is not followed: an HTTP status, and what to say."""
+class HttpError(Exception):
+    """An answer other than success: an HTTP status and a sentence."""
 
     def __init__(self, status: int, detail: str) -> None:
         super().__init__(detail)
@@ -57,9 +58,14 @@ class Refused(Exception):
 
 
 def make_app(
-    settings: DashboardSettings, board: Board, feed: Feed, assets: Assets, operator: Operator, older: OlderVersions
+    settings: DashboardSettings,
+    view: FederationView,
+    states: StateStream,
+    assets: Assets,
+    operator: OperatorActions,
+    older: OlderVersions,
 ) -> Starlette:
-    """The page over what is given, whose life is the caller's care."""
+    """Make the page over parts that the caller starts and stops."""
 
     async def page(request: Request) -> Response:
         return await _file(assets, "index.html", request)
@@ -68,29 +74,29 @@ def make_app(
         return await _file(assets, request.path_params["name"], request)
 
     async def state(request: Request) -> Response:
-        feed.refresh()
-        return _json(200, feed.snapshot())
+        states.refresh()
+        return _json(200, states.snapshot())
 
     async def events(request: Request) -> Response:
-        if feed.viewers >= settings.viewers:
-            raise Refused(503, f"{settings.viewers} pages are open already (dashboard.viewers); try again later")
-        return EventStream(feed)
+        if states.viewers >= settings.viewers:
+            raise HttpError(503, f"{settings.viewers} pages are open already (dashboard.viewers); try again later")
+        return EventResponse(states)
 
     async def version(request: Request) -> Response:
         asked = request.path_params["number"]
         if not _NUMBER.fullmatch(asked):
-            raise Refused(404, "a version is a number, as in /api/versions/12")
-        return _json(200, orjson.dumps(details(board.provenance.get(int(asked)) or await look_up(int(asked)))))
+            raise HttpError(404, "a version is a number, as in /api/versions/12")
+        return _json(200, orjson.dumps(version_details(view.versions.get(int(asked)) or await look_up(int(asked)))))
 
-    async def look_up(number: int) -> Origin:
-        if older.waiting >= _MOST_LOOKED_UP:
-            raise Refused(503, "others are looking up older versions; try again")
+    async def look_up(number: int) -> LoggedHead[VersionHead]:
+        if older.waiting >= _MAX_LOOKED_UP:
+            raise HttpError(503, "others are looking up older versions; try again")
         try:
-            return await _done(older.get(number))
+            return await _outcome(older.get(number))
         except NotInLog as error:
-            raise Refused(404, f"{error}; a registry may have it: llmos-stream versions show {number}") from None
+            raise HttpError(404, f"{error}; a registry may have it: llmos-stream versions show {number}") from None
         except TimeoutError:
-            raise Refused(503, f"version {number} was not found in the log in time; try again") from None
+            raise HttpError(503, f"version {number} was not found in the log in time; try again") from None
 
     async def pause(request: Request) -> Response:
         return await set_paused(request, True)
@@ -100,35 +106,35 @@ def make_app(
 
     async def set_paused(request: Request, paused: bool) -> Response:
         await _authorised(request, settings.token)
-        if board.status is Status.FINISHED:
-            raise Refused(409, "the run has finished: there is nothing to pause or resume")
-        await _done(operator.set_paused(paused))
+        if view.status is Status.FINISHED:
+            raise HttpError(409, "the run has finished: there is nothing to pause or resume")
+        await _outcome(operator.set_paused(paused))
         return _json(200, orjson.dumps({"paused": paused}))
 
     async def promote(request: Request) -> Response:
         asked = await _authorised(request, settings.token)
         number = asked.get("version")
-        if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number < _MOST_VERSION:
-            raise Refused(422, 'the body must name a version, as in {"version": 12}')
-        await _done(operator.promote(number))
+        if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number < _MAX_VERSION:
+            raise HttpError(422, 'the body must name a version, as in {"version": 12}')
+        await _outcome(operator.promote(number))
         return _json(200, orjson.dumps({"promoted": number}))
 
     allowed = [settings.host, *(name.strip() for name in (settings.allowed_hosts or "").split(","))]
     app = Starlette(
         routes=[
-            Route("/", _told(page)),
-            Route("/static/{name}", _told(static)),
-            Route("/api/state", _told(state)),
-            Route("/api/events", _told(events)),
-            Route("/api/versions/{number}", _told(version)),
-            Route("/api/pause", _told(pause), methods=["POST"]),
-            Route("/api/resume", _told(resume), methods=["POST"]),
-            Route("/api/promote", _told(promote), methods=["POST"]),
+            Route("/", _with_errors(page)),
+            Route("/static/{name}", _with_errors(static)),
+            Route("/api/state", _with_errors(state)),
+            Route("/api/events", _with_errors(events)),
+            Route("/api/versions/{number}", _with_errors(version)),
+            Route("/api/pause", _with_errors(pause), methods=["POST"]),
+            Route("/api/resume", _with_errors(resume), methods=["POST"]),
+            Route("/api/promote", _with_errors(promote), methods=["POST"]),
         ],
         middleware=[
             Middleware(_Headers),
             Middleware(HostCheck, allowed=allowed, setting=_HOSTS),
-            Middleware(BodyLimit, max_bytes=_MOST_BODY_BYTES),
+            Middleware(BodyLimit, max_bytes=_MAX_BODY_BYTES),
         ],
     )
     app.router.redirect_slashes = False
@@ -137,54 +143,54 @@ def make_app(
 
 async def _file(assets: Assets, name: str, request: Request) -> Response:
     if (asset := await assets.get(name)) is None:
-        raise Refused(404, "there is no such file")
+        raise HttpError(404, "there is no such file")
     return asset.answer(request)
 
 
 async def _authorised(request: Request, token: SecretStr | None) -> dict[str, object]:
-    """The body of a request that brings the token. Raises Refused."""
+    """Return the body of a request that carries the token."""
     wanted = None if token is None else token.get_secret_value()
     if denied := check_bearer(wanted, bearer_of(request.headers.get("authorization")), _UNSET):
-        raise Refused(*denied)
-    # A form on another page could send any other type without asking.
+        raise HttpError(*denied)
+    # A browser lets a form of another page send any other type.
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-        raise Refused(422, "the body must be JSON, with Content-Type: application/json")
+        raise HttpError(422, "the body must be JSON, with Content-Type: application/json")
     try:
         asked = orjson.loads(await request.body() or b"{}")
     except orjson.JSONDecodeError:
-        raise Refused(422, "the body is not JSON") from None
+        raise HttpError(422, "the body is not JSON") from None
     if not isinstance(asked, dict):
-        raise Refused(422, "the body must be a JSON object")
+        raise HttpError(422, "the body must be a JSON object")
     return asked
 
 
-async def _done(act: Awaitable[T]) -> T:
-    """What an act came to. Raises Refused for what went wrong, in words."""
+async def _outcome(act: Awaitable[T]) -> T:
+    """Await an action, and turn its errors into answers."""
     try:
         return await act
     except ConfigError as error:
-        raise Refused(404, str(error)) from None
+        raise HttpError(404, str(error)) from None
     except FederationFinished as error:
-        raise Refused(409, str(error)) from None
+        raise HttpError(409, str(error)) from None
     except TopicMissing:
-        raise Refused(409, "the federation has no topics yet: start its aggregator first") from None
+        raise HttpError(409, "the federation has no topics yet: start its aggregator first") from None
     except BrokerUnavailable as error:
-        raise Refused(503, f"{error}; try again") from None
+        raise HttpError(503, f"{error}; try again") from None
     except LlmosError as error:  # of the registry, or of a log that retention has just cut
-        raise Refused(503 if error.retriable else 500, str(error)) from None
+        raise HttpError(503 if error.retriable else 500, str(error)) from None
 
 
-def _told(handler: Handler) -> Handler:
-    """The handler, with its refusals as answers."""
+def _with_errors(handler: Handler) -> Handler:
+    """Turn the handler's errors into answers."""
 
     async def answer(request: Request) -> Response:
         try:
             return await handler(request)
-        except Refused as refused:
-            response = _json(refused.status, orjson.dumps({"detail": refused.detail}))
-            if refused.status == 401:
+        except HttpError as error:
+            response = _json(error.status, orjson.dumps({"detail": error.detail}))
+            if error.status == 401:
                 response.headers["www-authenticate"] = "Bearer"
-            if refused.status == 503:
+            if error.status == 503:
                 response.headers["retry-after"] = "5"
             return response
 
@@ -196,8 +202,7 @@ def _json(status: int, body: bytes) -> Response:
 
 
 class _Headers:
-    """ASGI middleware: what tells browsers to load nothing from elsewhere goes with every answer, and a request with
-    very long headers gets 431."""
+    """ASGI middleware: every answer forbids browsers to load from elsewhere; very long request headers get 431."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -208,8 +213,8 @@ class _Headers:
                 message = {**message, "headers": [*message.get("headers", ()), *_HEADERS]}
             await send(message)
 
-        if sum(len(name) + len(value) for name, value in scope.get("headers", ())) > _MOST_HEADER_BYTES:
-            refusal = _json(431, orjson.dumps({"detail": f"the headers have more than {_MOST_HEADER_BYTES} bytes"}))
-            await refusal(scope, receive, with_headers)
+        if sum(len(name) + len(value) for name, value in scope.get("headers", ())) > _MAX_HEADER_BYTES:
+            answer = _json(431, orjson.dumps({"detail": f"the headers have more than {_MAX_HEADER_BYTES} bytes"}))
+            await answer(scope, receive, with_headers)
             return
         await self._app(scope, receive, with_headers)

@@ -1,4 +1,4 @@
-"""The page's own files and plotly.js, read once: a closed table of names, so that no path leads anywhere else."""
+"""The page's own files and plotly.js, read once into a closed table of names, so that no path leads elsewhere."""
 
 import asyncio
 import gzip
@@ -28,7 +28,7 @@ _ZSTD_LEVEL = 15
 
 @dataclass(frozen=True, slots=True)
 class Asset:
-    """A file as it is sent: its bytes, and the same compressed by each method that a browser may name."""
+    """A file as it is sent: its bytes, and the same by each compression that a browser may accept."""
 
     kind: str
     body: bytes
@@ -37,6 +37,7 @@ class Asset:
     tag: str = ""
 
     def answer(self, request: Request) -> Response:
+        """Return the file in a form that the browser accepts, or 304."""
         headers = {"cache-control": self.cache, "vary": "Accept-Encoding", "etag": self.tag}
         if self.tag in request.headers.get("if-none-match", ""):
             return Response(status_code=304, headers=headers)
@@ -48,7 +49,7 @@ class Asset:
 
 
 class Assets:
-    """Files by name. plotly.js is compressed once, in a thread, when it is first asked for."""
+    """Files by name. The first request for plotly.js compresses it, once and off the event loop."""
 
     def __init__(self, offload: Offload) -> None:
         self._offload = offload
@@ -61,10 +62,11 @@ class Assets:
         self._files = {name: _asset(_TYPES[Path(name).suffix], body, _ASK_AGAIN) for name, body in files.items()}
 
     async def get(self, name: str) -> Asset | None:
-        """The file of this name, if there is one."""
+        """Return the file of this name, if there is one."""
         return await self.plotly() if name == self.plotly_name else self._files.get(name)
 
     async def plotly(self) -> Asset:
+        """Return plotly.js."""
         async with self._one_at_a_time:
             if self._plotly is None:
                 self._plotly = await self._offload.run(_read_plotly)

@@ -1,12 +1,12 @@
-"""What differs between two values of JSON, for a page that has the first and wants the second.
+"""The difference between two JSON values, for a page that has the first and wants the second.
 
-    ["v", value]                        in its place
-    ["d", [[key, change], ...]]         an object of the same keys: some of its values changed
-    ["s", keep, items]                  a list: the first `keep` items stay, then come these
-    ["l", drop, changes, items]         a list of objects: the first `drop` leave, then some of the rest changed,
-                                        as [[index, change], ...], then come more items at the end
+    ["v", value]                        another value
+    ["d", [[key, change], ...]]         an object of the same keys: changes of some values
+    ["s", keep, items]                  a list: the first `keep` items stay, these follow
+    ["l", drop, changes, items]         a list of objects: the first `drop` go, some of the rest change, as
+                                        [[index, change], ...], and items follow at the end
 
-`static/patch.js` applies them; `apply` here does the same, to say what it must come to.
+`static/patch.js` applies them in the browser; `apply` is its reference in the tests.
 """
 
 from collections.abc import Mapping
@@ -15,11 +15,11 @@ from typing import Any
 
 Json = Any
 Change = list[Any]
-_MOST_DROPPED = 64
+_MAX_DROPPED = 64
 
 
 def difference(old: Json, new: Json) -> Change | None:
-    """What makes `new` of `old`; None where they are equal."""
+    """Return the change that turns `old` into `new`; None where they are equal."""
     if old == new and type(old) is type(new):
         return None
     if isinstance(old, Mapping) and isinstance(new, Mapping) and old.keys() == new.keys():
@@ -39,7 +39,7 @@ def _members(old: Mapping[str, Json], new: Mapping[str, Json]) -> list[Json]:
 
 
 def _of_objects(old: list[Json], new: list[Json]) -> Change:
-    drop = next((k for k in range(min(len(old), _MOST_DROPPED)) if _same(old[k], new[0])), 0)
+    drop = next((k for k in range(min(len(old), _MAX_DROPPED)) if _same(old[k], new[0])), 0)
     stays = old[drop:]
     if len(stays) > len(new):
         return ["v", new]
@@ -48,7 +48,7 @@ def _of_objects(old: list[Json], new: list[Json]) -> Change:
 
 
 def _same(old: Json, new: Json) -> bool:
-    """Whether two objects of a list are about the same thing, by the field that comes first."""
+    """Whether two objects of a list describe the same thing, by their first field."""
     if not isinstance(old, Mapping) or not isinstance(new, Mapping):
         return False
     key = next(iter(old), None)
@@ -56,7 +56,7 @@ def _same(old: Json, new: Json) -> bool:
 
 
 def apply(old: Json, change: Change) -> Json:
-    """`old` with the change made."""
+    """Return `old` with the change applied."""
     match change:
         case ["v", value]:
             return value

@@ -1,4 +1,4 @@
-"""The page's charts: those of the report, and how far behind the aggregator is."""
+"""The page's charts: those of the report, and the aggregator's lag."""
 
 from llmos_stream.reporting import wording
 from llmos_stream.reporting.client_charts import staleness, weights
@@ -8,7 +8,7 @@ from llmos_stream.reporting.run_charts import scores_by_version, traffic
 
 
 def charts(history: History) -> list[Json]:
-    """Each with its words, its legend and its figure, ready for JSON."""
+    """List the charts with words, legend and figure, ready for JSON."""
     rows = history.rows()
     colours, time = Colours.of_rows(rows), _time(history)
     found = (
@@ -22,7 +22,7 @@ def charts(history: History) -> list[Json]:
 
 
 def flow(history: History, time: TimeAxis) -> Chart:
-    """Lag and pace at each version."""
+    """Chart lag and pace at each version."""
     points = [point for point in history.versions if point.lag is not None or point.pace_seconds is not None]
     if not points:
         return Chart("flow", "No lag was reported", "No version said how far behind the aggregator was.")

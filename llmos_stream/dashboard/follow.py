@@ -1,8 +1,7 @@
-"""Following what the page shows beside the events: `<f>.control`, and the heads of the versions."""
+"""Follows what the page shows beside the events: `<f>.control` and the heads of the versions."""
 
 from llmos_stream.broker import Broker, Reader, Topics
-from llmos_stream.config import Settings
-from llmos_stream.dashboard.board import Board
+from llmos_stream.dashboard.federation_view import FederationView
 from llmos_stream.log import ControlView, wait_for_topics
 from llmos_stream.log.scan import HeadStream
 from llmos_stream.log.stream import go_on
@@ -12,12 +11,11 @@ from llmos_stream.types import VersionHead
 
 _POLL_SECONDS = 0.25
 _LOOK_BACK = 512
-"""Records of `<f>.models` that are gone through for the versions of before: at most half a GiB."""
+"""Records of `<f>.models` that are read for earlier versions: at most half a GiB."""
 
 
-async def follow(broker: Broker, settings: Settings, board: Board, shutdown: Shutdown) -> None:
-    """Keep the board told until a stop is asked for. While the broker does not answer it keeps trying."""
-    topics = Topics(settings.federation.name)
+async def follow(broker: Broker, topics: Topics, view: FederationView, shutdown: Shutdown) -> None:
+    """Keep the view up to date until a stop is asked for, through broker trouble."""
 
     async def control() -> None:
         if not await wait_for_topics(broker, topics, shutdown):
@@ -25,17 +23,17 @@ async def follow(broker: Broker, settings: Settings, board: Board, shutdown: Shu
         async with broker.reader([topics.control], start="earliest") as reader:
             control = ControlView(reader)
             await until_stop(control.catch_up(), shutdown)
-            board.hear(control, live=False)
+            view.update_control(control, live=False)
             while not shutdown.requested:
                 await control.poll(_POLL_SECONDS)
-                board.hear(control, live=True)
+                view.update_control(control, live=True)
 
     async def versions() -> None:
         if not await wait_for_topics(broker, topics, shutdown):
             return
         async with broker.reader([topics.models], start="earliest") as reader:
             await until_stop(_look_back(reader), shutdown)
-            await _follow_heads(reader, board, shutdown)
+            await _follow_heads(reader, view, shutdown)
 
     await run_all(
         keep_trying(control, shutdown, "following the control topic again"),
@@ -44,15 +42,15 @@ async def follow(broker: Broker, settings: Settings, board: Board, shutdown: Shu
 
 
 async def _look_back(reader: Reader) -> None:
-    """Pass over versions that are too many to go through."""
+    """Skip versions that are too many to read."""
     for at, end in (await reader.end_offsets()).items():
         await reader.seek_to_beginning(at)
         if await reader.position(at) < end - _LOOK_BACK:
             reader.seek(at, end - _LOOK_BACK)
 
 
-async def _follow_heads(reader: Reader, board: Board, shutdown: Shutdown) -> None:
+async def _follow_heads(reader: Reader, view: FederationView, shutdown: Shutdown) -> None:
     heads = HeadStream(reader, VersionHead, on_gap=go_on("versions"))
     while not shutdown.requested:
         for item in await heads.heads(_POLL_SECONDS):
-            board.holds(item.head, item.partition, item.offset)
+            view.add_version(item.head, item.partition, item.offset)

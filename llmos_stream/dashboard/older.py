@@ -1,4 +1,4 @@
-"""Versions that the board does not hold, looked up in `<f>.models` when somebody asks for one."""
+"""Versions that the view does not hold any more, looked up in `<f>.models` when somebody asks for one."""
 
 import asyncio
 from collections import OrderedDict
@@ -6,8 +6,9 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from llmos_stream.broker import Broker, Topics
-from llmos_stream.dashboard.provenance import Origin
 from llmos_stream.log import version_index
+from llmos_stream.log.scan import LoggedHead
+from llmos_stream.types import VersionHead
 
 _SECONDS = 10.0
 _KEPT = 16
@@ -29,10 +30,10 @@ class OlderVersions:
         self._topic = Topics(federation).models
         self._seconds = seconds
         self._one_at_a_time = asyncio.Lock()
-        self._kept: OrderedDict[int, Origin] = OrderedDict()
+        self._kept: OrderedDict[int, LoggedHead[VersionHead]] = OrderedDict()
         self.waiting = 0
 
-    async def get(self, number: int) -> Origin:
+    async def get(self, number: int) -> LoggedHead[VersionHead]:
         """Raises NotInLog, TopicMissing, BrokerUnavailable, and TimeoutError where it takes too long."""
         self.waiting += 1
         try:
@@ -45,17 +46,17 @@ class OlderVersions:
         finally:
             self.waiting -= 1
 
-    def _keep(self, origin: Origin) -> None:
+    def _keep(self, origin: LoggedHead[VersionHead]) -> None:
         self._kept[origin.head.number] = origin
         while len(self._kept) > 1 and (
             len(self._kept) > _KEPT or sum(len(one.head.manifest) for one in self._kept.values()) > _KEPT_CONTRIBUTIONS
         ):
             self._kept.popitem(last=False)
 
-    async def _look_up(self, number: int) -> Origin:
+    async def _look_up(self, number: int) -> LoggedHead[VersionHead]:
         async with version_index(self._broker(), self._topic) as index:
             if (found := await index.find(number)) is not None:
-                return Origin(replace(found.head, tensors=None), found.partition, found.offset)
+                return LoggedHead(replace(found.head, tensors=None), found.partition, found.offset)
             oldest = await index.oldest()
         if oldest is not None and number < oldest.head.number:
             raise NotInLog(f"version {number} is not in the log any more: retention has deleted it")

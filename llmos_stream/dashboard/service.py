@@ -1,4 +1,4 @@
-"""The live page as a service beside the monitor: the board, the feed, and the port."""
+"""The live page as a service beside the monitor: the view, the stream of states, and the port."""
 
 from collections.abc import Callable
 
@@ -6,12 +6,12 @@ from llmos_stream.broker import Broker, Topics
 from llmos_stream.config import Settings
 from llmos_stream.dashboard.app import make_app
 from llmos_stream.dashboard.assets import Assets
-from llmos_stream.dashboard.board import Board
-from llmos_stream.dashboard.feed import Feed
+from llmos_stream.dashboard.federation_view import FederationView
 from llmos_stream.dashboard.follow import follow
 from llmos_stream.dashboard.older import OlderVersions
-from llmos_stream.dashboard.operating import operator
-from llmos_stream.dashboard.view import view
+from llmos_stream.dashboard.operator_actions import operator_actions
+from llmos_stream.dashboard.page_state import page_state
+from llmos_stream.dashboard.state_stream import StateStream
 from llmos_stream.errors import BrokerUnavailable
 from llmos_stream.log.events import follow_events
 from llmos_stream.runtime import Offload, Shutdown, run_all
@@ -23,45 +23,50 @@ _WORKERS = 1
 
 
 class LivePage:
-    """The page of one federation: `show` it from the beginning, and `follow` the federation once its broker answers.
+    """The page of one federation: `show` it at once, and `follow` the federation once its broker answers.
 
-    Until then the page says that it waits for the broker; it becomes live by itself.
+    Until then the page says that it waits for the broker.
     """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._board = Board(settings.federation.name, reached=False)
+        self._view = FederationView(settings.federation.name, reached=False)
         self._broker: Broker | None = None
 
     async def show(self, shutdown: Shutdown) -> None:
-        """Answer on the port of the settings until a stop is asked for. Raises ConfigError when it cannot be had."""
-        ours, board = self._settings.dashboard, self._board
+        """Answer on the port of the settings until a stop is asked for.
+
+        Raises:
+            ConfigError: The port cannot be opened.
+        """
+        ours, view = self._settings.dashboard, self._view
         may_operate = ours.token is not None
-        feed = Feed(lambda: view(board, may_operate), lambda: board.changes, lambda: board.now_ms)
-        place = ListenAddress("dashboard", ours.host, ours.port or 0)
+        states = StateStream(lambda: page_state(view, may_operate), lambda: view.changes, lambda: view.now_ms)
+        address = ListenAddress("dashboard", ours.host, ours.port or 0)
         drain = self._settings.runtime.stop_seconds * _DRAIN
         async with Offload(_WORKERS) as offload:
             older = OlderVersions(self._reached, self._settings.federation.name)
             assets = await offload.run(Assets, offload)
-            app = make_app(ours, board, feed, assets, operator(self._reached, self._settings, offload), older)
+            app = make_app(ours, view, states, assets, operator_actions(self._reached, self._settings, offload), older)
             await run_all(
-                serve_http(app, place, "the live page is", shutdown, drain, strict=True),
-                feed.run(shutdown),
+                serve_http(app, address, "the live page is", shutdown, drain, strict=True),
+                states.run(shutdown),
                 assets.plotly(),
             )
 
     async def follow(self, broker: Broker, take: Callable[[Event], object], shutdown: Shutdown) -> None:
-        """Give every event of the log to `take`, as `roles.follow_events` does, and keep the page told meanwhile."""
+        """Give every event of the log to `take`, as `log.events.follow_events` does, and keep the page up to date."""
 
         def take_both(event: Event) -> None:
             take(event)
-            self._board.take(event)
+            self._view.add_event(event)
 
+        topics = Topics(self._settings.federation.name)
         self._broker = broker
-        self._board.reach()
+        self._view.mark_reached()
         await run_all(
-            follow_events(broker, Topics(self._settings.federation.name), take_both, shutdown),
-            follow(broker, self._settings, self._board, shutdown),
+            follow_events(broker, topics, take_both, shutdown),
+            follow(broker, topics, self._view, shutdown),
         )
 
     def _reached(self) -> Broker:

@@ -1,4 +1,4 @@
-"""The page put together without a broker: a board that tests feed, behind the real application and a real port."""
+"""The page put together without a broker: a view that tests feed, behind the real application and a real port."""
 
 import asyncio
 import contextlib
@@ -14,11 +14,11 @@ from llmos_stream.broker import Broker
 from llmos_stream.config import DashboardSettings
 from llmos_stream.dashboard.app import make_app
 from llmos_stream.dashboard.assets import Assets
-from llmos_stream.dashboard.board import Board
-from llmos_stream.dashboard.feed import Feed
+from llmos_stream.dashboard.federation_view import FederationView
 from llmos_stream.dashboard.older import OlderVersions
-from llmos_stream.dashboard.operating import Operator
-from llmos_stream.dashboard.view import view
+from llmos_stream.dashboard.operator_actions import OperatorActions
+from llmos_stream.dashboard.page_state import page_state
+from llmos_stream.dashboard.state_stream import StateStream
 from llmos_stream.errors import BrokerUnavailable
 from llmos_stream.runtime import Offload, Shutdown
 from llmos_stream.types import CodecId, CodecSpec, Contribution, Event, EventKind, VersionHead, VersionKind
@@ -53,11 +53,13 @@ class Acts:
 class Shown:
     """The application and what is behind it. The clock stands still unless a test moves it."""
 
-    def __init__(self, app: Starlette, board: Board, feed: Feed, acts: Acts, older: OlderVersions) -> None:
+    def __init__(
+        self, app: Starlette, view: FederationView, states: StateStream, acts: Acts, older: OlderVersions
+    ) -> None:
         self.older = older
         self.app = app
-        self.board = board
-        self.feed = feed
+        self.view = view
+        self.states = states
         self.acts = acts
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         self.http = httpx.AsyncClient(transport=transport, base_url="http://test")
@@ -75,14 +77,14 @@ def _no_broker() -> Broker:
 async def shown(log: Callable[[], Broker] = _no_broker, **fields: Any) -> AsyncIterator[Shown]:
     """`log` is where older versions are looked up."""
     settings = DashboardSettings(**{"port": 0, "token": TOKEN, **fields})
-    board = Board("trial", clock=lambda: NOW)
+    view = FederationView("trial", clock=lambda: NOW)
     may = settings.token is not None
-    feed = Feed(lambda: view(board, may), lambda: board.changes, lambda: board.now_ms)
+    states = StateStream(lambda: page_state(view, may), lambda: view.changes, lambda: view.now_ms)
     acts = Acts()
     async with Offload(1) as offload:
-        operator = Operator(acts.set_paused, acts.promote)
+        operator = OperatorActions(acts.set_paused, acts.promote)
         older = OlderVersions(log, "trial")
-        here = Shown(make_app(settings, board, feed, Assets(offload), operator, older), board, feed, acts, older)
+        here = Shown(make_app(settings, view, states, Assets(offload), operator, older), view, states, acts, older)
         async with here.http:
             yield here
 
@@ -96,7 +98,7 @@ async def on_a_port(
     with heard_port() as port:
         serving = asyncio.gather(
             serve_http(here.app, place, "the live page is", shutdown, 2.0, strict=True, limits=limits),
-            here.feed.run(shutdown),
+            here.states.run(shutdown),
         )
         try:
             await until(lambda: port() is not None or serving.done())

@@ -21,7 +21,7 @@ from llmos_stream.training import load_task
 from llmos_stream.types import Event, EventKind
 from llmos_stream.wire import dump_event
 from tests.dashboard.aids import SECONDS, TOKEN, heard_port, until, until_told
-from tests.dashboard.test_board import HOSTILE
+from tests.dashboard.test_page_state import HOSTILE
 
 FEDERATION = "digits"
 

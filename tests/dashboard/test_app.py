@@ -84,8 +84,8 @@ async def test_there_is_nothing_beside_the_files(path: str) -> None:
 
 async def test_the_state_for_scripts() -> None:
     async with shown() as here:
-        here.board.take(event(EventKind.VERSION_PUBLISHED, version=3, lag=2))
-        here.board.holds(head(3), 0, 17)
+        here.view.add_event(event(EventKind.VERSION_PUBLISHED, version=3, lag=2))
+        here.view.add_version(head(3), 0, 17)
         state = (await here.http.get("/api/state")).json()
         assert state["headline"]["version"] == 3
         assert state["headline"]["lag"] == 2
@@ -98,7 +98,7 @@ async def test_a_version_with_its_provenance() -> None:
         missing = await here.http.get("/api/versions/3")
         assert missing.status_code == 503
         assert missing.json()["detail"] == "there is no broker in this test; try again"
-        here.board.holds(head(3), 0, 17)
+        here.view.add_version(head(3), 0, 17)
         found = (await here.http.get("/api/versions/3")).json()
         assert (found["parent"], found["offset"], found["codec"]) == (2, 17, "float32")
         assert found["weights_digest"] == (3).to_bytes(32, "big").hex()
@@ -188,14 +188,14 @@ async def test_what_goes_wrong_is_said(error: LlmosError, status: int, said: str
 
 async def test_a_finished_run_is_not_paused_but_its_versions_are_promoted() -> None:
     async with shown() as here:
-        here.board.take(event(EventKind.RUN_FINISHED, reason="target"))
+        here.view.add_event(event(EventKind.RUN_FINISHED, reason="target"))
         assert (await here.post("/api/pause")).status_code == 409
         assert (await here.post("/api/promote", {"version": 1})).status_code == 200
 
 
 async def test_no_more_pages_than_the_settings_say() -> None:
     async with shown(viewers=1) as here:
-        with here.feed.watched():
+        with here.states.watched():
             answer = await here.http.get("/api/events")
         assert answer.status_code == 503
         assert "dashboard.viewers" in answer.json()["detail"]
@@ -204,7 +204,7 @@ async def test_no_more_pages_than_the_settings_say() -> None:
 
 async def test_the_clock_is_the_servers() -> None:
     async with shown() as here:
-        assert here.board.now_ms == int(NOW * 1000)
+        assert here.view.now_ms == int(NOW * 1000)
 
 
 async def test_another_sites_name_reads_nothing() -> None:

@@ -8,7 +8,7 @@ import pytest
 from llmos_stream.broker import Broker, MemoryBroker, Topics
 from llmos_stream.config import FederationSettings, Settings
 from llmos_stream.dashboard import follow as follow_module
-from llmos_stream.dashboard.board import Board
+from llmos_stream.dashboard.federation_view import FederationView
 from llmos_stream.dashboard.follow import follow
 from llmos_stream.log.pausing import set_paused
 from llmos_stream.registry import promote
@@ -35,39 +35,39 @@ async def test_versions_from_not_too_far_back_then_new_ones_a_pause_and_a_promot
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(follow_module, "_LOOK_BACK", 30)
-    board, shutdown = Board("followed"), Shutdown()
+    view, shutdown = FederationView("followed"), Shutdown()
     async with MemoryBroker() as broker, Offload(1) as offload:
         await broker.create_topics(TOPICS.specs(SETTINGS.topics))
         await write(broker, range(1, 101))
-        following = asyncio.create_task(follow(broker, SETTINGS, board, shutdown))
+        following = asyncio.create_task(follow(broker, TOPICS, view, shutdown))
 
         def held() -> list[int]:
-            return [origin.head.number for origin in board.provenance]
+            return [origin.head.number for origin in view.versions]
 
         await until(lambda: 100 in held())
         assert 5 <= len(held()) <= 30
         assert held() == list(range(held()[0], 101))
         await write(broker, range(101, 103))
         await until(lambda: 102 in held())
-        found = board.provenance.get(102)
+        found = view.versions.get(102)
         assert found is not None
         assert found.head.tensors is None
         assert [item.client_id for item in found.head.manifest] == ["client-0", "client-1"]
         await set_paused(broker, SETTINGS, True)
-        await until(lambda: board.told.paused)
+        await until(lambda: view.control.paused)
         await promote(broker, SETTINGS, 101, offload)
-        await until(lambda: board.told.promoted == 101)
+        await until(lambda: view.control.promoted == 101)
         shutdown.request()
         async with asyncio.timeout(SECONDS):
             await following
 
 
 async def test_a_page_before_its_federation_waits_and_can_be_stopped() -> None:
-    board, shutdown = Board("followed"), Shutdown()
+    view, shutdown = FederationView("followed"), Shutdown()
     async with MemoryBroker() as broker:
-        following = asyncio.create_task(follow(broker, SETTINGS, board, shutdown))
+        following = asyncio.create_task(follow(broker, TOPICS, view, shutdown))
         await asyncio.sleep(0)
         shutdown.request()
         async with asyncio.timeout(SECONDS):
             await following
-    assert board.status == "waiting"
+    assert view.status == "waiting"

@@ -119,7 +119,7 @@ async def test_the_page_asks_the_log(federation: str) -> None:
     await broker.create_topics(Topics("trial").specs(Settings().topics))
     await write_versions(broker, "trial", range(5))
     async with shown(log=lambda: broker) as here:
-        here.board.holds(head(4), 0, 17)
+        here.view.add_version(head(4), 0, 17)
         found = (await here.http.get("/api/versions/2")).json()
         assert [item["client"] for item in found["contributions"]] == ["client-0", "client-1"]
         assert found["weights_digest"] == (2).to_bytes(32, "big").hex()

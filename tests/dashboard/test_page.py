@@ -214,7 +214,7 @@ async def test_a_run_is_seen_live_and_operated(chromium: Browser) -> None:
 
 async def test_it_says_when_the_server_is_gone_and_comes_back_by_itself(chromium: Browser) -> None:
     async with shown() as here:
-        here.board.take(event(EventKind.VERSION_PUBLISHED, version=5))
+        here.view.add_event(event(EventKind.VERSION_PUBLISHED, version=5))
         async with on_a_port(here, Shutdown()) as where:
             watched = await opened(chromium, where)
             page = watched.page
@@ -222,7 +222,7 @@ async def test_it_says_when_the_server_is_gone_and_comes_back_by_itself(chromium
         await expect(page.locator("#connection")).to_contain_text("has not answered since")
         await expect(tile(page, "newest version")).to_have_text("5")
     async with shown() as again:
-        again.board.take(event(EventKind.VERSION_PUBLISHED, version=6))
+        again.view.add_event(event(EventKind.VERSION_PUBLISHED, version=6))
         async with on_a_port(again, Shutdown(), urlsplit(where).port or 0):
             await expect(page.locator("#connection")).to_contain_text("Live")
             await expect(tile(page, "newest version")).to_have_text("6")
@@ -248,9 +248,9 @@ async def test_a_version_that_is_not_held_is_opened_by_its_number(chromium: Brow
     await broker.create_topics(Topics("trial").specs(Settings().topics))
     await write_versions(broker, "trial", range(30))
     async with shown(log=lambda: broker) as here, on_a_port(here, Shutdown()) as where:
-        here.board.take(event(EventKind.VERSION_PUBLISHED, version=29))
+        here.view.add_event(event(EventKind.VERSION_PUBLISHED, version=29))
         for number in range(25, 30):
-            here.board.holds(head(number), 0, number)
+            here.view.add_version(head(number), 0, number)
         watched = await opened(chromium, where)
         page, found = watched.page, watched.page.locator("#version-found")
         await page.get_by_label("An older version").fill("7")
@@ -287,19 +287,19 @@ async def test_a_large_federation_is_drawn_and_sorted(chromium: Browser) -> None
                 "weight": 1.0,
                 "version": 1,
             }
-            here.board.take(event(EventKind.UPDATE_FOLDED, index / 1000, **fields))
+            here.view.add_event(event(EventKind.UPDATE_FOLDED, index / 1000, **fields))
         for name in ("same\u202e", "same\u202d"):
-            here.board.take(event(EventKind.CLIENT_JOINED, client_id=name))
+            here.view.add_event(event(EventKind.CLIENT_JOINED, client_id=name))
         for number in range(1, 120):
-            here.board.take(event(EventKind.VERSION_PUBLISHED, number / 10, version=number))
-            here.board.holds(head(number, clients=120), 0, number)
+            here.view.add_event(event(EventKind.VERSION_PUBLISHED, number / 10, version=number))
+            here.view.add_version(head(number, clients=120), 0, number)
         watched = await opened(chromium, where, viewport={"width": 400, "height": 800})
         page, rows = watched.page, watched.page.locator("#clients tbody tr")
         await expect(rows).to_have_count(50)
         await page.click("#clients button.more")
         await expect(rows).to_have_count(1000)
         await expect(rows.filter(has_text="same\N{REPLACEMENT CHARACTER}")).to_have_count(2)
-        here.board.take(event(EventKind.CLIENT_JOINED, client_id="one more"))
+        here.view.add_event(event(EventKind.CLIENT_JOINED, client_id="one more"))
         await expect(page.locator("#clients")).to_contain_text("1 more counted together")
         assert (await rows.nth(2).locator("th").inner_text()).strip() == "client-2"
         await page.locator("#versions tbody th button").first.click()

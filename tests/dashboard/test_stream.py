@@ -9,10 +9,10 @@ import httpx
 import pytest
 from starlette.types import Message
 
-from llmos_stream.dashboard import feed as feed_module
+from llmos_stream.dashboard import state_stream as stream_module
 from llmos_stream.dashboard.changes import apply
-from llmos_stream.dashboard.feed import Feed
-from llmos_stream.dashboard.stream import _PATIENCE_SECONDS, EventStream
+from llmos_stream.dashboard.sse import _STALL_SECONDS, EventResponse
+from llmos_stream.dashboard.state_stream import StateStream
 from llmos_stream.runtime import Shutdown
 from llmos_stream.types import EventKind
 from llmos_stream.web.timeouts import ConnectionLimits
@@ -21,7 +21,7 @@ from tests.dashboard.aids import SECONDS, Stream, event, on_a_port, shown, until
 
 async def test_a_snapshot_and_then_what_changed() -> None:
     async with shown() as here, on_a_port(here, Shutdown()) as where, httpx.AsyncClient(timeout=SECONDS) as http:
-        here.board.take(event(EventKind.VERSION_PUBLISHED, version=0))
+        here.view.add_event(event(EventKind.VERSION_PUBLISHED, version=0))
         async with http.stream("GET", f"{where}/api/events") as one, http.stream("GET", f"{where}/api/events") as two:
             assert one.headers["content-type"] == "text/event-stream"
             assert "default-src 'none'" in one.headers["content-security-policy"]
@@ -33,7 +33,7 @@ async def test_a_snapshot_and_then_what_changed() -> None:
                 assert state["headline"]["version"] == 0
                 states.append(state)
             for version in (1, 2, 3):
-                here.board.take(event(EventKind.VERSION_PUBLISHED, version, version=version))
+                here.view.add_event(event(EventKind.VERSION_PUBLISHED, version, version=version))
                 for index, stream in enumerate(streams):
                     while states[index]["headline"]["version"] < version:
                         name, changes = await stream.next()
@@ -41,8 +41,8 @@ async def test_a_snapshot_and_then_what_changed() -> None:
                         for change in changes:
                             states[index] = apply(states[index], change)
             assert states[0] == states[1] == (await http.get(f"{where}/api/state")).json()
-            assert here.feed.viewers == 2
-        await until(lambda: here.feed.viewers == 0)
+            assert here.states.viewers == 2
+        await until(lambda: here.states.viewers == 0)
 
 
 async def test_many_events_are_few_messages() -> None:
@@ -57,7 +57,7 @@ async def test_many_events_are_few_messages() -> None:
         begun = asyncio.get_running_loop().time()
         messages = 0
         for version in range(2000):
-            here.board.take(event(EventKind.VERSION_PUBLISHED, version, version=version))
+            here.view.add_event(event(EventKind.VERSION_PUBLISHED, version, version=version))
             if version % 50 == 0:
                 await asyncio.sleep(0)
         while state["headline"]["version"] != 1999:
@@ -69,9 +69,9 @@ async def test_many_events_are_few_messages() -> None:
 
 
 async def test_a_slow_viewer_is_let_go_and_others_are_not_held_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(feed_module, "_SECONDS", 0.0)
+    monkeypatch.setattr(stream_module, "_SECONDS", 0.0)
     numbers = [0]
-    feed = Feed(lambda: {"number": numbers[0]}, lambda: numbers[0], lambda: 5)
+    states = StateStream(lambda: {"number": numbers[0]}, lambda: numbers[0], lambda: 5)
     taken: list[bytes] = []
 
     async def slow(message: Message) -> None:
@@ -85,24 +85,24 @@ async def test_a_slow_viewer_is_let_go_and_others_are_not_held_up(monkeypatch: p
         await asyncio.Event().wait()
         return {"type": "http.disconnect"}
 
-    first = asyncio.create_task(EventStream(feed, patience=0.1)({}, stays, slow))
-    second = asyncio.create_task(EventStream(feed)({}, stays, quick))
-    await until(lambda: feed.viewers == 2)
+    first = asyncio.create_task(EventResponse(states, stall_seconds=0.1)({}, stays, slow))
+    second = asyncio.create_task(EventResponse(states)({}, stays, quick))
+    await until(lambda: states.viewers == 2)
     while not first.done():
         numbers[0] += 1
-        feed.refresh()
+        states.refresh()
         await asyncio.sleep(0.001)
     await first
-    assert feed.viewers == 1
+    assert states.viewers == 1
     await until(lambda: str(numbers[0]).encode() in taken[-1])
-    feed.close()
+    states.close()
     await second
-    assert feed.viewers == 0
-    assert len(feed._kept) <= 16
+    assert states.viewers == 0
+    assert len(states._kept) <= 16
 
 
 async def test_a_viewer_who_leaves_is_not_counted() -> None:
-    feed = Feed(lambda: {}, lambda: 0, lambda: 5)
+    states = StateStream(lambda: {}, lambda: 0, lambda: 5)
     left = asyncio.Event()
 
     async def leaves() -> Message:
@@ -114,35 +114,35 @@ async def test_a_viewer_who_leaves_is_not_counted() -> None:
             left.set()
 
     async with asyncio.timeout(SECONDS):
-        await EventStream(feed)({}, leaves, take)
-    assert feed.viewers == 0
+        await EventResponse(states)({}, leaves, take)
+    assert states.viewers == 0
 
 
 async def test_a_viewer_far_behind_gets_the_whole_and_nothing_is_queued(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(feed_module, "_SECONDS", 0.0)
+    monkeypatch.setattr(stream_module, "_SECONDS", 0.0)
     numbers = [0]
-    feed = Feed(lambda: {"number": numbers[0]}, lambda: numbers[0], lambda: 5)
-    messages = feed.messages()
+    states = StateStream(lambda: {"number": numbers[0]}, lambda: numbers[0], lambda: 5)
+    messages = states.messages()
     assert await anext(messages) == b'event: snapshot\ndata: {"now_ms":5,"data":{"number":0}}\n\n'
 
     def change(times: int) -> None:
         for _ in range(times):
             numbers[0] += 1
-            feed.refresh()
+            states.refresh()
 
     change(2)
     both = b'event: changes\ndata: {"now_ms":5,"data":[["d",[["number",["v",1]]]],["d",[["number",["v",2]]]]]}\n\n'
     assert await anext(messages) == both
     change(1000)
     assert await anext(messages) == b'event: snapshot\ndata: {"now_ms":5,"data":{"number":1002}}\n\n'
-    assert len(feed._kept) == 16
-    feed.close()
+    assert len(states._kept) == 16
+    states.close()
     assert [message async for message in messages] == []
 
 
 async def test_a_quiet_feed_says_that_it_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(feed_module, "_BEAT_SECONDS", 0.01)
-    messages = Feed(lambda: {}, lambda: 0, lambda: 5).messages()
+    monkeypatch.setattr(stream_module, "_BEAT_SECONDS", 0.01)
+    messages = StateStream(lambda: {}, lambda: 0, lambda: 5).messages()
     await anext(messages)
     assert await anext(messages) == b'event: beat\ndata: {"now_ms":5,"data":null}\n\n'
 
@@ -156,7 +156,7 @@ async def test_at_the_end_pages_are_let_go() -> None:
             shutdown.request()
             async with asyncio.timeout(SECONDS):
                 assert [line async for line in lines][-1] == ""
-        await until(lambda: here.feed.viewers == 0)
+        await until(lambda: here.states.viewers == 0)
 
 
 async def test_a_request_with_endless_headers_is_refused() -> None:
@@ -182,23 +182,23 @@ async def test_half_a_head_is_not_waited_for_while_pages_stay_open() -> None:
             async with asyncio.timeout(SECONDS):
                 assert await reader.read() == b""
             writer.close()
-        here.board.take(event(EventKind.VERSION_PUBLISHED, version=5))
+        here.view.add_event(event(EventKind.VERSION_PUBLISHED, version=5))
         assert (await stream.next())[0] == "changes"
 
 
 async def test_a_viewer_who_reads_nothing_is_released(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its system goes on acknowledging, with no room: TCP alone may wait as long as it does."""
-    monkeypatch.setattr(feed_module, "_SECONDS", 0.01)
+    monkeypatch.setattr(stream_module, "_SECONDS", 0.01)
     limits = ConnectionLimits(stall_seconds=0.1)
     async with shown() as here, on_a_port(here, Shutdown(), limits=limits) as where, httpx.AsyncClient() as http:
         at = urlsplit(where)
         with socket.create_connection((at.hostname or "", at.port or 0)) as stalled:
             stalled.sendall(b"GET /api/events HTTP/1.1\r\nhost: x\r\n\r\n")
-            await until(lambda: here.feed.viewers == 1)
+            await until(lambda: here.states.viewers == 1)
             numbers = count()
-            monkeypatch.setattr(here.feed, "_make", lambda: str(next(numbers)) * (1 << 20))
-            async with asyncio.timeout(0.5 * _PATIENCE_SECONDS):  # sooner than its stream alone would be ended
-                while here.feed.viewers:
-                    here.board.changes += 1
+            monkeypatch.setattr(here.states, "_make", lambda: str(next(numbers)) * (1 << 20))
+            async with asyncio.timeout(0.5 * _STALL_SECONDS):  # sooner than its stream alone would be ended
+                while here.states.viewers:
+                    here.view.changes += 1
                     await asyncio.sleep(0.001)
         assert (await http.get(f"{where}/api/state")).status_code == 200

@@ -1,7 +1,7 @@
-"""One state for every open page: a snapshot for who comes, then what changed, at most a few times a second.
+"""One state for every open page: first a snapshot, then the changes, at most a few times a second.
 
-A page is not queued for. It names the revision it has, and gets the changes since then, or the whole where it is
-further behind than the few that are kept: a slow one costs no more memory than a quick one.
+No page has a queue. The stream knows the revision that a page has, and sends the changes since then, or the whole state
+where too many of them are gone. So a slow page costs no more memory than a quick one.
 """
 
 import asyncio
@@ -21,10 +21,13 @@ _BEAT_SECONDS = 5.0
 _KEPT = 16
 
 
-class Feed:
-    """What pages are told. `make` gives the present state, `changes` a number that rises with it.
+class StateStream:
+    """Sends the state to the pages.
 
-    The state is made while somebody looks, and for whoever asks once (`snapshot`).
+    Args:
+        make: Returns the present state. It is called while a page is open, and for `refresh`.
+        changes: Returns a number that rises with each change.
+        now_ms: Returns the time that each message carries.
     """
 
     def __init__(self, make: Callable[[], Json], changes: Callable[[], int], now_ms: Callable[[], int]) -> None:
@@ -34,7 +37,7 @@ class Feed:
         self._state: Json = None
         self._revision = 0
         self._kept: deque[bytes] = deque(maxlen=_KEPT)
-        self._made_of = -1
+        self._made_from = -1
         self._made_at = -_SECONDS
         self._snapshot: tuple[int, bytes] = (-1, b"")
         self._news = asyncio.Event()
@@ -42,10 +45,10 @@ class Feed:
         self.viewers = 0
 
     def refresh(self) -> None:
-        """Take the present state, and note how it differs from the one before; at most a few times a second."""
+        """Make the state anew and note its difference from the last one; at most a few times a second."""
         if monotonic() - self._made_at < _SECONDS / 2:
             return
-        self._made_at, self._made_of = monotonic(), self._changes()
+        self._made_at, self._made_from = monotonic(), self._changes()
         new = self._make()
         change = difference(self._state, new)
         if change is None:
@@ -57,24 +60,24 @@ class Feed:
         self._news = asyncio.Event()
 
     def snapshot(self) -> bytes:
-        """All of it as JSON, as new as its last refresh."""
+        """Return the state of the last refresh as JSON."""
         if self._snapshot[0] != self._revision:
             self._snapshot = (self._revision, orjson.dumps(self._state))
         return self._snapshot[1]
 
     async def run(self, shutdown: Shutdown) -> None:
-        """Keep the state new until a stop is asked for; then pages are let go."""
+        """Refresh the state until a stop is asked for, then end all streams."""
         waited = 0.0
         while not await shutdown.wait(_SECONDS):
             waited += _SECONDS
-            # Silence is seen without any change: who is late, and that nothing is heard.
-            if self.viewers and (self._changes() != self._made_of or waited >= _IDLE_SECONDS):
+            # Silence changes the page without any event: it shows who is late.
+            if self.viewers and (self._changes() != self._made_from or waited >= _IDLE_SECONDS):
                 waited = 0.0
                 self.refresh()
         self.close()
 
     def close(self) -> None:
-        """Let all pages go."""
+        """End all streams."""
         self._over.set()
         self._news.set()
 
@@ -88,7 +91,7 @@ class Feed:
             self.viewers -= 1
 
     async def messages(self) -> AsyncIterator[bytes]:
-        """Server-sent events for one page, each made when the one before has been taken, until the feed is over."""
+        """Yield server-sent events for one page until `close`, each made when the one before was taken."""
         self.refresh()
         has = self._revision
         yield self._event("snapshot", self.snapshot())
@@ -110,5 +113,5 @@ class Feed:
                 yield self._event("beat", b"null")
 
     def _event(self, name: str, data: bytes) -> bytes:
-        # JSON by orjson has no line breaks, so one line of data is all of it.
+        # orjson writes no line breaks, so one line of data holds it all.
         return b'event: %b\ndata: {"now_ms":%d,"data":%b}\n\n' % (name.encode(), self._now_ms(), data)

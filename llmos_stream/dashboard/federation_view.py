@@ -1,11 +1,11 @@
-"""What the page knows of a federation: one state for all who look, bounded however long the run is."""
+"""What the page knows of a federation: one state for all viewers, bounded however long the run is."""
 
 from collections.abc import Callable, Mapping
 from enum import StrEnum, unique
 from time import time
 from typing import NamedTuple
 
-from llmos_stream.dashboard.provenance import Provenance
+from llmos_stream.dashboard.recent_versions import RecentVersions
 from llmos_stream.errors import Rejected
 from llmos_stream.log import ControlView
 from llmos_stream.reporting import History
@@ -21,16 +21,18 @@ _SILENT_MS = 15_000
 
 @unique
 class Status(StrEnum):
+    """What the federation does."""
+
     UNREACHED = "unreached"  # the broker has not answered yet
     WAITING = "waiting"  # for a first version, or for clients
     TRAINING = "training"
     PAUSED = "paused"
     FINISHED = "finished"
-    SILENT = "silent"  # nothing was heard for a while
+    SILENT = "silent"  # no event and no beat came for a while
 
 
-class Told(NamedTuple):
-    """What `<f>.control` says now. `lag` is in records, `pace_seconds` from one update of a client to its next."""
+class ControlSnapshot(NamedTuple):
+    """What `<f>.control` says now. `lag` counts records, `pace_seconds` separates two updates of a client."""
 
     paused: bool = False
     promoted: int | None = None
@@ -39,18 +41,18 @@ class Told(NamedTuple):
     pace_seconds: float | None = None
 
 
-class Board:
-    """Folds what the log says. `changes` rises with whatever could be seen on the page.
+class FederationView:
+    """Folds the log into a state. `changes` rises whenever the page may look different.
 
-    One that is not `reached` waits for the broker's first answer, until `reach` says that it has come.
+    A view that begins with `reached=False` waits for the broker's first answer, until `mark_reached` reports it.
     """
 
     def __init__(self, federation: str, clock: Callable[[], float] = time, *, reached: bool = True) -> None:
         self.federation = federation
         self._reached = reached
         self.history = History(limit=_POINTS, client_limit=_CLIENTS)
-        self.provenance = Provenance()
-        self.told = Told()
+        self.versions = RecentVersions()
+        self.control = ControlSnapshot()
         self.changes = 0
         self._clock = clock
         self._beats = 0
@@ -59,34 +61,35 @@ class Board:
 
     @property
     def now_ms(self) -> int:
+        """The time, in milliseconds since the epoch."""
         return int(self._clock() * 1000)
 
     @property
     def news_ms(self) -> int | None:
-        """When anything was last heard of the federation; never ahead of this clock."""
-        heard = [at for at in (self.history.end_ms, self._beat_ms) if at]
-        return min(max(heard), self.now_ms) if heard else None
+        """Time of the last event or beat, never ahead of this clock."""
+        times = [at for at in (self.history.end_ms, self._beat_ms) if at]
+        return min(max(times), self.now_ms) if times else None
 
     @property
     def status(self) -> Status:
-        """Of these that hold, the first."""
+        """The first of the statuses that applies."""
         if not self._reached:
             return Status.UNREACHED
-        if self.history.finish is not None or self.told.finished is not None:
+        if self.history.finish is not None or self.control.finished is not None:
             return Status.FINISHED
         if self.news_ms is not None and self.now_ms - self.news_ms > _SILENT_MS:
             return Status.SILENT
-        if self.told.paused:
+        if self.control.paused:
             return Status.PAUSED
         return Status.TRAINING if self.history.version is not None and self._anybody() else Status.WAITING
 
-    def reach(self) -> None:
-        """The broker has answered."""
+    def mark_reached(self) -> None:
+        """Note that the broker answered."""
         self._reached = True
         self.changes += 1
 
-    def take(self, event: Event) -> None:
-        """Fold an event in; one that is not of the closed table is passed over."""
+    def add_event(self, event: Event) -> None:
+        """Fold an event in; skip one that is not of the closed table."""
         try:
             self.history.add(event)
         except Rejected:
@@ -98,10 +101,10 @@ class Board:
                 del self._scores[min(self._scores)]
         self.changes += 1
 
-    def hear(self, control: ControlView, *, live: bool) -> None:
-        """Note what `<f>.control` says. A new beat is news where it is `live`: what lay there before may be old."""
+    def update_control(self, control: ControlView, *, live: bool) -> None:
+        """Note what `<f>.control` says. A new beat counts as news only if it is `live`: others may be old."""
         leader = control.leader
-        told = Told(
+        snapshot = ControlSnapshot(
             paused=control.paused,
             promoted=None if control.promoted is None else control.promoted.version,
             finished=None if control.finished is None else control.finished.reason,
@@ -111,17 +114,17 @@ class Board:
         if live and control.beats != self._beats:
             self._beat_ms = self.now_ms
         self._beats = control.beats
-        if told != self.told:
-            self.told = told
+        if snapshot != self.control:
+            self.control = snapshot
             self.changes += 1
 
-    def holds(self, head: VersionHead, partition: int, offset: int) -> None:
-        """Note what a version is made of."""
-        self.provenance.add(head, partition, offset)
+    def add_version(self, head: VersionHead, partition: int, offset: int) -> None:
+        """Note a version whose message begins at `offset`."""
+        self.versions.add(head, partition, offset)
         self.changes += 1
 
     def score(self, version: int) -> Mapping[str, float]:
-        """The metrics of one of the newest versions; empty where it has not been evaluated."""
+        """Return the metrics of one of the newest versions; empty where it was not evaluated."""
         return self._scores.get(version, {})
 
     def _anybody(self) -> bool:

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmos_stream.broker import MemoryBroker, Topics, TopicSpec
-from llmos_stream.dashboard.board import Board, Status
-from llmos_stream.dashboard.provenance import Provenance
-from llmos_stream.dashboard.view import details, view
+from llmos_stream.dashboard.federation_view import FederationView, Status
+from llmos_stream.dashboard.page_state import page_state, version_details
+from llmos_stream.dashboard.recent_versions import RecentVersions
 from llmos_stream.log import ControlView
 from llmos_stream.types import Event, EventKind
 from llmos_stream.wire.control import AGGREGATOR, Leader, dump_leader
@@ -35,45 +35,46 @@ def folded(index: int, clients: int = 2000) -> dict[str, object]:
     }
 
 
-def fill(board: Board, first: int, last: int) -> None:
+def fill(view: FederationView, first: int, last: int) -> None:
     """A run with very many clients and versions, refusals among them; five events a turn."""
     for index in range(first, last):
-        board.take(event(EventKind.UPDATE_FOLDED, index / 100, **folded(index)))
-        board.take(event(EventKind.UPDATE_SENT, index / 100, **folded(index) | {"sent_bytes": 10, "raw_bytes": 40}))
-        board.take(event(EventKind.VERSION_PUBLISHED, index / 100, version=index, lag=3, pace_seconds=0.5))
-        board.take(event(EventKind.EVALUATION, index / 100, version=index, metrics={"accuracy": 0.5, "loss": 1.0}))
-        board.take(event(EventKind.UPDATE_REJECTED, index / 100, reason=f"r-{index % 200}", partition=0, offset=index))
-        board.holds(head(index), 0, index)
+        view.add_event(event(EventKind.UPDATE_FOLDED, index / 100, **folded(index)))
+        view.add_event(event(EventKind.UPDATE_SENT, index / 100, **folded(index) | {"sent_bytes": 10, "raw_bytes": 40}))
+        view.add_event(event(EventKind.VERSION_PUBLISHED, index / 100, version=index, lag=3, pace_seconds=0.5))
+        view.add_event(event(EventKind.EVALUATION, index / 100, version=index, metrics={"accuracy": 0.5, "loss": 1.0}))
+        rejected: dict[str, object] = {"reason": f"r-{index % 200}", "partition": 0, "offset": index}
+        view.add_event(event(EventKind.UPDATE_REJECTED, index / 100, **rejected))
+        view.add_version(head(index), 0, index)
 
 
 def test_the_state_stays_of_one_size() -> None:
-    board = Board("trial", clock=lambda: NOW + 100)
+    view = FederationView("trial", clock=lambda: NOW + 100)
     sizes = []
     for first in range(0, 8000, 2000):
-        fill(board, first, first + 2000)  # 10,000 events
-        sizes.append(len(orjson.dumps(view(board, False))))
+        fill(view, first, first + 2000)  # 10,000 events
+        sizes.append(len(orjson.dumps(page_state(view, False))))
     assert max(sizes[1:]) < 1.15 * min(sizes[1:])
     assert sizes[-1] < 600_000
-    shown: Any = view(board, False)
+    shown: Any = page_state(view, False)
     assert len(shown["clients"]["rows"]) == 1000
     assert shown["clients"]["more"] == 1000
     assert len(shown["versions"]) == 200
     assert shown["versions"][-1]["accuracy"] == 0.5
     assert len(shown["quarantine"]["newest"]) == 200
     assert len(shown["quarantine"]["reasons"]) <= 65
-    assert len(board._scores) <= 400
+    assert len(view._scores) <= 400
     assert all(len(trace["x"]) <= 401 for trace in shown["charts"][0]["figure"]["data"])
 
 
 def test_provenance_is_bounded_by_versions_and_by_contributions() -> None:
-    many = Provenance(versions=10, contributions=10_000)
+    many = RecentVersions(versions=10, contributions=10_000)
     for number in range(100):
         many.add(head(number), 0, number)
         many.add(head(number), 0, number)
     assert [origin.head.number for origin in many] == list(range(90, 100))
     many.add(head(3), 0, 3)  # older than all that is held
     assert many.get(3) is None
-    wide = Provenance(versions=10, contributions=100)
+    wide = RecentVersions(versions=10, contributions=100)
     for number in range(1, 20):
         wide.add(head(number, clients=40), 0, number)
     assert [origin.head.number for origin in wide] == [18, 19]
@@ -81,10 +82,10 @@ def test_provenance_is_bounded_by_versions_and_by_contributions() -> None:
 
 def test_the_headline_of_a_run() -> None:
     federation = Federation()
-    board = Board("trial", clock=lambda: federation.events[-1].time_ms / 1000)
+    view = FederationView("trial", clock=lambda: federation.events[-1].time_ms / 1000)
     for item in federation.events:
-        board.take(item)
-    shown: Any = view(board, True)
+        view.add_event(item)
+    shown: Any = page_state(view, True)
     now, expected = shown["headline"], federation.history().summary()
     assert now["status"] == "finished"
     assert now["finished"] == "target"
@@ -101,34 +102,34 @@ def test_the_headline_of_a_run() -> None:
 
 def test_waiting_training_silent_and_finished() -> None:
     clock = [NOW]
-    board = Board("trial", clock=lambda: clock[0])
+    view = FederationView("trial", clock=lambda: clock[0])
 
     def status() -> Status:
-        return board.status
+        return view.status
 
     assert status() is Status.WAITING
-    board.take(event(EventKind.VERSION_PUBLISHED, version=0))
+    view.add_event(event(EventKind.VERSION_PUBLISHED, version=0))
     assert status() is Status.WAITING
-    board.take(event(EventKind.CLIENT_JOINED, client_id="a"))
+    view.add_event(event(EventKind.CLIENT_JOINED, client_id="a"))
     assert status() is Status.TRAINING
     clock[0] = NOW + 16
     assert status() is Status.SILENT
-    board.take(event(EventKind.CLIENT_LEFT, 16, client_id="a"))
+    view.add_event(event(EventKind.CLIENT_LEFT, 16, client_id="a"))
     assert status() is Status.WAITING
-    board.take(event(EventKind.RUN_FINISHED, 17, reason="target"))
+    view.add_event(event(EventKind.RUN_FINISHED, 17, reason="target"))
     clock[0] = NOW + 1000
     assert status() is Status.FINISHED
 
 
 async def test_a_beat_is_news_and_a_pause_is_shown() -> None:
     clock, topic = [NOW], Topics("trial").control
-    board = Board("trial", clock=lambda: clock[0])
+    view = FederationView("trial", clock=lambda: clock[0])
 
     def status() -> Status:
-        return board.status
+        return view.status
 
-    board.take(event(EventKind.VERSION_PUBLISHED, version=0))
-    board.take(event(EventKind.CLIENT_JOINED, client_id="a"))
+    view.add_event(event(EventKind.VERSION_PUBLISHED, version=0))
+    view.add_event(event(EventKind.CLIENT_JOINED, client_id="a"))
     async with MemoryBroker() as broker, broker.producer() as producer:
         await broker.create_topics([TopicSpec(topic)])
         async with broker.reader([topic], start="earliest") as reader:
@@ -140,27 +141,27 @@ async def test_a_beat_is_news_and_a_pause_is_shown() -> None:
 
             await beat(3)
             clock[0] = NOW + 60
-            board.hear(control, live=False)
+            view.update_control(control, live=False)
             assert status() is Status.SILENT  # it may have lain there for a year
             await beat(4)
-            board.hear(control, live=True)
+            view.update_control(control, live=True)
             assert status() is Status.TRAINING
-            shown: Any = view(board, False)
+            shown: Any = page_state(view, False)
             assert (shown["headline"]["lag"], shown["headline"]["pace_seconds"]) == (4, 0.25)
             control.paused = True
-            board.hear(control, live=True)
+            view.update_control(control, live=True)
             assert status() is Status.PAUSED
 
 
 def test_names_from_outside_are_values_on_one_line() -> None:
-    board = Board("trial", clock=lambda: NOW)
-    board.take(event(EventKind.CLIENT_JOINED, client_id=HOSTILE))
-    board.take(event(EventKind.UPDATE_FOLDED, **folded(1) | {"client_id": HOSTILE}))
-    board.take(event(EventKind.UPDATE_REJECTED, client_id=HOSTILE, reason=HOSTILE, detail=HOSTILE * 100))
-    board.holds(head(1, name=HOSTILE), 0, 5)
-    origin = board.provenance.get(1)
+    view = FederationView("trial", clock=lambda: NOW)
+    view.add_event(event(EventKind.CLIENT_JOINED, client_id=HOSTILE))
+    view.add_event(event(EventKind.UPDATE_FOLDED, **folded(1) | {"client_id": HOSTILE}))
+    view.add_event(event(EventKind.UPDATE_REJECTED, client_id=HOSTILE, reason=HOSTILE, detail=HOSTILE * 100))
+    view.add_version(head(1, name=HOSTILE), 0, 5)
+    origin = view.versions.get(1)
     assert origin is not None
-    for shown in (view(board, False), details(origin)):
+    for shown in (page_state(view, False), version_details(origin)):
         text = orjson.dumps(shown).decode()
         assert "onerror" in text
         assert "\\u202e" not in text
@@ -178,9 +179,9 @@ def _keys(value: Any) -> list[str]:
 
 @pytest.mark.parametrize("data", [{"version": "one"}, {"version": 1, "metrics": {"accuracy": "high"}}])
 def test_an_event_that_is_not_of_the_table_is_passed_over(data: dict[str, object]) -> None:
-    board = Board("trial", clock=lambda: NOW)
-    board.take(event(EventKind.EVALUATION, **data))
-    assert board.changes == 0
+    view = FederationView("trial", clock=lambda: NOW)
+    view.add_event(event(EventKind.EVALUATION, **data))
+    assert view.changes == 0
 
 
 _VALUES: dict[object, st.SearchStrategy[object]] = {
@@ -204,26 +205,26 @@ def _events() -> st.SearchStrategy[Event]:
 @given(st.lists(_events(), max_size=30))
 def test_no_event_that_is_taken_keeps_the_page_from_being_made(events: list[Event]) -> None:
     """A client writes its own events: whatever they claim, the monitor goes on."""
-    board = Board("trial", clock=lambda: NOW)
+    view = FederationView("trial", clock=lambda: NOW)
     for item in events:
-        board.take(item)
-    assert len(orjson.dumps(view(board, True))) < 1_000_000
+        view.add_event(item)
+    assert len(orjson.dumps(page_state(view, True))) < 1_000_000
 
 
 def test_sums_of_claims_that_no_number_of_json_holds() -> None:
-    board = Board("trial", clock=lambda: NOW)
+    view = FederationView("trial", clock=lambda: NOW)
     for sequence in range(4):
         sizes = {"sent_bytes": 2**63 - 1, "raw_bytes": 2**63 - 1}
-        board.take(event(EventKind.UPDATE_SENT, client_id="a", sequence=sequence, **sizes))
-        board.take(event(EventKind.VERSION_PUBLISHED, version=sequence, payload_bytes=2**63 - 1))
-    shown: Any = orjson.loads(orjson.dumps(view(board, True)))
+        view.add_event(event(EventKind.UPDATE_SENT, client_id="a", sequence=sequence, **sizes))
+        view.add_event(event(EventKind.VERSION_PUBLISHED, version=sequence, payload_bytes=2**63 - 1))
+    shown: Any = orjson.loads(orjson.dumps(page_state(view, True)))
     assert shown["headline"]["sent"] == shown["clients"]["rows"][0]["sent"] == 2**53 - 1
 
 
 def test_a_version_of_very_many_examples_is_shown() -> None:
     many = tuple(replace(item, num_examples=2**63 - 1, weight=1e308) for item in head(1, clients=4).manifest)
-    board = Board("trial", clock=lambda: NOW)
-    board.holds(replace(head(1), manifest=many), 0, 0)
-    origin = board.provenance.get(1)
+    view = FederationView("trial", clock=lambda: NOW)
+    view.add_version(replace(head(1), manifest=many), 0, 0)
+    origin = view.versions.get(1)
     assert origin is not None
-    assert orjson.dumps([view(board, True), details(origin)])
+    assert orjson.dumps([page_state(view, True), version_details(origin)])

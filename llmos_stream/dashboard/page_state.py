@@ -1,18 +1,19 @@
-"""What the page shows, as plain JSON made from the board. Names from outside are on one line and of bounded length.
+"""What the page shows, as plain JSON. Names from outside are on one line and of bounded length.
 
-Keys are this package's own words, never a client's: names and reasons are values, and lists of pairs where there are
-several. So nothing from outside can name a property in the browser.
+Keys are always this package's own words. Names and reasons from outside are values, in lists of pairs where there are
+several, so that nothing from outside can name a property in the browser.
 """
 
 from collections import Counter
 
 from llmos_stream.broker import Topics
-from llmos_stream.dashboard.board import Board
 from llmos_stream.dashboard.charts import charts
-from llmos_stream.dashboard.provenance import Origin
+from llmos_stream.dashboard.federation_view import FederationView
+from llmos_stream.log.scan import LoggedHead
 from llmos_stream.reporting import wording
 from llmos_stream.reporting.history.clients import ClientStats, ClientStatus
 from llmos_stream.reporting.history.records import ClientRow, RejectedUpdate
+from llmos_stream.types import VersionHead
 
 Json = dict[str, object]
 _NAME = 128
@@ -20,47 +21,47 @@ _DETAIL = 300
 _MOST = 2**53 - 1
 
 
-def view(board: Board, may_operate: bool) -> Json:
-    """All of it, as of the board's clock."""
-    rows = {row.client_id: row for row in board.history.rows(board.now_ms)}
-    # In the order in which they came, which does not change: what is sent to pages is what differs.
-    listed = [_client(client, rows[client.client_id]) for client in board.history.clients]
+def page_state(view: FederationView, may_operate: bool) -> Json:
+    """Return the whole state, as of the view's clock."""
+    rows = {row.client_id: row for row in view.history.rows(view.now_ms)}
+    # In their order of arrival, which never changes: pages are sent the differences.
+    listed = [_client(client, rows[client.client_id]) for client in view.history.clients]
     return {
-        "federation": board.federation,
+        "federation": view.federation,
         "may_operate": may_operate,
-        "headline": _headline(board, Counter(row.state for row in rows.values())),
-        "charts": charts(board.history),
-        "clients": {"rows": listed, "more": len(board.history.clients) - len(listed)},
-        "versions": [_version(board, origin) for origin in board.provenance],
-        "quarantine": _quarantine(board),
+        "headline": _headline(view, Counter(row.state for row in rows.values())),
+        "charts": charts(view.history),
+        "clients": {"rows": listed, "more": len(view.history.clients) - len(listed)},
+        "versions": [_version(view, logged) for logged in view.versions],
+        "quarantine": _quarantine(view),
     }
 
 
-def _headline(board: Board, states: Counter[ClientStatus]) -> Json:
-    history, told = board.history, board.told
+def _headline(view: FederationView, states: Counter[ClientStatus]) -> Json:
+    history, control = view.history, view.control
     last = history.scores.last.metrics if history.scores.last else {}
     best = history.scores.best
     finish = history.finish
-    reason = finish.reason if finish is not None else told.finished
+    reason = finish.reason if finish is not None else control.finished
     return {
-        "status": board.status,
-        "news_ms": board.news_ms if board.status == "silent" else None,
+        "status": view.status,
+        "news_ms": view.news_ms if view.status == "silent" else None,
         "finished": None if reason is None else wording.plain(reason, _DETAIL),
         "detail": None if finish is None else wording.plain(finish.detail, _DETAIL),
         "started_ms": history.start_ms,
         "version": history.version,
-        "promoted": told.promoted,
-        "paused": told.paused,
+        "promoted": control.promoted,
+        "paused": control.paused,
         "accuracy": last.get("accuracy"),
         "loss": last.get("loss"),
         "best": None if best is None else [best.metrics["accuracy"], best.version],
-        "per_second": round(history.rate.per_second(finish.time_ms if finish else board.now_ms), 2),
+        "per_second": round(history.rate.per_second(finish.time_ms if finish else view.now_ms), 2),
         "folded": history.folded,
         "duplicates": history.duplicates,
         "refused": history.rejections.total,
         "staleness": _rounded(history.staleness.value),
-        "lag": history.lag if told.lag is None else told.lag,
-        "pace_seconds": _rounded(told.pace_seconds),
+        "lag": history.lag if control.lag is None else control.lag,
+        "pace_seconds": _rounded(control.pace_seconds),
         "clients": len(history.clients),
         **{str(state): states[state] for state in ClientStatus},
         "sent": _sum(history.traffic.sent),
@@ -87,9 +88,9 @@ def _client(client: ClientStats, row: ClientRow) -> Json:
     }
 
 
-def _version(board: Board, origin: Origin) -> Json:
-    head = origin.head
-    score = board.score(head.number)
+def _version(view: FederationView, logged: LoggedHead[VersionHead]) -> Json:
+    head = logged.head
+    score = view.score(head.number)
     return {
         "number": head.number,
         "time_ms": head.time_ms,
@@ -107,9 +108,9 @@ def _version(board: Board, origin: Origin) -> Json:
     }
 
 
-def details(origin: Origin) -> Json:
-    """A version with all that its manifest says."""
-    head = origin.head
+def version_details(logged: LoggedHead[VersionHead]) -> Json:
+    """Return a version with its whole manifest."""
+    head = logged.head
     whole = sum(item.weight for item in head.manifest)
     return {
         "number": head.number,
@@ -118,8 +119,8 @@ def details(origin: Origin) -> Json:
         "time_ms": head.time_ms,
         "codec": head.codec.label,
         "bytes": head.payload_size,
-        "partition": origin.partition,
-        "offset": origin.offset,
+        "partition": logged.partition,
+        "offset": logged.offset,
         "weights_digest": head.weights_digest.hex(),
         "payload_digest": head.payload_digest.hex(),
         "layout_digest": head.layout_digest.hex(),
@@ -142,11 +143,11 @@ def details(origin: Origin) -> Json:
     }
 
 
-def _quarantine(board: Board) -> Json:
-    refusals = board.history.rejections
+def _quarantine(view: FederationView) -> Json:
+    refusals = view.history.rejections
     return {
         "total": refusals.total,
-        "topic": Topics(board.federation).updates,
+        "topic": Topics(view.federation).updates,
         "reasons": [[wording.plain(reason, _NAME), count] for reason, count in refusals.by_reason.most_common()],
         "newest": [_refusal(item) for item in refusals.newest],
     }
@@ -165,10 +166,10 @@ def _refusal(item: RejectedUpdate) -> Json:
 
 
 def _sum(value: int) -> int:
-    """What others claimed adds up to anything; JSON ends at 64 bits, and browsers count exactly up to here."""
+    """Bound a sum of what others claimed: JSON ends at 64 bits, and browsers count exactly up to here."""
     return min(value, _MOST)
 
 
 def _rounded(value: float | None) -> float | None:
-    """To four digits: what is sent to pages changes no more often than what they show."""
+    """Round to four digits, so that pages are sent no change that they do not show."""
     return None if value is None else float(f"{value:.4g}")
