@@ -68,9 +68,8 @@ class UpdateHead:
 class Contribution:
     """One update folded into a version, as the manifest records it.
 
-    `weight` is the factor the delta was multiplied with before the buffer was normalised
-    (`n_i * s(tau_i)` for FedBuff, `alpha * s(tau_i)` for FedAsync); `clip` is the factor that
-    brought its L2 norm within the limit (1.0 where it was within).
+    `weight` is what the strategy gave it (`n_i * s(tau_i)` in a mean over examples; 0 where it was left out); `clip` is
+    the factor that brought its L2 norm within the limit (1.0 where it was within).
     """
 
     client_id: str

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import llmos_stream
+from llmos_stream.config.plugins import STRATEGIES
 
 _PACKAGE = Path(llmos_stream.__file__).parent
 _STDLIB = sys.stdlib_module_names
@@ -62,6 +63,7 @@ _MAY: dict[str, tuple[set[str], set[str]]] = {
             "__init__",
         },
     ),
+    "strategy": (set(), _BASE | {"core"}),
     "__main__": (set(), {"cli"}),
     "__init__": (set(), {"federated"}),
 }
@@ -121,12 +123,21 @@ def test_tasks_are_made_in_runtime_alone() -> None:
 
 
 def test_nothing_unpickles_or_imports_by_name() -> None:
-    # training/task.py imports the task that the local settings name: the one place, and never from a message.
     for _, path in _modules():
         tree = ast.parse(path.read_text())
         assert not {name.split(".")[0] for name in _imports(path)} & {"pickle", "marshal", "shelve", "dill"}, path
-        called = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
-        assert "import_module" not in called or path.relative_to(_PACKAGE) == Path("training/task.py"), path
+        if path.relative_to(_PACKAGE) == Path("config/plugins.py"):
+            continue  # imports what local settings name and what is installed, never what a message says
+        used = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+        used |= {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+        assert not used & {"import_module", "entry_points", "__import__", "EntryPoint"}, path
+
+
+def test_a_strategys_name_stands_in_core_and_config_alone() -> None:
+    for room, path in _modules():
+        if room not in ("core", "config"):
+            found = {node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)}
+            assert not found & set(STRATEGIES.built_in), path
 
 
 def test_the_table_names_every_room() -> None:

@@ -73,7 +73,8 @@ class NoOptions(Section):
 
 def is_path(name: str) -> bool:
     """Whether `name` is a `package.module:callable`."""
-    return ":" in name
+    module, _, attribute = name.partition(":")
+    return bool(module and attribute)
 
 
 def find_plugin(kind: Kind, built_in: Mapping[str, Callable[..., Any]], name: str) -> Plugin:
@@ -101,9 +102,7 @@ def import_path(path: str) -> Callable[..., Any]:
 
     Raises ConfigError.
     """
-    module_name, colon, attribute = path.partition(":")
-    if not (module_name and colon and attribute):
-        raise ConfigError("is not package.module:callable")
+    module_name, _, attribute = path.partition(":")
     try:
         module = import_module(module_name)
     except ModuleNotFoundError as error:

@@ -122,9 +122,10 @@ class Rebuilding:
         self._stands = None if differs and number in self._log.index.moments else number
         if differs:
             self._residual = None
+        other = self._log.rule(head).other_packages() if differs else None
         self.last = Version(head, self._log.index.layout(number), rebuilt)
         seconds = perf_counter() - begun
-        return Verdict(number, outcome, count, seconds, digest, found.hex(), "", differs, head.build)
+        return Verdict(number, outcome, count, seconds, digest, found.hex(), other or "", differs, head.build)
 
     async def _rebuild(self, head: VersionHead, parent: int) -> Tensor:
         """The weights that the manifest makes of the parent's. Raises Missing or Rejected."""

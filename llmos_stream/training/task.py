@@ -6,15 +6,14 @@ clients train on it, the evaluator tests on it, the aggregator takes its first w
 """
 
 from collections.abc import Callable, Iterable
-from importlib import import_module
-from operator import attrgetter
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from llmos_stream.config import ClientSettings, TaskSettings
-from llmos_stream.errors import TaskError
+from llmos_stream.config.plugins import import_path, is_path
+from llmos_stream.errors import ConfigError, TaskError
 from llmos_stream.training.digits import DigitsTask
 from llmos_stream.training.local import Batch
 from llmos_stream.training.synthetic import BlobsTask, NoopTask
@@ -89,19 +88,9 @@ def _make(task: TaskSettings, client: ClientSettings) -> Task:
 
 
 def _imported(entry: str) -> Callable[[TaskSettings, ClientSettings], Any]:
-    module_name, colon, attribute = entry.partition(":")
-    if not (module_name and colon and attribute):
+    if not is_path(entry):
         raise TaskError(f"is neither one of {', '.join([*_BUILT_IN, _NOOP + 'N'])} nor package.module:callable")
     try:
-        module = import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise
-        raise TaskError(f"there is no module {error.name}; is its folder on PYTHONPATH?") from error
-    try:
-        factory = attrgetter(attribute)(module)
-    except AttributeError:
-        raise TaskError(f"module {module_name} has no {attribute}") from None
-    if not callable(factory):
-        raise TaskError(f"{attribute} is a {type(factory).__name__}, not a callable")
-    return factory  # type: ignore[no-any-return]
+        return import_path(entry)
+    except ConfigError as error:
+        raise TaskError(str(error)) from error

@@ -16,13 +16,18 @@ from llmos_stream.roles.aggregator import Initial, initial_of, run_aggregator
 from llmos_stream.roles.shared_model import LocalModel
 from llmos_stream.runtime import Offload, Shutdown
 from llmos_stream.training import Batch, LocalTrainer, Task, load_task
-from tests.roles.aids import LAYOUT, NUMEL, Running, settings_for, update
+from llmos_stream.types import CodecSpec
+from tests.roles.aids import FLOAT32, LAYOUT, NUMEL, Running, settings_for, update
 
 RULES: dict[str, dict[str, dict[str, Any]]] = {
     "sgd": {"aggregation": {"buffer_size": 2, "clip_norm": 5.0}, "staleness": {"kind": "polynomial"}},
     "momentum": {"aggregation": {"buffer_size": 2}, "server_optimizer": {"name": "sgd", "lr": 0.7, "momentum": 0.5}},
     "adam": {"aggregation": {"buffer_size": 2}, "server_optimizer": {"name": "adam", "lr": 0.03}},
     "fedasync": {"aggregation": {"strategy": "fedasync"}, "staleness": {"kind": "hinge", "a": 1.0, "b": 1.0}},
+}
+ROBUST: dict[str, dict[str, dict[str, Any]]] = {
+    strategy: {"aggregation": {"strategy": strategy, "buffer_size": 3}, "staleness": {"kind": "polynomial"}}
+    for strategy in ("median", "trimmed_mean", "krum", "multi_krum", "norm_bound")
 }
 CLIENTS = ("a", "b", "c")
 FLIPPER = "flipper"
@@ -49,9 +54,11 @@ def random_delta(generator: torch.Generator) -> Tensor:
     return torch.randn(NUMEL, generator=generator)
 
 
-async def write_random(broker: Broker, federation: str, rule: str, count: int = 6, **sections: Any) -> Settings:
-    """A run of random updates, some of them stale and in several chunks, under one of RULES."""
-    given = {section: dict(fields) for section, fields in RULES[rule].items()}
+async def write_random(
+    broker: Broker, federation: str, rule: str, count: int = 6, codec: CodecSpec = FLOAT32, **sections: Any
+) -> Settings:
+    """A run of random updates, some of them stale and in several chunks, under one of RULES or ROBUST."""
+    given = {section: dict(fields) for section, fields in (RULES | ROBUST)[rule].items()}
     for section, fields in sections.items():
         given.setdefault(section, {}).update(fields)
     settings = settings_for(federation, **given)
@@ -66,6 +73,7 @@ async def write_random(broker: Broker, federation: str, rule: str, count: int = 
                 records = update(
                     random_delta(generator),
                     100,
+                    codec=codec,
                     client_id=client,
                     sequence=number * each + place,
                     base_version=base,

@@ -10,11 +10,14 @@ from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 
 from llmos_stream.broker import Broker, MemoryBroker, connect
 from llmos_stream.config import Settings
+from llmos_stream.core.robust import Krum
 from llmos_stream.log.versions import Origin, encode_version
-from llmos_stream.replay import Index, Outcome, Rebuilding, ReplayLog
+from llmos_stream.replay import Change, Index, Outcome, Rebuilding, ReplayLog, WhatIf
+from llmos_stream.types import CodecId, CodecSpec
 from llmos_stream.wire import message_id, pack_prelude, split
 from tests.conftest import KafkaNode
-from tests.replay.aids import RULES, outcomes, replay_log, topics_of, verdicts_of, write_random
+from tests.replay.aids import ROBUST, RULES, outcomes, replay_log, topics_of, verdicts_of, write_random
+from tests.roles.aids import FLOAT32
 
 
 @pytest.mark.parametrize("full_every", [1, 4])
@@ -35,6 +38,35 @@ async def test_every_version_is_rebuilt_bit_for_bit(
         assert outcomes(await verdicts_of(log, range(4, 6))) == [Outcome.MATCH] * 2
         assert bool(log.index.moments) == (rule in ("momentum", "adam"))
         assert set(log.index.residuals) == ({1, 2, 3, 5, 6} if full_every == 4 else set())
+
+
+@pytest.mark.parametrize(
+    "codec", [FLOAT32, CodecSpec(CodecId.INT8, {"block": 32, "stochastic": 0})], ids=["f32", "int8"]
+)
+@pytest.mark.parametrize("rule", ROBUST)
+async def test_a_rule_that_holds_its_updates_is_rebuilt_bit_for_bit(
+    federation: str, rule: str, codec: CodecSpec
+) -> None:
+    broker = MemoryBroker()
+    # No memory to speak of: float32 is held in a file.
+    settings = await write_random(broker, federation, rule, codec=codec, wire={"memory_bytes": 1})
+    async with replay_log(broker, settings) as log:
+        verdicts = await verdicts_of(log)
+        assert outcomes(verdicts) == [Outcome.INITIAL] + [Outcome.MATCH] * 6
+        weights = [item.weight for entry in log.index.versions.values() for item in entry.head.manifest]
+        assert (0.0 in weights) == (rule == "krum")
+        told = await WhatIf(log, Change(settings={"server_optimizer": {"epsilon": 0.5}})).run(log.index.numbers)
+        assert told.digest == told.original_digest
+
+
+async def test_the_choice_that_is_recorded_stands(federation: str) -> None:
+    """Another machine may round the distances differently, and choose another one."""
+    broker = MemoryBroker()
+    settings = await write_random(broker, federation, "krum", 1)
+    async with replay_log(broker, settings) as log:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Krum, "judge", lambda self, held: [replace(item, weight=0.0) for item in held.manifest])
+            assert outcomes(await verdicts_of(log)) == [Outcome.INITIAL, Outcome.MATCH]
 
 
 async def test_the_first_deltas_clip_is_taken_from_the_manifest(federation: str) -> None:

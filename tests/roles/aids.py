@@ -77,10 +77,10 @@ def records_of(head: UpdateHead, payload: list[bytes], chunk_bytes: int = 1 << 1
     )
 
 
-def update(delta: Tensor, chunk_bytes: int = 1 << 16, **changes: Any) -> list[bytes]:
+def update(delta: Tensor, chunk_bytes: int = 1 << 16, codec: CodecSpec = FLOAT32, **changes: Any) -> list[bytes]:
     """The records of a good update, with changes to its head."""
-    payload = list(encode(delta, FLOAT32))
-    return records_of(update_head(payload, **changes), payload, chunk_bytes)
+    payload = list(encode(delta, codec))
+    return records_of(update_head(payload, codec=codec, **changes), payload, chunk_bytes)
 
 
 class Running:
