@@ -78,11 +78,11 @@ def add(commands: Commands) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from llmos_stream.broker import LocalKafka
     from llmos_stream.cli.progress import Progress
-    from llmos_stream.demo import Cast, make_scenario, run_embedded, run_processes
+    from llmos_stream.demo import ClientMix, make_scenario, run_embedded, run_processes
     from llmos_stream.reporting import History, require_plotly
 
     settings = load_settings(arguments, _defaults(arguments.clients))
-    cast = Cast.fitting(arguments.clients, arguments.slow, arguments.late, arguments.leaving)
+    mix = ClientMix.fitting(arguments.clients, arguments.slow, arguments.late, arguments.leaving)
     require_plotly()  # before the work, not after it
     if arguments.report.is_dir():
         raise ConfigError(f"--report: {arguments.report} is a folder")
@@ -100,12 +100,12 @@ def run(arguments: argparse.Namespace) -> int:
             with console.status("starting a Kafka for the demo (the first time it is fetched by Maven) ..."):
                 kafka = stack.enter_context(LocalKafka())
             settings = _on(settings, kafka.bootstrap_servers)
-        scenario = make_scenario(settings, cast)
+        scenario = make_scenario(settings, mix)
         run_roles = run_processes if on_kafka else run_embedded
         where = f"Kafka at {settings.broker.bootstrap_servers}" if on_kafka else "embedded broker"
         begun = monotonic()
         stack.enter_context(traced(settings.tracing, _facts(settings)))
-        with Progress(history, console, f"{cast.clients} clients, {where}") as progress:
+        with Progress(history, console, f"{mix.clients} clients, {where}") as progress:
             code = run_process(lambda shutdown: run_roles(scenario, progress.take, shutdown))
         seconds = monotonic() - begun
     if code is ExitCode.DONE:

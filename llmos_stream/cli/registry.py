@@ -63,12 +63,15 @@ def run_archive_command(arguments: argparse.Namespace) -> int:
 
 def run_promotion(settings: Settings, number: int | None, as_json: bool) -> int:
     """Promote version `number`; None: go back to the one promoted before."""
+    from llmos_stream.broker import Topics
     from llmos_stream.registry import promote, roll_back
+
+    topics = Topics(settings.federation.name)
 
     async def change(broker: "Broker", offload: Offload) -> "Promotion":
         if number is None:
-            return await roll_back(broker, settings, offload)
-        return await promote(broker, settings, number, offload)
+            return await roll_back(broker, topics, settings.registry, offload)
+        return await promote(broker, topics, settings.registry, number, offload)
 
     now = asyncio.run(_connected(settings, change))
     if as_json:

@@ -84,9 +84,9 @@ async def _list(settings: Settings, as_json: bool) -> int:
     from llmos_stream.log import version_index
     from llmos_stream.registry import promoted
 
-    topic = Topics(settings.federation.name).models
-    async with connect(settings.broker) as broker, version_index(broker, topic) as index:
-        promotion = await promoted(broker, settings)
+    topics = Topics(settings.federation.name)
+    async with connect(settings.broker) as broker, version_index(broker, topics.models) as index:
+        promotion = await promoted(broker, topics)
         served = None if promotion is None else promotion.version
         rows = [_row(version, served) async for version, _ in index.walk()]
     if as_json:

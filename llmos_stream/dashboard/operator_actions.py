@@ -3,7 +3,7 @@
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from llmos_stream.broker import Broker
+from llmos_stream.broker import Broker, Topics
 from llmos_stream.config import Settings
 from llmos_stream.log.pausing import set_paused
 from llmos_stream.registry import promote
@@ -27,11 +27,12 @@ class OperatorActions:
 
 def operator_actions(broker: Callable[[], Broker], settings: Settings, offload: Offload) -> OperatorActions:
     """Make the actions. Each calls `broker`, which raises BrokerUnavailable while there is none."""
+    topics = Topics(settings.federation.name)
 
     async def pause_or_resume(paused: bool) -> None:
         await set_paused(broker(), settings, paused)
 
     async def promote_one(number: int) -> None:
-        await promote(broker(), settings, number, offload)
+        await promote(broker(), topics, settings.registry, number, offload)
 
     return OperatorActions(pause_or_resume, promote_one)

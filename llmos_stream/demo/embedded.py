@@ -1,4 +1,4 @@
-"""The demonstration in one process: every role a coroutine, over the in-process broker."""
+"""The demonstration in one process: every role is a coroutine over the in-process broker."""
 
 from collections.abc import Callable
 from contextlib import AsyncExitStack
@@ -15,13 +15,13 @@ from llmos_stream.types import Event
 
 
 async def run_embedded(scenario: Scenario, take: Callable[[Event], object], shutdown: Shutdown) -> None:
-    """Run until the stop rule ends it or a stop is asked for; every event goes to `take`."""
+    """Run until the stop rule or a request ends it, and give every event to `take`."""
     settings = scenario.settings
     use_threads(settings.runtime)
     over = Shutdown()
     async with AsyncExitStack() as stack:
         broker = await stack.enter_async_context(MemoryBroker())
-        # Of their own, so that training does not keep the aggregator waiting for a thread.
+        # Two pools, so that the aggregator does not wait for a thread that trains.
         serving = await stack.enter_async_context(Offload(settings.runtime.workers))
         training = await stack.enter_async_context(Offload(settings.runtime.workers))
 

@@ -1,4 +1,4 @@
-"""The demonstration over Kafka: a process for each role, as they would run on machines of their own."""
+"""The demonstration over Kafka: a process for each role, as on machines of their own."""
 
 import asyncio
 import contextlib
@@ -36,16 +36,18 @@ class _Child:
 
 
 async def run_processes(scenario: Scenario, take: Callable[[Event], object], shutdown: Shutdown) -> None:
-    """Run until the stop rule ends it or a stop is asked for; every event goes to `take`.
+    """Run until the stop rule or a request ends it, and give every event to `take`.
 
-    A client that fails is logged and the run goes on. Raises LlmosError, with the end of its output,
-    when the aggregator or the evaluator fails.
+    A client that fails is logged, and the run goes on.
+
+    Raises:
+        LlmosError: The aggregator or the evaluator failed; the message ends with its last output.
     """
     settings = scenario.settings
-    begun, over = Shutdown(), Shutdown()
+    started, over = Shutdown(), Shutdown()
 
     def taken(event: Event) -> None:
-        begun.request()
+        started.request()
         take(event)
 
     async with AsyncExitStack() as stack:
@@ -60,8 +62,8 @@ async def run_processes(scenario: Scenario, take: Callable[[Event], object], shu
                 children.append(await _start("evaluator", settings, folder, "evaluate", vital=True))
                 for own in scenario.clients:
                     children.append(await _start(own.client.id or "client", own, folder, "client"))
-                exits = run_all(*(_until_exit(child, begun, shutdown) for child in children))
-                await run_while(exits, _pass_on(children, shutdown))
+                exits = run_all(*(_until_exit(child, started, shutdown) for child in children))
+                await run_while(exits, _forward_stop(children, shutdown))
             finally:
                 over.request()
 
@@ -85,30 +87,29 @@ async def _start(name: str, settings: Settings, folder: Path, *arguments: str, v
             stdin=asyncio.subprocess.DEVNULL,
             stdout=file,
             stderr=file,
-            # Out of reach of the terminal's Ctrl-C: the parent asks its children to stop, in order.
+            # The terminal's Ctrl-C must not reach it: the parent asks its children to stop, in order.
             start_new_session=True,
         )
     return _Child(name, process, output, vital)
 
 
 def _environment(settings: Settings) -> dict[str, str]:
-    """These settings and no others: what this process was given may have been overridden, or unset, by a flag."""
+    """These settings only: a flag may have overridden or unset those in this process's environment."""
     inherited = {name: value for name, value in os.environ.items() if not name.upper().startswith("LLMOS_")}
     password = settings.broker.sasl_password
     secrets = {} if password is None else {"LLMOS_BROKER__SASL_PASSWORD": password.get_secret_value()}
     return inherited | to_environment(settings) | secrets
 
 
-async def _until_exit(child: _Child, begun: Shutdown, shutdown: Shutdown) -> None:
+async def _until_exit(child: _Child, started: Shutdown, shutdown: Shutdown) -> None:
     code = await child.process.wait()
     if code == 0 or shutdown.requested:
         return
     if child.vital:
         raise LlmosError(_ending(child, code))
-    # What stops every process stops the aggregator too, and its error says it once: wait until that one is up.
-    while not (begun.requested or shutdown.requested):
+    # What stops every process stops the aggregator too, whose error says it once: wait until that one is up.
+    while not (started.requested or shutdown.requested):
         await shutdown.wait(_LOOK_SECONDS)
-    # The run goes on without this client: that is what asynchrony is for.
     logger.error("%s", _ending(child, code))
 
 
@@ -121,7 +122,7 @@ def _ending(child: _Child, code: int) -> str:
     return f"{child.name} ended with status {code}:\n{tail}"
 
 
-async def _pass_on(children: Sequence[_Child], shutdown: Shutdown) -> None:
+async def _forward_stop(children: Sequence[_Child], shutdown: Shutdown) -> None:
     """When a stop is asked for, ask the children."""
     await shutdown.wait()
     _terminate(children)
@@ -134,7 +135,7 @@ def _terminate(children: Sequence[_Child]) -> None:
 
 
 async def _end(children: Sequence[_Child]) -> None:
-    """Leave no process behind: ask, wait for a while, then kill. Interrupted while it waits, kill at once."""
+    """End all processes: ask, wait for a while, then kill. An interrupt while it waits kills at once."""
     _terminate(children)
     try:
         with contextlib.suppress(TimeoutError):

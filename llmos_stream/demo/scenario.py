@@ -1,4 +1,4 @@
-"""Who takes part in a demonstration: clients that differ in data, speed and presence."""
+"""The clients of a demonstration, which differ in data, speed and presence."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +12,7 @@ _LEAVING_UPDATES = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Cast:
+class ClientMix:
     """How many clients there are, and how many of them are slow, join late or leave early."""
 
     clients: int = 8
@@ -29,8 +29,8 @@ class Cast:
             )
 
     @classmethod
-    def fitting(cls, clients: int, slow: int | None, late: int | None, leaving: int | None) -> "Cast":
-        """A cast in which what is None takes its default, as far as that leaves one client without a trait."""
+    def fitting(cls, clients: int, slow: int | None, late: int | None, leaving: int | None) -> "ClientMix":
+        """Fill what is None with its default, as far as one client stays without a trait."""
         usual = cls()
         left = clients - 1 - sum(count for count in (slow, late, leaving) if count is not None)
         counts = []
@@ -48,25 +48,25 @@ class Scenario:
     clients: tuple[Settings, ...]
 
 
-def make_scenario(settings: Settings, cast: Cast) -> Scenario:
+def make_scenario(settings: Settings, mix: ClientMix) -> Scenario:
     """One client a shard. The last ones are slow, those before join late, those before leave early."""
-    task = settings.task.model_copy(update={"shards": cast.clients})
-    # The shard that the environment may name is a client's, and need not be one of these.
+    task = settings.task.model_copy(update={"shards": mix.clients})
+    # The environment may name a client's shard, which need not be one of these.
     settings = settings.model_copy(update={"task": task, "client": settings.client.model_copy(update={"shard": 0})})
     clients = tuple(
-        settings.model_copy(update={"client": _client(settings.client, shard, cast)}) for shard in range(cast.clients)
+        settings.model_copy(update={"client": _client(settings.client, shard, mix)}) for shard in range(mix.clients)
     )
     return Scenario(settings, clients)
 
 
-def _client(base: ClientSettings, shard: int, cast: Cast) -> ClientSettings:
-    from_end = cast.clients - 1 - shard
+def _client(base: ClientSettings, shard: int, mix: ClientMix) -> ClientSettings:
+    from_end = mix.clients - 1 - shard
     traits: dict[str, Any] = {}
     name = f"client-{shard}"
-    if from_end < cast.slow:
+    if from_end < mix.slow:
         name, traits = f"{name}-slow", {"speed": base.speed * SLOW}
-    elif from_end < cast.slow + cast.late:
+    elif from_end < mix.slow + mix.late:
         name, traits = f"{name}-late", {"join_delay_seconds": _LATE_SECONDS}
-    elif from_end < cast.slow + cast.late + cast.leaving:
+    elif from_end < mix.slow + mix.late + mix.leaving:
         name, traits = f"{name}-leaving", {"max_updates": _LEAVING_UPDATES}
     return base.model_copy(update={"shard": shard, "id": name, **traits})

@@ -1,19 +1,20 @@
 """The inference service: follows the federation's versions and answers requests with them.
 
-<f>.control, <f>.models -> Following -> ModelPool -> route -> Batcher -> answer, which names its version
+<f>.control, <f>.models -> PoolUpdater -> ModelPool -> route -> Batcher -> answer, which names its version
 """
 
 from functools import cache
 
-from llmos_stream.broker import Broker
+from llmos_stream.broker import Broker, Topics
 from llmos_stream.config import Settings
 from llmos_stream.inference.api import make_app
 from llmos_stream.inference.batching import Batcher
-from llmos_stream.inference.follow import Following
+from llmos_stream.inference.follow import PoolUpdater
 from llmos_stream.inference.inputs import input_spec
 from llmos_stream.inference.metrics import InferenceMetrics
 from llmos_stream.inference.model_pool import ModelPool
 from llmos_stream.inference.promoted import Promoted
+from llmos_stream.log.federation import Federation
 from llmos_stream.runtime import Offload, Shutdown, run_while
 from llmos_stream.training import Task
 from llmos_stream.web.server import ListenAddress, serve_http
@@ -33,6 +34,7 @@ async def run_inference(
         ConfigError: The port cannot be opened, `registry.url` is wrong, or the task's model cannot be served or is
             not the federation's.
     """
+    federation = Federation(broker, Topics(settings.federation.name), settings.wire, offload, shutdown)
     ours = settings.inference
     spec = await offload.run(input_spec, task)
     metrics = _metrics()
@@ -46,8 +48,8 @@ async def run_inference(
     # A store may be slow: it has a thread of its own, so that predictions do not wait for it.
     async with Offload(1) as fetching:
         promoted = Promoted(broker, settings, task, offload, fetching)
-        following = Following(broker, settings, task, pool, promoted, offload, shutdown)
-        await run_while(serve_http(app, address, "predicting", shutdown, drain), batcher.run(), following.run())
+        updater = PoolUpdater(federation, task, settings.task.share, pool, promoted)
+        await run_while(serve_http(app, address, "predicting", shutdown, drain), batcher.run(), updater.run())
     return _number(pool)
 
 

@@ -1,7 +1,7 @@
-"""The archiver: follows the versions in the log and archives those that are to be kept (`registry.keep`).
+"""The archiver: follows the versions in the log and archives those that `registry.keep` names.
 
-What is archived is what it remembers: after a restart it goes on from the newest one. It reads the heads of all
-versions, and the weights of those it archives alone, with what they stand on.
+The store is its only memory: after a restart it goes on from the newest archived version. It reads the heads of all
+versions, and the weights only of those that it archives and of the chain below them.
 """
 
 import logging
@@ -13,15 +13,16 @@ from typing import TypeVar
 from prometheus_client import Counter, Gauge
 
 from llmos_stream.broker import Broker, Reader, TopicPartition, Topics
-from llmos_stream.config import Settings
+from llmos_stream.config import RegistrySettings, Settings
 from llmos_stream.errors import ConfigError, OffsetGone, Rejected
-from llmos_stream.log import ControlView, Pointer, Promotion, Replica, version_index, wait_for_topics
+from llmos_stream.log import ControlView, Pointer, Promotion, Replica, version_index
+from llmos_stream.log.federation import Federation
 from llmos_stream.log.scan import HeadStream, LoggedHead
 from llmos_stream.log.standing import Standing
 from llmos_stream.registry.entry import Damaged
 from llmos_stream.registry.store import StoreUnavailable, VersionStore
 from llmos_stream.runtime import Offload, Shutdown
-from llmos_stream.runtime.retry import keep_trying, until_stop
+from llmos_stream.runtime.retry import keep_trying
 from llmos_stream.types import VersionHead
 from llmos_stream.wire import describe
 
@@ -42,58 +43,54 @@ T = TypeVar("T")
 async def run_archiver(
     broker: Broker, settings: Settings, store: VersionStore, offload: Offload, shutdown: Shutdown
 ) -> list[int]:
-    """Archive versions until the run ends. Returns those archived here, in that order.
+    """Archive versions until the run ends, through trouble with the broker or the store.
 
-    While the broker or the store does not answer it keeps trying, and loses no place. Raises ConfigError where the
-    store holds another run of this federation.
+    Returns:
+        The versions that this process archived, in order.
+
+    Raises:
+        ConfigError: The store holds another run of this federation.
     """
-    archiving = _Archiving(broker, settings, store, offload, shutdown)
-    await keep_trying(archiving.follow, shutdown, "looking for versions again")
-    return archiving.archived
+    federation = Federation(broker, Topics(settings.federation.name), settings.wire, offload, shutdown)
+    archiver = _Archiver(federation, settings.registry, store)
+    await federation.keep_trying(archiver.follow, "looking for versions again")
+    return archiver.archived
 
 
-class _Archiving:
-    """What the archiver keeps while it loses the broker and finds it again."""
+class _Archiver:
+    """What stays while the broker is lost and found again."""
 
-    def __init__(
-        self, broker: Broker, settings: Settings, store: VersionStore, offload: Offload, shutdown: Shutdown
-    ) -> None:
-        self._broker = broker
-        self._rule = settings.registry
-        self._wire = settings.wire
-        self._federation = settings.federation.name
-        self._topics = Topics(self._federation)
+    def __init__(self, federation: Federation, rule: RegistrySettings, store: VersionStore) -> None:
+        self._federation = federation
+        self._rule = rule
         self._store = store
-        self._offload = offload
-        self._shutdown = shutdown
-        self._held: set[int] | None = None  # in the store; None until it has been asked
-        self._passed: Pointer | None = None  # the newest version seen
-        self._settled: Promotion | None = None  # whose version was dealt with
+        self._stored: set[int] | None = None  # None until the store was asked
+        self._newest: Pointer | None = None  # the newest version seen in the log
+        self._handled: Promotion | None = None  # the promotion whose version is archived, or cannot be
         self.archived: list[int] = []
 
     async def follow(self) -> None:
-        """Raises BrokerUnavailable when the broker does not answer: call it again then."""
-        if not await wait_for_topics(self._broker, self._topics, self._shutdown):
+        """Follow the versions once the topics are there. Call it again after broker trouble."""
+        federation = self._federation
+        if not await federation.wait_for_topics():
             return
-        if self._held is None and not await self._look():
+        if self._stored is None and not await self._look():
             return
+        models = federation.topics.models
         async with AsyncExitStack() as stack:
-            topics, enter = self._topics, stack.enter_async_context
-            control = ControlView(await enter(self._broker.reader([topics.control], start="earliest")))
-            models = await enter(self._broker.reader([topics.models], start="earliest"))
-            fetching = await enter(self._broker.reader([topics.models], start="latest", check_crcs=False))
-            replica = Replica(fetching, topics.models, self._wire, self._offload)
-            await until_stop(control.catch_up(), self._shutdown)
-            await self._follow(control, models, replica)
+            control = await federation.until_stop(stack.enter_async_context(federation.control()))
+            heads = await stack.enter_async_context(federation.broker.reader([models], start="earliest"))
+            payloads = await stack.enter_async_context(federation.reader(models, start="latest"))
+            await self._follow(control, heads, federation.replica(payloads))
 
     async def _look(self) -> bool:
         """See what is archived, and where to go on. False when a stop comes first."""
-        held = await self._reach(self._store.numbers)
-        if held is None:
+        stored = await self._reach(self._store.numbers)
+        if stored is None:
             return False
-        self._held = set(held)
-        self._show()
-        for number in reversed(held):
+        self._stored = set(stored)
+        self._export()
+        for number in reversed(stored):
             try:
                 entry = await self._reach(partial(self._store.entry, number))
             except Damaged as error:
@@ -101,7 +98,7 @@ class _Archiving:
                 continue
             if entry is None:
                 return False
-            self._passed = entry.at
+            self._newest = entry.at
             break
         return True
 
@@ -110,47 +107,47 @@ class _Archiving:
 
         def overtaken(error: OffsetGone, _: object) -> None:
             nonlocal standing
-            standing = Standing()  # what the next ones stand on may be gone
+            standing = Standing()  # the chain below the next versions may be gone
             logger.warning("retention deleted versions before they were seen (%s); going on with the oldest", error)
 
         following = HeadStream(models, VersionHead, on_gap=overtaken)
-        if self._passed is not None:
-            beginning = self._passed.beginning
-            if (at := TopicPartition(self._topics.models, beginning.partition)) in models.partitions:
+        if self._newest is not None:
+            beginning = self._newest.beginning
+            if (at := TopicPartition(self._federation.topics.models, beginning.partition)) in models.partitions:
                 models.seek(at, beginning.offset)
-        while not self._shutdown.requested:
-            # The end is written after the last version: once it is known, what there is to read is all there will be.
+        while not self._federation.shutdown.requested:
+            # The end is written after the last version: once it is known, no version follows those in the log now.
             await control.poll(0)
-            ended = control.finished is not None and await until_stop(models.lag(), self._shutdown) == 0
-            if control.promoted is not None and control.promoted != self._settled:
-                await self._settle(control.promoted, replica)
+            ended = control.finished is not None and await self._federation.until_stop(models.lag()) == 0
+            if control.promoted is not None and control.promoted != self._handled:
+                await self._archive_promoted(control.promoted, replica)
             if ended:
-                if self._passed is not None and self._rule.keep != "promoted":
-                    await self._archive(self._passed, replica, control.promoted)
+                if self._newest is not None and self._rule.keep != "promoted":
+                    await self._archive(self._newest, replica, control.promoted)
                 return
             found = await following.heads(_POLL_SECONDS)
-            await self._pass_all(found, standing, replica, control.promoted)
+            await self._see_all(found, standing, replica, control.promoted)
 
-    async def _pass_all(
+    async def _see_all(
         self, found: list[LoggedHead[VersionHead]], standing: Standing, replica: Replica, promotion: Promotion | None
     ) -> None:
         for logged in found:
-            if self._shutdown.requested:
+            if self._federation.shutdown.requested:
                 return
             at = standing.pointer(logged.head, logged.partition, logged.offset)
-            await self._pass(logged, at, replica, promotion)
+            await self._see(logged, at, replica, promotion)
 
-    async def _pass(
+    async def _see(
         self, logged: LoggedHead[VersionHead], at: Pointer | None, replica: Replica, promotion: Promotion | None
     ) -> None:
         number = logged.head.number
         await self._check(logged.head)
-        if at is None or (self._passed is not None and number <= self._passed.version):
-            return  # what the next ones stand on, or what is left of a chain
+        if at is None or (self._newest is not None and number <= self._newest.version):
+            return  # the chain below the next versions, or the rest of a chain that retention cut
         every = self._rule.keep == "every" and number % self._rule.every == 0
         if every or (promotion is not None and promotion.version == number):
             await self._archive(at, replica, promotion)
-        self._passed = at
+        self._newest = at
 
     async def _check(self, head: VersionHead) -> None:
         """Raise ConfigError when the store has this version of another run."""
@@ -163,32 +160,32 @@ class _Archiving:
             return
         if entry is not None and not entry.is_of(describe(head)):
             raise ConfigError(
-                f"registry.url: it holds version {head.number} of another run of federation {self._federation}; "
+                f"registry.url: it holds version {head.number} of another run of federation {self._federation.name}; "
                 "give this run a folder or a name of its own"
             )
 
-    async def _settle(self, promotion: Promotion, replica: Replica) -> None:
-        """Archive a promoted version that was passed; one that is still to come is archived when it does."""
+    async def _archive_promoted(self, promotion: Promotion, replica: Replica) -> None:
+        """Archive a promoted version that was seen before; one that is still to come is archived when it is seen."""
         number = promotion.version
         if number not in self._numbers:
-            if self._passed is None or number > self._passed.version:
+            if self._newest is None or number > self._newest.version:
                 return
-            at = await until_stop(self._find(number), self._shutdown)
+            at = await self._federation.until_stop(self._find(number))
             if at is None:
                 logger.error("version %d is promoted and cannot be archived: it is no longer in the log", number)
             else:
                 await self._archive(at, replica, promotion)
-        self._settled = promotion
+        self._handled = promotion
 
     async def _find(self, number: int) -> Pointer | None:
-        async with version_index(self._broker, self._topics.models) as index:
+        async with version_index(self._federation.broker, self._federation.topics.models) as index:
             return await index.pointer(number)
 
     async def _archive(self, at: Pointer, replica: Replica, promotion: Promotion | None) -> None:
         if at.version in self._numbers:
             return
         try:
-            version = await until_stop(replica.move_to(at, _FETCH_SECONDS), self._shutdown)
+            version = await self._federation.until_stop(replica.move_to(at, _FETCH_SECONDS))
         except OffsetGone:
             logger.warning("version %d is not archived: retention has just deleted it", at.version)
             return
@@ -202,36 +199,38 @@ class _Archiving:
         self.archived.append(at.version)
         ARCHIVED.inc()
         ARCHIVED_BYTES.inc(entry.size)
-        self._show()
+        self._export()
         logger.info("version %d is archived (%d bytes)", at.version, entry.size)
-        await self._thin(promotion)
+        await self._prune(promotion)
 
-    async def _thin(self, promotion: Promotion | None) -> None:
-        """Delete the oldest versions past `registry.most`, none that is promoted or that a rollback would go to."""
+    async def _prune(self, promotion: Promotion | None) -> None:
+        """Delete the oldest versions above `registry.most`, but not the promoted one and the one before it."""
         if self._rule.most is None:
             return
         safe = set() if promotion is None else {promotion.version, *promotion.history[-1:]}
         for number in sorted(self._numbers - safe)[: -self._rule.most]:
             await self._reach(partial(self._store.delete, number))
-            if self._shutdown.requested:
-                return  # whether it was deleted is not known; a restart looks
+            if self._federation.shutdown.requested:
+                return  # it may be deleted or not: a restart looks
             self._numbers.discard(number)
-            self._show()
+            self._export()
             logger.info("version %d is deleted from the registry: registry.most is %d", number, self._rule.most)
 
-    def _show(self) -> None:
+    def _export(self) -> None:
         HELD.set(len(self._numbers))
         NEWEST.set(max(self._numbers, default=0))
 
     @property
     def _numbers(self) -> set[int]:
-        assert self._held is not None, "looked before anything is followed"  # noqa: S101
-        return self._held
+        assert self._stored is not None, "looked before anything is followed"  # noqa: S101
+        return self._stored
 
     async def _reach(self, work: Callable[[], T]) -> T | None:
-        """Do `work` on the store, again and again while it does not answer; None when a stop comes first."""
+        """Do `work` on the store, again while it does not answer; None when a stop comes first."""
 
         async def attempt() -> T:
-            return await self._offload.run(work)
+            return await self._federation.run(work)
 
-        return await keep_trying(attempt, self._shutdown, "trying again", trouble=StoreUnavailable, need=STORE)
+        return await keep_trying(
+            attempt, self._federation.shutdown, "trying again", trouble=StoreUnavailable, need=STORE
+        )

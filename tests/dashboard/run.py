@@ -11,7 +11,7 @@ import httpx
 from llmos_stream.broker import Broker, MemoryBroker, Topics
 from llmos_stream.config import Settings, load
 from llmos_stream.dashboard import LivePage
-from llmos_stream.demo.scenario import Cast, make_scenario
+from llmos_stream.demo.scenario import ClientMix, make_scenario
 from llmos_stream.errors import Reason
 from llmos_stream.roles.aggregator import initial_of, run_aggregator
 from llmos_stream.roles.client import ClientState, run_client
@@ -115,7 +115,7 @@ async def waiting() -> AsyncIterator[tuple[str, Callable[[], None]]]:
 
 async def _federation(broker: Broker, settings: Settings, offload: Offload, over: Shutdown) -> None:
     task = await offload.run(load_task, settings.task, settings.client)
-    scenario = make_scenario(settings, Cast(clients=4, slow=1, late=0, leaving=1))
+    scenario = make_scenario(settings, ClientMix(clients=4, slow=1, late=0, leaving=1))
     await run_all(
         run_aggregator(broker, settings, lambda: initial_of(task, settings), offload, over),
         run_evaluator(broker, settings, task, offload, over),

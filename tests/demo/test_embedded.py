@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 
 from llmos_stream.config import load
-from llmos_stream.demo import Cast, Scenario, make_scenario, run_embedded
+from llmos_stream.demo import ClientMix, Scenario, make_scenario, run_embedded
 from llmos_stream.errors import TaskError
 from llmos_stream.runtime import Shutdown
 from llmos_stream.types import Event, EventKind
 
 
-def _scenario(cast: Cast, **stop: Any) -> Scenario:
+def _scenario(mix: ClientMix, **stop: Any) -> Scenario:
     own = {
         "task": {"entry": "blobs"},
         "stop": stop,
@@ -20,12 +20,12 @@ def _scenario(cast: Cast, **stop: Any) -> Scenario:
         "aggregation": {"buffer_size": 2},
         "runtime": {"torch_threads": 1, "log_level": "error"},
     }
-    return make_scenario(load(own), cast)
+    return make_scenario(load(own), mix)
 
 
 async def test_it_learns_until_the_target() -> None:
     events: list[Event] = []
-    scenario = _scenario(Cast(4, slow=1, late=0, leaving=1), target=0.97, max_seconds=60.0)
+    scenario = _scenario(ClientMix(4, slow=1, late=0, leaving=1), target=0.97, max_seconds=60.0)
     await run_embedded(scenario, events.append, Shutdown())
 
     of_kind: dict[EventKind, list[Event]] = {}
@@ -56,7 +56,7 @@ async def test_a_stop_in_the_middle_lets_everyone_leave_in_order() -> None:
         if event.kind is EventKind.VERSION_PUBLISHED and event.data["version"] == 2:
             shutdown.request()
 
-    scenario = _scenario(Cast(3, slow=1, late=1, leaving=0))
+    scenario = _scenario(ClientMix(3, slow=1, late=1, leaving=0))
     await run_embedded(scenario, take, shutdown)
     kinds = Counter(event.kind for event in events)
     assert kinds[EventKind.RUN_FINISHED] == 0
@@ -71,11 +71,11 @@ async def test_a_stop_before_the_start() -> None:
     events: list[Event] = []
     shutdown = Shutdown()
     shutdown.request()
-    await run_embedded(_scenario(Cast(2, slow=0, late=0, leaving=0)), events.append, shutdown)
+    await run_embedded(_scenario(ClientMix(2, slow=0, late=0, leaving=0)), events.append, shutdown)
     assert not [event for event in events if event.kind is EventKind.UPDATE_FOLDED]
 
 
 async def test_a_task_that_cannot_be_loaded() -> None:
     settings = load({"task": {"entry": "nowhere:make"}})
     with pytest.raises(TaskError, match="there is no module nowhere"):
-        await run_embedded(make_scenario(settings, Cast()), list[Event]().append, Shutdown())
+        await run_embedded(make_scenario(settings, ClientMix()), list[Event]().append, Shutdown())

@@ -7,7 +7,7 @@ import psutil  # type: ignore[import-untyped]
 import pytest
 
 from llmos_stream.config import load
-from llmos_stream.demo import Cast, make_scenario, run_processes
+from llmos_stream.demo import ClientMix, make_scenario, run_processes
 from llmos_stream.runtime import Shutdown
 from llmos_stream.types import Event, EventKind
 from tests.cli.aids import Run, Start, children_of, need_a_local_kafka, wait_for_event
@@ -56,7 +56,7 @@ async def test_a_stop_reaches_every_process(on_kafka: str, tmp_path: Path) -> No
 
     # A folder of the clients' own each, although one was named for all.
     settings = load({"client": {"state_dir": tmp_path}, "runtime": {"log_level": "error"}})
-    await run_processes(make_scenario(settings, Cast(1, slow=0, late=0, leaving=0)), take, shutdown)
+    await run_processes(make_scenario(settings, ClientMix(1, slow=0, late=0, leaving=0)), take, shutdown)
     assert children.keys() == {"aggregator", "evaluate", "client-0"}
     assert not any(child.is_running() for child in children.values())
     assert not [event for event in events if event.kind is EventKind.RUN_FINISHED]

@@ -3,7 +3,7 @@
 import pytest
 
 from llmos_stream.config import Settings, load
-from llmos_stream.demo import Cast, Scenario, make_scenario
+from llmos_stream.demo import ClientMix, Scenario, make_scenario
 from llmos_stream.errors import ConfigError
 
 
@@ -12,7 +12,7 @@ def _names(scenario: Scenario) -> list[str | None]:
 
 
 def test_the_usual_cast() -> None:
-    scenario = make_scenario(Settings(), Cast())
+    scenario = make_scenario(Settings(), ClientMix())
     assert _names(scenario) == [
         "client-0",
         "client-1",
@@ -31,7 +31,7 @@ def test_the_usual_cast() -> None:
 
 def test_every_role_splits_the_data_alike_and_the_rest_stays_as_set() -> None:
     settings = load({"client": {"speed": 0.5, "lr": 0.2, "shard": 7}, "codec": {"name": "int4"}})
-    scenario = make_scenario(settings, Cast(3, slow=1, late=0, leaving=0))
+    scenario = make_scenario(settings, ClientMix(3, slow=1, late=0, leaving=0))
     for own in (scenario.settings, *scenario.clients):
         assert own.task.shards == 3
         assert own.client.lr == 0.2
@@ -42,8 +42,11 @@ def test_every_role_splits_the_data_alike_and_the_rest_stays_as_set() -> None:
 
 
 def test_all_may_be_slow_late_or_leaving() -> None:
-    assert _names(make_scenario(Settings(), Cast(2, slow=2, late=0, leaving=0))) == ["client-0-slow", "client-1-slow"]
-    assert _names(make_scenario(Settings(), Cast(2, slow=0, late=1, leaving=1))) == [
+    assert _names(make_scenario(Settings(), ClientMix(2, slow=2, late=0, leaving=0))) == [
+        "client-0-slow",
+        "client-1-slow",
+    ]
+    assert _names(make_scenario(Settings(), ClientMix(2, slow=0, late=1, leaving=1))) == [
         "client-0-leaving",
         "client-1-late",
     ]
@@ -67,8 +70,8 @@ def test_all_may_be_slow_late_or_leaving() -> None:
 def test_few_clients_have_fewer_traits(
     clients: int, slow: int | None, late: int | None, leaving: int | None, expected: tuple[int, int, int]
 ) -> None:
-    cast = Cast.fitting(clients, slow, late, leaving)
-    assert (cast.clients, (cast.slow, cast.late, cast.leaving)) == (clients, expected)
+    mix = ClientMix.fitting(clients, slow, late, leaving)
+    assert (mix.clients, (mix.slow, mix.late, mix.leaving)) == (clients, expected)
 
 
 @pytest.mark.parametrize(
@@ -83,7 +86,7 @@ def test_few_clients_have_fewer_traits(
     ],
 )
 def test_a_cast_that_there_cannot_be(numbers: tuple[int, int, int, int], said: str) -> None:
-    for make in (Cast, Cast.fitting):
+    for make in (ClientMix, ClientMix.fitting):
         with pytest.raises(ConfigError) as caught:
             make(*numbers)
         assert said in str(caught.value)

@@ -9,15 +9,16 @@ import httpx
 import torch
 from prometheus_client import CollectorRegistry
 
-from llmos_stream.broker import Broker
+from llmos_stream.broker import Broker, Topics
 from llmos_stream.config import Settings
 from llmos_stream.inference.api import make_app
 from llmos_stream.inference.batching import Batcher
-from llmos_stream.inference.follow import Following
+from llmos_stream.inference.follow import PoolUpdater
 from llmos_stream.inference.inputs import input_spec
 from llmos_stream.inference.metrics import InferenceMetrics
 from llmos_stream.inference.model_pool import ModelPool
 from llmos_stream.inference.promoted import Promoted
+from llmos_stream.log.federation import Federation
 from llmos_stream.roles.aggregator import Initial, initial_of
 from llmos_stream.runtime import BROKER, MODEL, Health, Offload, Shutdown
 from llmos_stream.training import Task, load_task
@@ -47,7 +48,8 @@ async def serving_of(broker: Broker, settings: Settings, task: Task) -> AsyncIte
         batcher = Batcher(settings.inference, offload)
         app = make_app(settings.inference, input_spec(task), pool, batcher, metrics, offload)
         promoted = Promoted(broker, settings, task, offload, offload)
-        follower = Following(broker, settings, task, pool, promoted, offload, shutdown)
+        federation = Federation(broker, Topics(settings.federation.name), settings.wire, offload, shutdown)
+        follower = PoolUpdater(federation, task, settings.task.share, pool, promoted)
         following = asyncio.create_task(follower.run())
         answering = asyncio.create_task(batcher.run())
         transport = httpx.ASGITransport(app)

@@ -134,7 +134,7 @@ async def test_one_that_retention_has_deleted_is_promoted_and_serves(
             kept = await index.pointer(4)
         assert kept is not None
         await _delete(kafka, running.topics.models, kept.beginning.offset)
-        assert (await promote(broker, settings, 2, offload)).version == 2
+        assert (await promote(broker, Topics(settings.federation.name), settings.registry, 2, offload)).version == 2
         async with serving_of(broker, settings, task) as serving:
             await until(lambda: serving.pool.promoted == 2)
             assert (await serving.http.post("/v1/predict", json=_QUESTION)).json()["version"] == 2

@@ -11,7 +11,7 @@ import orjson
 import pytest
 import torch
 
-from llmos_stream.broker import Broker, MemoryBroker, Record
+from llmos_stream.broker import Broker, MemoryBroker, Record, Topics
 from llmos_stream.config import Settings
 from llmos_stream.errors import BrokerUnavailable, ConfigError
 from llmos_stream.log import decoded_versions
@@ -87,7 +87,7 @@ async def _check_weights(running: Running, store: VersionStore) -> None:
 
 async def _promote(broker: Broker, settings: Settings, number: int) -> None:
     async with Offload(1) as offload:
-        await promote(broker, settings, number, offload)
+        await promote(broker, Topics(settings.federation.name), settings.registry, number, offload)
 
 
 @pytest.mark.parametrize("last", [8, 9], ids=["a full version", "a delta"])
@@ -171,7 +171,7 @@ async def test_the_oldest_go_but_for_what_is_promoted_and_what_a_rollback_goes_t
             await _publish(running, range(7, 9))
         assert store.numbers() == [2, 3, 7, 8]
         async with Offload(1) as offload:
-            assert (await roll_back(broker, settings, offload)).version == 2
+            assert (await roll_back(broker, Topics(settings.federation.name), settings.registry, offload)).version == 2
         await _check_weights(running, store)
 
 

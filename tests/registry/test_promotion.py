@@ -50,22 +50,22 @@ async def test_promote_and_roll_back(broker: Broker, federation: str) -> None:
         for number in (1, 2, 3):
             await running.send(update(delta_of(1.0), sequence=number, base_version=number - 1))
             await running.version(number)
-        assert await promoted(broker, settings) is None
+        assert await promoted(broker, Topics(settings.federation.name)) is None
         with pytest.raises(ConfigError, match="nothing to go back to: nothing is promoted"):
-            await roll_back(broker, settings, offload)
+            await roll_back(broker, Topics(settings.federation.name), settings.registry, offload)
         for number in (1, 3, 2):
-            await promote(broker, settings, number, offload)
-        again = await promote(broker, settings, 2, offload)
+            await promote(broker, Topics(settings.federation.name), settings.registry, number, offload)
+        again = await promote(broker, Topics(settings.federation.name), settings.registry, 2, offload)
         assert (again.version, again.history) == (2, (1, 3))
-        assert await promoted(broker, settings) == again
-        assert (await roll_back(broker, settings, offload)).version == 3
-        assert (await roll_back(broker, settings, offload)).version == 1
+        assert await promoted(broker, Topics(settings.federation.name)) == again
+        assert (await roll_back(broker, Topics(settings.federation.name), settings.registry, offload)).version == 3
+        assert (await roll_back(broker, Topics(settings.federation.name), settings.registry, offload)).version == 1
         with pytest.raises(ConfigError, match="version 1 is the first one promoted"):
-            await roll_back(broker, settings, offload)
+            await roll_back(broker, Topics(settings.federation.name), settings.registry, offload)
         for number in (4, -1):
             with pytest.raises(ConfigError, match=f"version {number} is not in the log; name the registry"):
-                await promote(broker, settings, number, offload)
-        now = await promoted(broker, settings)
+                await promote(broker, Topics(settings.federation.name), settings.registry, number, offload)
+        now = await promoted(broker, Topics(settings.federation.name))
     assert now is not None
     assert (now.version, now.history) == (1, ())
 
@@ -75,10 +75,10 @@ async def test_a_version_of_the_registry_alone_can_be_promoted(broker: Broker, f
     store_of(settings).save(version_of(LAYOUT, 70), AT)
     async with aggregator(broker, settings) as running, Offload(1) as offload:
         await running.version(0)
-        assert (await promote(broker, settings, 70, offload)).version == 70
+        assert (await promote(broker, Topics(settings.federation.name), settings.registry, 70, offload)).version == 70
         for number in (71, -70):
             with pytest.raises(ConfigError, match=f"version {number} is neither in the log nor in the registry"):
-                await promote(broker, settings, number, offload)
+                await promote(broker, Topics(settings.federation.name), settings.registry, number, offload)
 
 
 async def test_a_record_that_cannot_be_read_leaves_the_last_good_one(broker: Broker, federation: str) -> None:
