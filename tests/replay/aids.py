@@ -73,7 +73,7 @@ async def write_random(
                 records = update(
                     random_delta(generator),
                     100,
-                    codec=codec,
+                    written=codec,
                     client_id=client,
                     sequence=number * each + place,
                     base_version=base,

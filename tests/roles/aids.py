@@ -77,10 +77,10 @@ def records_of(head: UpdateHead, payload: list[bytes], chunk_bytes: int = 1 << 1
     )
 
 
-def update(delta: Tensor, chunk_bytes: int = 1 << 16, codec: CodecSpec = FLOAT32, **changes: Any) -> list[bytes]:
-    """The records of a good update, with changes to its head."""
-    payload = list(encode(delta, codec))
-    return records_of(update_head(payload, codec=codec, **changes), payload, chunk_bytes)
+def update(delta: Tensor, chunk_bytes: int = 1 << 16, written: CodecSpec = FLOAT32, **changes: Any) -> list[bytes]:
+    """The records of a good update, in the codec `written`, with changes to its head."""
+    payload = list(encode(delta, written))
+    return records_of(update_head(payload, **{"codec": written, **changes}), payload, chunk_bytes)
 
 
 class Running:

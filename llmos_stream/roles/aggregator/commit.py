@@ -2,8 +2,8 @@
 
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass
 from time import monotonic, perf_counter
-from typing import NamedTuple
 
 from llmos_stream.codec import Layout
 from llmos_stream.config import Settings
@@ -17,10 +17,11 @@ from llmos_stream.roles.aggregator.recovery import Recovered
 from llmos_stream.roles.aggregator.source import Source
 from llmos_stream.roles.aggregator.stopping import Ending
 from llmos_stream.roles.aggregator.version_chain import Chain, Encoded
+from llmos_stream.roles.aggregator.waiting import Batch, Waiting
 from llmos_stream.runtime import Offload
 from llmos_stream.storage.spool import Spools
-from llmos_stream.telemetry.tracing import TraceParent, span
-from llmos_stream.types import Contribution, Event, EventKind, UpdateHead, VersionHead
+from llmos_stream.telemetry.tracing import span
+from llmos_stream.types import Contribution, Event, EventKind, VersionHead
 from llmos_stream.wire import Parts
 from llmos_stream.wire.control import Pointer, Progress, RunEnd
 
@@ -28,17 +29,17 @@ _FLUSH_SECONDS = 1.0
 _FLUSH_RECORDS = 256
 
 
-class _Buffered(NamedTuple):
-    """What is remembered of an update until its version: where it begins, and its bytes."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Committed:
+    """What came of a version: the state to go on with, how the run has ended with it, and the clients' new pace."""
 
-    partition: int
-    offset: int
-    payload_bytes: int
-    came: TraceParent | None  # the span of its folding
+    state: State
+    end: RunEnd | None
+    pace_seconds: float
 
 
 class Committing:
-    """Knows what is buffered, and what the next version needs to know of those before it."""
+    """Knows what the next version needs to know of those before it."""
 
     def __init__(
         self,
@@ -54,50 +55,26 @@ class Committing:
         self._publisher = publisher
         self._offload = offload
         self._layout = layout
-        self._buffered: dict[tuple[str, int], _Buffered] = {}
         self._spools = Spools(settings.wire.memory_bytes, settings.wire.spool_dir)
         self._chain = Chain(settings, layout, self._spools, offload)
         self._places: deque[Pointer] = deque()  # versions whose weights the strategy holds
         self._places_kept = settings.staleness.maximum if local_rule(settings).strategy().needs_history else 0
-        self._fold_seconds = 0.0
         self._pace = Pace(settings.aggregator.utilisation)
         self._flushed = monotonic()
-        self.load = Load()
-        self.end: RunEnd | None = None
-        """How the run ended, as committed with the last version."""
-
-    @property
-    def buffered(self) -> int:
-        """How many updates wait for their version."""
-        return len(self._buffered)
 
     def resume(self, found: Recovered) -> None:
         """Go on from the newest version in the log."""
         self._places.extend(found.places)
         self._chain.resume(found.newest.weights, found.residual, found.full)
 
-    def spent(self, seconds: float) -> None:
-        """Folding an update took this long."""
-        self._fold_seconds += seconds
-
-    def buffer(self, head: UpdateHead, partition: int, offset: int, came: TraceParent | None) -> None:
-        """An update that begins there waits for its version from now on; `came` is the span of its folding."""
-        self._buffered[head.client_id, head.sequence] = _Buffered(partition, offset, head.payload_size, came)
-
-    def is_buffered(self, client_id: str, sequence: int, partition: int, offset: int) -> bool:
-        """Whether this update waits for its version, and begins there."""
-        waiting = self._buffered.get((client_id, sequence))
-        return waiting is not None and waiting[:2] == (partition, offset)
-
-    async def publish(self, new: NewVersion, state: State) -> None:
-        """Commit a version that `state` has come to.
+    async def publish(self, new: NewVersion, state: State, batch: Batch, load: Load) -> Committed:
+        """Commit a version that `state` has come to with `batch`. `load` is how busy this was known to be before.
 
         Its span goes on from that of the update which made it due, and is linked to those of all.
         """
-        buffered = (self._buffered[item.client_id, item.sequence] for item in new.manifest)
-        came = [update.came for update in buffered if update.came is not None]
-        with span("aggregator.version", {"version": new.number}, parent=came[-1] if came else None, links=came):
-            await self._publish(new, state)
+        spans = [update.span for update in batch.updates if update.span is not None]
+        with span("aggregator.version", {"version": new.number}, parent=spans[-1] if spans else None, links=spans):
+            return await self._publish(new, state, batch, load)
 
     async def flush_sometimes(self) -> None:
         """Refusals and repeats do not wait for a version that may be long in coming."""
@@ -108,28 +85,27 @@ class Committing:
             self._source.committed(safe)
             self._flushed = monotonic()
 
-    async def _publish(self, new: NewVersion, state: State) -> None:
+    async def _publish(self, new: NewVersion, state: State, batch: Batch, load: Load) -> Committed:
         number, manifest, begun = new.number, new.manifest, perf_counter()
         encoded = await self._chain.encode(new, now_ms())
-        await self._offload.run(release, state, encoded.weights)
+        state = await self._offload.run(release, state, encoded.weights)
         snapshots = await self._snapshots(new, encoded)
-        events = [self._folded_event(item, number) for item in manifest]
-        events.append(self._published_event(encoded.head))
+        events = [self._folded_event(*pair, number) for pair in zip(manifest, batch.updates, strict=True)]
+        events.append(self._published_event(encoded.head, batch, load))
         progress = await self._progress(number, state)
         outgoing = Outgoing(encoded, snapshots, new.sequences, progress, events)
         safe = self._source.safe(manifest)
         # The last version by number ends the run in its own transaction, so that no client trains on it in vain.
-        self.end = self._ending.at_version(number)
-        pointer = await self._publisher.commit(safe, outgoing, self.end)
+        end = self._ending.at_version(number)
+        pointer = await self._publisher.commit(safe, outgoing, end)
         self._source.committed(safe, manifest)
         await self._offload.run(_close, [encoded.parts, *(parts for _, parts in snapshots)])
         if pointer is not None:
             self._remember(pointer)
-        busy = self._source.take_seconds() + self._fold_seconds + perf_counter() - begun
+        busy = self._source.take_seconds() + batch.fold_seconds + perf_counter() - begun
         self._pace.observe(len(manifest), busy)
-        self.load = self.load._replace(pace_seconds=self._pace.interval(len(state.sequences)))
-        self._fold_seconds = 0.0
         self._flushed = monotonic()
+        return Committed(state, end, self._pace.interval(len(state.sequences)))
 
     async def _snapshots(self, new: NewVersion, encoded: Encoded) -> list[EncodedSnapshot]:
         found: list[EncodedSnapshot] = [] if encoded.residual is None else [encoded.residual]
@@ -156,7 +132,7 @@ class Committing:
             while self._places and self._places[0].version <= pointer.version - self._places_kept:
                 self._places.popleft()
 
-    def _published_event(self, head: VersionHead) -> Event:
+    def _published_event(self, head: VersionHead, batch: Batch, load: Load) -> Event:
         return event(
             EventKind.VERSION_PUBLISHED,
             ROLE,
@@ -165,15 +141,14 @@ class Committing:
             contributions=len(head.manifest),
             payload_bytes=head.payload_size,
             raw_bytes=4 * self._layout.numel,
-            fold_seconds=self._fold_seconds,
+            fold_seconds=batch.fold_seconds,
             mean_staleness=sum(item.staleness for item in head.manifest) / max(len(head.manifest), 1),
             weights_digest=head.weights_digest.hex(),
-            lag=self.load.lag,
-            pace_seconds=self.load.pace_seconds,
+            lag=load.lag,
+            pace_seconds=load.pace_seconds,
         )
 
-    def _folded_event(self, item: Contribution, version: int) -> Event:
-        buffered = self._buffered.pop((item.client_id, item.sequence))
+    def _folded_event(self, item: Contribution, update: Waiting, version: int) -> Event:
         return event(
             EventKind.UPDATE_FOLDED,
             ROLE,
@@ -186,7 +161,7 @@ class Committing:
             partition=item.partition,
             offset=item.offset,
             version=version,
-            payload_bytes=buffered.payload_bytes,
+            payload_bytes=update.payload_bytes,
             raw_bytes=4 * self._layout.numel,
         )
 

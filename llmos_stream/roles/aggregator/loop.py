@@ -18,6 +18,7 @@ from llmos_stream.roles.aggregator.publisher import ROLE, Publisher
 from llmos_stream.roles.aggregator.recovery import Recovered, new_state, resumed_state
 from llmos_stream.roles.aggregator.source import Source
 from llmos_stream.roles.aggregator.stopping import Ending
+from llmos_stream.roles.aggregator.waiting import Waiting, WaitingUpdates
 from llmos_stream.runtime import Offload, Shutdown
 from llmos_stream.telemetry.event_metrics import OWN
 from llmos_stream.telemetry.process_metrics import BUFFERED, PAUSED
@@ -49,6 +50,8 @@ class Folding:
         self._settings = settings
         self._offload = offload
         self._layout = layout
+        self._waiting = WaitingUpdates()
+        self._load = Load()
         self._committing = Committing(source, ending, publisher, settings, offload, layout)
         self._paused = False
         self._round: float | None = None  # recovery before the first one may take long
@@ -65,7 +68,7 @@ class Folding:
             and monotonic() - self._round > 2 * self._settings.broker.transaction_timeout_seconds
         ):
             return None
-        return self._committing.load
+        return self._load
 
     async def begin(self, weights: Tensor, version: int = 0) -> None:
         """Publish `weights` as the first version of a new federation."""
@@ -99,9 +102,9 @@ class Folding:
         """What is due however the updates come, also in a pause."""
         self._round = monotonic()
         lag = await self._source.lag()
-        self._committing.load = self._committing.load._replace(lag=lag)
+        self._load = self._load._replace(lag=lag)
         OWN.set_lag(lag)
-        BUFFERED.set(self._committing.buffered)
+        BUFFERED.set(len(self._waiting))
         self._end = self._end or await self._observe()
         await self._committing.flush_sometimes()
 
@@ -162,9 +165,9 @@ class Folding:
         staleness = self._state.version - head.base_version
         with span("aggregator.fold", {**update_attributes(head), "staleness": staleness}, parent=came) as folding:
             self._state, effects = await self._offload.run(step, self._state, received, monotonic())
-        self._committing.spent(perf_counter() - begun)
+        self._waiting.spent(perf_counter() - begun)
         if any(isinstance(effect, Folded) for effect in effects):
-            self._committing.buffer(head, received.partition, received.offset, folding.parent)
+            self._waiting.add(head, Waiting(received.partition, received.offset, head.payload_size, folding.parent))
         await self._apply(effects)
 
     async def _apply(self, effects: Sequence[Effect]) -> None:
@@ -181,7 +184,7 @@ class Folding:
                         event(EventKind.UPDATE_DUPLICATE, ROLE, **identity, partition=partition, offset=offset)
                     )
                     # The buffered update itself, read again, still waits for its version at that offset.
-                    if not self._committing.is_buffered(client_id, sequence, partition, offset):
+                    if not self._waiting.has(client_id, sequence, partition, offset):
                         self._source.release(partition, offset)
                 case Refused():
                     self._refuse(effect)
@@ -191,6 +194,8 @@ class Folding:
         self._source.release(refusal.partition, refusal.offset)
 
     async def _publish(self, new: NewVersion) -> None:
-        await self._committing.publish(new, self._state)
-        self._end = self._committing.end
+        batch = self._waiting.take(new.manifest)
+        committed = await self._committing.publish(new, self._state, batch, self._load)
+        self._state, self._end = committed.state, committed.end
+        self._load = self._load._replace(pace_seconds=committed.pace_seconds)
         self._round = monotonic()
