@@ -18,6 +18,7 @@ from llmos_stream.cli.common import (
     start_logging,
 )
 from llmos_stream.cli.flags import load_settings
+from llmos_stream.cli.process import federation_of
 from llmos_stream.config import Settings
 from llmos_stream.errors import ConfigError
 from llmos_stream.reporting.wording import in_words, plain
@@ -53,13 +54,14 @@ def run(arguments: argparse.Namespace) -> int:
 
 async def _audit(settings: Settings, number: int | None) -> "Audit":
     from llmos_stream.broker import connect
+    from llmos_stream.log.versions import local_rule
     from llmos_stream.replay import ReplayLog, audit
     from llmos_stream.runtime import Offload
 
     async with (
         connect(settings.broker) as broker,
         Offload(settings.runtime.workers) as offload,
-        ReplayLog(broker, settings, offload) as log,
+        ReplayLog(federation_of(broker, settings, offload), local_rule(settings).names) as log,
     ):
         with err().status("reading the log ..."):
             numbers = log.index.numbers

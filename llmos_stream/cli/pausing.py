@@ -61,20 +61,22 @@ def _how_long(settings: Settings, hours: float | None) -> str:
 
 async def _pause(settings: Settings) -> float | None:
     """How many hours the log keeps what is under way, where that can be told."""
-    from llmos_stream.broker import connect
+    from llmos_stream.broker import Topics, connect
     from llmos_stream.log import set_paused, updates_kept_hours
 
+    topics = Topics(settings.federation.name)
+
     async with connect(settings.broker) as broker:
-        await set_paused(broker, settings, True)
+        await set_paused(broker, topics, True)
         try:
-            return await updates_kept_hours(broker, settings)
+            return await updates_kept_hours(broker, topics)
         except BrokerError:
             return None  # it is paused all the same
 
 
 async def _resume(settings: Settings) -> None:
-    from llmos_stream.broker import connect
+    from llmos_stream.broker import Topics, connect
     from llmos_stream.log import set_paused
 
     async with connect(settings.broker) as broker:
-        await set_paused(broker, settings, False)
+        await set_paused(broker, Topics(settings.federation.name), False)

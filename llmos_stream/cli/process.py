@@ -15,7 +15,18 @@ from llmos_stream.web.health_endpoints import HealthEndpoints, serve_health_endp
 
 if TYPE_CHECKING:
     from llmos_stream.broker import Broker
+    from llmos_stream.log import Federation
     from llmos_stream.training import Task
+
+
+def federation_of(
+    broker: "Broker", settings: Settings, offload: Offload, shutdown: Shutdown | None = None
+) -> "Federation":
+    """What `settings` name, on `broker`; without a stop where a command has none."""
+    from llmos_stream.broker import Topics
+    from llmos_stream.log import Federation
+
+    return Federation(broker, Topics(settings.federation.name), settings.wire, offload, shutdown or Shutdown())
 
 
 def run_role(

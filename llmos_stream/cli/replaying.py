@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING
 
 from llmos_stream.cli.common import err
+from llmos_stream.cli.process import federation_of
 from llmos_stream.config import Settings
 from llmos_stream.errors import ConfigError
 
@@ -17,13 +18,14 @@ if TYPE_CHECKING:
 async def opened(settings: Settings) -> "AsyncIterator[ReplayLog]":
     """The log, with its index read."""
     from llmos_stream.broker import connect
+    from llmos_stream.log.versions import local_rule
     from llmos_stream.replay import ReplayLog
     from llmos_stream.runtime import Offload
     from llmos_stream.training import use_threads
 
     use_threads(settings.runtime)
     async with connect(settings.broker) as broker, Offload(settings.runtime.workers) as offload:
-        log = ReplayLog(broker, settings, offload)
+        log = ReplayLog(federation_of(broker, settings, offload), local_rule(settings).names)
         with err().status("reading the log ..."):
             await log.__aenter__()
         try:

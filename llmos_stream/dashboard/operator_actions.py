@@ -3,11 +3,10 @@
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from llmos_stream.broker import Broker, Topics
-from llmos_stream.config import Settings
+from llmos_stream.config import RegistrySettings
+from llmos_stream.log.federation import Federation
 from llmos_stream.log.pausing import set_paused
 from llmos_stream.registry import promote
-from llmos_stream.runtime import Offload
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,14 +24,15 @@ class OperatorActions:
     promote: Callable[[int], Awaitable[object]]
 
 
-def operator_actions(broker: Callable[[], Broker], settings: Settings, offload: Offload) -> OperatorActions:
-    """Make the actions. Each calls `broker`, which raises BrokerUnavailable while there is none."""
-    topics = Topics(settings.federation.name)
+def operator_actions(federation: Callable[[], Federation], registry: RegistrySettings) -> OperatorActions:
+    """Make the actions. Each calls `federation`, which raises BrokerUnavailable while the broker has not answered."""
 
     async def pause_or_resume(paused: bool) -> None:
-        await set_paused(broker(), settings, paused)
+        here = federation()
+        await set_paused(here.broker, here.topics, paused)
 
     async def promote_one(number: int) -> None:
-        await promote(broker(), topics, settings.registry, number, offload)
+        here = federation()
+        await promote(here.broker, here.topics, registry, number, here.offload)
 
     return OperatorActions(pause_or_resume, promote_one)

@@ -13,6 +13,7 @@ from llmos_stream.dashboard.operator_actions import operator_actions
 from llmos_stream.dashboard.page_state import page_state
 from llmos_stream.dashboard.state_stream import StateStream
 from llmos_stream.errors import BrokerUnavailable
+from llmos_stream.log import Federation
 from llmos_stream.log.events import follow_events
 from llmos_stream.runtime import Offload, Shutdown, run_all
 from llmos_stream.types import Event
@@ -47,7 +48,8 @@ class LivePage:
         async with Offload(_WORKERS) as offload:
             older = OlderVersions(self._reached, self._settings.federation.name)
             assets = await offload.run(Assets, offload)
-            app = make_app(ours, view, states, assets, operator_actions(self._reached, self._settings, offload), older)
+            actions = operator_actions(lambda: self._federation(offload, shutdown), self._settings.registry)
+            app = make_app(ours, view, states, assets, actions, older)
             await run_all(
                 serve_http(app, address, "the live page is", shutdown, drain, strict=True),
                 states.run(shutdown),
@@ -68,6 +70,11 @@ class LivePage:
             follow_events(broker, topics, take_both, shutdown),
             follow(broker, topics, self._view, shutdown),
         )
+
+    def _federation(self, offload: Offload, shutdown: Shutdown) -> Federation:
+        """Raises BrokerUnavailable while the broker has not answered."""
+        settings = self._settings
+        return Federation(self._reached(), Topics(settings.federation.name), settings.wire, offload, shutdown)
 
     def _reached(self) -> Broker:
         if self._broker is None:

@@ -7,14 +7,12 @@ than float32 comes back rounded to its dtype, as it would be in the model.
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from time import monotonic
 
-from llmos_stream.broker import Broker
-from llmos_stream.config import Settings
+from llmos_stream.config import RegistrySettings
 from llmos_stream.errors import ConfigError, LlmosError, OffsetGone
 from llmos_stream.inference.model_pool import LoadedModel, load_archived, load_model
+from llmos_stream.log import Federation
 from llmos_stream.registry import STORE, Damaged, NotArchived, StoreUnavailable, VersionStore, open_store
 from llmos_stream.replay import Missing, ReplayLog
 from llmos_stream.runtime import Offload
@@ -50,21 +48,17 @@ class Promoted:
 
     def __init__(
         self,
-        broker: Broker,
-        settings: Settings,
+        federation: Federation,
+        registry: RegistrySettings,
         task: Task,
-        offload: Offload,
+        share: str,
         fetching: Offload,
-        clock: Callable[[], float] = monotonic,
     ) -> None:
-        self._broker = broker
-        self._settings = settings
+        self._federation = federation
         self._task = task
-        self._offload = offload
+        self._share = share
         self._fetching = fetching
-        self._clock = clock
-        registry, name = settings.registry, settings.federation.name
-        self._store = None if registry.url is None else open_store(registry, name)
+        self._store = None if registry.url is None else open_store(registry, federation.name)
         self._search: _Search | None = None
         self._asked = asyncio.Event()
 
@@ -94,7 +88,12 @@ class Promoted:
                 else:
                     logger.info("version %d is promoted; looking for it in the registry (%s)", version, error)
                 search.in_log = False
-        if search.found is None and not search.nowhere and not search.loading and self._clock() >= search.due:
+        if (
+            search.found is None
+            and not search.nowhere
+            and not search.loading
+            and self._federation.clock.monotonic() >= search.due
+        ):
             search.loading = True
             search.answered.clear()
             self._asked.set()
@@ -130,7 +129,7 @@ class Promoted:
                 "version %d is promoted and cannot be had yet (%s); what is held serves", search.version, error
             )
         RETRIES.labels(STORE).inc()
-        search.due = self._clock() + search.pause
+        search.due = self._federation.clock.monotonic() + search.pause
         search.pause = min(2 * search.pause, _LAST_PAUSE_SECONDS)
 
     def _give_up(self, search: _Search, error: LlmosError) -> None:
@@ -139,10 +138,10 @@ class Promoted:
             logger.error("version %d is promoted and cannot be had (%s); promote another", search.version, error)
 
     async def _logged(self, version: int) -> LoadedModel:
-        async with ReplayLog(self._broker, self._settings, self._offload) as past:
+        async with ReplayLog(self._federation) as past:
             found = await past.version(version)
-        return await self._offload.run(load_model, self._task, self._settings.task.share, found)
+        return await self._federation.run(load_model, self._task, self._share, found)
 
     async def _archived(self, store: VersionStore, version: int) -> LoadedModel:
         entry, weights = await self._fetching.run(store.load, version)
-        return await self._offload.run(load_archived, self._task, self._settings.task.share, entry, weights)
+        return await self._federation.run(load_archived, self._task, self._share, entry, weights)

@@ -1,6 +1,7 @@
 """A federation's log, typed: one module a topic, read by everybody."""
 
 from llmos_stream.log.control import ControlView, Pointer, Promotion, RunEnd
+from llmos_stream.log.federation import Federation
 from llmos_stream.log.index import VersionIndex, version_index
 from llmos_stream.log.pausing import set_paused, updates_kept_hours
 from llmos_stream.log.replica import Follower, Replica, decoded_versions
@@ -10,6 +11,7 @@ from llmos_stream.log.versions import Version, decode_version
 
 __all__ = [
     "ControlView",
+    "Federation",
     "Follower",
     "LoggedVersion",
     "Pointer",

@@ -9,7 +9,6 @@ goes on leading.
 import math
 
 from llmos_stream.broker import Broker, Topics
-from llmos_stream.config import Settings
 from llmos_stream.errors import FederationFinished
 from llmos_stream.log.control import ControlView
 from llmos_stream.log.events import now_ms
@@ -18,24 +17,23 @@ from llmos_stream.wire.control import PAUSED, dump_paused
 _HOUR_MS = 3_600_000
 
 
-async def set_paused(broker: Broker, settings: Settings, paused: bool) -> None:
+async def set_paused(broker: Broker, topics: Topics, paused: bool) -> None:
     """Say so to everybody. Raises TopicMissing, and FederationFinished where nobody is left to hear it."""
-    topic = Topics(settings.federation.name).control
-    async with broker.reader([topic], start="earliest") as reader:
+    async with broker.reader([topics.control], start="earliest") as reader:
         control = ControlView(reader)
         await control.catch_up()
     if control.finished is not None:
-        raise FederationFinished(f"federation {settings.federation.name} has ended: {control.finished.reason}")
+        raise FederationFinished(f"federation {topics.federation} has ended: {control.finished.reason}")
     async with broker.producer() as producer:
-        await producer.send(topic, dump_paused(paused, now_ms()), key=PAUSED)
+        await producer.send(topics.control, dump_paused(paused, now_ms()), key=PAUSED)
 
 
-async def updates_kept_hours(broker: Broker, settings: Settings) -> float | None:
+async def updates_kept_hours(broker: Broker, topics: Topics) -> float | None:
     """How long updates wait in the log at most, by their topic: infinity where age alone deletes none.
 
     None where it does not say, so that the broker's own default holds.
     """
-    name = Topics(settings.federation.name).updates
+    name = topics.updates
     config = next((topic.config for topic in await broker.list_topics(name) if topic.name == name), {})
     if (retention_ms := config.get("retention.ms")) is None:
         return None

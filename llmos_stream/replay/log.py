@@ -1,26 +1,24 @@
 """A federation's log, opened for replay: weights, moments and updates by what names them."""
 
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Self
 
 from torch import Tensor
 
-from llmos_stream.broker import Broker, Reader, Topics
+from llmos_stream.broker import Reader, Topics
 from llmos_stream.codec import Layout, Residual
-from llmos_stream.config import Settings
 from llmos_stream.core import Changes, Rule, Update
 from llmos_stream.errors import OffsetGone, Rejected
 from llmos_stream.log import Replica, Version
+from llmos_stream.log.federation import Federation
 from llmos_stream.log.snapshots import RESIDUAL, Kept, fetch_snapshots
-from llmos_stream.log.versions import local_rule
 from llmos_stream.replay.errors import Missing
 from llmos_stream.replay.index import Index, read_index
 from llmos_stream.replay.naming import live_of
 from llmos_stream.replay.updates import UpdateSource, decode_recorded
-from llmos_stream.runtime import Offload
 from llmos_stream.types import Contribution, VersionHead, VersionKind
 
 _FETCH_SECONDS = 120.0
@@ -33,20 +31,19 @@ class ReplayLog:
 
     index: Index
 
-    def __init__(self, broker: Broker, settings: Settings, offload: Offload) -> None:
-        self.offload = offload
-        self._broker = broker
-        self._wire = settings.wire
-        self._trusted = local_rule(settings).names
-        self._topics = Topics(settings.federation.name)
-        self._live = live_of(settings.federation.name)
+    def __init__(self, federation: Federation, trusted: Set[str] = frozenset()) -> None:
+        """`trusted` are the names of rules that local settings use (see `core.Rule`)."""
+        self.offload = federation.offload
+        self._federation = federation
+        self._trusted = trusted
+        self._live = live_of(federation.name)
         self._opened = AsyncExitStack()
         self._readers: dict[str, Reader] = {}
         self._replica: Replica | None = None
         self._held: OrderedDict[int, Tensor] = OrderedDict()
 
     async def __aenter__(self) -> Self:
-        self.index = await read_index(self._broker, self._topics)
+        self.index = await read_index(self._federation.broker, self._federation.topics)
         return self
 
     async def __aexit__(
@@ -68,9 +65,9 @@ class ReplayLog:
             self._held.move_to_end(number)
             return self._held[number]
         pointer = self.index.entry(number).at
-        topic = self._topics.models
+        topic = self._federation.topics.models
         if self._replica is None:
-            self._replica = Replica(await self._reader(topic), topic, self._wire, self.offload)
+            self._replica = Replica(await self._reader(topic), topic, self._federation.wire, self.offload)
         try:
             found = await self._replica.move_to(pointer, _FETCH_SECONDS)
         except OffsetGone:
@@ -106,11 +103,11 @@ class ReplayLog:
             return Kept({}, None)
         try:
             return await fetch_snapshots(
-                await self._reader(self._topics.snapshots),
+                await self._reader(self._federation.topics.snapshots),
                 offsets,
                 number,
                 self.index.layout(number),
-                wire=self._wire,
+                wire=self._federation.wire,
                 offload=self.offload,
                 timeout_seconds=_FETCH_SECONDS,
             )
@@ -120,9 +117,9 @@ class ReplayLog:
 
     async def updates(self, ahead: Iterable[Contribution], layout: Layout) -> UpdateSource:
         """A source of the updates of `ahead`, in that order. One at a time."""
-        topics = self._topics if self._live is None else Topics(self._live)
+        topics = self._federation.topics if self._live is None else Topics(self._live)
         reader = await self._reader(topics.updates)
-        source = UpdateSource(reader, ahead, numel=layout.numel, wire=self._wire)
+        source = UpdateSource(reader, ahead, numel=layout.numel, wire=self._federation.wire)
         await source.begin()
         return source
 
@@ -135,6 +132,6 @@ class ReplayLog:
 
     async def _reader(self, topic: str) -> Reader:
         if topic not in self._readers:
-            reader = self._broker.reader([topic], start="latest", check_crcs=False)
+            reader = self._federation.broker.reader([topic], start="latest", check_crcs=False)
             self._readers[topic] = await self._opened.enter_async_context(reader)
         return self._readers[topic]

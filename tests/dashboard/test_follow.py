@@ -53,7 +53,7 @@ async def test_versions_from_not_too_far_back_then_new_ones_a_pause_and_a_promot
         assert found is not None
         assert found.head.tensors is None
         assert [item.client_id for item in found.head.manifest] == ["client-0", "client-1"]
-        await set_paused(broker, SETTINGS, True)
+        await set_paused(broker, TOPICS, True)
         await until(lambda: view.control.paused)
         await promote(broker, Topics(SETTINGS.federation.name), SETTINGS.registry, 101, offload)
         await until(lambda: view.control.promoted == 101)

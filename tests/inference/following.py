@@ -9,7 +9,7 @@ import httpx
 import torch
 from prometheus_client import CollectorRegistry
 
-from llmos_stream.broker import Broker, Topics
+from llmos_stream.broker import Broker
 from llmos_stream.config import Settings
 from llmos_stream.inference.api import make_app
 from llmos_stream.inference.batching import Batcher
@@ -18,11 +18,11 @@ from llmos_stream.inference.inputs import input_spec
 from llmos_stream.inference.metrics import InferenceMetrics
 from llmos_stream.inference.model_pool import ModelPool
 from llmos_stream.inference.promoted import Promoted
-from llmos_stream.log.federation import Federation
 from llmos_stream.roles.aggregator import Initial, initial_of
 from llmos_stream.runtime import BROKER, MODEL, Health, Offload, Shutdown
 from llmos_stream.training import Task, load_task
 from llmos_stream.wire.control import PROMOTED, Promotion, dump_promotion
+from tests.federation import federation_of
 from tests.roles.aids import Running, settings_for, update
 
 
@@ -47,8 +47,8 @@ async def serving_of(broker: Broker, settings: Settings, task: Task) -> AsyncIte
         pool = ModelPool(settings.inference)
         batcher = Batcher(settings.inference, offload)
         app = make_app(settings.inference, input_spec(task), pool, batcher, metrics, offload)
-        promoted = Promoted(broker, settings, task, offload, offload)
-        federation = Federation(broker, Topics(settings.federation.name), settings.wire, offload, shutdown)
+        federation = federation_of(broker, settings, offload, shutdown)
+        promoted = Promoted(federation, settings.registry, task, settings.task.share, offload)
         follower = PoolUpdater(federation, task, settings.task.share, pool, promoted)
         following = asyncio.create_task(follower.run())
         answering = asyncio.create_task(batcher.run())

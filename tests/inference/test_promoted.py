@@ -4,6 +4,7 @@ import asyncio
 import logging
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,10 @@ from llmos_stream.log import decoded_versions, version_index
 from llmos_stream.registry import StoreUnavailable, VersionStore, promote
 from llmos_stream.roles.aggregator import Initial
 from llmos_stream.runtime import Offload, Shutdown, run_while
+from llmos_stream.testing import ManualClock
 from llmos_stream.training import shared_tensors
 from tests.conftest import KafkaNode
+from tests.federation import federation_of
 from tests.inference.aids import SECONDS, until
 from tests.inference.following import promote_in_log, publish, serving_of, settings_of, task_of
 from tests.registry.aids import AT, store_of, version_of
@@ -281,22 +284,22 @@ async def test_one_that_was_nowhere_is_looked_for_anew_when_it_is_promoted_again
 async def test_pauses_grow_to_half_a_minute_and_begin_anew_with_another_version(
     federation: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store, now = _Away(monkeypatch), 0.0
+    store, clock = _Away(monkeypatch), ManualClock()
     settings = _with_registry(federation, tmp_path)
     task, initial = task_of(settings)
     broker = MemoryBroker()
     async with running_from(broker, settings, initial), Offload(1) as offload:
-        promoted = Promoted(broker, settings, task, offload, offload, clock=lambda: now)
+        here = replace(federation_of(broker, settings, offload), clock=clock)
+        promoted = Promoted(here, settings.registry, task, settings.task.share, offload)
         asked = []
 
         async def every_second() -> None:
-            nonlocal now
             for second in range(100):
-                now = float(second)
                 before = store.asked
                 assert await promoted.find(_OLD, SECONDS) is None
                 if store.asked > before:
                     asked.append(second)
+                clock.advance(1.0)
             assert asked == [0, 1, 3, 7, 15, 31, 61, 91]
             assert await promoted.find(_OLD + 1, SECONDS) is None
             assert store.asked == len(asked) + 1

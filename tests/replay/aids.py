@@ -11,12 +11,14 @@ from torch import Tensor
 from llmos_stream.broker import Broker, Topics
 from llmos_stream.config import Settings
 from llmos_stream.log import decode_version, wait_for_topics
+from llmos_stream.log.versions import local_rule
 from llmos_stream.replay import Outcome, Rebuilding, ReplayLog, Verdict
 from llmos_stream.roles.aggregator import Initial, initial_of, run_aggregator
 from llmos_stream.roles.shared_model import LocalModel
 from llmos_stream.runtime import Offload, Shutdown
 from llmos_stream.training import Batch, LocalTrainer, Task, load_task
 from llmos_stream.types import CodecSpec
+from tests.federation import federation_of
 from tests.roles.aids import FLOAT32, LAYOUT, NUMEL, Running, settings_for, update
 
 RULES: dict[str, dict[str, dict[str, Any]]] = {
@@ -125,7 +127,10 @@ def _local(task: Task, settings: Settings) -> LocalModel:
 
 @contextlib.asynccontextmanager
 async def replay_log(broker: Broker, settings: Settings) -> AsyncIterator[ReplayLog]:
-    async with Offload(2) as offload, ReplayLog(broker, settings, offload) as log:
+    async with (
+        Offload(2) as offload,
+        ReplayLog(federation_of(broker, settings, offload), local_rule(settings).names) as log,
+    ):
         yield log
 
 

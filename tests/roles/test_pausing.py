@@ -48,7 +48,7 @@ async def test_nothing_is_folded_while_it_is_paused(
     settings = settings_for(federation, aggregation={"buffer_size": 2})
     async with aggregator(broker, settings) as running, AsyncExitStack() as stack:
         await running.version(0)
-        await set_paused(broker, settings, True)
+        await set_paused(broker, Topics(settings.federation.name), True)
         await _logged(caplog, "paused: nothing is folded")
         for client in "ab":
             await running.send(update(delta_of(1.0), client_id=client), client)
@@ -60,7 +60,7 @@ async def test_nothing_is_folded_while_it_is_paused(
         assert view.latest is not None
         assert view.latest.version == 0
         assert REGISTRY.get_sample_value("llmos_paused") == 1
-        await set_paused(broker, settings, False)
+        await set_paused(broker, Topics(settings.federation.name), False)
         version = await running.version(1)
         await view.catch_up()
         assert not _is_paused(view)
@@ -76,11 +76,11 @@ async def test_a_pause_outlives_the_aggregator(
     settings = settings_for(federation)
     async with aggregator(broker, settings) as running:
         await running.version(0)
-        await set_paused(broker, settings, True)
+        await set_paused(broker, Topics(settings.federation.name), True)
     await running.send(update(delta_of(1.0)))
     async with aggregator(broker, settings) as running:
         await _logged(caplog, "paused: nothing is folded")
-        await set_paused(broker, settings, False)
+        await set_paused(broker, Topics(settings.federation.name), False)
         await running.version(1)
 
 
@@ -98,7 +98,7 @@ async def test_clients_rest(broker: Broker, federation: str, caplog: pytest.LogC
         async with asyncio.timeout(60):
             while not run.of("version_published"):  # noqa: ASYNC110  nor has a list
                 await asyncio.sleep(0.01)
-        await set_paused(broker, settings, True)
+        await set_paused(broker, Topics(settings.federation.name), True)
         await _logged(caplog, "the federation is paused")
         async with broker.reader([Topics(federation).control], start="earliest") as reader:
             view = ControlView(reader)
@@ -106,7 +106,7 @@ async def test_clients_rest(broker: Broker, federation: str, caplog: pytest.LogC
             sent = caplog.text.count("on version")
             await _hear(reader, view, _BEATS)
             assert caplog.text.count("on version") == sent < 6
-        await set_paused(broker, settings, False)
+        await set_paused(broker, Topics(settings.federation.name), False)
 
     await asyncio.gather(run.run(), pause())
     assert len(run.of("update_sent")) >= 6
@@ -136,12 +136,12 @@ async def test_updates_lost_in_a_pause_are_said_to_be(federation: str, caplog: p
     broker, settings = MemoryBroker(partition_bytes=1 << 16), settings_for(federation)
     async with aggregator(broker, settings) as running:
         await running.version(0)
-        await set_paused(broker, settings, True)
+        await set_paused(broker, Topics(settings.federation.name), True)
         await _logged(caplog, "paused: nothing is folded")
         async with broker.producer() as producer:
             for _ in range(10):
                 await producer.send(running.topics.updates, b"rubbish" * 1500, key=b"a")
-        await set_paused(broker, settings, False)
+        await set_paused(broker, Topics(settings.federation.name), False)
         await _logged(caplog, "deleted by retention")
         await running.send(update(delta_of(1.0)))
         await running.version(1)
@@ -165,15 +165,15 @@ async def test_how_long_updates_wait_is_told_by_their_topic(
     specs = Topics(federation).specs(settings.topics)
     updates = {name: value for name, value in {**specs[0].config, **config}.items() if value is not None}
     await broker.create_topics([replace(specs[0], config=updates), *specs[1:]])
-    assert await updates_kept_hours(broker, settings) == kept
+    assert await updates_kept_hours(broker, Topics(settings.federation.name)) == kept
 
 
 async def test_there_must_be_somebody_to_hear_it(broker: Broker, federation: str) -> None:
     settings = settings_for(federation, stop={"max_versions": 1})
     with pytest.raises(TopicMissing):
-        await set_paused(broker, settings, True)
+        await set_paused(broker, Topics(settings.federation.name), True)
     async with aggregator(broker, settings) as running:
         await running.send(update(delta_of(1.0)))
         await asyncio.wait([running.task])
         with pytest.raises(FederationFinished, match="has ended: max_versions"):
-            await set_paused(broker, settings, True)
+            await set_paused(broker, Topics(settings.federation.name), True)

@@ -57,7 +57,7 @@ class _Pause:
 
         async def held(publisher: Publisher, offsets: Any, version: Outgoing | None = None, end: Any = None) -> Any:
             if version is not None and version.encoded.head.number == _PAUSED_AT and not self.heard.is_set():
-                await set_paused(broker, settings, True)
+                await set_paused(broker, Topics(settings.federation.name), True)
                 await self.heard.wait()
             return await commit(publisher, offsets, version, end)
 
@@ -129,7 +129,7 @@ async def test_a_pause_takes_effect_at_once_and_loses_nothing(
             await _logged(caplog, "paused: nothing is folded")
             assert (newest := await _newest(running)) is not None
             assert newest.version == _PAUSED_AT
-        await set_paused(broker, settings, False)
+        await set_paused(broker, Topics(settings.federation.name), False)
         found = await _versions(running)
     sequences = [item.sequence for head in found for item in head.manifest]
     assert sequences == list(range(_UPDATES))
@@ -151,10 +151,10 @@ async def test_an_update_that_comes_once_the_pause_was_heard_waits(
         pause = _Pause(broker, settings, monkeypatch)
         async with broker.producer() as producer:
             (record,) = update(delta_of(1.0))
-            await set_paused(broker, settings, True)
+            await set_paused(broker, Topics(settings.federation.name), True)
             await pause.heard.wait()
             await producer.send(running.topics.updates, record, key=b"a")
         assert (newest := await _newest(running)) is not None
         assert newest.version == 0
-        await set_paused(broker, settings, False)
+        await set_paused(broker, Topics(settings.federation.name), False)
         await running.version(1)
