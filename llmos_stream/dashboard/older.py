@@ -16,13 +16,13 @@ _KEPT_CONTRIBUTIONS = 20_000
 
 
 class NotInLog(LookupError):
-    """No such version is there, or not any more. Its text says which."""
+    """The log does not hold the version, or no longer. The message says which."""
 
 
 class OlderVersions:
-    """One is looked up at a time, for at most `seconds`; a few of the last ones asked for are kept.
+    """Looks up one version at a time, for at most `seconds`, and keeps a few of the last ones.
 
-    `broker` gives the broker, or raises BrokerUnavailable while there is none.
+    `broker` returns the broker, or raises BrokerUnavailable while there is none.
     """
 
     def __init__(self, broker: Callable[[], Broker], federation: str, seconds: float = _SECONDS) -> None:
@@ -34,7 +34,14 @@ class OlderVersions:
         self.waiting = 0
 
     async def get(self, number: int) -> LoggedHead[VersionHead]:
-        """Raises NotInLog, TopicMissing, BrokerUnavailable, and TimeoutError where it takes too long."""
+        """Look a version up.
+
+        Raises:
+            NotInLog: The log does not hold it.
+            TopicMissing: There is no federation yet.
+            BrokerUnavailable: The broker does not answer.
+            TimeoutError: It took too long.
+        """
         self.waiting += 1
         try:
             async with self._one_at_a_time:
@@ -46,8 +53,8 @@ class OlderVersions:
         finally:
             self.waiting -= 1
 
-    def _keep(self, origin: LoggedHead[VersionHead]) -> None:
-        self._kept[origin.head.number] = origin
+    def _keep(self, logged: LoggedHead[VersionHead]) -> None:
+        self._kept[logged.head.number] = logged
         while len(self._kept) > 1 and (
             len(self._kept) > _KEPT or sum(len(one.head.manifest) for one in self._kept.values()) > _KEPT_CONTRIBUTIONS
         ):

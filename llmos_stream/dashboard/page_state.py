@@ -18,7 +18,7 @@ from llmos_stream.types import VersionHead
 Json = dict[str, object]
 _NAME = 128
 _DETAIL = 300
-_MOST = 2**53 - 1
+_MAX_EXACT = 2**53 - 1
 
 
 def page_state(view: FederationView, may_operate: bool) -> Json:
@@ -167,7 +167,7 @@ def _refusal(item: RejectedUpdate) -> Json:
 
 def _sum(value: int) -> int:
     """Bound a sum of what others claimed: JSON ends at 64 bits, and browsers count exactly up to here."""
-    return min(value, _MOST)
+    return min(value, _MAX_EXACT)
 
 
 def _rounded(value: float | None) -> float | None:

@@ -36,7 +36,9 @@ def timeline(history: History, rows: Sequence[ClientRow], colours: Colours, time
         if point.client_id in updates:
             updates[point.client_id].append(point)
     moves = {
-        joined: [(at, client.client_id, words) for client in clients for at, came in client.presence if came is joined]
+        joined: [
+            (at, client.client_id, words) for client in clients for at, moved in client.presence if moved is joined
+        ]
         for joined, words in ((True, "joined"), (False, "left"))
     }
     refused = [

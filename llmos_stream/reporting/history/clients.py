@@ -106,8 +106,8 @@ class ClientStats:
 
     def present(self, now_ms: int) -> bool:
         """Whether it did anything after it last left, by its own clock; a leave after `now_ms` does not count yet."""
-        came = max((t for t in (self.joined_ms, self.last_sent_ms) if t is not None), default=-1)
-        return self.left_ms is None or self.left_ms > now_ms or came > self.left_ms
+        active_ms = max((t for t in (self.joined_ms, self.last_sent_ms) if t is not None), default=-1)
+        return self.left_ms is None or self.left_ms > now_ms or active_ms > self.left_ms
 
     @property
     def interval_seconds(self) -> float | None:
