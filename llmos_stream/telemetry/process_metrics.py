@@ -12,6 +12,8 @@ BUSY_THREADS = Gauge("llmos_offload_busy_threads", "Threads at work off the even
 FOREIGN = Counter(
     "llmos_foreign_records", "Records passed over because no writer of this federation wrote them.", ("topic",)
 )
+for _topic in ("updates", "models", "snapshots", "events", "control", "quarantine"):
+    FOREIGN.labels(_topic)  # each is there from the start, so that a rate shows its first record
 RETRIES = Counter("llmos_retries", "Times that work was begun again after trouble, by what was lost.", ("need",))
 LEADING = Gauge("llmos_leading", "1 while this aggregator leads, 0 while it stands by.")
 LEADERSHIPS = Counter("llmos_leaderships", "Times that this aggregator came to lead.")
