@@ -118,8 +118,8 @@ def run_client_command(arguments: argparse.Namespace) -> int:
     async def role(broker: "Broker", task: "Task", offload: Offload, shutdown: Shutdown) -> None:
         from llmos_stream.roles.client import ClientState, client_id_of, run_client, state_folder
 
-        client_id = client_id_of(settings)
-        with ClientState(client_id, state_folder(settings, client_id)) as state:
+        client_id = client_id_of(settings.client)
+        with ClientState(client_id, state_folder(settings.client, settings.federation.name, client_id)) as state:
             sent.append(await run_client(broker, settings, task, state, offload, shutdown))
 
     code = run_role("client", settings, role)

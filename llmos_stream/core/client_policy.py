@@ -206,6 +206,11 @@ class PolicyState:
     looked: bool = False
     """Whether the client has looked at the control topic since its training."""
 
+    @property
+    def in_update(self) -> bool:
+        """Whether an update is under way: in training, trained, or being sent."""
+        return self.phase is not _Phase.IDLE
+
 
 def join(rules: ClientRules, now: float) -> PolicyState:
     """A client that starts now. It joins after its delay: then report `Resumed`."""
@@ -223,7 +228,7 @@ def observe(state: PolicyState, event: PolicyEvent, now: float) -> PolicyState:
         case Heard():
             return replace(state, heard=event)
         case Resumed():
-            if state.phase is not _Phase.IDLE:  # nothing has come of the training: the next may begin at once
+            if state.in_update:  # nothing has come of the training: the next may begin at once
                 state = replace(state, phase=_Phase.IDLE, base=None, begun_at=-math.inf)
             # Nobody knows whether what was being sent has reached the log.
             return replace(state, unsent=True, sent_at=max(state.sent_at, state.sending_at))

@@ -86,7 +86,7 @@ class FederatedLearning:
         While the broker does not answer this waits, and says so in the log; an interrupt ends it.
         """
         with tracing_to(self._tracer):
-            version = self._membership.newest()
+            version = self._membership.next_version()
             if self.finished:
                 return {"epoch": epoch, "version": version.head.number, "finished": self.finished}
             with self._membership.update_span(version):
@@ -94,7 +94,7 @@ class FederatedLearning:
 
     def _update(self, epoch: int, version: Version) -> dict[str, float | int | str]:
         with span("client.train"):
-            trained = self._local.train(version.weights, [self._data_loader])
+            trained = self._local.train(version.weights, version.head.number, [self._data_loader])
         told: dict[str, float | int | str] = {
             "epoch": epoch,
             **trained.metrics,
@@ -103,7 +103,7 @@ class FederatedLearning:
             "train_seconds": trained.seconds,
         }
         try:
-            published = self._membership.publish(trained, version)
+            published = self._membership.publish(trained)
         except Rejected as error:
             return {**told, "rejected": str(error)}
         return {

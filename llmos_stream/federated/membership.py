@@ -6,28 +6,30 @@ same background loop.
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import AbstractContextManager, AsyncExitStack
+from typing import Any, TypeVar
 
 from torch import Tensor
 
 from llmos_stream.broker import Broker, MemoryBroker, Topics, connect
 from llmos_stream.codec import Layout
 from llmos_stream.config import Settings
+from llmos_stream.core.client_policy import ClientRules
 from llmos_stream.errors import BrokerError, BrokerUnavailable, Closed, LlmosError
+from llmos_stream.log.federation import Federation
 from llmos_stream.log.record_tracing import update_span
-from llmos_stream.log.topics import wait_for_topics
 from llmos_stream.log.versions import Version
 from llmos_stream.roles.aggregator import Initial, run_aggregator
-from llmos_stream.roles.client.loop import client_id_of, state_folder
-from llmos_stream.roles.client.session import Client, Published
-from llmos_stream.roles.client.state import ClientState
+from llmos_stream.roles.client import Client, ClientState, Published, client_id_of, state_folder
+from llmos_stream.roles.client.participation import Participation
 from llmos_stream.roles.shared_model import Trained
-from llmos_stream.runtime import Background, Offload, Shutdown, run_while
-from llmos_stream.runtime.retry import keep_trying
+from llmos_stream.runtime import SYSTEM_CLOCK, Background, Clock, Offload, Shutdown, run_while
 from llmos_stream.telemetry.tracing import Span
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 _JOIN_SECONDS = 60.0
 _DRAIN_SECONDS = 30.0
@@ -35,20 +37,25 @@ _VERSIONS_KEPT = 4
 
 
 class Membership:
-    """Joins at construction; `newest` and `publish` block; `close` leaves. Not for two threads at once."""
+    """Joins at construction; its methods block; `close` leaves. Not for two threads at once.
 
-    def __init__(self, settings: Settings, layout: Layout, weights: Tensor) -> None:
+    It follows the policy of every client (`core.client_policy`), but for what the caller's own loop decides: how many
+    updates there are, and how often it trains on one version.
+    """
+
+    def __init__(self, settings: Settings, layout: Layout, weights: Tensor, clock: Clock = SYSTEM_CLOCK) -> None:
         self._settings = _alone(settings) if settings.broker.bootstrap_servers is None else _guest(settings)
         self._layout = layout
         self._weights = weights
-        self._current: Version | None = None
-        self._published = False
+        self._clock = clock
+        rules = ClientRules(wait_seconds=settings.client.wait_seconds, most_doublings=0)
+        self._participation = Participation(rules, clock)
         self._aggregating = False
         self._aggregator_ended = asyncio.Event()
         self._failure: Exception | None = None
         self._background = Background("llmos-federation")
         self._stack = AsyncExitStack()
-        self._updates = 0
+        self._federation: Federation
         self._client: Client | None = None
         self._entered = AsyncExitStack()  # holds the client, which is opened anew after broker trouble
         self._in_trouble = False
@@ -62,6 +69,7 @@ class Membership:
 
     @property
     def finished(self) -> str | None:
+        """Why the run has ended, as far as this client has heard."""
         end = self._joined.finished
         return None if end is None else f"{end.reason}: {end.detail}"
 
@@ -74,32 +82,38 @@ class Membership:
     def newest(self) -> Version:
         """The newest version. After an update of this client on the one it holds, waits a while for a newer one.
 
-        Raises BrokerUnavailable when the federation has no version at all. When the broker is gone, this and
-        `publish` wait until it is there again.
+        When the broker is gone, this and the other methods wait until it is there again.
+
+        Raises:
+            BrokerUnavailable: the federation has no version at all.
         """
-        _ = self._joined
-        return self._background.run(self._newest())
+        return self._known(self._run(self._newest))
+
+    def next_version(self) -> Version:
+        """The version to train on next, as soon as the policy allows it; the newest once the run has ended.
+
+        Raises as `newest` does.
+        """
+        return self._known(self._run(self._next_version))
 
     def update_span(self, base: Version) -> AbstractContextManager[Span]:
-        """See `trail.update_span`."""
-        return update_span(self._joined.client_id, base.head.number, self._joined.came)
+        """See `record_tracing.update_span`."""
+        return update_span(self._joined.client_id, base.head.number, self._joined.version_span)
 
-    def publish(self, trained: Trained, base: Version) -> Published:
-        """Raises Rejected when `base` is too old by now: go on from the newest."""
-        published = self._background.run(
-            self._joined.publish(
-                trained.delta,
-                base.head.number,
-                num_examples=trained.num_examples,
-                metrics=trained.metrics,
-                train_seconds=trained.seconds,
-            )
-        )
-        self._published = True
-        self._updates += 1
+    def publish(self, trained: Trained) -> Published:
+        """Send an update as soon as the pace allows it.
+
+        Raises:
+            Rejected: its base version is too old by now: go on from the newest.
+            FederationFinished: the run has ended.
+        """
+        published = self._run(lambda client: self._participation.publish(client, trained))
+        if published is None:
+            raise Closed("this FederatedLearning object was closed before the update was sent")
         return published
 
     def close(self) -> None:
+        """Leave the federation. May be called more than once."""
         if self._background.closed:
             return
         try:
@@ -114,17 +128,18 @@ class Membership:
             embedded = settings.broker.bootstrap_servers is None
             broker = _own_broker(self._layout, settings.versions.full_every) if embedded else connect(settings.broker)
             await stack.enter_async_context(broker)
+            topics = Topics(settings.federation.name)
+            self._federation = Federation(broker, topics, settings.wire, offload, self._shutdown, self._clock)
             if embedded:
                 initial = Initial(self._layout, self._weights)
                 self._aggregating = True
                 self._background.start(self._aggregate(broker, initial, offload))
-            await run_while(self._wait_for_topics(broker), self._aggregator_fails())
-            client_id = client_id_of(settings)
-            folder = None if embedded and settings.client.state_dir is None else state_folder(settings, client_id)
-            state = stack.enter_context(ClientState(client_id, folder))
-            self._make_client = lambda: Client(
-                broker, settings, client_id, self._layout, state, offload, self._shutdown
-            )
+            await run_while(self._wait_for_topics(), self._aggregator_fails())
+            client_id = client_id_of(settings.client)
+            in_memory = embedded and settings.client.state_dir is None
+            folder = None if in_memory else state_folder(settings.client, topics.federation, client_id)
+            state = stack.enter_context(ClientState(client_id, folder, self._clock))
+            self._make_client = lambda: Client(self._federation, client_id, self._layout, settings.codec, state)
             await stack.enter_async_context(self._entered)
             client = await self._entered.enter_async_context(self._make_client())
             await self._join(client)
@@ -137,17 +152,17 @@ class Membership:
                 await client.join(None)
         except TimeoutError:
             raise BrokerUnavailable(
-                f"federation {self._settings.federation.name} could not be joined within {_JOIN_SECONDS:g} s"
+                f"federation {self._federation.name} could not be joined within {_JOIN_SECONDS:g} s"
             ) from None
+        self._participation.resume()
 
-    async def _wait_for_topics(self, broker: Broker) -> None:
-        name = self._settings.federation.name
+    async def _wait_for_topics(self) -> None:
         try:
             async with asyncio.timeout(_JOIN_SECONDS):
-                await wait_for_topics(broker, Topics(name), self._shutdown)
+                await self._federation.wait_for_topics()
         except TimeoutError:
             raise BrokerUnavailable(
-                f"federation {name} has no topics after {_JOIN_SECONDS:g} s; start its aggregator "
+                f"federation {self._federation.name} has no topics after {_JOIN_SECONDS:g} s; start its aggregator "
                 "(`llmos-stream aggregator`) or set LLMOS_FEDERATION__NAME to one that runs"
             ) from None
 
@@ -166,35 +181,41 @@ class Membership:
         if self._failure is not None:
             raise self._failure
 
-    async def _newest(self) -> Version:
-        held = self._current
-        above = None if held is None else held.head.number
-        seconds = _JOIN_SECONDS if held is None else self._settings.client.wait_seconds if self._published else 0.0
+    async def _newest(self, client: Client) -> Version | None:
+        participation = self._participation
+        first = participation.version is None
+        return await participation.newest(client, _JOIN_SECONDS if first else participation.seconds_to_newer(client))
 
-        async def look() -> Version | None:
+    async def _next_version(self, client: Client) -> Version | None:
+        if self._participation.version is None and await self._newest(client) is None:
+            return None
+        return await self._participation.next_version(client) or await self._newest(client)
+
+    def _run(self, ask: Callable[[Client], Coroutine[Any, Any, T | None]]) -> T | None:
+        """What `ask` returns, which is called again after broker trouble; None when a stop came first."""
+        _ = self._joined
+
+        async def attempt() -> T | None:
             client = await self._working_client()
             try:
-                await run_while(client.while_paused(), self._aggregator_fails())
-                fresh = await run_while(client.newest(above, seconds), self._aggregator_fails())
+                return await run_while(ask(client), self._aggregator_fails())
             except BrokerError:
                 self._in_trouble = True
                 raise
-            if self._current is None and fresh is not None:
-                await client.send_unsent()  # of an earlier process; the version has told what still counts
-            return fresh
 
-        fresh = await keep_trying(look, self._shutdown, "asking again")
-        if fresh is not None:
-            self._current, self._published = fresh, False
-        if self._current is None:
-            raise BrokerUnavailable(f"federation {self._settings.federation.name} published no version; is it running?")
-        return self._current
+        return self._background.run(self._federation.keep_trying(attempt, "asking again"))
+
+    def _known(self, version: Version | None) -> Version:
+        if version is None:
+            raise BrokerUnavailable(f"federation {self._federation.name} published no version; is it running?")
+        return version
 
     async def _working_client(self) -> Client:
         """The client, opened anew if its readers have broken off. Updates and their sequences are in its state."""
         if self._in_trouble:
             await self._entered.aclose()
             self._client = await self._entered.enter_async_context(self._make_client())
+            self._participation.resume()
             self._in_trouble = False
         return self._joined
 
@@ -202,7 +223,7 @@ class Membership:
         self._shutdown.request()
         try:
             if self._client is not None:
-                await self._client.leave("closed", self._updates)
+                await self._client.leave("closed", self._participation.updates)
             if self._aggregating:
                 await self._aggregator_ended.wait()
         finally:
@@ -216,13 +237,19 @@ def _own_broker(layout: Layout, full_every: int) -> Broker:
 
 
 def _alone(settings: Settings) -> Settings:
-    """Alone, every update is a version, and every version full, unless something else was asked for."""
-    aggregation, versions = settings.aggregation, settings.versions
-    if "buffer_size" not in aggregation.model_fields_set:
-        aggregation = aggregation.model_copy(update={"buffer_size": 1})
-    if "full_every" not in versions.model_fields_set:  # there is no network to spare
-        versions = versions.model_copy(update={"full_every": 1})
-    return settings.model_copy(update={"aggregation": aggregation, "versions": versions})
+    """Unless something else was asked for: every update is a version, and every version full.
+
+    Nor is there a pace to keep: the one client waits for what comes of its update, and there is no network to spare.
+    """
+    for section, field, value in (
+        ("aggregation", "buffer_size", 1),
+        ("versions", "full_every", 1),
+        ("aggregator", "utilisation", 1.0),
+    ):
+        given = getattr(settings, section)
+        if field not in given.model_fields_set:
+            settings = settings.model_copy(update={section: given.model_copy(update={field: value})})
+    return settings
 
 
 def _guest(settings: Settings) -> Settings:

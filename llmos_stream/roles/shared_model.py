@@ -1,6 +1,6 @@
 """A client's model between versions: takes weights in, trains on them, tells what changed."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -11,13 +11,18 @@ from llmos_stream.training import Batch, EpochMetrics, LocalTrainer, load_, shar
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """A delta (flat, float32), what it was trained on, and how that went."""
+    """An update before it is encoded: a delta (flat, float32), what it was trained on, and how that went.
+
+    `seconds` is how long the training took, or would have taken on the device that the client stands for.
+    `stopped` tells that the training was cut short: the update is not to be sent.
+    """
 
     delta: Tensor
+    base_version: int
     num_examples: int
-    metrics: dict[str, float]
+    metrics: Mapping[str, float]
     seconds: float
-    stopped: bool
+    stopped: bool = False
 
 
 class LocalModel:
@@ -42,9 +47,13 @@ class LocalModel:
         return self.weights()
 
     def train(
-        self, weights: Tensor, epochs: Sequence[Iterable[Batch]], should_stop: Callable[[], bool] | None = None
+        self,
+        weights: Tensor,
+        base_version: int,
+        epochs: Sequence[Iterable[Batch]],
+        should_stop: Callable[[], bool] | None = None,
     ) -> Trained:
-        """Start from `weights`, train on each of `epochs` in turn, and return the difference."""
+        """Start from the weights of a version, train on each of `epochs` in turn, and return the difference."""
         base = self.load(weights)
         done: list[EpochMetrics] = []
         for batches in epochs:
@@ -55,6 +64,7 @@ class LocalModel:
         metrics = {"loss": last.loss} | ({} if last.accuracy is None else {"accuracy": last.accuracy})
         return Trained(
             delta=self.weights().sub_(base),
+            base_version=base_version,
             num_examples=last.num_examples,
             metrics=metrics,
             seconds=sum(epoch.seconds for epoch in done),

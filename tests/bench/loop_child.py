@@ -15,9 +15,10 @@ import torch
 from llmos_stream.broker import Broker, Topics, connect
 from llmos_stream.codec import Layout
 from llmos_stream.config import Settings, load
-from llmos_stream.log import wait_for_topics
+from llmos_stream.log.federation import Federation
 from llmos_stream.roles.aggregator import initial_of, run_aggregator
 from llmos_stream.roles.client import Client, ClientState, client_id_of, state_folder
+from llmos_stream.roles.shared_model import Trained
 from llmos_stream.runtime import Offload, Shutdown, configure_logging, run_all
 from llmos_stream.training import Task, load_task, use_threads
 from tests.bench.children import BenchmarkFailed, serve
@@ -106,7 +107,7 @@ async def publish(broker: Broker, settings: Settings, task: Task, offload: Offlo
             if client is None:
                 client = await _client(stack, broker, settings, layout, offload)
             for _ in range(command["updates"]):
-                await client.publish(delta, 0, num_examples=1, metrics={}, train_seconds=0.0)
+                await client.publish(Trained(delta, 0, 1, {}, 0.0))
             return {}
 
         await serve(answer)
@@ -116,10 +117,14 @@ async def _client(
     stack: AsyncExitStack, broker: Broker, settings: Settings, layout: Layout, offload: Offload
 ) -> Client:
     """A client that has read version 0."""
-    shutdown, client_id = Shutdown(), client_id_of(settings)
-    await wait_for_topics(broker, Topics(settings.federation.name), shutdown)
-    state = stack.enter_context(ClientState(client_id, state_folder(settings, client_id)))
-    client = await stack.enter_async_context(Client(broker, settings, client_id, layout, state, offload, shutdown))
+    shutdown, client_id = Shutdown(), client_id_of(settings.client)
+    topics = Topics(settings.federation.name)
+    federation = Federation(broker, topics, settings.wire, offload, shutdown)
+    await federation.wait_for_topics()
+    state = stack.enter_context(
+        ClientState(client_id, state_folder(settings.client, settings.federation.name, client_id))
+    )
+    client = await stack.enter_async_context(Client(federation, client_id, layout, settings.codec, state))
     if await client.newest(None, _FIRST_VERSION_SECONDS) is None:
         raise BenchmarkFailed(f"no version 0 after {_FIRST_VERSION_SECONDS:g} s")
     return client

@@ -16,9 +16,11 @@ from torch import Tensor
 
 from llmos_stream.broker import Broker, Topics, connect
 from llmos_stream.config import Settings, load
-from llmos_stream.log import Version, wait_for_topics
+from llmos_stream.log import Version
+from llmos_stream.log.federation import Federation
 from llmos_stream.roles.aggregator import initial_of, run_aggregator
 from llmos_stream.roles.client import Client, ClientState, client_id_of, state_folder
+from llmos_stream.roles.shared_model import Trained
 from llmos_stream.runtime import Offload, Shutdown, configure_logging, run_all
 from llmos_stream.training import Task, load_task, use_threads
 from tests.bench.children import BenchmarkFailed, serve
@@ -73,9 +75,7 @@ class Publisher:
     async def _update(self, *, fetch: bool) -> dict[str, object]:
         base = await self._first()
         begun = time.time()
-        published = await self._client.publish(
-            self._delta, base.head.number, num_examples=1, metrics={}, train_seconds=0.0
-        )
+        published = await self._client.publish(Trained(self._delta, base.head.number, 1, {}, 0.0))
         update: dict[str, object] = {
             "client_id": published.head.client_id,
             "sequence": published.head.sequence,
@@ -106,12 +106,14 @@ class Publisher:
 async def publish(broker: Broker, settings: Settings, task: Task, offload: Offload, path: str) -> None:
     """Takes part as `Publisher`."""
     shutdown = Shutdown()
-    await wait_for_topics(broker, Topics(settings.federation.name), shutdown)
-    client_id = client_id_of(settings)
+    topics = Topics(settings.federation.name)
+    federation = Federation(broker, topics, settings.wire, offload, shutdown)
+    await federation.wait_for_topics()
+    client_id = client_id_of(settings.client)
     layout = (await offload.run(initial_of, task, settings)).layout
     delta = torch.from_file(path, shared=False, size=layout.numel)
-    with ClientState(client_id, state_folder(settings, client_id)) as state:
-        async with Client(broker, settings, client_id, layout, state, offload, shutdown) as client:
+    with ClientState(client_id, state_folder(settings.client, settings.federation.name, client_id)) as state:
+        async with Client(federation, client_id, layout, settings.codec, state) as client:
             await serve(Publisher(client, settings, delta).answer)
 
 

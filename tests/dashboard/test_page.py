@@ -14,10 +14,9 @@ from playwright.async_api import Browser, Page, expect
 from llmos_stream.broker import MemoryBroker, Topics
 from llmos_stream.config import Settings
 from llmos_stream.dashboard.changes import difference
-from llmos_stream.errors import Reason, Rejected
-from llmos_stream.roles.client.events import update_rejected
+from llmos_stream.log.events import event as log_event
 from llmos_stream.runtime import Shutdown
-from llmos_stream.types import EventKind
+from llmos_stream.types import EventKind, Role
 from tests.dashboard.aids import TOKEN, event, head, on_a_port, shown
 from tests.dashboard.run import Run, running, waiting
 from tests.dashboard.test_older import write_versions
@@ -181,7 +180,13 @@ async def test_a_run_is_seen_live_and_operated(chromium: Browser) -> None:
         await run.until_version(4)
         for offset in (7, 8):
             await run.refuse("a frame with <b>tags</b> in its head", offset)
-        await run.tell(update_rejected("client-2", 3, Rejected(Reason.NOT_FINITE, "the training has diverged")))
+        refused = {
+            "client_id": "client-2",
+            "sequence": 3,
+            "reason": "not_finite",
+            "detail": "the training has diverged",
+        }
+        await run.tell(log_event(EventKind.UPDATE_REJECTED, Role.CLIENT, **refused))
         watched = await opened(chromium, run.where)
         page = watched.page
         await _is_live(page)

@@ -6,9 +6,10 @@ from pathlib import Path
 from llmos_stream.broker import Broker
 from llmos_stream.config import Settings
 from llmos_stream.errors import FederationFinished
-from llmos_stream.log import wait_for_topics
+from llmos_stream.log.federation import Federation
 from llmos_stream.roles.aggregator import run_aggregator
 from llmos_stream.roles.client import Client, ClientState
+from llmos_stream.roles.shared_model import Trained
 from llmos_stream.runtime import Offload, Shutdown
 from llmos_stream.runtime.retry import keep_trying
 from tests.faults.faulty import FaultyBroker
@@ -49,11 +50,12 @@ async def _publish_all(
     name: str, broker: FaultyBroker, settings: Settings, plan: Plan, folder: Path, shutdown: Shutdown
 ) -> None:
     journal = journal_of(folder, name)
-    if not await wait_for_topics(broker, broker.topics, shutdown):
-        return
     async with Offload(1) as offload:
+        federation = Federation(broker, broker.topics, settings.wire, offload, shutdown)
+        if not await federation.wait_for_topics():
+            return
         with ClientState(name, state_of(folder, name)) as state:
-            async with Client(broker, settings, name, layout_of(plan), state, offload, shutdown) as client:
+            async with Client(federation, name, layout_of(plan), settings.codec, state) as client:
                 version = None
                 while version is None and not shutdown.requested:
                     if client.finished:
@@ -67,11 +69,13 @@ async def _publish_all(
                     number = max(journal.numbers("begun"), default=-1) + 1
                     journal.write("begun", number)
                     await client.publish(
-                        delta_of(plan, name, number),
-                        version.head.number,
-                        num_examples=examples_of(plan, name, number),
-                        metrics={"n": float(number)},
-                        train_seconds=0.0,
+                        Trained(
+                            delta_of(plan, name, number),
+                            version.head.number,
+                            examples_of(plan, name, number),
+                            {"n": float(number)},
+                            0.0,
+                        )
                     )
                     journal.write("published", number)
                     patience = random.Random(f"{plan.seed} {name} {number}").choice(_PATIENCE_SECONDS)  # noqa: S311

@@ -105,7 +105,7 @@ async def write_poisoned(broker: Broker, federation: str, rounds: int = 6) -> Se
                 batches: list[Batch] = list(task.train_batches(shard % 2))
                 if client == FLIPPER:
                     batches = [(inputs, (targets + 2) % 4) for inputs, targets in batches]
-                trained = local.train(weights, [batches])
+                trained = local.train(weights, 0, [batches])
                 records = update(
                     trained.delta,
                     client_id=client,

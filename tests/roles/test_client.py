@@ -10,11 +10,12 @@ from llmos_stream.broker import Broker, MemoryBroker
 from llmos_stream.codec import decode
 from llmos_stream.errors import FederationFinished, Reason, Rejected
 from llmos_stream.roles.client import Client, ClientState
-from llmos_stream.roles.client.session import _max_staleness
+from llmos_stream.roles.client.receiver import max_staleness_of
+from llmos_stream.roles.shared_model import Trained
 from llmos_stream.runtime import Offload, Shutdown
 from llmos_stream.types import Event, UpdateHead
 from llmos_stream.wire import read_chunk, unpack_prelude
-from tests.roles.aids import LAYOUT, Running, aggregator, delta_of, settings_for, update
+from tests.roles.aids import LAYOUT, Running, aggregator, delta_of, federation_of, settings_for, update
 
 
 class Killed(BaseException):
@@ -26,12 +27,12 @@ async def _killed(*_: object) -> None:
 
 
 def _client(running: Running, state: ClientState, offload: Offload, shutdown: Shutdown | None = None) -> Client:
-    settings, broker = running.settings, running.broker
-    return Client(broker, settings, "c", LAYOUT, state, offload, shutdown or Shutdown())
+    federation = federation_of(running.broker, running.settings, offload, shutdown)
+    return Client(federation, "c", LAYOUT, running.settings.codec, state)
 
 
 async def _publish(client: Client, base: int, value: float = 1.0) -> int:
-    published = await client.publish(delta_of(value), base, num_examples=10, metrics={"loss": 0.5}, train_seconds=2.0)
+    published = await client.publish(Trained(delta_of(value), base, 10, {"loss": 0.5}, 2.0))
     return published.head.sequence
 
 
@@ -40,7 +41,7 @@ async def _spool(running: Running, folder: Path, offload: Offload, patch: pytest
     with ClientState("c", folder) as state, patch.context() as here:
         async with _client(running, state, offload) as client:
             await client.newest(None, 10.0)
-            here.setattr(client, "_send", _killed)
+            here.setattr(client._sender, "_send", _killed)
             with pytest.raises(Killed):
                 await _publish(client, base)
         waiting = state.unsent()
@@ -223,7 +224,7 @@ async def test_what_error_feedback_keeps_survives_a_client_opened_anew(federatio
         state = ClientState("c", None)
         for _ in range(3):
             async with _client(running, state, offload) as client:
-                await client.publish(delta, 0, num_examples=10, metrics={}, train_seconds=0.0)
+                await client.publish(Trained(delta, 0, 10, {}, 0.0))
         last = await running.version(3)
         owed = state.residual()
     assert owed is not None
@@ -247,4 +248,4 @@ async def test_what_error_feedback_keeps_survives_a_client_opened_anew(federatio
     ],
 )
 def test_the_rule_of_a_version_is_read_with_care(rule: dict[str, object], maximum: int | None) -> None:
-    assert _max_staleness(rule) == maximum
+    assert max_staleness_of(rule) == maximum

@@ -18,8 +18,9 @@ from llmos_stream.codec import SLICE, Layout, decode
 from llmos_stream.config import Settings
 from llmos_stream.errors import StateError, TaskError
 from llmos_stream.roles.client import ClientState
-from llmos_stream.roles.client.outbox import Draft, Outbox
+from llmos_stream.roles.client.outbox import Outbox
 from llmos_stream.roles.client.state import Unsent
+from llmos_stream.roles.shared_model import Trained
 from tests.roles.aids import LAYOUT, NUMEL, settings_for
 
 _PRIMITIVES = ("fsync", "replace", "unlink", "open")
@@ -85,13 +86,13 @@ def _life(folder: Path, settings: Settings, log: Log, deltas: list[Tensor]) -> N
     """One process: send what waits, then an update of each delta that is not in the log yet."""
     state = ClientState("a", folder)
     try:
-        outbox = Outbox(settings, "a", LAYOUT, state)
+        outbox = Outbox(settings.codec, "a", LAYOUT, state)
         outbox.open()
         if (waiting := outbox.unsent()) is not None:
             log.append(waiting)
             outbox.settle(waiting.head.sequence)
         for number in range(len({update.head.sequence for update in log}), len(deltas)):
-            update, mine = outbox.put(Draft(deltas[number], number, 10, {"loss": 1.0}, 1.0))
+            update, mine = outbox.put(Trained(deltas[number], number, 10, {"loss": 1.0}, 1.0))
             assert mine
             log.append(update)
             outbox.settle(update.head.sequence)
@@ -168,12 +169,12 @@ def test_a_second_kill_while_recovering_from_the_first(
 
 def test_an_update_is_on_the_disk_before_it_is_given_out(tmp_path: Path) -> None:
     with ClientState("a", tmp_path) as state:
-        outbox = Outbox(_settings("topk"), "a", LAYOUT, state)
-        update, _ = outbox.put(Draft(_deltas()[0], 0, 10, {}, 1.0))
-        again, mine = outbox.put(Draft(_deltas()[1], 0, 10, {}, 1.0))
+        outbox = Outbox(_settings("topk").codec, "a", LAYOUT, state)
+        update, _ = outbox.put(Trained(_deltas()[0], 0, 10, {}, 1.0))
+        again, mine = outbox.put(Trained(_deltas()[1], 0, 10, {}, 1.0))
         assert (again, mine) == (update, False)
     with ClientState("a", tmp_path) as state:
-        found = Outbox(_settings("topk"), "a", LAYOUT, state).unsent()
+        found = Outbox(_settings("topk").codec, "a", LAYOUT, state).unsent()
     assert found is not None
     assert found.head == update.head
 
@@ -181,14 +182,14 @@ def test_an_update_is_on_the_disk_before_it_is_given_out(tmp_path: Path) -> None
 @pytest.mark.parametrize("codec", ["topk", "float32", "int8"])
 def test_a_delta_that_is_not_finite_uses_nothing_up(tmp_path: Path, codec: str) -> None:
     with ClientState("a", tmp_path) as state:
-        outbox = Outbox(_settings(codec), "a", LAYOUT, state)
+        outbox = Outbox(_settings(codec).codec, "a", LAYOUT, state)
         for bad in (float("nan"), float("inf")):
             delta = torch.zeros(NUMEL)
             delta[3] = bad
             with pytest.raises(TaskError, match=r"not finite; lower client\.lr"):
-                outbox.put(Draft(delta, 0, 10, {}, 1.0))
+                outbox.put(Trained(delta, 0, 10, {}, 1.0))
         assert outbox.unsent() is None
-        assert outbox.put(Draft(torch.ones(NUMEL), 0, 10, {}, 1.0))[1]
+        assert outbox.put(Trained(torch.ones(NUMEL), 0, 10, {}, 1.0))[1]
 
 
 def test_an_update_that_could_not_be_written_leaves_the_residual_as_it_was(
@@ -196,7 +197,7 @@ def test_an_update_that_could_not_be_written_leaves_the_residual_as_it_was(
 ) -> None:
     deltas, log = _deltas(), Log()
     with ClientState("a", tmp_path) as state:
-        outbox = Outbox(_settings("topk"), "a", LAYOUT, state)
+        outbox = Outbox(_settings("topk").codec, "a", LAYOUT, state)
         for number, delta in enumerate(deltas):
             with monkeypatch.context() as patch:
 
@@ -205,8 +206,8 @@ def test_an_update_that_could_not_be_written_leaves_the_residual_as_it_was(
 
                 patch.setattr(os, "fsync", full)
                 with pytest.raises(StateError, match="No space left on device"):
-                    outbox.put(Draft(delta, number, 10, {}, 1.0))
-            update, mine = outbox.put(Draft(delta, number, 10, {}, 1.0))
+                    outbox.put(Trained(delta, number, 10, {}, 1.0))
+            update, mine = outbox.put(Trained(delta, number, 10, {}, 1.0))
             assert mine
             log.append(update)
             outbox.settle(update.head.sequence)
@@ -217,18 +218,18 @@ def test_a_delta_that_is_not_finite_in_a_late_slice_leaves_no_file_and_the_resid
     layout = Layout.of({"w": torch.zeros(2 * SLICE + 5)})
     for codec in ("int8", "float32"):
         with ClientState("a", tmp_path / codec) as state:
-            outbox = Outbox(_settings(codec), "a", layout, state)
-            first, _ = outbox.put(Draft(torch.full((layout.numel,), 0.3), 0, 10, {}, 1.0))
+            outbox = Outbox(_settings(codec).codec, "a", layout, state)
+            first, _ = outbox.put(Trained(torch.full((layout.numel,), 0.3), 0, 10, {}, 1.0))
             outbox.settle(first.head.sequence)
             files = {path: path.read_bytes() for path in (tmp_path / codec).iterdir()}
             owed = None if (residual := state.residual()) is None else residual.clone()
             delta = torch.zeros(layout.numel)
             delta[-1] = float("nan")
             with pytest.raises(TaskError, match="not finite"):
-                outbox.put(Draft(delta, 0, 10, {}, 1.0))
+                outbox.put(Trained(delta, 0, 10, {}, 1.0))
             assert {path: path.read_bytes() for path in (tmp_path / codec).iterdir()} == files
             assert (owed is None) == (state.residual() is None)
-            update, _ = outbox.put(Draft(torch.zeros(layout.numel), 0, 10, {}, 1.0))
+            update, _ = outbox.put(Trained(torch.zeros(layout.numel), 0, 10, {}, 1.0))
             sent = decode(update.parts, update.head.codec, layout.numel)
             left = state.residual()
             if owed is not None and left is not None:
@@ -239,10 +240,10 @@ def test_an_update_is_never_whole_in_memory(tmp_path: Path) -> None:
     layout = Layout.of({"w": torch.zeros(8 * SLICE)})
     delta = torch.randn(layout.numel, generator=torch.Generator().manual_seed(1))
     with ClientState("a", tmp_path) as state:
-        outbox = Outbox(_settings("float32"), "a", layout, state)
+        outbox = Outbox(_settings("float32").codec, "a", layout, state)
         tracemalloc.start()
         try:
-            update, _ = outbox.put(Draft(delta, 0, 10, {}, 1.0))
+            update, _ = outbox.put(Trained(delta, 0, 10, {}, 1.0))
             size = sum(map(len, update.parts))
             _, peak = tracemalloc.get_traced_memory()
         finally:
@@ -253,7 +254,7 @@ def test_an_update_is_never_whole_in_memory(tmp_path: Path) -> None:
 
 def test_what_is_of_another_model_is_refused(tmp_path: Path) -> None:
     with ClientState("a", tmp_path) as state:
-        Outbox(_settings("float32"), "a", LAYOUT, state).put(Draft(torch.ones(NUMEL), 0, 10, {}, 1.0))
+        Outbox(_settings("float32").codec, "a", LAYOUT, state).put(Trained(torch.ones(NUMEL), 0, 10, {}, 1.0))
     other = type(LAYOUT).of({"w": torch.zeros(3)})
     with ClientState("a", tmp_path) as state, pytest.raises(StateError, match="of another model"):
-        Outbox(_settings("float32"), "a", other, state).open()
+        Outbox(_settings("float32").codec, "a", other, state).open()

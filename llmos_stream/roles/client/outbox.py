@@ -1,29 +1,19 @@
 """From a delta to a durable update, and back from the disk after a restart. Knows nothing of the broker."""
 
 import hashlib
-from collections.abc import Iterator, Mapping
-from time import perf_counter
-from typing import NamedTuple
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from llmos_stream.codec import SLICE, ErrorFeedback, Layout, encode, is_finite, spec_of
-from llmos_stream.config import Settings
+from llmos_stream.config import CodecSettings
 from llmos_stream.errors import StateError, TaskError
 from llmos_stream.roles.client.state import ClientState, Payload, Unsent
+from llmos_stream.roles.shared_model import Trained
+from llmos_stream.runtime import SYSTEM_CLOCK, Clock
 from llmos_stream.types import UpdateHead
 from llmos_stream.wire import pack_prelude
-
-
-class Draft(NamedTuple):
-    """What an update is made of: a delta (flat, float32) and what its head will say."""
-
-    delta: Tensor
-    base_version: int
-    num_examples: int
-    metrics: Mapping[str, float]
-    train_seconds: float
 
 
 class Outbox:
@@ -32,14 +22,22 @@ class Outbox:
     A caller that was cancelled may leave one at work in its thread: they take turns.
     """
 
-    def __init__(self, settings: Settings, client_id: str, layout: Layout, state: ClientState) -> None:
+    def __init__(
+        self, codec: CodecSettings, client_id: str, layout: Layout, state: ClientState, clock: Clock = SYSTEM_CLOCK
+    ) -> None:
         self._client_id = client_id
         self._layout = layout
         self._state = state
-        self._codec = spec_of(settings.codec)
-        self._level = settings.codec.zstd_level
-        lossy = settings.codec.name != "float32"
-        self._feedback = ErrorFeedback(layout.numel) if lossy and settings.codec.error_feedback else None
+        self._clock = clock
+        self._codec = spec_of(codec)
+        self._level = codec.zstd_level
+        lossy = codec.name != "float32"
+        self._feedback = ErrorFeedback(layout.numel) if lossy and codec.error_feedback else None
+
+    @property
+    def numel(self) -> int:
+        """How many elements an update has."""
+        return self._layout.numel
 
     def open(self) -> None:
         """Raise StateError when what the state holds is damaged or of another model."""
@@ -56,37 +54,38 @@ class Outbox:
         with self._state.mutex:
             return self._state.unsent()
 
-    def put(self, draft: Draft) -> tuple[Unsent, bool]:
-        """The next update to send, durable, and whether it is that of `draft`.
+    def put(self, trained: Trained) -> tuple[Unsent, bool]:
+        """The next update to send, durable, and whether it is that of `trained`.
 
-        It is not while an earlier one is unsent: then nothing is done with `draft`. Raises TaskError
+        It is not while an earlier one is unsent: then nothing is done with `trained`. Raises TaskError
         when the delta is not finite, StateError when it cannot be written.
         """
         with self._state.mutex:
             waiting = self._state.unsent()
-            return (waiting, False) if waiting is not None else (self._spool(draft), True)
+            return (waiting, False) if waiting is not None else (self._spool(trained), True)
 
     def settle(self, sequence: int) -> None:
         """The update was acknowledged, or is given up."""
         with self._state.mutex:
             self._state.settle(sequence)
 
-    def _spool(self, draft: Draft) -> Unsent:
-        begun = perf_counter()
+    def _spool(self, trained: Trained) -> Unsent:
+        begun = self._clock.monotonic()
         sequence = self._state.take_sequence()
-        payload = self._write(draft.delta, sequence)
+        payload = self._write(trained.delta, sequence)
         head = UpdateHead(
             client_id=self._client_id,
             sequence=sequence,
-            base_version=draft.base_version,
-            num_examples=draft.num_examples,
+            base_version=trained.base_version,
+            num_examples=trained.num_examples,
             layout_digest=self._layout.digest,
             codec=self._codec,
             payload_size=payload.size,
             payload_digest=payload.digest,
-            metrics=draft.metrics,
+            metrics=trained.metrics,
         )
-        update = Unsent(head, pack_prelude(head), payload, draft.train_seconds, perf_counter() - begun)
+        encode_seconds = self._clock.monotonic() - begun
+        update = Unsent(head, pack_prelude(head), payload, trained.seconds, encode_seconds)
         if self._feedback is None:
             self._state.spool(update, None)
         else:

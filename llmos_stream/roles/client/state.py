@@ -33,7 +33,6 @@ import logging
 import os
 import re
 import threading
-import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -59,6 +58,7 @@ from llmos_stream.roles.client.state_files import (
     write_residual,
     write_state,
 )
+from llmos_stream.runtime import SYSTEM_CLOCK, Clock
 from llmos_stream.types import Part
 
 __all__ = ["ClientState", "Payload", "Unsent"]
@@ -76,10 +76,11 @@ class ClientState:
     cannot be made or written, is in use, damaged, or another client's.
     """
 
-    def __init__(self, client_id: str, folder: Path | None) -> None:
+    def __init__(self, client_id: str, folder: Path | None, clock: Clock = SYSTEM_CLOCK) -> None:
         self.mutex = threading.Lock()
         self._client_id = client_id
         self._folder = folder
+        self._clock = clock
         self._lock: int | None = None
         self._unsent: Unsent | None = None
         self._residual: Tensor | None = None
@@ -199,7 +200,7 @@ class ClientState:
             self._record = replace(read_state(old, self._client_id), residual=kept)
         else:
             # A client whose disk was lost must not use a number again: without a file, start from the clock.
-            self._record = StateRecord(time.time_ns() // 1_000_000)
+            self._record = StateRecord(self._clock.time_ms())
         self._sweep(folder)
 
     def _commit(self, record: StateRecord) -> None:

@@ -1,0 +1,118 @@
+"""Taking part as the policy says: performs what `core.client_policy` decides, and does the waiting."""
+
+import logging
+from dataclasses import replace
+
+from llmos_stream.core import client_policy as policy
+from llmos_stream.core.client_policy import ClientRules, PolicyAction, PolicyEvent, WaitReason
+from llmos_stream.errors import FederationFinished, Rejected
+from llmos_stream.log.versions import Version
+from llmos_stream.roles.client.sender import Published
+from llmos_stream.roles.client.session import Client
+from llmos_stream.roles.shared_model import Trained
+from llmos_stream.runtime import Clock
+
+logger = logging.getLogger(__name__)
+
+
+class Participation:
+    """A client's part in a run, kept while connections come and go: `next_version` and `publish` in turn."""
+
+    def __init__(self, rules: ClientRules, clock: Clock) -> None:
+        self._rules = rules
+        self._clock = clock
+        self._state = policy.join(rules, clock.monotonic())
+        self._waits_for: WaitReason | None = None
+        self.version: Version | None = None
+        """The newest version that was received. Its weights are good until the next one is."""
+        self.reason_to_leave = ""
+
+    @property
+    def updates(self) -> int:
+        """How many updates were sent."""
+        return self._state.updates
+
+    def resume(self) -> None:
+        """Begin, or begin again over another connection. What was under way has come to nothing."""
+        self._observe(policy.Resumed())
+
+    async def next_version(self, client: Client) -> Version | None:
+        """The version to train on, once it is time to train; None once it is time to leave.
+
+        An update that an earlier connection or process left unsent is sent first.
+        """
+        if self._state.in_update:
+            self.resume()
+        while True:
+            match await self._next_action(client):
+                case policy.Train():
+                    if (version := await self.newest(client)) is not None:
+                        return version
+                    self.resume()  # a stop came first
+                case policy.SendUnsent():
+                    self._observe(policy.UnsentSettled(await client.send_unsent() is not None))
+                case _:
+                    return None
+
+    async def publish(self, client: Client, trained: Trained) -> Published | None:
+        """Send an update as soon as this client's speed and the pace allow it; None when a stop comes first.
+
+        Raises:
+            FederationFinished: the run has ended. Other errors are those of `Client.publish`.
+        """
+        self._observe(policy.TrainingDone(trained.base_version, trained.seconds))
+        if isinstance(await self._next_action(client), policy.Leave):
+            if client.finished is None:
+                return None
+            raise FederationFinished(f"the run has ended: {client.finished.reason}")
+        try:
+            published = await client.publish(replace(trained, seconds=self._rules.train_seconds(trained.seconds)))
+        except Rejected:
+            self._observe(policy.UpdateRefused())
+            raise
+        self._observe(policy.UpdateSent())
+        return published
+
+    async def newest(self, client: Client, seconds: float = 0.0) -> Version | None:
+        """The newest version, waiting for at most `seconds` where there is none newer than the one held.
+
+        None where none is held and none came.
+        """
+        above = None if self.version is None else self.version.head.number
+        self.version = await client.newest(above, seconds) or self.version
+        return self.version
+
+    def seconds_to_newer(self, client: Client) -> float:
+        """For how long the client waits for a version that is newer than the one of its last update."""
+        self._observe(client.heard())
+        return max(policy.expected_by(self._state) - self._clock.monotonic(), 0.0)
+
+    async def _next_action(self, client: Client) -> PolicyAction:
+        """What to do next, once that is something else than to wait or to look."""
+        while True:
+            self._observe(client.heard())
+            now = self._clock.monotonic()
+            self._state, action = policy.decide(self._state, now)
+            match action:
+                case policy.Wait():
+                    self._say(action, now)
+                    await client.listen(action.until - now)
+                case policy.Look():
+                    await client.look()
+                case _:
+                    self._waits_for = None
+                    if isinstance(action, policy.Leave):
+                        self.reason_to_leave = action.reason
+                    return action
+
+    def _observe(self, event: PolicyEvent) -> None:
+        self._state = policy.observe(self._state, event, self._clock.monotonic())
+
+    def _say(self, wait: policy.Wait, now: float) -> None:
+        if wait.reason is self._waits_for:
+            return
+        self._waits_for = wait.reason
+        if wait.reason is WaitReason.PAUSE:
+            logger.info("the federation is paused: waiting until it goes on")
+        elif wait.reason is WaitReason.PACE:
+            logger.debug("%.1f s too early for the pace that the aggregator asks for", wait.until - now)
