@@ -136,6 +136,18 @@ Part = bytes | memoryview
 
 
 @unique
+class TopicKind(StrEnum):
+    """The topics of a federation: the names behind its prefix."""
+
+    UPDATES = "updates"
+    MODELS = "models"
+    EVENTS = "events"
+    CONTROL = "control"
+    SNAPSHOTS = "snapshots"
+    QUARANTINE = "quarantine"
+
+
+@unique
 class EventKind(StrEnum):
     """The kinds of `<f>.events`. Closed, so that the monitor can know them all."""
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from llmos_stream.broker.ports import TopicInfo, TopicSpec
 from llmos_stream.config import NAME_PATTERN, TopicSettings
 from llmos_stream.errors import ConfigError
+from llmos_stream.types import TopicKind
 
 _HOUR_MS = 3_600_000
 _MIB = 1 << 20
@@ -31,32 +32,32 @@ class Topics:
 
     @property
     def updates(self) -> str:
-        return f"{self.federation}.updates"
+        return f"{self.federation}.{TopicKind.UPDATES}"
 
     @property
     def models(self) -> str:
-        return f"{self.federation}.models"
+        return f"{self.federation}.{TopicKind.MODELS}"
 
     @property
     def events(self) -> str:
-        return f"{self.federation}.events"
+        return f"{self.federation}.{TopicKind.EVENTS}"
 
     @property
     def control(self) -> str:
-        return f"{self.federation}.control"
+        return f"{self.federation}.{TopicKind.CONTROL}"
 
     @property
     def snapshots(self) -> str:
-        return f"{self.federation}.snapshots"
+        return f"{self.federation}.{TopicKind.SNAPSHOTS}"
 
     @property
     def quarantine(self) -> str:
-        return f"{self.federation}.quarantine"
+        return f"{self.federation}.{TopicKind.QUARANTINE}"
 
     @property
     def names(self) -> tuple[str, ...]:
         """All six. A prefix would not do to find them: `a.b` is a federation too."""
-        return self.updates, self.models, self.events, self.control, self.snapshots, self.quarantine
+        return tuple(f"{self.federation}.{kind}" for kind in TopicKind)
 
     def specs(self, settings: TopicSettings) -> list[TopicSpec]:
         """What to create. Only updates may have more than one partition: the others are read in one order."""

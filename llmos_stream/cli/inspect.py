@@ -13,11 +13,12 @@ from llmos_stream.cli.common import Commands, add_command, print_json, start_log
 from llmos_stream.cli.flags import load_settings
 from llmos_stream.config import Settings
 from llmos_stream.errors import ConfigError, Rejected
+from llmos_stream.types import TopicKind
 
 if TYPE_CHECKING:
-    from llmos_stream.broker import Record
+    from llmos_stream.broker import Reader, Record, TopicPartition
 
-_TOPICS = ("updates", "models", "events", "control", "quarantine")
+_TOPICS = tuple(map(str, TopicKind))
 _PATIENCE_SECONDS = 5.0
 _POLL_SECONDS = 0.5
 
@@ -31,26 +32,32 @@ def add(commands: Commands) -> None:
         sections=("federation", "broker", "wire"),
         examples=(
             "  llmos-stream inspect updates --offset 12\n"
-            "  llmos-stream inspect quarantine --offset 0 --json\n"
+            "  llmos-stream inspect quarantine --last 3 --json\n"
             "  llmos-stream inspect frame.bin"
         ),
     )
     parser.add_argument("source", help=f"a file, or one of the topics {', '.join(_TOPICS)}")
     parser.add_argument("--partition", type=int, default=0, help="partition of the topic (default: 0)")
-    parser.add_argument("--offset", type=int, help="offset of the record; default: the oldest one kept")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--offset", type=int, help="offset of the record; default: the oldest one kept")
+    which.add_argument("--last", type=int, metavar="N", help="show the newest N records, the newest last")
 
 
 def run(arguments: argparse.Namespace) -> int:
     settings = load_settings(arguments)
     start_logging(settings)
     if arguments.source in _TOPICS:
-        found = asyncio.run(_from_topic(settings, arguments.source, arguments.partition, arguments.offset))
+        records = asyncio.run(
+            _from_topic(settings, arguments.source, arguments.partition, arguments.offset, arguments.last)
+        )
+        found = [_from_record(record) for record in records]
     else:
-        found = _from_file(Path(arguments.source))
-    if arguments.json:
-        print_json(found)
-    else:
-        Console(highlight=True).print_json(orjson.dumps(found).decode())
+        found = [_from_file(Path(arguments.source))]
+    for item in found:
+        if arguments.json:
+            print_json(item)
+        else:
+            Console(highlight=True).print_json(orjson.dumps(item).decode())
     return 0
 
 
@@ -67,24 +74,53 @@ def _from_file(path: Path) -> dict[str, object]:
         raise ConfigError(f"{path}: {error}") from None
 
 
-async def _from_topic(settings: Settings, name: str, partition: int, offset: int | None) -> dict[str, object]:
+async def _from_topic(
+    settings: Settings, name: str, partition: int, offset: int | None, last: int | None
+) -> list["Record"]:
     from llmos_stream.broker import TopicPartition, Topics, connect
 
     topic = f"{Topics(settings.federation.name).federation}.{name}"
     at = TopicPartition(topic, partition)
     if offset is not None and offset < 0:
         raise ConfigError(f"--offset: {offset} is below 0")
+    if last is not None and last < 1:
+        raise ConfigError(f"--last: {last} is below 1")
     async with connect(settings.broker) as broker, broker.reader([topic], start="earliest") as reader:
         if at not in reader.partitions:
             raise ConfigError(f"--partition: {topic} has {len(reader.partitions)}, counted from 0, not {partition}")
-        if offset is not None:
-            reader.seek(at, offset)
-        deadline = monotonic() + _PATIENCE_SECONDS
-        while monotonic() < deadline and await reader.position(at) < (await reader.end_offsets())[at]:
-            for record in await reader.poll(_POLL_SECONDS):
-                if record.partition == partition:
-                    return _from_record(record)
-    raise ConfigError(f"{topic} has no record at or after offset {offset or 0} in partition {partition}")
+        if last is not None:
+            found = await _newest(reader, at, last)
+        else:
+            if offset is not None:
+                reader.seek(at, offset)
+            found = await _read(reader, at, 1)
+    if not found:
+        raise ConfigError(f"{topic} has no record at or after offset {offset or 0} in partition {partition}")
+    return found
+
+
+async def _newest(reader: "Reader", at: "TopicPartition", count: int) -> list["Record"]:
+    """The last `count` records. The ends of transactions take up offsets too, so it may have to go further back."""
+    first, end = await reader.position(at), (await reader.end_offsets())[at]
+    span = 2 * count
+    while True:
+        begin = max(first, end - span)
+        reader.seek(at, begin)
+        found = await _read(reader, at, end - begin)
+        if len(found) >= count or begin == first:
+            return found[-count:]
+        span *= 2
+
+
+async def _read(reader: "Reader", at: "TopicPartition", most: int) -> list["Record"]:
+    """The next records of a partition: up to `most`, or to its end."""
+    found: list[Record] = []
+    deadline = monotonic() + _PATIENCE_SECONDS
+    while len(found) < most and monotonic() < deadline and await reader.position(at) < (await reader.end_offsets())[at]:
+        if records := await reader.poll(_POLL_SECONDS):
+            found += [record for record in records if record.partition == at.partition]
+            deadline = monotonic() + _PATIENCE_SECONDS
+    return found[:most]
 
 
 def _from_record(record: "Record") -> dict[str, object]:

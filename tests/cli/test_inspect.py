@@ -1,5 +1,6 @@
 """`llmos-stream inspect`: records of each topic on a real Kafka, and files."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -69,12 +70,28 @@ def test_models_events_control_quarantine(llmos: Run, logged: Logged) -> None:
 
 
 @pytest.mark.kafka
+def test_snapshots(llmos: Run, logged: Logged) -> None:
+    """A delta version leaves a residual."""
+    assert _inspect(llmos, "snapshots")["head"].items() >= {"kind": "snapshot", "version": 1}.items()
+
+
+@pytest.mark.kafka
+def test_the_newest_records(llmos: Run, logged: Logged) -> None:
+    newest = _inspect(llmos, "updates", "--last", 1)
+    assert (newest["offset"], newest["key"]) == (logged.rubbish + 1, "d")
+    for_scripts = llmos("inspect", "models", "--last", 2, "--json").out.splitlines()
+    assert [json.loads(line)["key"] for line in for_scripts] == ["0", "1"]  # over the marks of transactions' ends
+    assert llmos("inspect", "models", "--last", 1000, "--json").out.splitlines() == for_scripts
+
+
+@pytest.mark.kafka
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (["models", "--offset", "1000"], "{0}.models has no record at or after offset 1000 in partition 0"),
         (["models", "--offset", "3"], "{0}.models has no record at or after offset 3 in partition 0"),
         (["models", "--offset", "-1"], "--offset: -1 is below 0"),
+        (["models", "--last", "0"], "--last: 0 is below 1"),
         (["models", "--partition", "1"], "--partition: {0}.models has 1, counted from 0, not 1"),
         (["models", "--partition", "-1"], "--partition: {0}.models has 1, counted from 0, not -1"),
     ],
@@ -129,4 +146,4 @@ def test_a_file_that_cannot_be_read_and_a_topic_that_does_not_exist(llmos: Run, 
         done = llmos("inspect", path)
         assert done.status == 2
         assert done.error().startswith(f"cannot read {path}: {reason}")
-        assert "updates, models, events, control, quarantine" in done.error()
+        assert "updates, models, events, control, snapshots, quarantine" in done.error()

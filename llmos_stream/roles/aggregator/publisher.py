@@ -5,11 +5,8 @@ commit together or not at all.
 """
 
 import logging
-from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-
-import orjson
 
 from llmos_stream.broker import Headers, Producer, Sent, TopicPartition, Topics, Transaction
 from llmos_stream.config import Settings
@@ -21,7 +18,7 @@ from llmos_stream.runtime import run_all
 from llmos_stream.telemetry.event_metrics import OWN
 from llmos_stream.telemetry.tracing import trace_headers
 from llmos_stream.types import Event, EventKind, Role, SnapshotHead, UpdateHead, VersionHead
-from llmos_stream.wire import Parts, Refusal, describe, dump_event, message_id, pack_prelude, split
+from llmos_stream.wire import Parts, Refusal, dump_event, message_id, pack_prelude, split
 from llmos_stream.wire.control import (
     LATEST,
     RUN,
@@ -35,12 +32,11 @@ from llmos_stream.wire.control import (
     dump_sequences,
     sequences_key,
 )
+from llmos_stream.wire.quarantine import DETAIL_CHARACTERS, dump_quarantined
 
 logger = logging.getLogger(__name__)
 
 ROLE = Role.AGGREGATOR
-_DETAIL_CHARACTERS = 1000
-_KEY_BYTES = 256
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -84,18 +80,19 @@ class Publisher:
             key, head_bytes = refusal.key or b"", refusal.head_bytes
         update = head if isinstance(head, UpdateHead) else None
         logger.warning("refused an update at offset %d: %s", refusal.offset, refusal.reason)
-        entry = {
-            "reason": refusal.reason,
-            "detail": refusal.detail[:_DETAIL_CHARACTERS],
-            "topic": self._topics.updates,
-            "partition": refusal.partition,
-            "offset": refusal.offset,
-            "time_ms": now_ms(),
-            "head": describe(head, full=False) if head is not None else None,
-            "head_bytes": b64encode(head_bytes).decode(),
-        }
-        # What was sent decides nothing about the size of this: an entry that Kafka would not take would come again.
-        self._quarantine.append((key[:_KEY_BYTES] or None, orjson.dumps(entry)))
+        self._quarantine.append(
+            dump_quarantined(
+                refusal.reason,
+                refusal.detail,
+                topic=self._topics.updates,
+                partition=refusal.partition,
+                offset=refusal.offset,
+                time_ms=now_ms(),
+                key=key,
+                head=head,
+                head_bytes=head_bytes,
+            )
+        )
         self._events.append(
             event(
                 EventKind.UPDATE_REJECTED,
@@ -103,7 +100,7 @@ class Publisher:
                 client_id=update.client_id if update else None,
                 sequence=update.sequence if update else None,
                 reason=refusal.reason,
-                detail=refusal.detail[:_DETAIL_CHARACTERS],
+                detail=refusal.detail[:DETAIL_CHARACTERS],
                 partition=refusal.partition,
                 offset=refusal.offset,
             )
