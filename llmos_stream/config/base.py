@@ -1,4 +1,4 @@
-"""What the sections of the settings share: base class, ranges of fields, and how what is wrong is told."""
+"""What the sections of the settings share: base class, ranges of fields, and messages for wrong values."""
 
 from typing import Annotated
 from urllib.parse import urlsplit
@@ -17,19 +17,19 @@ class Section(BaseModel):
 
 
 def power_of_two(value: int) -> int:
-    """Raises ValueError for any other."""
+    """Return `value`; raise ValueError unless it is a power of two."""
     if value & (value - 1):
         raise ValueError(f"{value} is not a power of two")
     return value
 
 
 def none_where_empty(token: SecretStr | None) -> SecretStr | None:
-    """A variable that is set to nothing, as in a file of variables to fill in, is no token that anybody could guess."""
+    """None for an empty token: a variable that is set to nothing must not become a token that anybody can guess."""
     return token if token is not None and token.get_secret_value() else None
 
 
 def no_password(value: str) -> str:
-    """Raises ValueError for a URL that carries one."""
+    """Return the URL `value`; raise ValueError if it carries a user or a password."""
     if "@" in urlsplit(value).netloc:
         raise ValueError("leave user and password out of it; give them as the store's own variables or files")
     return value

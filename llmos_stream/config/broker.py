@@ -17,11 +17,11 @@ class BrokerSettings(Section):
     bootstrap_servers: str | None = None
     """Kafka to join, as HOST:PORT[,HOST:PORT...]. Unset: a federation embedded in this process."""
     connect_timeout_seconds: Positive = 8.0
-    """How long a first connection may take before the one clear error."""
+    """How long the first connection may take."""
     request_timeout_seconds: Positive = 40.0
     """How long one request to the broker may take."""
     transaction_timeout_seconds: Positive = 60.0
-    """After this long the broker aborts a transaction whose writer hangs."""
+    """The broker aborts a transaction that stays open for longer than this."""
     security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
     """How connections are secured, in Kafka's own terms."""
     sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "PLAIN"
@@ -37,21 +37,21 @@ class BrokerSettings(Section):
     ssl_keyfile: Path | None = None
     """The key of ssl_certfile (PEM)."""
     max_partition_fetch_bytes: Annotated[int, Field(ge=1024, le=1 << 30)] = 1924 * 1024
-    """Bytes that one fetch takes from one partition: two records of wire.chunk_bytes. More suits links with a long
-    round trip; a reader takes about four times as much memory."""
+    """Bytes that one fetch takes from one partition; the default fits two records of wire.chunk_bytes. Raise it on
+    links with a long round trip; a reader takes about four times as much memory."""
     fetch_max_bytes: Annotated[int, Field(ge=1024, le=1 << 30)] = 8 << 20
     """Bytes that one fetch takes from all partitions together."""
     fetch_max_wait_ms: Annotated[int, Field(ge=1, le=30_000)] = 500
     """How long the broker holds a fetch while there is nothing new; 50 at most for a reader of several partitions."""
     max_batch_size: Annotated[int, Field(ge=1, le=1_000_000)] = 64 * 1024
-    """Bytes of small records that wait for the request before them and then go as one batch."""
+    """Bytes of small records that are sent as one batch, while the request before them is under way."""
     linger_ms: Annotated[int, Field(ge=0, le=60_000)] = 0
     """How long a batch waits for more records."""
     compression_type: Literal["none", "gzip", "snappy", "lz4", "zstd"] = "none"
     """Kafka's own compression. Payloads are compressed already; all but gzip need the package cramjam everywhere."""
     heap_bytes: Annotated[int, Field(ge=0, le=1 << 40)] = 16 << 20
-    """Freed memory that a process on Kafka keeps for its next records, in one malloc arena (glibc). 0 leaves malloc as
-    it is, as FederatedLearning does unless this is set."""
+    """Bytes of freed memory that a process on Kafka keeps for its next records, in one malloc arena (glibc). 0: leave
+    malloc as it is; FederatedLearning does so unless this is set."""
 
     @model_validator(mode="after")
     def _sasl_is_whole(self) -> Self:
@@ -70,23 +70,23 @@ class TopicSettings(Section):
     models_retention_gib: Positive = 16.0
     """How many GiB of versions are kept."""
     snapshots_retention_gib: Positive = 16.0
-    """How many GiB of snapshots of the aggregator's own state are kept (server optimisers with moments write one
-    with every version)."""
+    """How many GiB of snapshots of the aggregator's own state are kept; a server optimiser with moments writes one
+    with every version."""
     events_retention_hours: Positive = 24.0 * 7
     """How long events are kept."""
     quarantine_retention_hours: Positive = 24.0 * 7
-    """How long quarantine entries are kept."""
+    """How long the records of refused updates are kept."""
 
 
 class WireSettings(Section):
     chunk_bytes: Annotated[int, Field(ge=1024, le=1_000_000)] = 960 * 1024
-    """Bytes of a message that one record carries; must fit Kafka's default limit of 1 MiB."""
+    """Bytes of a message that one record carries; they must fit Kafka's default limit of 1 MiB."""
     incomplete_seconds: Positive = 60.0
-    """A half-received message is dropped when no chunk of it came for this long."""
+    """A half-received message is dropped when no chunk of it has come for this long."""
     pending_bytes: Annotated[int, Field(ge=1 << 20)] = 4 << 30
-    """Bytes of half-received messages held at most; past that the longest idle one is dropped."""
+    """Bytes of half-received messages that are held at most; then the one that has been idle longest is dropped."""
     memory_bytes: Annotated[int, Field(ge=0)] = 4 << 20
     """How much of pending_bytes is held in memory; the rest lies in a temporary file."""
     spool_dir: Path | None = None
-    """Folder of that file: on a disk (what /tmp holds may be memory) with room for pending_bytes. Unset: the system's
-    for such files."""
+    """Folder of that temporary file, on a disk with room for pending_bytes (/tmp may be memory). Unset: the system's
+    folder for temporary files."""

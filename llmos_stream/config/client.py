@@ -1,4 +1,4 @@
-"""What is learnt, and how a client trains and encodes what it learnt."""
+"""What is learnt, and how a client trains and encodes its updates."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -16,7 +16,7 @@ class TaskSettings(Section):
     shards: Count = 8
     """Into how many unequal shards the task's data is split."""
     alpha: Positive = 0.3
-    """Dirichlet concentration of the labels over the shards; small is more skewed."""
+    """Dirichlet concentration of the labels over the shards; a smaller value skews them more."""
     share: str = "all"
     """Tensors that are shared: all, trainable, adapters, no-norm, or a glob such as `encoder.*`."""
 
@@ -37,9 +37,9 @@ class ClientSettings(Section):
     speed: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Speed factor: 0.1 behaves as a device ten times slower."""
     min_train_seconds: Annotated[float, Field(ge=0)] = 0.0
-    """Training takes at least this long at speed 1: shows devices that are slower than this machine."""
+    """Training takes at least this long at speed 1, to imitate devices that are slower than this machine."""
     wait_seconds: Annotated[float, Field(ge=0)] = 5.0
-    """How long to wait for a newer version before training on the same one again; doubles while none comes."""
+    """How long to wait for a newer version before training on the same one again; the wait doubles while none comes."""
     join_delay_seconds: Annotated[float, Field(ge=0)] = 0.0
     """Join this long after the start."""
     max_updates: Count | None = None
@@ -52,12 +52,12 @@ class CodecSettings(Section):
     block: Annotated[int, Field(ge=32, le=1024), AfterValidator(power_of_two)] = 512
     """Elements that share a scale (int8, int4); a power of two."""
     rounding: Literal["stochastic", "nearest"] | None = None
-    """Rounding of int8, int4 and the values of top-k. Unset: to nearest, which errs half as much, where error_feedback
-    makes up for its bias; stochastic, which has none, without."""
+    """Rounding of int8, int4 and the values of top-k. nearest: half the error, but biased. stochastic: no bias. Unset:
+    nearest with error_feedback, which corrects the bias, else stochastic."""
     fraction: Fraction = 0.1
     """Share of the elements that top-k keeps."""
     error_feedback: bool = True
-    """Add what the lossy codec left out to the next update."""
+    """Add to each update what the lossy codec left out of the last one."""
     zstd_level: Annotated[int, Field(ge=1, le=19)] = 1
     """zstd level of updates."""
 

@@ -15,9 +15,9 @@ class RuntimeSettings(Section):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """How much is logged."""
     log_json: bool = False
-    """Log JSON lines for machines in place of lines for people."""
+    """Log one JSON object a line, for machines."""
     stop_seconds: Positive = 30.0
-    """How long a process that was asked to stop may take to finish what is under way; then it is cut short."""
+    """How long a process that was asked to stop may take to finish its work; then it ends at once."""
 
 
 class OperationsSettings(Section):
@@ -26,15 +26,15 @@ class OperationsSettings(Section):
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0 for all, as in a container. There is no authentication."""
     stuck_seconds: Positive = 30.0
-    """/health says no when the event loop has not come round for this long."""
+    """/health fails when the event loop has been blocked for this long."""
 
 
 class TracingSettings(Section):
     endpoint: Annotated[str, Field(pattern=r"^https?://[^/]+")] | None = None
-    """Where spans go, as OTLP over HTTP: http://collector:4318/v1/traces. Unset: nowhere. A token for it comes in the
+    """Where spans go, as OTLP over HTTP: http://collector:4318/v1/traces. Unset: nowhere. Give a token for it in the
     variable OTEL_EXPORTER_OTLP_HEADERS."""
     fraction: Annotated[float, Field(ge=0, le=1)] = 1.0
-    """Share of the updates that are traced; the client decides for all that comes of one."""
+    """Share of the updates that are traced. The client decides, and all spans of its update follow."""
 
     @model_validator(mode="after")
     def _endpoint_without_password(self) -> Self:

@@ -16,20 +16,20 @@ from llmos_stream.wire.control import (
     RUN,
     SEQUENCES,
     STATE,
+    Checkpoint,
     Leader,
     Pointer,
-    Progress,
     Promotion,
     RunEnd,
+    load_checkpoint,
     load_latest,
     load_leader,
     load_paused,
-    load_progress,
     load_promotion,
     load_run_end,
 )
 
-__all__ = ["ControlView", "Leader", "Pointer", "Progress", "Promotion", "RunEnd"]
+__all__ = ["Checkpoint", "ControlView", "Leader", "Pointer", "Promotion", "RunEnd"]
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ class ControlView:
         self.sequences: dict[str, list[int]] = {}
         self.latest: Pointer | None = None
         self.finished: RunEnd | None = None
-        self.progress: Progress | None = None
+        self.checkpoint: Checkpoint | None = None
         self.leader: Leader | None = None
         self.promoted: Promotion | None = None
         self.paused = False
@@ -119,7 +119,7 @@ class ControlView:
             if record.key == LATEST:
                 self.latest = load_latest(value)
             elif record.key == STATE:
-                self.progress = load_progress(value)
+                self.checkpoint = load_checkpoint(value)
             elif record.key == AGGREGATOR:
                 self._apply_leader(load_leader(value))
             elif record.key == PROMOTED:

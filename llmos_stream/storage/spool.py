@@ -41,7 +41,7 @@ class Spools:
         self._blocks = 0  # the file's size
         self._free: list[int] = []  # a heap: low places first, so that the end can be cut off
         # A spool may be collected in the middle of anything, where a lock would hang: it only says so here.
-        self._returned: deque[_Held] = deque()
+        self._returned: deque[_Holdings] = deque()
 
     def new(self) -> "Spool":
         """An empty spool."""
@@ -77,7 +77,7 @@ class Spools:
             self._blocks += 1
             return self._blocks - 1
 
-    def _give_back(self, held: "_Held") -> None:
+    def _give_back(self, held: "_Holdings") -> None:
         """From a finaliser. Nobody who is waited for here holds the lock for long, but this thread may."""
         self._returned.append(held)
         if self._lock.acquire(blocking=False):
@@ -157,7 +157,7 @@ def spooled(frames: Iterable[bytes], store: Store) -> Spooled:
     return Spooled(store, size, digest.digest())
 
 
-class _Held:
+class _Holdings:
     """What one spool has to give back."""
 
     __slots__ = ("blocks", "memory")
@@ -175,7 +175,7 @@ class Spool:
 
     def __init__(self, spools: Spools) -> None:
         self._spools = spools
-        self._held = _Held()
+        self._held = _Holdings()
         self._parts: list[Part] = []  # what came first
         self._in_file = 0  # bytes after those
         self._size = 0

@@ -23,8 +23,6 @@ from llmos_stream.errors import TaskError
 Inputs = Tensor | Sequence[Any] | Mapping[str, Any]
 Batch = tuple[Inputs, Tensor]
 Loss = Callable[[Any, Tensor], Tensor]
-Progress = Callable[[int, int, float], None]
-"""Called after each batch with batches done, examples done, and that batch's loss."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +65,6 @@ class LocalTrainer:
         batches: Iterable[Batch],
         *,
         should_stop: Callable[[], bool] | None = None,
-        progress: Progress | None = None,
         seed: int | None = None,
     ) -> EpochMetrics:
         """Train on each batch once and return what was measured on the way.
@@ -95,8 +92,6 @@ class LocalTrainer:
                 loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it without types
                 self.optimizer.step()
                 tally.add(outputs, targets, value)
-                if progress is not None:
-                    progress(tally.num_batches, tally.num_examples, value)
                 if should_stop is not None and should_stop():
                     stopped = True
                     break

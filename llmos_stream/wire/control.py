@@ -1,17 +1,33 @@
-"""What `<f>.control` holds: its keys, and their values as JSON.
+"""What `<f>.control` holds: its keys, and their values as JSON. The newest value of a key counts (it is compacted).
 
-latest      {"version": int, "partition": int, "offset": int, "full": null or as the whole}
-                where the newest version begins, and the full one that it stands on where it is a delta
+The aggregator writes, in the transaction of a version (latest, state, sequences) or of the end of the run (run):
+
+latest      {"version": int, "partition": int, "offset": int, "full": null or such an object}
+            where the newest version begins in `<f>.models`, and the full version that it stands on if it is a delta.
+            Read by all who need weights: clients, evaluators, inference, the archiver, the next aggregator
 run         {"state": "finished", "reason": str, "detail": str, "version": int}
+            why the run has ended, and with which version. Read by every role
+state       {"version": int, "started_ms": int, "events": int, "stop": {...}, "snapshots": {str: int},
+            "bases": null or int, "floor": int, "intake": {...}}
+            what an aggregator must know beside the newest version to go on from it: see `Checkpoint`.
+            Read by the next aggregator
+sequences/CLIENT  [highest, version, words...]
+            which of a client's updates were folded: see `core.SequenceWindow`; a tombstone once any repeat of it
+            would be too stale. Read by the next aggregator
+
+The aggregator writes at its takeover (with a higher term), at every beat, and when it leaves in order:
+
 aggregator  {"term": int, "instance": str, "left": bool, "pace_seconds": float, "lag": int}
-                who leads: written at the takeover (a higher term), again at every beat, and when it leaves in order
+            who leads. Read by standbys, and by clients for their pace
+
+Operators write (`versions promote` and `rollback`, `pause` and `resume`, the live page):
+
 promoted    {"version": int, "history": [int, ...], "time_ms": int}
-                the version that an operator wants served, and those promoted before it, newest last
+            the version to serve, and those promoted before it, newest last. Read by inference and the archiver
 paused      {"paused": bool, "time_ms": int}
-                whether an operator wants training to rest
-state       what an aggregator must know beside the newest version to go on from it (see `Progress`)
-sequences/CLIENT  [highest, version, words...]   which of a client's updates were folded; a tombstone once any
-                                                 repeat of it would be too stale
+            whether training should rest. Read by clients and the aggregator
+
+A reader that finds another value under a key passes it over, and keeps what it knew.
 """
 
 import math
@@ -90,7 +106,7 @@ class Promotion:
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class Checkpoint:
     """The aggregator's own state at `version`, committed with it.
 
     snapshots: each moment of the server optimiser, and the residual of a delta version, and where its message
@@ -113,10 +129,12 @@ class Progress:
 
 
 def dump_latest(pointer: Pointer) -> bytes:
+    """The value of `latest`."""
     return orjson.dumps(pointer)
 
 
 def load_latest(value: Mapping[str, Any]) -> Pointer:
+    """The pointer in a value of `latest`."""
     full = value.get("full")
     return Pointer(
         int(value["version"]),
@@ -127,20 +145,24 @@ def load_latest(value: Mapping[str, Any]) -> Pointer:
 
 
 def dump_run_end(end: RunEnd) -> bytes:
+    """The value of `run`."""
     return orjson.dumps({"state": "finished", **asdict(end)})
 
 
 def load_run_end(value: Mapping[str, Any]) -> RunEnd | None:
+    """The end in a value of `run`; None in a state that this reader does not know."""
     if value["state"] != "finished":
         return None
     return RunEnd(str(value["reason"]), str(value["detail"]), int(value["version"]))
 
 
 def dump_leader(leader: Leader) -> bytes:
+    """The value of `aggregator`."""
     return orjson.dumps(leader)
 
 
 def load_leader(value: Mapping[str, Any]) -> Leader:
+    """The leader in a value of `aggregator`."""
     pace = float(value.get("pace_seconds", 0.0))
     return Leader(
         int(value["term"]),
@@ -152,29 +174,34 @@ def load_leader(value: Mapping[str, Any]) -> Leader:
 
 
 def dump_promotion(promotion: Promotion) -> bytes:
+    """The value of `promoted`."""
     return orjson.dumps(promotion)
 
 
 def load_promotion(value: Mapping[str, Any]) -> Promotion:
+    """The promotion in a value of `promoted`."""
     history = tuple(int(version) for version in value["history"])
     return Promotion(int(value["version"]), history[-_REMEMBERED:], int(value["time_ms"]))
 
 
 def dump_paused(paused: bool, time_ms: int) -> bytes:
+    """The value of `paused`."""
     return orjson.dumps({"paused": paused, "time_ms": time_ms})
 
 
 def load_paused(value: Mapping[str, Any]) -> bool:
+    """Whether a value of `paused` pauses training."""
     return bool(value["paused"])
 
 
-def dump_progress(progress: Progress) -> bytes:
-    return orjson.dumps(progress)
+def dump_checkpoint(checkpoint: Checkpoint) -> bytes:
+    """The value of `state`."""
+    return orjson.dumps(checkpoint)
 
 
-def load_progress(value: Mapping[str, Any]) -> Progress:
-    """Raises KeyError, TypeError or ValueError for what `dump_progress` did not write."""
-    return Progress(
+def load_checkpoint(value: Mapping[str, Any]) -> Checkpoint:
+    """The checkpoint in a value of `state`."""
+    return Checkpoint(
         version=int(value["version"]),
         started_ms=int(value["started_ms"]),
         events=int(value["events"]),
@@ -187,6 +214,7 @@ def load_progress(value: Mapping[str, Any]) -> Progress:
 
 
 def sequences_key(client_id: str) -> bytes:
+    """The key of a client's window."""
     return SEQUENCES + client_id.encode()
 
 

@@ -84,6 +84,7 @@ def row(item: object, names: Sequence[str], what: str) -> dict[str, object]:
 
 
 def integer(fields: Fields, key: str, low: int = -(2**63), high: int = MAX_INT) -> int:
+    """An integer from `low` to `high`."""
     value = fields.get(key)
     if type(value) is not int or not low <= value <= high:
         _wrong(key, value, f"an integer from {low} to {high}")
@@ -91,6 +92,7 @@ def integer(fields: Fields, key: str, low: int = -(2**63), high: int = MAX_INT) 
 
 
 def finite(fields: Fields, key: str) -> float:
+    """A finite number."""
     value = fields.get(key)
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         _wrong(key, value, "a finite number")
@@ -98,6 +100,7 @@ def finite(fields: Fields, key: str) -> float:
 
 
 def digest(fields: Fields, key: str) -> bytes:
+    """The bytes of a digest."""
     value = fields.get(key)
     if not isinstance(value, bytes) or len(value) != DIGEST_BYTES:
         _wrong(key, value, f"a digest of {DIGEST_BYTES} bytes")
@@ -105,6 +108,7 @@ def digest(fields: Fields, key: str) -> bytes:
 
 
 def name(fields: Fields, key: str, max_chars: int = MAX_NAME_CHARS) -> str:
+    """A printable name of 1 to `max_chars` characters."""
     value = fields.get(key)
     if not _is_name(value, max_chars):
         _wrong(key, value, f"a printable name of 1 to {max_chars} characters")
@@ -112,6 +116,7 @@ def name(fields: Fields, key: str, max_chars: int = MAX_NAME_CHARS) -> str:
 
 
 def client_id(fields: Fields, key: str) -> str:
+    """A client id."""
     value = fields.get(key)
     if not isinstance(value, str) or not _CLIENT_ID.fullmatch(value):
         _wrong(key, value, "a client id (1 to 128 of A-Z a-z 0-9 . _ -, a letter or digit first)")

@@ -132,12 +132,19 @@ def test_a_mistake_in_the_file_is_named_like_the_setting(llmos: Run, tmp_path: P
     assert "is not TOML" in llmos("settings", "--config", file).error()
 
 
-def test_the_table_of_settings_fits_80_columns_and_cuts_nothing_off(llmos: Run) -> None:
+@pytest.mark.parametrize("to", ["pipe", "terminal"])
+def test_the_table_of_settings_cuts_nothing_off(llmos: Run, monkeypatch: pytest.MonkeyPatch, to: str) -> None:
+    if to == "terminal":
+        monkeypatch.setenv("FORCE_COLOR", "1")
     done = llmos("settings", "--topics.updates-partitions", "5")
     assert done.status == 0
-    assert max(map(len, done.out.splitlines())) <= 80
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", done.out).splitlines()
     assert "…" not in done.out
-    words = {line.split()[0]: line.split()[1] for line in done.out.splitlines() if line[:1].islower()}
+    if to == "terminal":
+        assert max(map(len, lines)) <= 80
+    else:
+        assert len([line for line in lines if line]) == len(list(settings_of()))
+    words = {line.split()[0]: line.split()[1] for line in lines if line[:1].islower()}
     assert words["topics.updates-partitions"] == "5"
     assert words["stop.target"] == "unset"
     assert words.keys() >= {setting.flag.removeprefix("--") for setting in settings_of()}

@@ -122,8 +122,8 @@ async def test_what_recovery_needs_of_a_chain_begins_with_its_full_version(broke
             control = ControlView(reader)
             await control.catch_up(10.0)
         fifth, tenth = await running.version(5), await running.version(10)
-    assert control.progress is not None
-    assert control.progress.bases == fifth.offset  # what version 9 stands on
+    assert control.checkpoint is not None
+    assert control.checkpoint.bases == fifth.offset  # what version 9 stands on
     assert control.latest is not None
     assert control.latest.full == Pointer(10, 0, tenth.offset)
 
@@ -138,9 +138,9 @@ async def test_what_recovery_needs_does_not_grow_with_the_history(broker: Broker
             control = ControlView(reader, with_sequences=True)
             await control.catch_up(10.0)
         ninth = await running.version(9)
-    assert control.progress is not None
-    assert control.progress.version == 12
-    assert control.progress.bases == ninth.offset  # of twelve versions, three back
+    assert control.checkpoint is not None
+    assert control.checkpoint.version == 12
+    assert control.checkpoint.bases == ninth.offset  # of twelve versions, three back
     assert len(control.sequences) == 1
 
 
@@ -163,7 +163,7 @@ async def test_a_version_of_a_hundred_megabytes_is_one_transaction(kafka: KafkaN
         shutdown.request()
         await task
         assert control.latest is not None
-        assert control.progress is not None
+        assert control.checkpoint is not None
         newest = await fetch_newest(broker, topics, settings, control.latest, offload)
         found = await recover(broker, topics, settings, control, control.latest, newest, offload)
         await broker.delete_topics([topics.models, topics.snapshots])

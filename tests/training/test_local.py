@@ -168,16 +168,10 @@ def test_modes_are_restored_when_training_fails() -> None:
 
 
 def test_should_stop_ends_the_epoch_after_the_current_batch() -> None:
-    seen: list[tuple[int, int, float]] = []
-    metrics = _trainer(_identity()).run_epoch(
-        [(POINTS, LABELS)] * 5,
-        should_stop=lambda: len(seen) == 2,
-        progress=lambda *done: seen.append(done),
-    )
+    answers = iter([False, True])
+    metrics = _trainer(_identity()).run_epoch([(POINTS, LABELS)] * 5, should_stop=lambda: next(answers))
     assert metrics.stopped
-    assert metrics.num_batches == 2
-    assert [(batches, examples) for batches, examples, _ in seen] == [(1, 3), (2, 6)]
-    assert metrics.loss == pytest.approx((seen[0][2] + seen[1][2]) / 2)
+    assert (metrics.num_batches, metrics.num_examples) == (2, 6)
 
 
 def test_a_seed_repeats_dropout_and_leaves_the_callers_generator_alone() -> None:

@@ -23,7 +23,7 @@ from llmos_stream.storage.spool import Spools
 from llmos_stream.telemetry.tracing import span
 from llmos_stream.types import Contribution, Event, EventKind, VersionHead
 from llmos_stream.wire import Parts
-from llmos_stream.wire.control import Pointer, Progress, RunEnd
+from llmos_stream.wire.control import Checkpoint, Pointer, RunEnd
 
 _FLUSH_SECONDS = 1.0
 _FLUSH_RECORDS = 256
@@ -92,8 +92,8 @@ class Committing:
         snapshots = await self._snapshots(new, encoded)
         events = [self._folded_event(*pair, number) for pair in zip(manifest, batch.updates, strict=True)]
         events.append(self._published_event(encoded.head, batch, load))
-        progress = await self._progress(number, state)
-        outgoing = Outgoing(encoded, snapshots, new.sequences, progress, events)
+        checkpoint = await self._checkpoint(number, state)
+        outgoing = Outgoing(encoded, snapshots, new.sequences, checkpoint, events)
         safe = self._source.safe(manifest)
         # The last version by number ends the run in its own transaction, so that no client trains on it in vain.
         end = self._ending.at_version(number)
@@ -114,8 +114,8 @@ class Committing:
             found.append(await self._offload.run(encode_snapshot, new.number, name, tensor, self._layout, store))
         return found
 
-    async def _progress(self, number: int, state: State) -> Progress:
-        return Progress(
+    async def _checkpoint(self, number: int, state: State) -> Checkpoint:
+        return Checkpoint(
             version=number,
             started_ms=self._ending.started_ms,
             events=await self._ending.position(),

@@ -78,10 +78,10 @@ class Folding:
 
     async def resume(self, found: Recovered) -> None:
         """Go on from what the log holds."""
-        progress = found.progress
-        if progress is not None:
-            self._ending.resume(progress.started_ms, progress.stop, progress.events)
-        await self._source.resume({} if progress is None else progress.intake)
+        checkpoint = found.checkpoint
+        if checkpoint is not None:
+            self._ending.resume(checkpoint.started_ms, checkpoint.stop, checkpoint.events)
+        await self._source.resume({} if checkpoint is None else checkpoint.intake)
         self._committing.resume(found)
         self._state = resumed_state(self._settings, self._layout, found)
 

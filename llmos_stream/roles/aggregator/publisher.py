@@ -23,11 +23,11 @@ from llmos_stream.wire.control import (
     LATEST,
     RUN,
     STATE,
+    Checkpoint,
     Pointer,
-    Progress,
     RunEnd,
+    dump_checkpoint,
     dump_latest,
-    dump_progress,
     dump_run_end,
     dump_sequences,
     sequences_key,
@@ -43,13 +43,13 @@ ROLE = Role.AGGREGATOR
 class Outgoing:
     """A version on its way into the log, and what must be committed with it.
 
-    `sequences` are the windows to remember (None: a tombstone). `progress` lacks only where the snapshots lie.
+    `sequences` are the windows to remember (None: a tombstone). `checkpoint` lacks only where the snapshots lie.
     """
 
     encoded: Encoded
     snapshots: Sequence[EncodedSnapshot]
     sequences: Mapping[str, Sequence[int] | None]
-    progress: Progress
+    checkpoint: Checkpoint
     events: Sequence[Event]
 
 
@@ -148,10 +148,10 @@ class Publisher:
         parts, headers = version.encoded.parts, trace_headers()
         first = await self._write_message(transaction, self._topics.models, head, parts, identity, headers)
         pointer = Pointer(head.number, first.partition, first.offset, version.encoded.full)
-        progress = replace(version.progress, snapshots=snapshots)
+        checkpoint = replace(version.checkpoint, snapshots=snapshots)
         await run_all(
             transaction.send(control, dump_latest(pointer), key=LATEST),
-            transaction.send(control, dump_progress(progress), key=STATE),
+            transaction.send(control, dump_checkpoint(checkpoint), key=STATE),
             *(
                 transaction.send(control, dump_sequences(window), key=sequences_key(client_id))
                 for client_id, window in version.sequences.items()

@@ -24,7 +24,7 @@ from llmos_stream.log.snapshots import Kept, fetch_snapshots
 from llmos_stream.log.standing import Standing
 from llmos_stream.log.versions import Version, local_rule
 from llmos_stream.runtime import Offload
-from llmos_stream.wire.control import Pointer, Progress
+from llmos_stream.wire.control import Checkpoint, Pointer
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ class Recovered:
 
     newest: Version
     full: Pointer
-    progress: Progress | None
+    checkpoint: Checkpoint | None
     sequences: Mapping[str, Sequence[int]]
     moments: Mapping[str, Tensor] = field(default_factory=dict)
     residual: Residual | None = None
@@ -80,32 +80,32 @@ async def recover(
     offload: Offload,
 ) -> Recovered:
     """What was committed with `newest`, the version at `pointer`. `control` gives its sequences away."""
-    sequences, progress = control.drop_sequences(), control.progress
-    if progress is None or progress.version != newest.head.number:
+    sequences, checkpoint = control.drop_sequences(), control.checkpoint
+    if checkpoint is None or checkpoint.version != newest.head.number:
         logger.warning(
             "the log holds no state for version %d: the stop rule and moments start anew", newest.head.number
         )
         return Recovered(newest, pointer.beginning, None, sequences)
-    moments, residual = await _kept(broker, topics, settings, progress, newest, offload)
-    found = Recovered(newest, pointer.beginning, progress, sequences, moments, residual)
+    moments, residual = await _kept(broker, topics, settings, checkpoint, newest, offload)
+    found = Recovered(newest, pointer.beginning, checkpoint, sequences, moments, residual)
     if not local_rule(settings).strategy().needs_history:
         return found
     # A version that nothing older is needed with was committed before its own place was known.
-    bases = pointer.beginning.offset if progress.bases is None else progress.bases
+    bases = pointer.beginning.offset if checkpoint.bases is None else checkpoint.bases
     return await _with_history(broker, topics, settings, found, bases, offload)
 
 
 async def _kept(
-    broker: Broker, topics: Topics, settings: Settings, progress: Progress, newest: Version, offload: Offload
+    broker: Broker, topics: Topics, settings: Settings, checkpoint: Checkpoint, newest: Version, offload: Offload
 ) -> Kept:
-    if not progress.snapshots:
+    if not checkpoint.snapshots:
         return Kept({}, None)
     try:
         async with broker.reader([topics.snapshots], start="latest", check_crcs=False) as reader:
             return await fetch_snapshots(
                 reader,
-                progress.snapshots,
-                progress.version,
+                checkpoint.snapshots,
+                checkpoint.version,
                 newest.layout,
                 wire=settings.wire,
                 offload=offload,
@@ -170,7 +170,7 @@ def new_state(
 
 def resumed_state(settings: Settings, layout: Layout, found: Recovered) -> State:
     """The state to go on from. Raises StateError for sequences that are damaged."""
-    floor = 0 if found.progress is None else found.progress.floor
+    floor = 0 if found.checkpoint is None else found.checkpoint.floor
     weights, number = found.newest.weights, found.newest.head.number
     begin = partial(new_state, settings, layout, weights, number, found.history, found.sequences, floor)
     try:
