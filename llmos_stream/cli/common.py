@@ -128,6 +128,10 @@ def show_table(table: Table) -> None:
             sizes = [Measurement.get(console, wide, cell) for cell in (column.header, *column.cells)]
             column.min_width = max(size.minimum for size in sizes)
             column.no_wrap = column.min_width == max(size.maximum for size in sizes)
-    else:
-        console.width = Measurement.get(console, wide, table).maximum
-    console.print(table, crop=False)
+        console.print(table, crop=False)
+        return
+    console.width = Measurement.get(console, wide, table).maximum
+    with console.capture() as captured:
+        console.print(table, crop=False)
+    for line in captured.get().splitlines():
+        say(line.rstrip())

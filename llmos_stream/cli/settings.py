@@ -42,7 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
         value = getattr(getattr(settings, setting.section), setting.field)
         shown = "unset" if value is None else str(value)
         kind = setting.kind.replace("|", ", ")  # a list can be broken into lines
-        table.add_row(setting.flag.removeprefix("--"), shown, f"{setting.text} ({kind})")
+        table.add_row(setting.flag.removeprefix("--"), shown, f"{' '.join(setting.text.split())} ({kind})")
     show_table(table)
     return 0
 
