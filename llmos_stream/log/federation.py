@@ -13,7 +13,8 @@ from llmos_stream.log.producer import RetryingProducer
 from llmos_stream.log.replica import Replica
 from llmos_stream.log.topics import wait_for_topics
 from llmos_stream.runtime import SYSTEM_CLOCK, Clock, Offload, Shutdown
-from llmos_stream.runtime.retry import keep_trying, until_stop
+from llmos_stream.runtime.retry import GRACE_SECONDS, keep_trying, until_stop
+from llmos_stream.types import Event, EventKind
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -59,6 +60,10 @@ class Federation:
         """The newest version that is asked for, read through a reader of the versions."""
         return Replica(reader, self.topics.models, self.wire, self.offload, clock=self.clock)
 
+    def event(self, kind: EventKind, role: str, **data: object) -> Event:
+        """What happened now, as `<f>.events` says it."""
+        return Event(kind, role, self.clock.time_ms(), data)
+
     async def run(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Run `function` off the event loop."""
         return await self.offload.run(function, *args, **kwargs)
@@ -71,6 +76,6 @@ class Federation:
         """Call `work` through broker trouble until it returns; None at a stop. See `runtime.retry.keep_trying`."""
         return await keep_trying(work, self.shutdown, what, clock=self.clock)
 
-    async def until_stop(self, work: Coroutine[Any, Any, T]) -> T:
+    async def until_stop(self, work: Coroutine[Any, Any, T], grace_seconds: float = GRACE_SECONDS) -> T:
         """Await `work`; a stop leaves it a few seconds more. See `runtime.retry.until_stop`."""
-        return await until_stop(work, self.shutdown)
+        return await until_stop(work, self.shutdown, grace_seconds)

@@ -7,12 +7,13 @@ begins with the live run's newest full version, whose number it keeps, and ends 
 
 import logging
 from contextlib import AsyncExitStack
+from dataclasses import replace
 
 from llmos_stream.broker import Broker, Reader, Topics
 from llmos_stream.config import Settings, StopSettings
 from llmos_stream.core import device_for
 from llmos_stream.errors import ConfigError
-from llmos_stream.log import ControlView, RunEnd, wait_for_topics
+from llmos_stream.log import ControlView, Federation, RunEnd
 from llmos_stream.replay.accepted import AcceptedUpdates
 from llmos_stream.replay.naming import live_of, shadow_of
 from llmos_stream.roles.aggregator.lifecycle import Aggregation
@@ -21,7 +22,7 @@ from llmos_stream.roles.aggregator.preflight import check_fits
 from llmos_stream.roles.aggregator.publisher import Publisher, group_of
 from llmos_stream.roles.aggregator.recovery import fetch_layout, fetch_newest
 from llmos_stream.roles.aggregator.stopping import Ending
-from llmos_stream.runtime import Offload, Shutdown
+from llmos_stream.runtime import Clock, Offload, Shutdown
 
 logger = logging.getLogger(__name__)
 
@@ -37,11 +38,12 @@ async def run_shadow(
     Waits for the live run's first version. Of two processes with one name, one stands by. Raises as
     `run_aggregator` does.
     """
-    live, own = Topics(settings.federation.name), shadow_settings(settings, name)
+    own = shadow_settings(settings, name)
+    live = Federation(broker, Topics(settings.federation.name), settings.wire, offload, shutdown)
     device_for(settings.aggregator.device)
-    if not await wait_for_topics(broker, live, shutdown):
+    if not await live.wait_for_topics():
         return None
-    return await _Shadow(broker, live, own, offload, shutdown).run()
+    return await _Shadow(live, replace(live, topics=Topics(own.federation.name)), own).run()
 
 
 def shadow_settings(settings: Settings, name: str) -> Settings:
@@ -56,46 +58,46 @@ def shadow_settings(settings: Settings, name: str) -> Settings:
 class _Shadow(Aggregation):
     """Aggregates what a live run has accepted."""
 
-    def __init__(self, broker: Broker, live: Topics, own: Settings, offload: Offload, shutdown: Shutdown) -> None:
-        super().__init__(broker, own, offload, shutdown)
-        self._live_topics = live
+    def __init__(self, live: Federation, own: Federation, settings: Settings) -> None:
+        super().__init__(own, settings)
+        self._live_federation = live
         self._live: ControlView
 
     async def _prepare(self, stack: AsyncExitStack, control: ControlView) -> bool:
-        self._live = ControlView(await self._follow(stack, self._live_topics.control))
-        await self._live.catch_up()
-        while self._live.latest is None and not self._shutdown.requested:
-            await self._live.newer_than(None, _LOOK_SECONDS, self._shutdown)
+        shutdown = self._federation.shutdown
+        self._live = await stack.enter_async_context(self._live_federation.control())
+        while self._live.latest is None and not shutdown.requested:
+            await self._live.newer_than(None, _LOOK_SECONDS, shutdown)
         return self._live.latest is not None
 
     async def _lead(self, stack: AsyncExitStack, publisher: Publisher, control: ControlView) -> RunEnd | None:
         await self._live.catch_up()  # it may have stood by for long
-        settings, broker, live = self._settings, self._broker, self._live.latest
+        own, there, live = self._federation, self._live_federation, self._live.latest
         if live is None:
             raise ValueError("prepare first")
         if control.latest is None:
-            layout = await fetch_layout(broker, self._live_topics, live)
+            layout = await fetch_layout(there, live)
         else:
-            layout = await fetch_layout(broker, self._topics, control.latest)
-        check_fits(layout, settings)
-        models = broker.reader([self._live_topics.models], start="committed", group=group_of(settings))
+            layout = await fetch_layout(own, control.latest)
+        check_fits(layout, self._settings)
+        models = own.broker.reader([there.topics.models], start="committed", group=group_of(own.topics))
         source = AcceptedUpdates(
             await stack.enter_async_context(models),
-            await self._follow(stack, self._live_topics.updates),
+            await stack.enter_async_context(own.broker.reader([there.topics.updates], start="earliest")),
             layout,
-            settings.wire,
-            self._offload,
+            own.wire,
+            own.offload,
         )
-        events = await stack.enter_async_context(broker.reader([self._topics.events], start="latest"))
-        ending = _Ending(settings.stop, events, self._live, source)
-        folding = Folding(source, ending, publisher, settings, self._offload, layout)
+        events = await stack.enter_async_context(own.broker.reader([own.topics.events], start="latest"))
+        ending = _Ending(self._settings.stop, events, own.clock, self._live, source)
+        folding = Folding(own, self._settings, layout, source, ending, publisher)
 
         async def begin(folding: Folding) -> None:
             # A full one: what a delta left out of the version before is not known to its readers.
             full = live.beginning
-            logger.info("shadowing %s from version %d on", self._live_topics.federation, full.version)
+            logger.info("shadowing %s from version %d on", there.name, full.version)
             await source.begin(full.version, full.offset)
-            first = await fetch_newest(broker, self._live_topics, settings, full, self._offload)
+            first = await fetch_newest(there, full)
             await folding.begin(first.weights, full.version)
 
         return await self._fold(folding, control, begin)
@@ -104,8 +106,10 @@ class _Shadow(Aggregation):
 class _Ending(Ending):
     """Ends with the live run, too, once all that it has accepted is in a version here."""
 
-    def __init__(self, stop: StopSettings, evaluations: Reader, live: ControlView, source: AcceptedUpdates) -> None:
-        super().__init__(stop, evaluations)
+    def __init__(
+        self, stop: StopSettings, evaluations: Reader, clock: Clock, live: ControlView, source: AcceptedUpdates
+    ) -> None:
+        super().__init__(stop, evaluations, clock)
         self._live = live
         self._source = source
 

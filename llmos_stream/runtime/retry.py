@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 _FIRST_PAUSE_SECONDS = 0.5
 _LAST_PAUSE_SECONDS = 10.0
-_GRACE_SECONDS = 3.0
+GRACE_SECONDS = 3.0
 
 
 async def keep_trying(
@@ -68,7 +68,7 @@ async def keep_trying(
         pause = min(2 * pause, longest_seconds)
 
 
-async def until_stop(work: Coroutine[Any, Any, T], shutdown: Shutdown, grace_seconds: float = _GRACE_SECONDS) -> T:
+async def until_stop(work: Coroutine[Any, Any, T], shutdown: Shutdown, grace_seconds: float = GRACE_SECONDS) -> T:
     """Await a request to the broker; after a stop was asked for, at most `grace_seconds` more.
 
     Raises:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from llmos_stream.broker import Topics
 from llmos_stream.broker.kafka.connection import Connection, topic_leaders
 from llmos_stream.broker.local import LocalCluster, needs
 from llmos_stream.config import BrokerSettings
@@ -44,7 +45,7 @@ async def test_one_of_three_brokers_is_killed_and_the_run_goes_on(
     cluster: LocalCluster, federation: str, tmp_path: Path
 ) -> None:
     plan = Plan(7, "fedbuff-momentum", "int8", updates=8, points=(Point(Fault.RESTART_BROKER, BROKER, 2),))
-    group = group_of(plan.settings(federation, cluster.bootstrap_servers))
+    group = group_of(Topics(federation))
     killed: list[int] = []
 
     def kill() -> None:

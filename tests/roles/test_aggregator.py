@@ -101,7 +101,7 @@ async def test_a_restart_goes_on_and_reads_the_buffered_again(broker: Broker, fe
             await running.send(update(delta_of(1.0), sequence=sequence))
         await running.version(1)  # the third waits in the buffer
         at = TopicPartition(running.topics.updates, 0)
-        async with broker.reader([running.topics.updates], start="committed", group=group_of(settings)) as reader:
+        async with broker.reader([running.topics.updates], start="committed", group=group_of(running.topics)) as reader:
             committed = await reader.committed(at)
     async with aggregator(broker, settings) as running:
         offset = await running.send(update(delta_of(1.0), sequence=3, base_version=1))
@@ -264,8 +264,8 @@ async def test_a_buffered_update_that_is_read_again_still_holds_its_offset(
     settings = settings_for(federation, aggregation={"buffer_size": 2})
     build = Intake.__init__
 
-    def rewound(self: Intake, reader: Any, *rest: Any) -> None:
-        build(self, _Rewound(reader, told), *rest)
+    def rewound(self: Intake, federation: Any, reader: Any, *rest: Any) -> None:
+        build(self, federation, _Rewound(reader, told), *rest)
 
     monkeypatch.setattr(Intake, "__init__", rewound)
     async with aggregator(broker, settings) as running:

@@ -14,6 +14,7 @@ from llmos_stream.core import NewVersion
 from llmos_stream.errors import ConfigError
 from llmos_stream.log import decoded_versions
 from llmos_stream.log.replica import Follower
+from llmos_stream.log.versions import local_rule
 from llmos_stream.roles.aggregator.preflight import check_fits
 from llmos_stream.roles.aggregator.version_chain import Chain, Encoded
 from llmos_stream.runtime import Offload
@@ -38,7 +39,8 @@ async def offload() -> AsyncIterator[Offload]:
 
 
 def _chain(full_every: int, offload: Offload) -> Chain:
-    return Chain(_settings(full_every), LAYOUT, Spools(1 << 20), offload)
+    settings = _settings(full_every)
+    return Chain(settings.versions, local_rule(settings), LAYOUT, Spools(1 << 20), offload)
 
 
 async def _publish(chain: Chain, number: int, weights: Tensor) -> Encoded:

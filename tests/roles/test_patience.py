@@ -69,12 +69,11 @@ async def test_a_stop_ends_the_pause() -> None:
     assert await keep_trying(work, shutdown, "trying again") is None
 
 
-async def test_a_stop_leaves_the_broker_a_few_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llmos_stream.runtime.retry._FAREWELL_SECONDS", 0.05)
+async def test_a_stop_leaves_the_broker_a_few_seconds() -> None:
     shutdown, answered = Shutdown(), asyncio.Event()
     asyncio.get_running_loop().call_later(0.05, shutdown.request)
     with pytest.raises(BrokerUnavailable, match="that a stop leaves"):
-        await until_stop(answered.wait(), shutdown)
+        await until_stop(answered.wait(), shutdown, 0.05)
     answered.set()
     assert await until_stop(answered.wait(), shutdown)
 

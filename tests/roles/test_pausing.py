@@ -15,9 +15,11 @@ from llmos_stream.broker.ports import Reader
 from llmos_stream.core import Update
 from llmos_stream.errors import FederationFinished, TopicMissing
 from llmos_stream.log import ControlView, set_paused, updates_kept_hours
+from llmos_stream.log.versions import local_rule
 from llmos_stream.roles.aggregator.intake import Intake
 from llmos_stream.runtime import Offload
 from llmos_stream.testing import ManualClock
+from tests.federation import federation_of
 from tests.roles.aids import LAYOUT, NUMEL, aggregator, delta_of, settings_for, update
 from tests.roles.test_pipeline import Federation
 
@@ -121,7 +123,8 @@ async def test_what_is_half_received_outlives_a_pause(federation: str) -> None:
     reading = broker.reader([topics.updates], start="committed", group="test", check_crcs=False)
     async with Offload(1) as offload, broker.producer() as producer, reading as reader:
         clock = ManualClock()
-        source = Intake(reader, LAYOUT, settings, offload, clock)
+        here = replace(federation_of(broker, settings, offload), clock=clock)
+        source = Intake(here, reader, LAYOUT, local_rule(settings), settings.aggregator.decode_bytes)
         await producer.send(topics.updates, first, key=b"a")
         assert [item async for item in source.receive(0.1, 0)] == []
         clock.advance(3600.0)

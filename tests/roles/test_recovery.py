@@ -11,11 +11,13 @@ from llmos_stream.codec import Layout
 from llmos_stream.config import Settings
 from llmos_stream.log import ControlView, Pointer, decode_version, wait_for_topics
 from llmos_stream.log.events import emit, event
+from llmos_stream.log.versions import local_rule
 from llmos_stream.roles.aggregator import Initial, run_aggregator
 from llmos_stream.roles.aggregator.recovery import fetch_newest, recover
 from llmos_stream.runtime import Offload, Shutdown
 from llmos_stream.types import EventKind
 from tests.conftest import KafkaNode
+from tests.federation import federation_of
 from tests.roles.aids import Running, aggregator, delta_of, settings_for, update
 
 RULES = {
@@ -164,8 +166,9 @@ async def test_a_version_of_a_hundred_megabytes_is_one_transaction(kafka: KafkaN
         await task
         assert control.latest is not None
         assert control.checkpoint is not None
-        newest = await fetch_newest(broker, topics, settings, control.latest, offload)
-        found = await recover(broker, topics, settings, control, control.latest, newest, offload)
+        here = federation_of(broker, settings, offload)
+        newest = await fetch_newest(here, control.latest)
+        found = await recover(here, local_rule(settings), control, control.latest, newest)
         await broker.delete_topics([topics.models, topics.snapshots])
     assert torch.equal(newest.weights, weights)
     assert set(found.moments) == {"first_moment", "second_moment"}

@@ -3,14 +3,12 @@
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from time import monotonic, perf_counter
 
 from llmos_stream.codec import Layout
 from llmos_stream.config import Settings
-from llmos_stream.core import NewVersion, Pace, State, release
-from llmos_stream.log.events import event, now_ms
+from llmos_stream.core import NewVersion, Pace, Rule, State, release
+from llmos_stream.log.federation import Federation
 from llmos_stream.log.snapshots import EncodedSnapshot, encode_snapshot
-from llmos_stream.log.versions import local_rule
 from llmos_stream.roles.aggregator.leadership import Load
 from llmos_stream.roles.aggregator.publisher import ROLE, Outgoing, Publisher
 from llmos_stream.roles.aggregator.recovery import Recovered
@@ -18,7 +16,6 @@ from llmos_stream.roles.aggregator.source import Source
 from llmos_stream.roles.aggregator.stopping import Ending
 from llmos_stream.roles.aggregator.version_chain import Chain, Encoded
 from llmos_stream.roles.aggregator.waiting import Batch, Waiting
-from llmos_stream.runtime import Offload
 from llmos_stream.storage.spool import Spools
 from llmos_stream.telemetry.tracing import span
 from llmos_stream.types import Contribution, Event, EventKind, VersionHead
@@ -43,24 +40,26 @@ class Committing:
 
     def __init__(
         self,
+        federation: Federation,
+        settings: Settings,
+        rule: Rule,
+        layout: Layout,
         source: Source,
         ending: Ending,
         publisher: Publisher,
-        settings: Settings,
-        offload: Offload,
-        layout: Layout,
     ) -> None:
+        self._federation = federation
+        self._clock = federation.clock
         self._source = source
         self._ending = ending
         self._publisher = publisher
-        self._offload = offload
         self._layout = layout
-        self._spools = Spools(settings.wire.memory_bytes, settings.wire.spool_dir)
-        self._chain = Chain(settings, layout, self._spools, offload)
+        self._spools = Spools(federation.wire.memory_bytes, federation.wire.spool_dir)
+        self._chain = Chain(settings.versions, rule, layout, self._spools, federation.offload)
         self._places: deque[Pointer] = deque()  # versions whose weights the strategy holds
-        self._places_kept = settings.staleness.maximum if local_rule(settings).strategy().needs_history else 0
+        self._places_kept = rule.staleness.maximum if rule.strategy().needs_history else 0
         self._pace = Pace(settings.aggregator.utilisation)
-        self._flushed = monotonic()
+        self._flushed = self._clock.monotonic()
 
     def resume(self, found: Recovered) -> None:
         """Go on from the newest version in the log."""
@@ -78,17 +77,17 @@ class Committing:
 
     async def flush_sometimes(self) -> None:
         """Refusals and repeats do not wait for a version that may be long in coming."""
-        due = self._publisher.waiting and monotonic() - self._flushed > _FLUSH_SECONDS
+        due = self._publisher.waiting and self._clock.monotonic() - self._flushed > _FLUSH_SECONDS
         if due or self._publisher.waiting > _FLUSH_RECORDS:
             safe = self._source.safe()
             await self._publisher.commit(safe)
             self._source.committed(safe)
-            self._flushed = monotonic()
+            self._flushed = self._clock.monotonic()
 
     async def _publish(self, new: NewVersion, state: State, batch: Batch, load: Load) -> Committed:
-        number, manifest, begun = new.number, new.manifest, perf_counter()
-        encoded = await self._chain.encode(new, now_ms())
-        state = await self._offload.run(release, state, encoded.weights)
+        number, manifest, begun = new.number, new.manifest, self._clock.monotonic()
+        encoded = await self._chain.encode(new, self._clock.time_ms())
+        state = await self._federation.run(release, state, encoded.weights)
         snapshots = await self._snapshots(new, encoded)
         events = [self._folded_event(*pair, number) for pair in zip(manifest, batch.updates, strict=True)]
         events.append(self._published_event(encoded.head, batch, load))
@@ -99,19 +98,19 @@ class Committing:
         end = self._ending.at_version(number)
         pointer = await self._publisher.commit(safe, outgoing, end)
         self._source.committed(safe, manifest)
-        await self._offload.run(_close, [encoded.parts, *(parts for _, parts in snapshots)])
+        await self._federation.run(_close, [encoded.parts, *(parts for _, parts in snapshots)])
         if pointer is not None:
             self._remember(pointer)
-        busy = self._source.take_seconds() + batch.fold_seconds + perf_counter() - begun
+        busy = self._source.take_seconds() + batch.fold_seconds + self._clock.monotonic() - begun
         self._pace.observe(len(manifest), busy)
-        self._flushed = monotonic()
+        self._flushed = self._clock.monotonic()
         return Committed(state, end, self._pace.interval(len(state.sequences)))
 
     async def _snapshots(self, new: NewVersion, encoded: Encoded) -> list[EncodedSnapshot]:
         found: list[EncodedSnapshot] = [] if encoded.residual is None else [encoded.residual]
         for name, tensor in new.moments.items():
             store = self._spools.new()
-            found.append(await self._offload.run(encode_snapshot, new.number, name, tensor, self._layout, store))
+            found.append(await self._federation.run(encode_snapshot, new.number, name, tensor, self._layout, store))
         return found
 
     async def _checkpoint(self, number: int, state: State) -> Checkpoint:
@@ -133,7 +132,7 @@ class Committing:
                 self._places.popleft()
 
     def _published_event(self, head: VersionHead, batch: Batch, load: Load) -> Event:
-        return event(
+        return self._federation.event(
             EventKind.VERSION_PUBLISHED,
             ROLE,
             version=head.number,
@@ -149,7 +148,7 @@ class Committing:
         )
 
     def _folded_event(self, item: Contribution, update: Waiting, version: int) -> Event:
-        return event(
+        return self._federation.event(
             EventKind.UPDATE_FOLDED,
             ROLE,
             client_id=item.client_id,

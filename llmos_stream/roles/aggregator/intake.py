@@ -7,17 +7,15 @@ The cheap checks run on the head as soon as it is there, before the payload is c
 import logging
 from collections import deque
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from time import perf_counter
 
 from llmos_stream.broker import Reader, TopicPartition
 from llmos_stream.codec import Layout, max_payload_size
-from llmos_stream.config import Settings
-from llmos_stream.core import Update, check_head
+from llmos_stream.core import Rule, Update, check_head
 from llmos_stream.errors import OffsetGone, Reason, Rejected
+from llmos_stream.log.federation import Federation
 from llmos_stream.log.stream import MessageStream
 from llmos_stream.roles.aggregator.decoding import Decoder
 from llmos_stream.roles.aggregator.offsets import SafeOffsets
-from llmos_stream.runtime import SYSTEM_CLOCK, Clock, Offload
 from llmos_stream.storage.spool import Spools
 from llmos_stream.telemetry.process_metrics import PENDING, PENDING_BYTES
 from llmos_stream.telemetry.tracing import TraceParent
@@ -34,16 +32,15 @@ _AFTER_A_PAUSE = (
 class Intake:
     """Reads the updates that clients send to one aggregator. See `Source` for the methods."""
 
-    def __init__(
-        self, reader: Reader, layout: Layout, settings: Settings, offload: Offload, clock: Clock = SYSTEM_CLOCK
-    ) -> None:
+    def __init__(self, federation: Federation, reader: Reader, layout: Layout, rule: Rule, decode_bytes: int) -> None:
         self._reader = reader
         self._topic = reader.partitions[0].topic
         self._layout = layout
-        self._settings = settings
-        self._offload = offload
+        self._rule = rule
+        self._offload = federation.offload
+        self._clock = federation.clock
         self._version = 0
-        wire = settings.wire
+        wire = federation.wire
         self._assembler = Assembler(
             self._admit,
             max_pending_bytes=wire.pending_bytes,
@@ -52,9 +49,9 @@ class Intake:
             hashes=True,
         )
         self._offsets = SafeOffsets(self._assembler.low_water)
-        clips = settings.aggregation.clip_norm is not None
-        self._decoder = Decoder(layout.numel, offload, settings.aggregator.decode_bytes, clips=clips)
-        self._stream = MessageStream(reader, self._assembler, clock=clock, on_gap=self._overtaken)
+        clips = rule.aggregation.clip_norm is not None
+        self._decoder = Decoder(layout.numel, federation.offload, decode_bytes, clips=clips)
+        self._stream = MessageStream(reader, self._assembler, clock=federation.clock, on_gap=self._overtaken)
         self._busy_seconds = 0.0
         self._before: dict[TopicPartition, int] = {}
         self._read_before: dict[TopicPartition, int] = {}
@@ -155,15 +152,15 @@ class Intake:
             head,
             version=self._version,
             layout_digest=self._layout.digest,
-            staleness=self._settings.staleness,
-            aggregation=self._settings.aggregation,
+            staleness=self._rule.staleness,
+            aggregation=self._rule.aggregation,
         )
         limit = max_payload_size(head.codec, self._layout.numel)
         if head.payload_size > limit:
             raise Rejected(Reason.TOO_LARGE, f"payload of {head.payload_size} bytes, at most {limit} needed")
 
     async def _decode(self, message: Message) -> Update | Refusal:
-        begun = perf_counter()
+        begun = self._clock.monotonic()
         try:
             return await self._decoder.decode(message)
         except Rejected as error:
@@ -177,4 +174,4 @@ class Intake:
                 offset=message.first_offset,
             )
         finally:
-            self._busy_seconds += perf_counter() - begun
+            self._busy_seconds += self._clock.monotonic() - begun

@@ -11,19 +11,18 @@ Standbys cannot vote in the log: a leader that died in a transaction keeps every
 until its producer is fenced, which is the takeover.
 """
 
-import asyncio
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from time import monotonic
 from typing import NamedTuple
 from uuid import uuid4
 
-from llmos_stream.broker import Broker, Producer, Topics
-from llmos_stream.config import Settings
+from llmos_stream.broker import Producer
+from llmos_stream.config import AggregatorSettings
 from llmos_stream.errors import Fenced, TransactionAborted
 from llmos_stream.log.control import ControlView
+from llmos_stream.log.federation import Federation
 from llmos_stream.log.producer import RetryingProducer
 from llmos_stream.runtime import Shutdown
 from llmos_stream.telemetry.process_metrics import LEADERSHIPS, LEADING
@@ -55,35 +54,36 @@ def leading() -> Iterator[None]:
 class Leadership:
     """One aggregator's place in a federation, through all its attempts to lead."""
 
-    def __init__(self, broker: Broker, topics: Topics, settings: Settings) -> None:
-        self._broker = broker
-        self._topic = topics.control
+    def __init__(self, federation: Federation, settings: AggregatorSettings) -> None:
+        self._federation = federation
+        self._topic = federation.topics.control
+        self._clock = federation.clock
         self._settings = settings
         self._instance = uuid4().hex[:12]
         self._term = 0
         self._claimed = 0.0
 
-    async def await_turn(self, control: ControlView, shutdown: Shutdown) -> bool:
+    async def await_turn(self, control: ControlView) -> bool:
         """Stand by until nobody leads. False when the run ends or a stop is asked for before."""
         await control.catch_up()
         if self._is_free(control):
             return control.finished is None
         logger.info("standing by: another aggregator leads, or did until a moment ago")
-        patience, beat = self._settings.aggregator.takeover_seconds, self._settings.aggregator.beat_seconds
+        patience, beat = self._settings.takeover_seconds, self._settings.beat_seconds
         heard, silent = control.beats, 0.0
-        while not (shutdown.requested or control.finished or self._is_free(control)):
-            asked = monotonic()
+        while not (self._federation.shutdown.requested or control.finished or self._is_free(control)):
+            asked = self._clock.monotonic()
             if silent >= patience:
                 await control.catch_up()
-                if control.beats == heard and monotonic() - asked < patience:
+                if control.beats == heard and self._clock.monotonic() - asked < patience:
                     logger.warning("taking over: the aggregator that led was silent for %.1f s", silent)
                     return True
                 silent = 0.0  # the log itself was away: the leader gets the same time to be heard again
             await control.poll(beat)
             # Where this process itself stood still, so may the leader have: a long stall counts as one beat missed.
-            silent = silent + min(monotonic() - asked, beat) if control.beats == heard else 0.0
+            silent = silent + min(self._clock.monotonic() - asked, beat) if control.beats == heard else 0.0
             heard = control.beats
-        return not (shutdown.requested or control.finished)
+        return not (self._federation.shutdown.requested or control.finished)
 
     async def claim(self, producer: Producer, control: ControlView) -> None:
         """Lead from here on. `producer` is transactional and was opened for this; `control` is up to date afterwards.
@@ -97,7 +97,7 @@ class Leadership:
                 await transaction.send(self._topic, dump_leader(Leader(term, self._instance)), key=AGGREGATOR)
         except Fenced as error:
             raise TransactionAborted("another aggregator took over first") from error
-        self._term, self._claimed = term, monotonic()
+        self._term, self._claimed = term, self._clock.monotonic()
         logger.info("leading, term %d", term)
 
     async def beat(self, control: ControlView, load: Callable[[], Load | None]) -> None:
@@ -105,8 +105,8 @@ class Leadership:
 
         Raises Fenced when another one has taken over: an aggregator without updates would not notice otherwise.
         """
-        silent, beat = False, self._settings.aggregator.beat_seconds
-        async with RetryingProducer(self._broker, Shutdown(), longest_pause_seconds=beat) as delivery:
+        silent, beat = False, self._settings.beat_seconds
+        async with RetryingProducer(self._federation.broker, Shutdown(), longest_pause_seconds=beat) as delivery:
             while True:
                 if (present := load()) is not None:
                     await delivery.deliver(partial(self._say, load=present))
@@ -117,34 +117,32 @@ class Leadership:
 
     async def _listen(self, control: ControlView, seconds: float) -> None:
         """Keep `control` current for this long: a takeover and a pause take effect when they are heard."""
-        until = monotonic() + seconds
-        while (left := until - monotonic()) > 0:
-            await asyncio.sleep(min(left, _LISTEN_SECONDS))
+        until = self._clock.monotonic() + seconds
+        while (left := until - self._clock.monotonic()) > 0:
+            await self._clock.sleep(min(left, _LISTEN_SECONDS))
             while await control.poll(0):  # all of it: versions may come faster than one poll takes them
                 pass
             self._require_newest(control)
 
     async def leave(self) -> None:
         """Hand over in order, so that a standby need not wait."""
-        async with self._broker.producer() as producer:
+        async with self._federation.broker.producer() as producer:
             await self._say(producer, Load(), left=True)
 
     @property
     def is_settled(self) -> bool:
         """Whether it has led for a while. One that is overtaken before that lost a race between standbys."""
-        return monotonic() - self._claimed > self._settings.aggregator.takeover_seconds
+        return self._clock.monotonic() - self._claimed > self._settings.takeover_seconds
 
     async def superseded(self) -> bool:
         """Whether another one claims the federation within `aggregator.takeover_seconds` from now.
 
         Kafka tells a writer that was fenced and one whose transaction took too long the same thing.
         """
-        async with self._broker.reader([self._topic], start="earliest") as reader:
-            control = ControlView(reader)
-            deadline = monotonic() + self._settings.aggregator.takeover_seconds
-            await control.catch_up()
-            while not self._is_another(control.leader) and monotonic() < deadline:
-                await control.poll(self._settings.aggregator.beat_seconds)
+        deadline = self._clock.monotonic() + self._settings.takeover_seconds
+        async with self._federation.control() as control:
+            while not self._is_another(control.leader) and self._clock.monotonic() < deadline:
+                await control.poll(self._settings.beat_seconds)
         return self._is_another(control.leader)
 
     def _is_free(self, control: ControlView) -> bool:

@@ -5,16 +5,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 
-from llmos_stream.broker import Broker, Producer, Reader, Topics
+from llmos_stream.broker import Producer
 from llmos_stream.config import Settings
 from llmos_stream.errors import BrokerError, FederationFinished, Fenced, TransactionAborted
 from llmos_stream.log.control import ControlView, Pointer, RunEnd
+from llmos_stream.log.federation import Federation
+from llmos_stream.log.versions import local_rule
 from llmos_stream.roles.aggregator.leadership import Leadership, leading
 from llmos_stream.roles.aggregator.loop import Folding
 from llmos_stream.roles.aggregator.publisher import Publisher, group_of
 from llmos_stream.roles.aggregator.recovery import fetch_newest, recover
-from llmos_stream.runtime import BROKER, Offload, Shutdown, met, run_while
-from llmos_stream.runtime.retry import keep_trying, until_stop
+from llmos_stream.runtime import BROKER, met, run_while
 
 logger = logging.getLogger(__name__)
 
@@ -24,13 +25,10 @@ _DRAIN_SECONDS = 8.0
 class Aggregation(ABC):
     """One process's part in a federation that it may come to lead, through all its attempts."""
 
-    def __init__(self, broker: Broker, settings: Settings, offload: Offload, shutdown: Shutdown) -> None:
-        self._broker = broker
+    def __init__(self, federation: Federation, settings: Settings) -> None:
+        self._federation = federation
         self._settings = settings
-        self._topics = Topics(settings.federation.name)
-        self._offload = offload
-        self._shutdown = shutdown
-        self._leadership = Leadership(broker, self._topics, settings)
+        self._leadership = Leadership(federation, settings.aggregator)
         self._first = True
 
     async def run(self) -> RunEnd | None:
@@ -40,9 +38,9 @@ class Aggregation(ABC):
         """
 
         async def attempt() -> RunEnd | None:
-            return await until_stop(self._attempt(), self._shutdown, _DRAIN_SECONDS)
+            return await self._federation.until_stop(self._attempt(), _DRAIN_SECONDS)
 
-        return await keep_trying(attempt, self._shutdown, "starting again from the log")
+        return await self._federation.keep_trying(attempt, "starting again from the log")
 
     @abstractmethod
     async def _prepare(self, stack: AsyncExitStack, control: ControlView) -> bool:
@@ -53,29 +51,29 @@ class Aggregation(ABC):
         """Aggregate, after this process's claim: what older ones wrote is settled, and `control` knows it."""
 
     async def _attempt(self) -> RunEnd | None:
-        await self._broker.create_topics(self._topics.specs(self._settings.topics))
+        federation = self._federation
+        await federation.broker.create_topics(federation.topics.specs(self._settings.topics))
         async with AsyncExitStack() as stack:
-            control = ControlView(await self._follow(stack, self._topics.control), with_sequences=True)
-            await control.catch_up()
+            control = await stack.enter_async_context(federation.control(with_sequences=True))
             met(BROKER)
             if control.finished and self._first:
                 raise FederationFinished(
-                    f"federation {self._topics.federation} ended at version {control.finished.version} "
+                    f"federation {federation.name} ended at version {control.finished.version} "
                     f"({control.finished.reason}); start a new one under another name"
                 )
             self._first = False
             if not await self._prepare(stack, control):
                 return None
-            if not await self._leadership.await_turn(control, self._shutdown):
+            if not await self._leadership.await_turn(control):
                 return control.finished
             try:
                 # The producer comes first: from here on an older one is fenced and its transaction settled.
-                producer: Producer = self._broker.producer(group_of(self._settings))
+                producer: Producer = federation.broker.producer(group_of(federation.topics))
                 await stack.enter_async_context(producer)
                 await self._leadership.claim(producer, control)
                 stack.enter_context(leading())
                 # The run may have ended in the last transaction of the one that led before.
-                publisher = Publisher(producer, self._topics, self._settings)
+                publisher = Publisher(federation, producer)
                 end = control.finished or await self._lead(stack, publisher, control)
             except Fenced as error:
                 settled = self._leadership.is_settled
@@ -88,7 +86,7 @@ class Aggregation(ABC):
                     "LLMOS_BROKER__TRANSACTION_TIMEOUT_SECONDS"
                 ) from error
         try:
-            await until_stop(self._leadership.leave(), self._shutdown)
+            await federation.until_stop(self._leadership.leave())
         except BrokerError as error:
             logger.warning("left without a word: %s", error)
         if end is not None:
@@ -105,15 +103,11 @@ class Aggregation(ABC):
                 await begin(folding)
             else:
                 await self._resume(folding, control, control.latest)
-            return await folding.run(self._shutdown, lambda: control.paused)
+            return await folding.run(lambda: control.paused)
 
         return await run_while(main(), self._leadership.beat(control, folding.load))
 
     async def _resume(self, folding: Folding, control: ControlView, pointer: Pointer) -> None:
         logger.info("going on from version %d", pointer.version)
-        log_of = (self._broker, self._topics, self._settings)
-        newest = await fetch_newest(*log_of, pointer, self._offload)
-        await folding.resume(await recover(*log_of, control, pointer, newest, self._offload))
-
-    async def _follow(self, stack: AsyncExitStack, topic: str) -> Reader:
-        return await stack.enter_async_context(self._broker.reader([topic], start="earliest"))
+        newest = await fetch_newest(self._federation, pointer)
+        await folding.resume(await recover(self._federation, local_rule(self._settings), control, pointer, newest))

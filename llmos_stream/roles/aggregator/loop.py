@@ -3,15 +3,27 @@
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import aclosing
-from time import monotonic, perf_counter
 
 from torch import Tensor
 
 from llmos_stream.codec import Layout
 from llmos_stream.config import Settings
-from llmos_stream.core import Duplicate, Effect, Folded, NewVersion, Refused, State, Update, next_deadline, step, tick
-from llmos_stream.log.events import event
+from llmos_stream.core import (
+    Duplicate,
+    Effect,
+    Folded,
+    NewVersion,
+    Refused,
+    State,
+    Update,
+    device_for,
+    next_deadline,
+    step,
+    tick,
+)
+from llmos_stream.log.federation import Federation
 from llmos_stream.log.record_tracing import update_attributes
+from llmos_stream.log.versions import local_rule
 from llmos_stream.roles.aggregator.commit import Committing
 from llmos_stream.roles.aggregator.leadership import Load
 from llmos_stream.roles.aggregator.publisher import ROLE, Publisher
@@ -19,7 +31,6 @@ from llmos_stream.roles.aggregator.recovery import Recovered, new_state, resumed
 from llmos_stream.roles.aggregator.source import Source
 from llmos_stream.roles.aggregator.stopping import Ending
 from llmos_stream.roles.aggregator.waiting import Waiting, WaitingUpdates
-from llmos_stream.runtime import Offload, Shutdown
 from llmos_stream.telemetry.event_metrics import OWN
 from llmos_stream.telemetry.process_metrics import BUFFERED, PAUSED
 from llmos_stream.telemetry.tracing import span
@@ -37,22 +48,25 @@ class Folding:
 
     def __init__(
         self,
+        federation: Federation,
+        settings: Settings,
+        layout: Layout,
         source: Source,
         ending: Ending,
         publisher: Publisher,
-        settings: Settings,
-        offload: Offload,
-        layout: Layout,
     ) -> None:
+        self._federation = federation
+        self._clock = federation.clock
         self._source = source
         self._ending = ending
         self._publisher = publisher
-        self._settings = settings
-        self._offload = offload
+        self._rule = local_rule(settings)
+        self._device = device_for(settings.aggregator.device)
+        self._hangs_seconds = 2 * settings.broker.transaction_timeout_seconds
         self._layout = layout
         self._waiting = WaitingUpdates()
         self._load = Load()
-        self._committing = Committing(source, ending, publisher, settings, offload, layout)
+        self._committing = Committing(federation, settings, self._rule, layout, source, ending, publisher)
         self._paused = False
         self._round: float | None = None  # recovery before the first one may take long
         self._end: RunEnd | None = None
@@ -63,16 +77,13 @@ class Folding:
 
         A transaction that takes longer than that is aborted by the broker anyway.
         """
-        if (
-            self._round is not None
-            and monotonic() - self._round > 2 * self._settings.broker.transaction_timeout_seconds
-        ):
+        if self._round is not None and self._clock.monotonic() - self._round > self._hangs_seconds:
             return None
         return self._load
 
     async def begin(self, weights: Tensor, version: int = 0) -> None:
         """Publish `weights` as the first version of a new federation."""
-        self._state = new_state(self._settings, self._layout, weights, version)
+        self._state = new_state(self._rule, self._device, self._layout, weights, version)
         moments = {name: tensor.cpu() for name, tensor in self._state.pipeline.state_tensors().items()}
         await self._publish(NewVersion(version, None, weights, (), {}, moments))
 
@@ -83,24 +94,24 @@ class Folding:
             self._ending.resume(checkpoint.started_ms, checkpoint.stop, checkpoint.events)
         await self._source.resume({} if checkpoint is None else checkpoint.intake)
         self._committing.resume(found)
-        self._state = resumed_state(self._settings, self._layout, found)
+        self._state = resumed_state(self._rule, self._device, self._layout, found)
 
-    async def run(self, shutdown: Shutdown, paused: Callable[[], bool] = lambda: False) -> RunEnd | None:
+    async def run(self, paused: Callable[[], bool] = lambda: False) -> RunEnd | None:
         """Fold until the stop rule fires (returned) or a stop is asked for (None); nothing while it is `paused`."""
-        while not self._is_over(shutdown):
+        while not self._is_over():
             await self._look_round()
-            if await self._goes_on(shutdown, paused):
-                await self._receive(shutdown, paused)
+            if await self._goes_on(paused):
+                await self._receive(paused)
         if self._end is None:
             await self._publisher.commit(self._source.safe())
         return self._end
 
-    def _is_over(self, shutdown: Shutdown) -> bool:
-        return self._end is not None or shutdown.requested
+    def _is_over(self) -> bool:
+        return self._end is not None or self._federation.shutdown.requested
 
     async def _look_round(self) -> None:
         """What is due however the updates come, also in a pause."""
-        self._round = monotonic()
+        self._round = self._clock.monotonic()
         lag = await self._source.lag()
         self._load = self._load._replace(lag=lag)
         OWN.set_lag(lag)
@@ -108,12 +119,12 @@ class Folding:
         self._end = self._end or await self._observe()
         await self._committing.flush_sometimes()
 
-    async def _goes_on(self, shutdown: Shutdown, paused: Callable[[], bool]) -> bool:
+    async def _goes_on(self, paused: Callable[[], bool]) -> bool:
         """Wait while it is paused. False when the run has ended or a stop is asked for."""
-        while not self._is_over(shutdown) and self._rests(paused()):
+        while not self._is_over() and self._rests(paused()):
             await self._look_round()
-            await shutdown.wait(_POLL_SECONDS)
-        return not self._is_over(shutdown)
+            await self._federation.wait(_POLL_SECONDS)
+        return not self._is_over()
 
     def _rests(self, paused: bool) -> bool:
         if paused and not self._paused:
@@ -125,25 +136,25 @@ class Folding:
         PAUSED.set(paused)
         return paused
 
-    async def _receive(self, shutdown: Shutdown, paused: Callable[[], bool]) -> None:
+    async def _receive(self, paused: Callable[[], bool]) -> None:
         """Take what one poll brings. Where a pause comes between, the rest of it waits, and is taken first afterwards.
 
         Only the next update is decoded meanwhile: the source does nothing until it is asked for another.
         """
         async with aclosing(self._source.receive(self._patience(), self._state.version)) as updates:
             async for received in updates:
-                if await self._goes_on(shutdown, paused):
+                if await self._goes_on(paused):
                     await self._take(received)
                 del received  # as large as the model, and the next one is on its way
-                if self._is_over(shutdown):
+                if self._is_over():
                     break  # what is left is held: it is read again
-        if await self._goes_on(shutdown, paused):
+        if await self._goes_on(paused):
             await self._tick()
 
     async def _tick(self) -> None:
         deadline = next_deadline(self._state)
-        if deadline is not None and deadline <= monotonic():
-            self._state, effects = await self._offload.run(tick, self._state, monotonic())
+        if deadline is not None and deadline <= self._clock.monotonic():
+            self._state, effects = await self._federation.run(tick, self._state, self._clock.monotonic())
             await self._apply(effects)
 
     async def _observe(self) -> RunEnd | None:
@@ -154,18 +165,18 @@ class Folding:
 
     def _patience(self) -> float:
         deadline = next_deadline(self._state)
-        return _POLL_SECONDS if deadline is None else min(max(deadline - monotonic(), 0.0), _POLL_SECONDS)
+        return _POLL_SECONDS if deadline is None else min(max(deadline - self._clock.monotonic(), 0.0), _POLL_SECONDS)
 
     async def _take(self, received: Update | Refusal) -> None:
         if isinstance(received, Refusal):
             self._refuse(received)
             return
-        begun, head = perf_counter(), received.head
+        begun, head = self._clock.monotonic(), received.head
         came = self._source.came(received.partition, received.offset)
         staleness = self._state.version - head.base_version
         with span("aggregator.fold", {**update_attributes(head), "staleness": staleness}, parent=came) as folding:
-            self._state, effects = await self._offload.run(step, self._state, received, monotonic())
-        self._waiting.spent(perf_counter() - begun)
+            self._state, effects = await self._federation.run(step, self._state, received, self._clock.monotonic())
+        self._waiting.spent(self._clock.monotonic() - begun)
         if any(isinstance(effect, Folded) for effect in effects):
             self._waiting.add(head, Waiting(received.partition, received.offset, head.payload_size, folding.parent))
         await self._apply(effects)
@@ -181,7 +192,9 @@ class Folding:
                 case Duplicate(client_id, sequence, partition, offset):
                     identity = {"client_id": client_id, "sequence": sequence}
                     self._publisher.note(
-                        event(EventKind.UPDATE_DUPLICATE, ROLE, **identity, partition=partition, offset=offset)
+                        self._federation.event(
+                            EventKind.UPDATE_DUPLICATE, ROLE, **identity, partition=partition, offset=offset
+                        )
                     )
                     # The buffered update itself, read again, still waits for its version at that offset.
                     if not self._waiting.has(client_id, sequence, partition, offset):
@@ -198,4 +211,4 @@ class Folding:
         committed = await self._committing.publish(new, self._state, batch, self._load)
         self._state, self._end = committed.state, committed.end
         self._load = self._load._replace(pace_seconds=committed.pace_seconds)
-        self._round = monotonic()
+        self._round = self._clock.monotonic()

@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from llmos_stream.broker import Headers, Producer, Sent, TopicPartition, Topics, Transaction
-from llmos_stream.config import Settings
 from llmos_stream.core import Refused
-from llmos_stream.log.events import event, event_key, now_ms
+from llmos_stream.log.events import event_key
+from llmos_stream.log.federation import Federation
 from llmos_stream.log.snapshots import EncodedSnapshot
 from llmos_stream.roles.aggregator.version_chain import Encoded
 from llmos_stream.runtime import run_all
@@ -56,10 +56,10 @@ class Outgoing:
 class Publisher:
     """Holds quarantine entries and events until the next transaction takes them along."""
 
-    def __init__(self, producer: Producer, topics: Topics, settings: Settings) -> None:
+    def __init__(self, federation: Federation, producer: Producer) -> None:
+        self._federation = federation
         self._producer = producer
-        self._topics = topics
-        self._settings = settings
+        self._topics = federation.topics
         self._quarantine: list[tuple[bytes | None, bytes]] = []
         self._events: list[Event] = []
 
@@ -87,14 +87,14 @@ class Publisher:
                 topic=self._topics.updates,
                 partition=refusal.partition,
                 offset=refusal.offset,
-                time_ms=now_ms(),
+                time_ms=self._federation.clock.time_ms(),
                 key=key,
                 head=head,
                 head_bytes=head_bytes,
             )
         )
         self._events.append(
-            event(
+            self._federation.event(
                 EventKind.UPDATE_REJECTED,
                 ROLE,
                 client_id=update.client_id if update else None,
@@ -128,7 +128,9 @@ class Publisher:
             if end is not None:
                 await transaction.send(self._topics.control, dump_run_end(end), key=RUN)
                 events.append(
-                    event(EventKind.RUN_FINISHED, ROLE, reason=end.reason, detail=end.detail, version=end.version)
+                    self._federation.event(
+                        EventKind.RUN_FINISHED, ROLE, reason=end.reason, detail=end.detail, version=end.version
+                    )
                 )
             await self._write_waiting(transaction, events, offsets)
         for entry in (*self._events, *events):
@@ -173,7 +175,7 @@ class Publisher:
             parts,
             payload_size=head.payload_size,
             message_id=identity,
-            chunk_bytes=self._settings.wire.chunk_bytes,
+            chunk_bytes=self._federation.wire.chunk_bytes,
         )
         number = head.number if isinstance(head, VersionHead) else head.version
         return await transaction.send_all(topic, records, key=str(number).encode(), partition=0, headers=headers)
@@ -190,9 +192,9 @@ class Publisher:
             ),
         )
         if offsets:
-            await transaction.send_offsets(group_of(self._settings), offsets)
+            await transaction.send_offsets(group_of(self._topics), offsets)
 
 
-def group_of(settings: Settings) -> str:
+def group_of(topics: Topics) -> str:
     """The consumer group whose committed offsets say how far the aggregator has come."""
-    return f"{settings.federation.name}.aggregator"
+    return f"{topics.federation}.aggregator"

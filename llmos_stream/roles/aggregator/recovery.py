@@ -9,21 +9,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
+import torch
 from torch import Tensor
 
-from llmos_stream.broker import Broker, TopicPartition, Topics
+from llmos_stream.broker import TopicPartition
 from llmos_stream.codec import Layout, Residual
-from llmos_stream.config import Settings
-from llmos_stream.core import State, device_for, start
+from llmos_stream.core import Rule, State, start
 from llmos_stream.errors import OffsetGone, Reason, Rejected, StateError
 from llmos_stream.log.control import ControlView
+from llmos_stream.log.federation import Federation
 from llmos_stream.log.index import version_index
-from llmos_stream.log.replica import Follower, Replica
+from llmos_stream.log.replica import Follower
 from llmos_stream.log.scan import read_versions
 from llmos_stream.log.snapshots import Kept, fetch_snapshots
 from llmos_stream.log.standing import Standing
-from llmos_stream.log.versions import Version, local_rule
-from llmos_stream.runtime import Offload
+from llmos_stream.log.versions import Version
 from llmos_stream.wire.control import Checkpoint, Pointer
 
 logger = logging.getLogger(__name__)
@@ -49,21 +49,19 @@ class Recovered:
     places: Sequence[Pointer] = ()
 
 
-async def fetch_newest(
-    broker: Broker, topics: Topics, settings: Settings, pointer: Pointer, offload: Offload
-) -> Version:
+async def fetch_newest(federation: Federation, pointer: Pointer) -> Version:
     """The version that `pointer` names."""
-    async with broker.reader([topics.models], start="latest", check_crcs=False) as reader:
-        return await Replica(reader, topics.models, settings.wire, offload).move_to(pointer, _FETCH_SECONDS)
+    async with federation.reader(federation.topics.models, "latest") as reader:
+        return await federation.replica(reader).move_to(pointer, _FETCH_SECONDS)
 
 
-async def fetch_layout(broker: Broker, topics: Topics, pointer: Pointer) -> Layout:
+async def fetch_layout(federation: Federation, pointer: Pointer) -> Layout:
     """The layout of the version that `pointer` names, from the head of the full one it stands on.
 
     Raises OffsetGone when retention has deleted that, Rejected when no full version begins there.
     """
     full = pointer.beginning
-    async with version_index(broker, topics.models) as index:
+    async with version_index(federation.broker, federation.topics.models) as index:
         found = await index.at(full)
     if found is not None and found.head.tensors is not None:
         return Layout.from_specs(found.head.tensors)
@@ -71,13 +69,7 @@ async def fetch_layout(broker: Broker, topics: Topics, pointer: Pointer) -> Layo
 
 
 async def recover(
-    broker: Broker,
-    topics: Topics,
-    settings: Settings,
-    control: ControlView,
-    pointer: Pointer,
-    newest: Version,
-    offload: Offload,
+    federation: Federation, rule: Rule, control: ControlView, pointer: Pointer, newest: Version
 ) -> Recovered:
     """What was committed with `newest`, the version at `pointer`. `control` gives its sequences away."""
     sequences, checkpoint = control.drop_sequences(), control.checkpoint
@@ -86,29 +78,27 @@ async def recover(
             "the log holds no state for version %d: the stop rule and moments start anew", newest.head.number
         )
         return Recovered(newest, pointer.beginning, None, sequences)
-    moments, residual = await _kept(broker, topics, settings, checkpoint, newest, offload)
+    moments, residual = await _kept(federation, checkpoint, newest)
     found = Recovered(newest, pointer.beginning, checkpoint, sequences, moments, residual)
-    if not local_rule(settings).strategy().needs_history:
+    if not rule.strategy().needs_history:
         return found
     # A version that nothing older is needed with was committed before its own place was known.
     bases = pointer.beginning.offset if checkpoint.bases is None else checkpoint.bases
-    return await _with_history(broker, topics, settings, found, bases, offload)
+    return await _with_history(federation, rule.staleness.maximum, found, bases)
 
 
-async def _kept(
-    broker: Broker, topics: Topics, settings: Settings, checkpoint: Checkpoint, newest: Version, offload: Offload
-) -> Kept:
+async def _kept(federation: Federation, checkpoint: Checkpoint, newest: Version) -> Kept:
     if not checkpoint.snapshots:
         return Kept({}, None)
     try:
-        async with broker.reader([topics.snapshots], start="latest", check_crcs=False) as reader:
+        async with federation.reader(federation.topics.snapshots, "latest") as reader:
             return await fetch_snapshots(
                 reader,
                 checkpoint.snapshots,
                 checkpoint.version,
                 newest.layout,
-                wire=settings.wire,
-                offload=offload,
+                wire=federation.wire,
+                offload=federation.offload,
                 timeout_seconds=_FETCH_SECONDS,
             )
     except OffsetGone as error:
@@ -116,25 +106,23 @@ async def _kept(
         return Kept({}, None)
 
 
-async def _with_history(
-    broker: Broker, topics: Topics, settings: Settings, found: Recovered, bases: int, offload: Offload
-) -> Recovered:
+async def _with_history(federation: Federation, most_stale: int, found: Recovered, bases: int) -> Recovered:
     """`found`, with the past versions that an update may still name. Those that retention deleted are left out."""
     present = found.newest.head.number
-    oldest = present - settings.staleness.maximum
+    oldest = present - most_stale
     history: dict[int, Tensor] = {}
     places: list[Pointer] = []
-    at = TopicPartition(topics.models, 0)
+    at = TopicPartition(federation.topics.models, 0)
     follower, standing = Follower(), Standing()
-    async with broker.reader([topics.models], start="earliest", check_crcs=False) as reader:
+    async with federation.reader(federation.topics.models) as reader:
         begin = await reader.position(at)
         if begin > bases:
             logger.warning("retention has deleted versions before offset %d: updates on them may be refused", begin)
         reader.seek(at, max(begin, bases))
-        async for logged in read_versions(reader, settings.wire):
+        async for logged in read_versions(reader, federation.wire):
             number = logged.head.number
             place = standing.pointer(logged.head, logged.partition, logged.offset)
-            version = await offload.run(follower.take, logged.head, logged.parts)
+            version = await federation.run(follower.take, logged.head, logged.parts)
             if version is None or place is None:
                 continue
             if oldest < number <= present:
@@ -145,7 +133,8 @@ async def _with_history(
 
 
 def new_state(
-    settings: Settings,
+    rule: Rule,
+    device: torch.device,
     layout: Layout,
     weights: Tensor,
     version: int,
@@ -159,20 +148,20 @@ def new_state(
         weights,
         layout.digest,
         version,
-        rule=local_rule(settings),
+        rule=rule,
         history=history,
         moments=moments,
         sequences=sequences,
         floor=floor,
-        device=device_for(settings.aggregator.device),
+        device=device,
     )
 
 
-def resumed_state(settings: Settings, layout: Layout, found: Recovered) -> State:
+def resumed_state(rule: Rule, device: torch.device, layout: Layout, found: Recovered) -> State:
     """The state to go on from. Raises StateError for sequences that are damaged."""
     floor = 0 if found.checkpoint is None else found.checkpoint.floor
     weights, number = found.newest.weights, found.newest.head.number
-    begin = partial(new_state, settings, layout, weights, number, found.history, found.sequences, floor)
+    begin = partial(new_state, rule, device, layout, weights, number, found.history, found.sequences, floor)
     try:
         return begin(found.moments)
     except StateError as error:

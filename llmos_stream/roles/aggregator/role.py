@@ -10,12 +10,14 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from llmos_stream.broker import Broker
+from llmos_stream.broker import Broker, Topics
 from llmos_stream.codec import Layout
 from llmos_stream.config import Settings
 from llmos_stream.core import device_for
 from llmos_stream.errors import ConfigError
 from llmos_stream.log.control import ControlView, RunEnd
+from llmos_stream.log.federation import Federation
+from llmos_stream.log.versions import local_rule
 from llmos_stream.roles.aggregator.intake import Intake
 from llmos_stream.roles.aggregator.lifecycle import Aggregation
 from llmos_stream.roles.aggregator.loop import Folding
@@ -23,7 +25,7 @@ from llmos_stream.roles.aggregator.preflight import check_fits
 from llmos_stream.roles.aggregator.publisher import Publisher, group_of
 from llmos_stream.roles.aggregator.recovery import fetch_layout
 from llmos_stream.roles.aggregator.stopping import Ending
-from llmos_stream.runtime import Offload, Shutdown
+from llmos_stream.runtime import SYSTEM_CLOCK, Clock, Offload, Shutdown
 from llmos_stream.training import Task, shared_tensors
 
 
@@ -43,7 +45,12 @@ def initial_of(task: Task, settings: Settings) -> Initial:
 
 
 async def run_aggregator(
-    broker: Broker, settings: Settings, initial: Callable[[], Initial], offload: Offload, shutdown: Shutdown
+    broker: Broker,
+    settings: Settings,
+    initial: Callable[[], Initial],
+    offload: Offload,
+    shutdown: Shutdown,
+    clock: Clock = SYSTEM_CLOCK,
 ) -> RunEnd | None:
     """Aggregate until the stop rule fires (returned) or a stop is asked for (None).
 
@@ -57,7 +64,8 @@ async def run_aggregator(
     seed = await offload.run(initial)
     check_fits(seed.layout, settings)
     device_for(settings.aggregator.device)  # a standby should not find out when it is needed
-    aggregator = _Aggregator(broker, settings, initial, seed, offload, shutdown)
+    federation = Federation(broker, Topics(settings.federation.name), settings.wire, offload, shutdown, clock)
+    aggregator = _Aggregator(federation, settings, initial, seed)
     del seed  # as large as the model, and needed once at most
     return await aggregator.run()
 
@@ -66,15 +74,9 @@ class _Aggregator(Aggregation):
     """Aggregates what clients send."""
 
     def __init__(
-        self,
-        broker: Broker,
-        settings: Settings,
-        initial: Callable[[], Initial],
-        seed: Initial,
-        offload: Offload,
-        shutdown: Shutdown,
+        self, federation: Federation, settings: Settings, initial: Callable[[], Initial], seed: Initial
     ) -> None:
-        super().__init__(broker, settings, offload, shutdown)
+        super().__init__(federation, settings)
         self._initial = initial
         self._layout = seed.layout
         self._seed: Initial | None = seed
@@ -84,29 +86,29 @@ class _Aggregator(Aggregation):
         return True
 
     async def _lead(self, stack: AsyncExitStack, publisher: Publisher, control: ControlView) -> RunEnd | None:
-        settings, layout = self._settings, self._layout
+        federation, settings, layout = self._federation, self._settings, self._layout
+        broker, topics = federation.broker, federation.topics
         if control.latest is not None:
             self._seed = None
         await self._require_same_layout(control)
-        events = await stack.enter_async_context(self._broker.reader([self._topics.events], start="latest"))
+        events = await stack.enter_async_context(broker.reader([topics.events], start="latest"))
         # Payloads carry a digest of their own.
-        updates = self._broker.reader(
-            [self._topics.updates], start="committed", group=group_of(settings), check_crcs=False
-        )
-        source = Intake(await stack.enter_async_context(updates), layout, settings, self._offload)
-        folding = Folding(source, Ending(settings.stop, events), publisher, settings, self._offload, layout)
-        return await self._fold(folding, control, self._begin)
+        updates = broker.reader([topics.updates], start="committed", group=group_of(topics), check_crcs=False)
+        reader = await stack.enter_async_context(updates)
+        source = Intake(federation, reader, layout, local_rule(settings), settings.aggregator.decode_bytes)
+        ending = Ending(settings.stop, events, federation.clock)
+        return await self._fold(Folding(federation, settings, layout, source, ending, publisher), control, self._begin)
 
     async def _begin(self, folding: Folding) -> None:
         seed, self._seed = self._seed, None
         if seed is None:
-            seed = await self._offload.run(self._initial)
+            seed = await self._federation.run(self._initial)
         await folding.begin(seed.weights)
 
     async def _require_same_layout(self, control: ControlView) -> None:
         if control.latest is None:
             return
-        layout = await fetch_layout(self._broker, self._topics, control.latest)
+        layout = await fetch_layout(self._federation, control.latest)
         if layout.digest != self._layout.digest:
             raise ConfigError(
                 "task.entry: the model does not have the tensors of the federation's versions "

@@ -3,14 +3,13 @@
 import logging
 import math
 from collections.abc import Mapping
-from time import monotonic
 
 from llmos_stream.broker import Reader
 from llmos_stream.config import StopSettings
 from llmos_stream.core import Stop, make_stop_rule
 from llmos_stream.errors import ConfigError, StateError
-from llmos_stream.log.events import now_ms
 from llmos_stream.log.stream import EventStream, go_on
+from llmos_stream.runtime import Clock
 from llmos_stream.types import Event, EventKind
 from llmos_stream.wire.control import RunEnd
 
@@ -22,19 +21,20 @@ _EVENTS_AT_ONCE = 5000
 class Ending:
     """Watches one run through a reader of `<f>.events`, from version 0 on, through all restarts."""
 
-    def __init__(self, settings: StopSettings, evaluations: Reader) -> None:
+    def __init__(self, settings: StopSettings, evaluations: Reader, clock: Clock) -> None:
+        self._clock = clock
         self._rule = make_stop_rule(settings)
         self._reader = evaluations
-        self._evaluations = EventStream(evaluations, on_gap=go_on("events"))
+        self._evaluations = EventStream(evaluations, clock=clock, on_gap=go_on("events"))
         self._at = evaluations.partitions[0]
-        self.started_ms = now_ms()
+        self.started_ms = self._clock.time_ms()
         # The clock of the wall may be put back while this runs; the time before it started can only come from there.
-        self._before_seconds, self._since = 0.0, monotonic()
+        self._before_seconds, self._since = 0.0, self._clock.monotonic()
 
     def resume(self, started_ms: int, learnt: Mapping[str, object], events: int) -> None:
         """Go on from what `learnt` and `position` gave when the newest version was committed."""
         self.started_ms = started_ms
-        self._before_seconds = max(0.0, (now_ms() - started_ms) / 1000)
+        self._before_seconds = max(0.0, (self._clock.time_ms() - started_ms) / 1000)
         self._evaluations.seek(self._at, events)
         try:
             self._rule.load(learnt)
@@ -60,7 +60,7 @@ class Ending:
             match entry:
                 case Event(EventKind.EVALUATION, data={"version": int(version), "metrics": dict(metrics)}):
                     stop = stop or self._judge(version, metrics)
-        return _end(stop or self._rule.tick(self._before_seconds + monotonic() - self._since), number)
+        return _end(stop or self._rule.tick(self._before_seconds + self._clock.monotonic() - self._since), number)
 
     async def _waiting(self) -> list[Event]:
         """What has come, up to a limit: events are many, evaluations few, and updates must not wait for them."""

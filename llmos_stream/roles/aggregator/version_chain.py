@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from llmos_stream.codec import DeltaEncoding, Layout, Residual, add_residual, fits_delta
-from llmos_stream.config import Settings
-from llmos_stream.core import NewVersion
+from llmos_stream.config import VersionSettings
+from llmos_stream.core import NewVersion, Rule
 from llmos_stream.log.snapshots import EncodedSnapshot, residual_message
-from llmos_stream.log.versions import Origin, delta_codec, delta_version, encode_version, local_rule
+from llmos_stream.log.versions import Origin, delta_codec, delta_version, encode_version
 from llmos_stream.runtime import Offload, run_all
 from llmos_stream.storage.spool import Spools
 from llmos_stream.types import VersionHead
@@ -37,10 +37,10 @@ class Encoded:
 class Chain:
     """Knows what readers hold: the newest version's weights, what they are owed, and where its full version lies."""
 
-    def __init__(self, settings: Settings, layout: Layout, spools: Spools, offload: Offload) -> None:
-        self._every = settings.versions.full_every
-        self._codec = delta_codec(settings.versions)
-        self._rule = local_rule(settings).record()
+    def __init__(self, settings: VersionSettings, rule: Rule, layout: Layout, spools: Spools, offload: Offload) -> None:
+        self._every = settings.full_every
+        self._codec = delta_codec(settings)
+        self._rule = rule.record()
         self._layout = layout
         self._spools = spools
         self._offload = offload
