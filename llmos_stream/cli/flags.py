@@ -15,6 +15,7 @@ from llmos_stream.config import SECTIONS, Settings, load
 from llmos_stream.config.plugins import Kind
 
 _DEST = "setting:"
+_KIND_CHARACTERS = 48  # a longer list of values would not fit beside its flag
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +64,12 @@ def add_settings(
         for setting in settings_of([section]):
             if not setting.secret:
                 default = defaults.get(section, {}).get(setting.field, setting.default)
-                text = f"{setting.text} (default: {default})".replace("%", "%%")
+                fits = len(setting.kind) <= _KIND_CHARACTERS
+                values = "" if fits else f"One of {setting.kind.replace('|', ', ')}. "
+                text = f"{values}{setting.text} (default: {default})".replace("%", "%%")
                 dest = f"{_DEST}{section}.{setting.field}"
-                group.add_argument(setting.flag, dest=dest, metavar=setting.kind, default=None, help=text)
+                kind = setting.kind if fits else "NAME"
+                group.add_argument(setting.flag, dest=dest, metavar=kind, default=None, help=text)
 
 
 def load_settings(arguments: argparse.Namespace, defaults: Mapping[str, Mapping[str, Any]] | None = None) -> Settings:
