@@ -58,6 +58,8 @@ is a fused multiply-add (`addcmul`, `lerp`, `add` with `alpha`). Add rows up one
 | server optimiser | `llmos_stream.server_optimizers` | `server_optimizer.name` | options, `ServerOptimizerSettings`, number of parameters, device; gives a `ServerOptimizer` |
 | stop rule | `llmos_stream.stop_rules` | `stop.rule` | options, `StopSettings`; gives a `StopRule` |
 
+Codecs of one's own have a group too (see `llmos_stream.codec.packaged`); both ends must have the package.
+
 Each may have an attribute `Options`, the pydantic model of its section's `options`; without one it takes none.
 '''  # noqa: E501 (a table's row)
 

@@ -30,7 +30,7 @@ def test_the_file_may_be_named_by_the_environment(tmp_path: Path, monkeypatch: p
     [
         ("codec", "fraction", 0, "greater than 0"),
         ("codec", "block", 100, "power of two"),
-        ("codec", "name", "zip", "'int8'"),
+        ("codec", "name", "int", "did you mean int8"),
         ("aggregation", "buffer_size", 0, "greater than or equal to 1"),
         ("aggregation", "mixing", 1.5, "less than or equal to 1"),
         ("aggregation", "deadline_seconds", "soon", "valid number"),

@@ -5,6 +5,7 @@
 | 1, 2, 3 | float32, float16, bfloat16 | none |
 | 4, 5 | int8, int4 | `block`: elements to a scale, one of 32 to 1024 by powers of two; `stochastic`: 0 or 1 |
 | 6 | topk | `fraction`: over 0, at most 1; `bits`: 8 or 32; `stochastic`: 0 or 1, 0 with 32 bits |
+| 128 to 255 | of packages | their own (see `packaged`) |
 
 Every parameter is required and none may be added: the meaning of an id never changes, new meanings get new ids.
 """
@@ -17,9 +18,11 @@ import torch
 from llmos_stream.codec.base import Codec
 from llmos_stream.codec.blocks import Blocks
 from llmos_stream.codec.floating import Floating
+from llmos_stream.codec.packaged import RESERVED, packaged_codec, packaged_codecs
 from llmos_stream.codec.sparse import TopK
 from llmos_stream.config import CodecSettings
-from llmos_stream.errors import Reason, Rejected
+from llmos_stream.config.plugins import CODECS, find_plugin
+from llmos_stream.errors import ConfigError, Reason, Rejected
 from llmos_stream.types import CodecId, CodecSpec
 
 _Rule = Callable[[Any], bool]
@@ -77,6 +80,11 @@ def codec_for(spec: CodecSpec) -> Codec:
     # What came from outside need not be what the type says.
     id: Any = spec.id
     params: Any = spec.params
+    if type(id) is int and id in RESERVED and isinstance(params, Mapping):
+        packaged = packaged_codec(id, params)
+        if packaged is None:
+            raise Rejected(Reason.UNKNOWN_CODEC, f"codec id {id} is a package's, which is not installed here")
+        return packaged
     if type(id) not in (int, CodecId) or id not in TABLE:
         raise Rejected(Reason.UNKNOWN_CODEC, f"codec id {id!r:.60}")
     rules, make = TABLE[id]
@@ -90,7 +98,15 @@ def codec_for(spec: CodecSpec) -> Codec:
 
 
 def spec_of(settings: CodecSettings) -> CodecSpec:
-    """The spec that `settings` ask for. Top-k values take 8 bits, rounded as `settings.rounding` says."""
+    """The spec that `settings` ask for. Top-k values take 8 bits, rounded as `settings.rounding` says.
+
+    Raises:
+        ConfigError: The settings name a codec that is not installed, or options that it does not take.
+    """
+    if settings.name.upper() not in CodecId.__members__:
+        return _packaged_spec(settings)
+    if settings.options:
+        raise ConfigError(f"codec.options: {settings.name} takes none; it has settings of its own")
     id = CodecId[settings.name.upper()]
     rounding = settings.rounding or ("nearest" if settings.error_feedback else "stochastic")
     stochastic = int(rounding == "stochastic")
@@ -99,3 +115,14 @@ def spec_of(settings: CodecSettings) -> CodecSpec:
     if id is CodecId.TOPK:
         return CodecSpec(id, {"fraction": settings.fraction, "bits": 8, "stochastic": stochastic})
     return CodecSpec(id)
+
+
+def _packaged_spec(settings: CodecSettings) -> CodecSpec:
+    plugin = find_plugin(CODECS, {}, settings.name)
+    for id, (name, found) in packaged_codecs().items():
+        if name == settings.name:
+            try:
+                return CodecSpec(id, found.options(settings.options).model_dump(mode="json"))
+            except ValueError as error:
+                raise ConfigError(f"codec.options: {error}") from None
+    raise ConfigError(f"codec.name: {settings.name} is {plugin.target!r}, which is no codec with an id from 128 to 255")

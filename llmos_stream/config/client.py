@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 
 from llmos_stream.config.base import NAME_PATTERN, Count, Fraction, Positive, Section, power_of_two
+from llmos_stream.config.rules import NO_OPTIONS, CodecName, Options
 
 
 class TaskSettings(Section):
@@ -47,8 +48,10 @@ class ClientSettings(Section):
 
 
 class CodecSettings(Section):
-    name: Literal["float32", "float16", "bfloat16", "int8", "int4", "topk"] = "int8"
-    """Codec of the updates."""
+    name: CodecName = "int8"
+    """Codec of the updates; or one of a package that the aggregator has too."""
+    options: Options = NO_OPTIONS
+    """What a package's codec takes: name=value,name=value."""
     block: Annotated[int, Field(ge=32, le=1024), AfterValidator(power_of_two)] = 512
     """Elements that share a scale (int8, int4); a power of two."""
     rounding: Literal["stochastic", "nearest"] | None = None

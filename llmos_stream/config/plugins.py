@@ -37,6 +37,7 @@ STRATEGIES = Kind(
 STALENESS = Kind("staleness function", "llmos_stream.staleness", ("constant", "polynomial", "hinge"))
 SERVER_OPTIMIZERS = Kind("server optimiser", "llmos_stream.server_optimizers", ("sgd", "adam", "yogi", "adagrad"))
 STOP_RULES = Kind("stop rule", "llmos_stream.stop_rules", ("standard",))
+CODECS = Kind("codec", "llmos_stream.codecs", ("float32", "float16", "bfloat16", "int8", "int4", "topk"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,11 +91,37 @@ def find_plugin(kind: Kind, built_in: Mapping[str, Callable[..., Any]], name: st
     found = _entry_points(kind.group).get(name)
     if found is None:
         raise ConfigError(_unknown(kind, name))
+    return _loaded(kind, found)
+
+
+def installed_plugins(kind: Kind) -> Mapping[str, Plugin | ConfigError]:
+    """Everything that packages bring of a kind, by name, or why it cannot be imported."""
+    found: dict[str, Plugin | ConfigError] = {}
+    for name, entry in sorted(_entry_points(kind.group).items()):
+        try:
+            found[name] = _loaded(kind, entry)
+        except ConfigError as error:
+            found[name] = error
+    return found
+
+
+def _loaded(kind: Kind, found: EntryPoint) -> Plugin:
     try:
         target = found.load()
     except Exception as error:
-        raise ConfigError(f"{kind.noun} {name} ({found.value}): {type(error).__name__}: {error}") from error
+        raise ConfigError(f"{kind.noun} {found.name} ({found.value}): {type(error).__name__}: {error}") from error
     return Plugin(target, None if found.dist is None else Package(found.dist.name, found.dist.version))
+
+
+def check_installed(kind: Kind, name: str) -> str:
+    """`name`, if it is built in or a package brings it, which is not imported for that.
+
+    Raises:
+        ValueError: It is neither.
+    """
+    if name not in kind.built_in and name not in _entry_points(kind.group):
+        raise ValueError(_unknown(kind, name))
+    return name
 
 
 def import_path(path: str) -> Callable[..., Any]:
@@ -144,4 +171,5 @@ def _unknown(kind: Kind, name: str) -> str:
     known = [*kind.built_in, *sorted(_entry_points(kind.group).keys() - set(kind.built_in))]
     near = get_close_matches(name, known, 1)
     hint = f"did you mean {near[0]}? " if near else ""
-    return f"no {kind.noun} {name!r} is installed; {hint}there are {', '.join(known)}, and package.module:callable"
+    paths = "" if kind is CODECS else ", and package.module:callable"
+    return f"no {kind.noun} {name!r} is installed; {hint}there are {', '.join(known)}{paths}"

@@ -3,12 +3,13 @@
 import json
 import re
 from collections.abc import Mapping
+from functools import partial
 from typing import Annotated
 
 from pydantic import AfterValidator, BeforeValidator, Field, JsonValue
 
 from llmos_stream.config.base import Count, Positive, Section
-from llmos_stream.config.plugins import SERVER_OPTIMIZERS, STALENESS, STOP_RULES, STRATEGIES
+from llmos_stream.config.plugins import CODECS, SERVER_OPTIMIZERS, STALENESS, STOP_RULES, STRATEGIES, check_installed
 
 _NAME = re.compile(r"[A-Za-z_][\w.-]{0,127}(:[A-Za-z_][\w.]{0,127})?")
 
@@ -42,6 +43,7 @@ def _number(text: str) -> object:
 StrategyName = Annotated[str, STRATEGIES, AfterValidator(_well_formed)]
 StalenessName = Annotated[str, STALENESS, AfterValidator(_well_formed)]
 ServerOptimizerName = Annotated[str, SERVER_OPTIMIZERS, AfterValidator(_well_formed)]
+CodecName = Annotated[str, CODECS, AfterValidator(partial(check_installed, CODECS))]
 StopRuleName = Annotated[str, STOP_RULES, AfterValidator(_well_formed)]
 Options = Annotated[Mapping[str, JsonValue], BeforeValidator(_parsed)]
 """What a rule itself takes, validated by the rule's own model."""
