@@ -6,6 +6,7 @@ a version. What others wrote there is passed over.
 """
 
 import logging
+from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -18,6 +19,7 @@ from llmos_stream.wire.control import Pointer
 
 logger = logging.getLogger(__name__)
 
+_UNSURE_KEPT = 1024
 _FETCH_BYTES = 964 * 1024
 """One record of a version (`wire.chunk_bytes`), and the end of the transaction before it. Kafka gives no less than a
 whole record, and sends in vain what is begun of the next one."""
@@ -78,14 +80,16 @@ class VersionIndex:
 
     async def newest(self) -> LocatedVersion | None:
         """The newest version; None in an empty log."""
-        later: list[LocatedVersion] = []
+        last: LocatedVersion | None = None
+        later: deque[LocatedVersion] = deque(maxlen=_UNSURE_KEPT)
         here = await self._before(self._end, 1, checked=True)
         while here is not None:
             if (known := next((version for version in later if version.continues(here)), None)) is not None:
                 return known
+            last = last or here
             later.append(here)
             here = await self._before(here.offset, here.records + 1, checked=True)
-        return later[0] if later else None
+        return last
 
     async def at(self, pointer: Pointer) -> LocatedVersion | None:
         """The version that `pointer` names; None where it does not begin there.
