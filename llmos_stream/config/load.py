@@ -1,4 +1,4 @@
-"""Reading settings from flags, environment and file, and handing them on to another process."""
+"""Reads settings from flags, environment and file, and hands them on to another process."""
 
 import json
 import os
@@ -20,7 +20,8 @@ CONFIG_VARIABLE = "LLMOS_CONFIG"
 def load(overrides: Mapping[str, Any] | None = None, file: Path | None = None) -> Settings:
     """Read all settings; `overrides` (nested, by section) win, `file` defaults to `$LLMOS_CONFIG`.
 
-    Raises ConfigError that lists each field that is wrong, with the reason.
+    Raises:
+        ConfigError: Some fields are wrong; it lists each with the reason.
     """
     path = file or (Path(os.environ[CONFIG_VARIABLE]) if os.environ.get(CONFIG_VARIABLE) else None)
     if path is not None and not path.is_file():

@@ -49,12 +49,13 @@ class DurableFile:
             view = view[written:]
 
     def sync(self) -> None:
+        """Return when all bytes are on the disk."""
         if os.fstat(self._descriptor).st_size > self.size:
             os.ftruncate(self._descriptor, self.size)
         os.fsync(self._descriptor)
 
     def read(self, size: int, offset: int) -> bytes:
-        """Raises OSError, also where the file ends before."""
+        """The `size` bytes from `offset` on. Raises OSError, also where the file ends before."""
         return read_exactly(self._descriptor, size, offset)
 
 
@@ -67,7 +68,7 @@ class FileParts:
         self._size = size
 
     def __iter__(self) -> Iterator[Part]:
-        """Raises StateError where the file cannot be read."""
+        """Read the parts from the beginning. Raises StateError where the file cannot be read."""
         end = self._begin + self._size
         for offset in range(self._begin, end, _PIECE):
             try:
@@ -77,7 +78,7 @@ class FileParts:
 
 
 def read_exactly(descriptor: int, size: int, offset: int) -> bytes:
-    """Raises OSError, also where the file ends before."""
+    """The `size` bytes from `offset` on. Raises OSError, also where the file ends before."""
     data = os.pread(descriptor, size, offset)
     while len(data) < size:  # rare: a signal, or a network's file system
         if not (more := os.pread(descriptor, size - len(data), offset + len(data))):

@@ -147,7 +147,7 @@ class Spooled(NamedTuple):
 
 
 def spooled(frames: Iterable[bytes], store: Store) -> Spooled:
-    """Draw the frames of a payload into `store`, one at a time. Works for a while."""
+    """Draw the frames of a payload into `store`, one at a time. Takes a while: run it off the event loop."""
     size, digest = 0, hashlib.sha256()
     for frame in frames:
         digest.update(frame)

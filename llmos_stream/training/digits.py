@@ -22,7 +22,8 @@ _PIXEL_MEAN, _PIXEL_STD = 0.3053, 0.3761
 class DigitsTask(TensorTask):
     """Images (N, 1, 8, 8), standardised; a fifth of each class is held out for testing.
 
-    Raises TaskError when scikit-learn is not installed, or for more shards than training examples.
+    Raises:
+        TaskError: scikit-learn is not installed, or there are more shards than training examples.
     """
 
     def __init__(self, task: TaskSettings, client: ClientSettings) -> None:

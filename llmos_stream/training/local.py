@@ -69,14 +69,18 @@ class LocalTrainer:
     ) -> EpochMetrics:
         """Train on each batch once and return what was measured on the way.
 
-        `should_stop` is asked after each batch, so at least one batch is trained and the metrics always mean
-        something. `seed` seeds what the model itself draws, such as dropout, and the process's generators are
-        as before afterwards; torch has one generator a process, so this is reproducible only while no other
-        thread draws from it. Without a seed the model draws from the process's generators.
+        Each module is back in its own mode when the epoch ends.
 
-        Each module is back in the mode it was in when the epoch ends. Raises TaskError when there is no batch, when a
-        batch has the wrong form, and when the loss is not finite; in the last case the bad batch has not been
-        stepped on, but the weights are those that led to it: load a good version before going on.
+        Args:
+            batches: What to train on.
+            should_stop: Asked after each batch, so that at least one is trained.
+            seed: Seeds what the model itself draws, such as dropout; the process's generators are as before afterwards.
+                torch has one generator a process, so this is reproducible only while no other thread draws from it.
+                Without a seed the model draws from the process's generators.
+
+        Raises:
+            TaskError: There is no batch, a batch has the wrong form, or the loss is not finite. In the last case no
+                step was taken on the batch, but the weights are those that led to it: load a good version.
         """
         started = perf_counter()
         device = _device_of(self.model)
@@ -105,7 +109,10 @@ def evaluate(model: nn.Module, batches: Iterable[Batch], loss: Loss = cross_entr
     """`loss`, `num_examples` and, where the model classifies, `accuracy` over all batches; the model is not changed.
 
     Runs in eval mode without gradients; each module is back in its own mode afterwards. A loss that is not
-    finite is returned as it is, because it is the answer. Raises TaskError as `run_epoch` does otherwise.
+    finite is returned as it is, because it is the answer.
+
+    Raises:
+        TaskError: There is no batch, or a batch has the wrong form.
     """
     device = _device_of(model)
     tally = _Tally()

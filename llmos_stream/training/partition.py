@@ -21,7 +21,9 @@ def dirichlet_split(labels: ArrayLike, shards: int, alpha: float, seed: int, min
     gives each shard few classes, large alpha gives all shards the same mix (Yurochkin et al. 2019). A shard
     left with fewer than `min_per_shard` examples is filled up from the largest one.
 
-    Raises TaskError when there are too few examples, ValueError for arguments that are no split at all.
+    Raises:
+        TaskError: There are too few examples.
+        ValueError: The arguments describe no split.
     """
     classes = _as_labels(labels)
     if shards < 1 or min_per_shard < 0 or not alpha > 0:
@@ -48,7 +50,8 @@ def dirichlet_split(labels: ArrayLike, shards: int, alpha: float, seed: int, min
 def stratified_holdout(labels: ArrayLike, fraction: float, seed: int) -> tuple[Indices, Indices]:
     """(kept, held out): of each class, `fraction` of the examples, rounded, is held out.
 
-    Raises ValueError when `fraction` is not between 0 and 1.
+    Raises:
+        ValueError: `fraction` is not between 0 and 1.
     """
     classes = _as_labels(labels)
     if not 0 < fraction < 1:

@@ -51,8 +51,8 @@ def shared_tensors(model: nn.Module, share: str) -> dict[str, Tensor]:
     training changes them. They go stale when the model's tensors are replaced (`model.to(...)`), so move
     the model first.
 
-    Raises TaskError when nothing matches (for globs: when one of them matches nothing), or when a lazy
-    parameter has no shape yet.
+    Raises:
+        TaskError: Nothing matches, or one of several globs matches nothing, or a lazy parameter has no shape yet.
     """
     candidates = list(_candidates(model))
     match share:
@@ -83,7 +83,9 @@ def load_(tensors: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
     """Copy `values` into the live `tensors` in place, each into the dtype and device that is already there.
 
     The memory stays where it is, so an optimiser goes on working on the same parameters.
-    Raises ValueError when names or shapes differ; then nothing has been written.
+
+    Raises:
+        ValueError: Names or shapes differ; nothing has been written.
     """
     if tensors.keys() != values.keys():
         missing, unknown = sorted(tensors.keys() - values.keys()), sorted(values.keys() - tensors.keys())

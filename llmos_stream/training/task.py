@@ -65,7 +65,10 @@ def load_task(task: TaskSettings, client: ClientSettings) -> Task:
     """Make the task that `task.entry` names: `digits`, `blobs`, `noop:N` or `package.module:callable`.
 
     A callable is imported by name, so the entry must come from this machine's own settings and never from
-    a message. Raises TaskError, with the entry and the reason, whatever goes wrong.
+    a message.
+
+    Raises:
+        TaskError: Whatever goes wrong, with the entry and the reason.
     """
     try:
         return _make(task, client)

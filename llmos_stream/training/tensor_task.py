@@ -52,7 +52,8 @@ class TensorTask(ABC):
     `train` and `test` are pairs of inputs (N, ...) and integer labels (N). The training examples are split
     with label skew over `task.shards`, the same way in every process that has the same task settings.
 
-    Raises TaskError when there are more shards than training examples.
+    Raises:
+        TaskError: There are more shards than training examples.
     """
 
     def __init__(

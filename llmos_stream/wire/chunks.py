@@ -60,9 +60,11 @@ def split(
 ) -> Iterator[bytes]:
     """Cut a message into the values of its records, each with `chunk_bytes` of the message but the last.
 
-    Parts are taken one after the other and copied once, into the value. Raises ValueError for
-    arguments that make no message, and, before the last value is given out, where the parts do not
-    add up to `payload_size`: no reader ever sees such a message as complete.
+    Parts are taken one after the other and copied once, into the value.
+
+    Raises:
+        ValueError: The arguments make no message; or, before the last value is drawn, the parts do not add up to
+            `payload_size`, so that no reader ever sees such a message as complete.
     """
     total = len(prelude) + payload_size
     if not prelude or payload_size < 0 or len(message_id) != MESSAGE_ID_BYTES or chunk_bytes < 1:
@@ -75,7 +77,11 @@ def split(
 
 
 def read_chunk(value: Part) -> Chunk:
-    """Take a record's value apart without copying. Raises Rejected(MALFORMED) for what is no chunk."""
+    """Take a record's value apart without copying.
+
+    Raises:
+        Rejected: MALFORMED for what is no chunk.
+    """
     if len(value) <= CHUNK_OVERHEAD:
         raise malformed(f"a record of {len(value)} bytes is no chunk")
     tag, identifier, mark, index, count_mark, count = _HEADER.unpack_from(value)

@@ -136,8 +136,9 @@ FIELDS: Mapping[EventKind, Mapping[str, Field]] = MappingProxyType(
 def dump_event(event: Event) -> bytes:
     """The event as one JSON object.
 
-    Raises ValueError where the event is not of the closed table or exceeds `MAX_BYTES`, and
-    TypeError for a value that JSON cannot hold (such as a tensor).
+    Raises:
+        ValueError: The event is not of the closed table, or exceeds `MAX_BYTES`.
+        TypeError: A value is one that JSON cannot hold, such as a tensor.
     """
     if fault := fault_of(event):
         raise ValueError(f"event is not one that a reader takes: {fault}")
@@ -151,7 +152,8 @@ def dump_event(event: Event) -> bytes:
 def load_event(data: bytes) -> Event:
     """The event in `data`; what `dump_event` wrote comes back equal.
 
-    Raises Rejected(MALFORMED) for anything that is not one event of the closed table.
+    Raises:
+        Rejected: MALFORMED for anything that is not one event of the closed table.
     """
     if len(data) > MAX_BYTES:
         raise Rejected(Reason.MALFORMED, f"an event of {len(data)} bytes, more than {MAX_BYTES}")

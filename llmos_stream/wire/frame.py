@@ -132,7 +132,8 @@ class Prelude:
 def pack_prelude(head: Head, signature: bytes | None = None) -> bytes:
     """The bytes that go before the payload.
 
-    Raises ValueError where a reader would refuse them, so a head that was packed can be read.
+    Raises:
+        ValueError: A reader would refuse them. So every head that was packed can be read.
     """
     if signature is not None and not 1 <= len(signature) <= MAX_SIGNATURE_BYTES:
         raise ValueError(f"a signature has 1 to {MAX_SIGNATURE_BYTES} bytes, not {len(signature)}")
@@ -166,8 +167,11 @@ def unpack_prelude(data: Part) -> Prelude | None:
 def read_prelude(data: Part) -> Prelude | None:
     """Find the prelude that `data` starts with; None where more bytes are needed (see `prelude_needs`).
 
-    Neither the head nor what follows the prelude is looked at. Raises Rejected: MALFORMED, UNSUPPORTED for a newer
-    format version or an unknown kind, TOO_LARGE for a prelude above MAX_PRELUDE_BYTES.
+    Neither the head nor what follows the prelude is looked at.
+
+    Raises:
+        Rejected: MALFORMED; UNSUPPORTED for a newer format version or an unknown kind; TOO_LARGE for a prelude above
+            MAX_PRELUDE_BYTES.
     """
     size = prelude_needs(data)
     if len(data) < size:
@@ -183,8 +187,10 @@ def prelude_needs(data: Part) -> int:
     """Bytes that must be there before the prelude `data` starts with can be read, as far as is known.
 
     The answer grows at most three times while bytes arrive and is the exact size once that many
-    are there. Costs the same whatever the size. Raises Rejected as `unpack_prelude` does, as soon
-    as the opening or the signature's item is wrong.
+    are there. Costs the same whatever the size.
+
+    Raises:
+        Rejected: As `read_prelude`, as soon as the opening or the signature's item is wrong.
     """
     if len(data) < OPENING_BYTES:
         if data[: len(_MAGIC)] != _MAGIC[: len(data)]:
