@@ -27,7 +27,7 @@ _MAY: dict[str, tuple[set[str], set[str]]] = {
     "core": ({"torch"}, _BASE),
     "broker": ({"aiokafka"}, _BASE),
     "storage": (set(), _BASE | {"wire"}),
-    "training": ({"torch", "numpy", "sklearn"}, _BASE),
+    "training": ({"torch", "numpy", "sklearn"}, _BASE | {"codec"}),
     "telemetry": ({"prometheus_client", "opentelemetry"}, _BASE | {"wire"}),
     "runtime": ({"orjson"}, _GROUND),
     "web": ({"orjson", "prometheus_client", "starlette", "uvicorn"}, _GROUND),
@@ -46,13 +46,14 @@ _MAY: dict[str, tuple[set[str], set[str]]] = {
         _LOG | {"registry", "reporting", "web"},
     ),
     "testing": (set(), _LOG | {"roles", "training"}),
-    "demo": (set(), _LOG | {"roles", "training"}),
+    "demo": (set(), _LOG | {"federated", "training"}),
     "cli": (
         {"rich", "pydantic", "pydantic_core", "orjson", "safetensors", "torch"},
         _LOG
         | {
             "dashboard",
             "demo",
+            "federated",
             "inference",
             "registry",
             "replay",
@@ -142,3 +143,59 @@ def test_a_strategys_name_stands_in_core_and_config_alone() -> None:
 
 def test_the_table_names_every_room() -> None:
     assert {room for room, _ in _modules()} == set(_MAY)
+
+
+def test_roles_are_entered_by_few_and_the_two_large_ones_not_by_each_other() -> None:
+    """Only replay's shadow is an aggregator of its own; the others that run roles are the faces that users see."""
+    for room, path in _modules():
+        entered = {name for name in _imports(path) if name.startswith("llmos_stream.roles")}
+        inside = path.relative_to(_PACKAGE)
+        if room != "roles":
+            assert not entered or room in {"federated", "testing", "cli"} or inside == Path("replay/shadow.py"), path
+        for one, other in (("aggregator", "client"), ("client", "aggregator")):
+            if inside.parts[:2] == ("roles", one):
+                assert not [name for name in entered if name.startswith(f"llmos_stream.roles.{other}")], path
+
+
+def test_a_record_without_a_value_is_met_in_one_place() -> None:
+    found = [path for _, path in _modules() if "record.value or b" in path.read_text()]
+    assert [path.relative_to(_PACKAGE) for path in found] == [Path("log/stream.py")]
+
+
+def test_no_room_but_core_and_config_knows_a_strategy_by_name() -> None:
+    for room, path in _modules():
+        if room in {"core", "config"}:
+            continue
+        names = {node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)}
+        assert not names & {"fedbuff", "fedasync", "median", "trimmed_mean", "krum", "multi_krum", "norm_bound"}, path
+
+
+_FACES = {
+    "run_aggregator",
+    "run_client",
+    "run_evaluator",
+    "evaluate_once",
+    "run_archiver",
+    "run_inference",
+    "run_shadow",
+}
+
+
+def test_broker_and_all_settings_go_together_through_the_faces_of_roles_alone() -> None:
+    for room, path in _modules():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                names = {argument.arg for argument in (*node.args.args, *node.args.kwonlyargs)}
+                assert room == "cli" or node.name in _FACES or not {"broker", "settings"} <= names, (path, node.name)
+
+
+def test_time_comes_from_the_clock_that_a_role_is_handed() -> None:
+    clocks = {"monotonic", "perf_counter", "time_ns", "time"}
+    for room, path in _modules():
+        if room not in {"roles", "log", "federated"}:
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module == "time":
+                assert not {alias.name for alias in node.names} & clocks, path
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "time":
+                assert node.attr not in clocks, path

@@ -15,7 +15,7 @@ from llmos_stream.cli.common import Commands, add_command, err, note, print_json
 from llmos_stream.cli.flags import load_settings
 from llmos_stream.config import AggregationSettings, Settings
 from llmos_stream.errors import ConfigError, LlmosError
-from llmos_stream.runtime import ExitCode, run_process
+from llmos_stream.runtime import ExitCode, Shutdown, run_process
 from llmos_stream.telemetry.tracing_setup import traced
 
 if TYPE_CHECKING:
@@ -78,7 +78,8 @@ def add(commands: Commands) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from llmos_stream.broker import LocalKafka
     from llmos_stream.cli.progress import Progress
-    from llmos_stream.demo import ClientMix, make_scenario, run_embedded, run_processes
+    from llmos_stream.demo import ClientMix, make_scenario, run_processes
+    from llmos_stream.federated.embedded import run_embedded
     from llmos_stream.reporting import History, require_plotly
 
     settings = load_settings(arguments, _defaults(arguments.clients))
@@ -101,12 +102,18 @@ def run(arguments: argparse.Namespace) -> int:
                 kafka = stack.enter_context(LocalKafka())
             settings = _on(settings, kafka.bootstrap_servers)
         scenario = make_scenario(settings, mix)
-        run_roles = run_processes if on_kafka else run_embedded
+
+        async def run_roles(shutdown: Shutdown) -> None:
+            if on_kafka:
+                await run_processes(scenario, progress.take, shutdown)
+            else:
+                await run_embedded(scenario.settings, scenario.clients, progress.take, shutdown)
+
         where = f"Kafka at {settings.broker.bootstrap_servers}" if on_kafka else "embedded broker"
         begun = monotonic()
         stack.enter_context(traced(settings.tracing, _facts(settings)))
         with Progress(history, console, f"{mix.clients} clients, {where}") as progress:
-            code = run_process(lambda shutdown: run_roles(scenario, progress.take, shutdown))
+            code = run_process(run_roles)
         seconds = monotonic() - begun
     if code is ExitCode.DONE:
         _report(arguments, settings, history, "kafka" if on_kafka else "embedded", seconds)

@@ -124,13 +124,15 @@ async def _read(reader: "Reader", at: "TopicPartition", most: int) -> list["Reco
 
 
 def _from_record(record: "Record") -> dict[str, object]:
+    from llmos_stream.log.stream import value_of
+
     found: dict[str, object] = {"topic": record.topic, "partition": record.partition, "offset": record.offset}
     found["key"] = None if record.key is None else record.key.decode(errors="replace")
     try:
         return found | _explain(record.value)
     except ConfigError as error:
         # What a stranger wrote to the topic is a find, not a mistake of whoever looks at it.
-        return found | {"bytes": len(record.value or b""), "note": str(error)}
+        return found | {"bytes": len(value_of(record)), "note": str(error)}
 
 
 def _explain(data: bytes | None) -> dict[str, object]:

@@ -15,8 +15,8 @@ from llmos_stream.runtime import ExitCode, Offload, Shutdown, run_while
 if TYPE_CHECKING:
     from llmos_stream.broker import Broker
     from llmos_stream.log import RunEnd
-    from llmos_stream.roles.evaluator import Evaluation
     from llmos_stream.training import Task
+    from llmos_stream.training.model_evaluator import Evaluation
 
 _SHARED = ("federation", "broker", "wire", "task", "runtime", "operations", "tracing")
 

@@ -13,7 +13,7 @@ from llmos_stream.reporting.wording import listed, plain, plural
 
 if TYPE_CHECKING:
     from llmos_stream.replay import Change, Changes, Told
-    from llmos_stream.roles.evaluator import Judge
+    from llmos_stream.training.model_evaluator import ModelEvaluator
 
 _CAVEAT = (
     "Later updates were trained on models that contained the removed contributions; those updates are folded as "
@@ -63,11 +63,11 @@ async def _tell(settings: Settings, arguments: argparse.Namespace, change: "Chan
             return await story.run(numbers, lambda _: step())
 
 
-def _judge(settings: Settings) -> "Judge":
-    from llmos_stream.roles.evaluator import Judge
+def _judge(settings: Settings) -> "ModelEvaluator":
     from llmos_stream.training import load_task
+    from llmos_stream.training.model_evaluator import ModelEvaluator
 
-    return Judge(load_task(settings.task, settings.client), settings)
+    return ModelEvaluator(load_task(settings.task, settings.client), settings.evaluator.batch_size, settings.task.share)
 
 
 def _what(change: "Change") -> str:

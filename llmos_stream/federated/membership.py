@@ -23,9 +23,9 @@ from llmos_stream.log.versions import Version
 from llmos_stream.roles.aggregator import Initial, run_aggregator
 from llmos_stream.roles.client import Client, ClientState, Published, client_id_of, state_folder
 from llmos_stream.roles.client.participation import Participation
-from llmos_stream.roles.shared_model import Trained
 from llmos_stream.runtime import SYSTEM_CLOCK, Background, Clock, Offload, Shutdown, run_while
 from llmos_stream.telemetry.tracing import Span
+from llmos_stream.training.shared_model import Trained
 
 logger = logging.getLogger(__name__)
 

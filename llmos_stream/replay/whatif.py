@@ -24,7 +24,7 @@ from llmos_stream.replay.difference import Difference, difference
 from llmos_stream.replay.errors import Missing
 from llmos_stream.replay.log import ReplayLog
 from llmos_stream.replay.span import kept_span
-from llmos_stream.roles.evaluator import Evaluation, Judge
+from llmos_stream.training.model_evaluator import Evaluation, ModelEvaluator
 from llmos_stream.types import Contribution, VersionHead, VersionKind
 
 
@@ -74,7 +74,9 @@ class WhatIf:
     up to `staleness.maximum + 1` models. Otherwise two are, and the optimiser's moments.
     """
 
-    def __init__(self, log: ReplayLog, change: Change, *, judge: Judge | None = None, every: int | None = None) -> None:
+    def __init__(
+        self, log: ReplayLog, change: Change, *, judge: ModelEvaluator | None = None, every: int | None = None
+    ) -> None:
         self._log = log
         self._change = change
         self._judge = judge
@@ -200,11 +202,10 @@ class WhatIf:
         if self._judge is None or not (final or (self._every and head.number % self._every == 0)):
             return
         original = await self._log.version(head.number)
-        evaluate, offload = self._judge.evaluate, self._log.offload
-        changed = await offload.run(evaluate, self._version(head))
-        self._told.points.append(
-            Point(head.number, self._retelling.version, await offload.run(evaluate, original), changed)
-        )
+        evaluate, offload, here = self._judge.evaluate, self._log.offload, self._retelling
+        changed = await offload.run(evaluate, here.version, original.layout, here.weights)
+        before = await offload.run(evaluate, head.number, original.layout, original.weights)
+        self._told.points.append(Point(head.number, here.version, before, changed))
 
     def _version(self, head: VersionHead) -> Version:
         reached = replace(head, number=self._retelling.version)

@@ -3,15 +3,13 @@
 import logging
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack, aclosing
-from dataclasses import dataclass
 from functools import partial
-from time import perf_counter
 
 from llmos_stream.broker import Broker, TopicPartition, Topics
 from llmos_stream.config import EvaluatorSettings, Settings
-from llmos_stream.errors import ConfigError, OffsetGone, Rejected
+from llmos_stream.errors import OffsetGone, Rejected
 from llmos_stream.log.control import ControlView, Pointer
-from llmos_stream.log.events import emit, event
+from llmos_stream.log.events import emit
 from llmos_stream.log.federation import Federation
 from llmos_stream.log.producer import RetryingProducer
 from llmos_stream.log.record_tracing import version_attributes
@@ -19,10 +17,10 @@ from llmos_stream.log.replica import Follower, take_message
 from llmos_stream.log.stream import MessageStream, foreign
 from llmos_stream.log.topics import topics_exist
 from llmos_stream.log.versions import Version, version_assembler, version_head
-from llmos_stream.roles.shared_model import LocalModel
 from llmos_stream.runtime import SYSTEM_CLOCK, Clock, Offload, Shutdown
 from llmos_stream.telemetry.tracing import TraceParent, follow
-from llmos_stream.training import LocalTrainer, Task, evaluate
+from llmos_stream.training import Task
+from llmos_stream.training.model_evaluator import Evaluation, ModelEvaluator
 from llmos_stream.types import EventKind, Role
 from llmos_stream.wire import Message
 
@@ -31,16 +29,6 @@ logger = logging.getLogger(__name__)
 ROLE = Role.EVALUATOR
 _POLL_SECONDS = 0.25
 _CATCH_UP_SECONDS = 60.0
-
-
-@dataclass(frozen=True, slots=True)
-class Evaluation:
-    """What a version reached on the held-out data."""
-
-    version: int
-    metrics: dict[str, float]
-    num_examples: int
-    seconds: float
 
 
 async def run_evaluator(
@@ -57,7 +45,11 @@ async def run_evaluator(
     While the broker does not answer it keeps trying, and goes on after the last version that it evaluated.
     """
     federation = Federation(broker, Topics(settings.federation.name), settings.wire, offload, shutdown, clock)
-    measuring = _Measuring(federation, settings.evaluator, partial(Judge, task, settings))
+    measuring = _Measuring(
+        federation,
+        settings.evaluator,
+        partial(ModelEvaluator, task, settings.evaluator.batch_size, settings.task.share),
+    )
     await federation.keep_trying(measuring.follow, "looking for versions again")
     return measuring.last
 
@@ -65,11 +57,11 @@ async def run_evaluator(
 class _Measuring:
     """What the evaluator keeps while it loses the broker and finds it again."""
 
-    def __init__(self, federation: Federation, settings: EvaluatorSettings, judge: "Callable[[], Judge]") -> None:
+    def __init__(self, federation: Federation, settings: EvaluatorSettings, make: Callable[[], ModelEvaluator]) -> None:
         self._federation = federation
         self._every = settings.every
-        self._make_judge = judge
-        self._judge: Judge | None = None
+        self._make = make
+        self._evaluator: ModelEvaluator | None = None
         self._follower = Follower()
         self._looked = False
         self._first: Pointer | None = None  # the newest version at the first look; None where there was none yet
@@ -88,8 +80,8 @@ class _Measuring:
         async with AsyncExitStack() as stack:
             producer = await stack.enter_async_context(federation.producer())
             control, stream = await federation.until_stop(self._open(stack))
-            if self._judge is None:  # after the first look: what is published meanwhile is not skipped
-                self._judge = await federation.run(self._make_judge)
+            if self._evaluator is None:  # after the first look: what is published meanwhile is not skipped
+                self._evaluator = await federation.run(self._make)
             first = self._next or self._first
             versions = _versions(stream, control, self._follower, federation)
             async with aclosing(versions):
@@ -99,14 +91,14 @@ class _Measuring:
                     if version.head.number % self._every:
                         self._passed_over = version
                     else:
-                        await self._measure(self._judge, version, producer)
+                        await self._measure(self._evaluator, version, producer)
                     self._next = following
                     if federation.shutdown.requested:
                         return
             last = self._passed_over
             # The run has ended with a version in between. A later one that could not be read has spoilt it.
             if last is not None and last is self._follower.version and not federation.shutdown.requested:
-                await self._measure(self._judge, last, producer)
+                await self._measure(self._evaluator, last, producer)
 
     async def _open(self, stack: AsyncExitStack) -> tuple[ControlView, MessageStream]:
         federation = self._federation
@@ -126,13 +118,13 @@ class _Measuring:
             stream.seek(TopicPartition(models, begin.partition), begin.offset)
         return control, stream
 
-    async def _measure(self, judge: "Judge", version: Version, producer: RetryingProducer) -> None:
+    async def _measure(self, evaluator: ModelEvaluator, version: Version, producer: RetryingProducer) -> None:
         with follow("evaluator.evaluate", self._span, version_attributes(version.head)):
-            found = await self._federation.run(judge.evaluate, version)
+            found = await self._federation.run(evaluator.evaluate, version.head.number, version.layout, version.weights)
         self._passed_over, self.last = None, found
         metrics = ", ".join(f"{name} {value:.4f}" for name, value in found.metrics.items())
         logger.info("version %d: %s", found.version, metrics)
-        measured = event(
+        measured = self._federation.event(
             EventKind.EVALUATION,
             ROLE,
             version=found.version,
@@ -150,7 +142,7 @@ async def evaluate_once(
     federation = Federation(broker, Topics(settings.federation.name), settings.wire, offload, shutdown)
     if not await federation.wait_for_topics():
         return None
-    judge = await offload.run(Judge, task, settings)
+    evaluator = await offload.run(ModelEvaluator, task, settings.evaluator.batch_size, settings.task.share)
     async with federation.control() as control:
         while control.latest is None and not shutdown.requested:
             await control.newer_than(None, _POLL_SECONDS, shutdown)
@@ -158,27 +150,7 @@ async def evaluate_once(
         return None
     async with federation.reader(federation.topics.models, "latest") as models:
         version = await federation.replica(models).move_to(control.latest, _CATCH_UP_SECONDS)
-    return await offload.run(judge.evaluate, version)
-
-
-class Judge:
-    """A task's model and held-out data, ready to measure versions. Not for two threads at once."""
-
-    def __init__(self, task: Task, settings: Settings) -> None:
-        model = task.model()
-        self._task = task
-        self._batch_size = settings.evaluator.batch_size
-        self._local = LocalModel(LocalTrainer(model, task.optimizer(model), task.loss), settings.task.share)
-
-    def evaluate(self, version: Version) -> Evaluation:
-        """Raises ConfigError when the version is of another model."""
-        begun = perf_counter()
-        if version.layout.digest != self._local.layout.digest:
-            raise ConfigError("task.entry, task.share: the task's shared tensors are not the federation's")
-        self._local.load(version.weights)
-        metrics = evaluate(self._local.trainer.model, self._task.test_batches(self._batch_size), self._task.loss)
-        num_examples = int(metrics.pop("num_examples"))
-        return Evaluation(version.head.number, metrics, num_examples, perf_counter() - begun)
+    return await offload.run(evaluator.evaluate, version.head.number, version.layout, version.weights)
 
 
 async def _versions(

@@ -20,7 +20,8 @@ from rich.progress import Progress
 from torch import nn
 
 from llmos_stream.config import ClientSettings, TaskSettings, load
-from llmos_stream.demo import ClientMix, make_scenario, run_embedded
+from llmos_stream.demo import ClientMix, make_scenario
+from llmos_stream.federated.embedded import run_embedded
 from llmos_stream.runtime import Shutdown, configure_logging
 from llmos_stream.training.digits import DigitsTask
 from llmos_stream.training.models import mlp
@@ -118,9 +119,8 @@ def run_trial(entry: str, codec: Mapping[str, object], versions: Mapping[str, ob
     )
     configure_logging(settings.runtime)
     events: list[Event] = []
-    asyncio.run(
-        run_embedded(make_scenario(settings, ClientMix(8, slow=0, late=0, leaving=0)), events.append, Shutdown())
-    )
+    scenario = make_scenario(settings, ClientMix(8, slow=0, late=0, leaving=0))
+    asyncio.run(run_embedded(scenario.settings, scenario.clients, events.append, Shutdown()))
     sent, published, evaluated, refused = (
         [_data(event) for event in events if event.kind is kind]
         for kind in (

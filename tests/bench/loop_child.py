@@ -18,9 +18,9 @@ from llmos_stream.config import Settings, load
 from llmos_stream.log.federation import Federation
 from llmos_stream.roles.aggregator import initial_of, run_aggregator
 from llmos_stream.roles.client import Client, ClientState, client_id_of, state_folder
-from llmos_stream.roles.shared_model import Trained
 from llmos_stream.runtime import Offload, Shutdown, configure_logging, run_all
 from llmos_stream.training import Task, load_task, use_threads
+from llmos_stream.training.shared_model import Trained
 from tests.bench.children import BenchmarkFailed, serve
 from tests.bench.pipe_rows import percentile
 

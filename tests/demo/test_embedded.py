@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 
 from llmos_stream.config import load
-from llmos_stream.demo import ClientMix, Scenario, make_scenario, run_embedded
+from llmos_stream.demo import ClientMix, Scenario, make_scenario
 from llmos_stream.errors import TaskError
+from llmos_stream.federated.embedded import run_embedded
 from llmos_stream.runtime import Shutdown
 from llmos_stream.types import Event, EventKind
 
@@ -26,7 +27,7 @@ def _scenario(mix: ClientMix, **stop: Any) -> Scenario:
 async def test_it_learns_until_the_target() -> None:
     events: list[Event] = []
     scenario = _scenario(ClientMix(4, slow=1, late=0, leaving=1), target=0.97, max_seconds=60.0)
-    await run_embedded(scenario, events.append, Shutdown())
+    await run_embedded(scenario.settings, scenario.clients, events.append, Shutdown())
 
     of_kind: dict[EventKind, list[Event]] = {}
     for event in events:
@@ -57,7 +58,7 @@ async def test_a_stop_in_the_middle_lets_everyone_leave_in_order() -> None:
             shutdown.request()
 
     scenario = _scenario(ClientMix(3, slow=1, late=1, leaving=0))
-    await run_embedded(scenario, take, shutdown)
+    await run_embedded(scenario.settings, scenario.clients, take, shutdown)
     kinds = Counter(event.kind for event in events)
     assert kinds[EventKind.RUN_FINISHED] == 0
     assert kinds[EventKind.VERSION_PUBLISHED] >= 3
@@ -71,11 +72,13 @@ async def test_a_stop_before_the_start() -> None:
     events: list[Event] = []
     shutdown = Shutdown()
     shutdown.request()
-    await run_embedded(_scenario(ClientMix(2, slow=0, late=0, leaving=0)), events.append, shutdown)
+    scenario = _scenario(ClientMix(2, slow=0, late=0, leaving=0))
+    await run_embedded(scenario.settings, scenario.clients, events.append, shutdown)
     assert not [event for event in events if event.kind is EventKind.UPDATE_FOLDED]
 
 
 async def test_a_task_that_cannot_be_loaded() -> None:
     settings = load({"task": {"entry": "nowhere:make"}})
+    scenario = make_scenario(settings, ClientMix())
     with pytest.raises(TaskError, match="there is no module nowhere"):
-        await run_embedded(make_scenario(settings, ClientMix()), list[Event]().append, Shutdown())
+        await run_embedded(scenario.settings, scenario.clients, list[Event]().append, Shutdown())

@@ -9,9 +9,9 @@ from llmos_stream.errors import FederationFinished
 from llmos_stream.log.federation import Federation
 from llmos_stream.roles.aggregator import run_aggregator
 from llmos_stream.roles.client import Client, ClientState
-from llmos_stream.roles.shared_model import Trained
 from llmos_stream.runtime import Offload, Shutdown
 from llmos_stream.runtime.retry import keep_trying
+from llmos_stream.training.shared_model import Trained
 from tests.faults.faulty import FaultyBroker
 from tests.faults.injector import Injector
 from tests.faults.journal import Journal

@@ -14,9 +14,9 @@ from llmos_stream.log import decode_version, wait_for_topics
 from llmos_stream.log.versions import local_rule
 from llmos_stream.replay import Outcome, Rebuilding, ReplayLog, Verdict
 from llmos_stream.roles.aggregator import Initial, initial_of, run_aggregator
-from llmos_stream.roles.shared_model import LocalModel
 from llmos_stream.runtime import Offload, Shutdown
 from llmos_stream.training import Batch, LocalTrainer, Task, load_task
+from llmos_stream.training.shared_model import LocalModel
 from llmos_stream.types import CodecSpec
 from tests.federation import federation_of
 from tests.roles.aids import FLOAT32, LAYOUT, NUMEL, Running, settings_for, update

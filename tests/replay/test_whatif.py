@@ -7,14 +7,14 @@ from llmos_stream.broker import Broker, MemoryBroker
 from llmos_stream.config import Settings
 from llmos_stream.errors import ConfigError
 from llmos_stream.replay import Change, Missing, Told, WhatIf
-from llmos_stream.roles.evaluator import Judge
 from llmos_stream.training import load_task
+from llmos_stream.training.model_evaluator import ModelEvaluator
 from tests.replay.aids import FLIPPER, RULES, replay_log, running_from, write_poisoned, write_random
 from tests.roles.aids import delta_of, initial, settings_for, update
 
 
-def _judge(settings: Settings) -> Judge:
-    return Judge(load_task(settings.task, settings.client), settings)
+def _judge(settings: Settings) -> ModelEvaluator:
+    return ModelEvaluator(load_task(settings.task, settings.client), settings.evaluator.batch_size, settings.task.share)
 
 
 async def _told(broker: Broker, settings: Settings, change: Change, first: int | None = None) -> Told:

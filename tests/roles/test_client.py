@@ -11,8 +11,8 @@ from llmos_stream.codec import decode
 from llmos_stream.errors import FederationFinished, Reason, Rejected
 from llmos_stream.roles.client import Client, ClientState
 from llmos_stream.roles.client.receiver import max_staleness_of
-from llmos_stream.roles.shared_model import Trained
 from llmos_stream.runtime import Offload, Shutdown
+from llmos_stream.training.shared_model import Trained
 from llmos_stream.types import Event, UpdateHead
 from llmos_stream.wire import read_chunk, unpack_prelude
 from tests.roles.aids import LAYOUT, Running, aggregator, delta_of, federation_of, settings_for, update

@@ -20,7 +20,7 @@ from llmos_stream.errors import StateError, TaskError
 from llmos_stream.roles.client import ClientState
 from llmos_stream.roles.client.outbox import Outbox
 from llmos_stream.roles.client.state import Unsent
-from llmos_stream.roles.shared_model import Trained
+from llmos_stream.training.shared_model import Trained
 from tests.roles.aids import LAYOUT, NUMEL, settings_for
 
 _PRIMITIVES = ("fsync", "replace", "unlink", "open")

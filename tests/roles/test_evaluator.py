@@ -15,9 +15,10 @@ from llmos_stream.config import Settings
 from llmos_stream.errors import BrokerUnavailable
 from llmos_stream.log import ControlView, Pointer, decoded_versions
 from llmos_stream.roles.aggregator import Initial, initial_of
-from llmos_stream.roles.evaluator import Judge, run_evaluator
+from llmos_stream.roles.evaluator import run_evaluator
 from llmos_stream.runtime import Offload, Shutdown, retry
 from llmos_stream.training import Batch, Task, load_task
+from llmos_stream.training.model_evaluator import ModelEvaluator
 from llmos_stream.types import Event
 from llmos_stream.wire import load_event
 from tests.replay.aids import running_from
@@ -106,10 +107,10 @@ async def _all_measured(running: Running) -> list[tuple[int, dict[str, float]]]:
 
 
 async def _expected(running: Running, settings: Settings, task: Task) -> dict[int, dict[str, float]]:
-    judge = Judge(task, settings)
+    judge = ModelEvaluator(task, settings.evaluator.batch_size, settings.task.share)
     async with running.broker.reader([running.topics.models], start="earliest") as reader:
         return {
-            version.head.number: judge.evaluate(version).metrics
+            version.head.number: judge.evaluate(version.head.number, version.layout, version.weights).metrics
             async for version in decoded_versions(reader, settings.wire)
         }
 

@@ -11,9 +11,9 @@ from llmos_stream.core.client_policy import PolicyAction, PolicyState
 from llmos_stream.log import ControlView
 from llmos_stream.roles.aggregator import initial_of
 from llmos_stream.roles.client import Client, ClientState, run_client
-from llmos_stream.roles.shared_model import Trained
 from llmos_stream.runtime import Offload, run_all
 from llmos_stream.training import load_task
+from llmos_stream.training.shared_model import Trained
 from llmos_stream.wire.events import whole
 from tests.roles.aids import aggregator, delta_of, federation_of, settings_for, update
 from tests.roles.test_pipeline import Federation

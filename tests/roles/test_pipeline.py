@@ -13,9 +13,10 @@ from llmos_stream.log import RunEnd, read_versions
 from llmos_stream.log.events import follow_events
 from llmos_stream.roles.aggregator import initial_of, run_aggregator
 from llmos_stream.roles.client import ClientState, run_client
-from llmos_stream.roles.evaluator import Evaluation, evaluate_once, run_evaluator
+from llmos_stream.roles.evaluator import evaluate_once, run_evaluator
 from llmos_stream.runtime import Offload, Shutdown, run_all
 from llmos_stream.training import load_task
+from llmos_stream.training.model_evaluator import Evaluation
 from llmos_stream.types import Event, VersionKind
 from tests.conftest import KafkaNode
 from tests.roles.aids import settings_for

@@ -14,10 +14,10 @@ from llmos_stream.roles.client.identity import client_id_of
 from llmos_stream.roles.client.participation import Participation
 from llmos_stream.roles.client.session import Client
 from llmos_stream.roles.client.state import ClientState
-from llmos_stream.roles.shared_model import LocalModel, Trained
 from llmos_stream.runtime import SYSTEM_CLOCK, Clock, Offload, Shutdown
 from llmos_stream.telemetry.tracing import span
 from llmos_stream.training import LocalTrainer, Task
+from llmos_stream.training.shared_model import LocalModel, Trained
 
 logger = logging.getLogger(__name__)
 

@@ -10,8 +10,8 @@ from llmos_stream.codec import SLICE, ErrorFeedback, Layout, encode, is_finite, 
 from llmos_stream.config import CodecSettings
 from llmos_stream.errors import StateError, TaskError
 from llmos_stream.roles.client.state import ClientState, Payload, Unsent
-from llmos_stream.roles.shared_model import Trained
 from llmos_stream.runtime import SYSTEM_CLOCK, Clock
+from llmos_stream.training.shared_model import Trained
 from llmos_stream.types import UpdateHead
 from llmos_stream.wire import pack_prelude
 

@@ -9,8 +9,8 @@ from llmos_stream.errors import FederationFinished, Rejected
 from llmos_stream.log.versions import Version
 from llmos_stream.roles.client.sender import Published
 from llmos_stream.roles.client.session import Client
-from llmos_stream.roles.shared_model import Trained
 from llmos_stream.runtime import Clock
+from llmos_stream.training.shared_model import Trained
 
 logger = logging.getLogger(__name__)
 

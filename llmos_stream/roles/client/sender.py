@@ -16,8 +16,8 @@ from llmos_stream.roles.client.events import ClientEvents
 from llmos_stream.roles.client.outbox import Outbox
 from llmos_stream.roles.client.receiver import VersionReceiver
 from llmos_stream.roles.client.state import Unsent
-from llmos_stream.roles.shared_model import Trained
 from llmos_stream.telemetry.tracing import span, trace_headers
+from llmos_stream.training.shared_model import Trained
 from llmos_stream.types import UpdateHead
 from llmos_stream.wire import message_id, split
 

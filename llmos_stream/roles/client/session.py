@@ -20,8 +20,8 @@ from llmos_stream.roles.client.outbox import Outbox
 from llmos_stream.roles.client.receiver import VersionReceiver
 from llmos_stream.roles.client.sender import Published, UpdateSender
 from llmos_stream.roles.client.state import ClientState
-from llmos_stream.roles.shared_model import Trained
 from llmos_stream.telemetry.tracing import TraceParent
+from llmos_stream.training.shared_model import Trained
 
 _LOOK_SECONDS = 2.0
 _LISTEN_SECONDS = 0.5

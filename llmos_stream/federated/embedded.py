@@ -1,10 +1,10 @@
-"""The demonstration in one process: every role is a coroutine over the in-process broker."""
+"""A whole federation in one process: every role is a coroutine over the in-process broker."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 
 from llmos_stream.broker import MemoryBroker, Topics
-from llmos_stream.demo.scenario import Scenario
+from llmos_stream.config import Settings
 from llmos_stream.log.events import follow_events
 from llmos_stream.roles.aggregator import initial_of, run_aggregator
 from llmos_stream.roles.client import ClientState, run_client
@@ -14,9 +14,10 @@ from llmos_stream.training import load_task, use_threads
 from llmos_stream.types import Event
 
 
-async def run_embedded(scenario: Scenario, take: Callable[[Event], object], shutdown: Shutdown) -> None:
-    """Run until the stop rule or a request ends it, and give every event to `take`."""
-    settings = scenario.settings
+async def run_embedded(
+    settings: Settings, clients: Sequence[Settings], take: Callable[[Event], object], shutdown: Shutdown
+) -> None:
+    """Run a federation with these clients until the stop rule or a request ends it; give every event to `take`."""
     use_threads(settings.runtime)
     over = Shutdown()
     async with AsyncExitStack() as stack:
@@ -40,7 +41,7 @@ async def run_embedded(scenario: Scenario, take: Callable[[Event], object], shut
                             training,
                             shutdown,
                         )
-                        for own in scenario.clients
+                        for own in clients
                     ),
                 )
             finally:

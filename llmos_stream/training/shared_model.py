@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from llmos_stream.codec import Layout
-from llmos_stream.training import Batch, EpochMetrics, LocalTrainer, load_, shared_tensors
+from llmos_stream.training.local import Batch, EpochMetrics, LocalTrainer
+from llmos_stream.training.sharing import load_, shared_tensors
 
 
 @dataclass(frozen=True, slots=True)
