@@ -9,7 +9,7 @@ from llmos_stream.replay.log import ReplayLog
 from llmos_stream.replay.naming import live_of, shadow_of
 from llmos_stream.replay.rebuild import Outcome, Rebuilding, Verdict
 from llmos_stream.replay.shadow import run_shadow, shadow_settings
-from llmos_stream.replay.updates import UpdateSource
+from llmos_stream.replay.updates import RecordedUpdates
 from llmos_stream.replay.whatif import Change, Point, Told, WhatIf
 
 __all__ = [
@@ -25,10 +25,10 @@ __all__ = [
     "Point",
     "Presence",
     "Rebuilding",
+    "RecordedUpdates",
     "ReplayLog",
     "Told",
     "UpdateMissing",
-    "UpdateSource",
     "Verdict",
     "WhatIf",
     "audit",

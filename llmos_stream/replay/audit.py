@@ -9,7 +9,7 @@ from llmos_stream.errors import Rejected
 from llmos_stream.replay.errors import UpdateMissing
 from llmos_stream.replay.index import Entry
 from llmos_stream.replay.log import ReplayLog
-from llmos_stream.replay.updates import UpdateSource
+from llmos_stream.replay.updates import RecordedUpdates
 from llmos_stream.types import Contribution, VersionHead
 from llmos_stream.wire import payload_digest
 
@@ -60,7 +60,7 @@ async def audit(log: ReplayLog, number: int) -> Audit:
     return Audit(entry, items, share, kept)
 
 
-async def _presence(log: ReplayLog, source: UpdateSource, item: Contribution) -> tuple[Presence, str]:
+async def _presence(log: ReplayLog, source: RecordedUpdates, item: Contribution) -> tuple[Presence, str]:
     try:
         message = await source.take(item)
     except UpdateMissing as missing:

@@ -18,7 +18,7 @@ from llmos_stream.log.snapshots import RESIDUAL, Kept, fetch_snapshots
 from llmos_stream.replay.errors import Missing
 from llmos_stream.replay.index import Index, read_index
 from llmos_stream.replay.naming import live_of
-from llmos_stream.replay.updates import UpdateSource, decode_recorded
+from llmos_stream.replay.updates import RecordedUpdates, decode_recorded
 from llmos_stream.types import Contribution, VersionHead, VersionKind
 
 _FETCH_SECONDS = 120.0
@@ -115,15 +115,15 @@ class ReplayLog:
             names = " and ".join(sorted(offsets))
             raise Missing(f"the {names} of version {number} cannot be read: {error}") from None
 
-    async def updates(self, ahead: Iterable[Contribution], layout: Layout) -> UpdateSource:
+    async def updates(self, ahead: Iterable[Contribution], layout: Layout) -> RecordedUpdates:
         """A source of the updates of `ahead`, in that order. One at a time."""
         topics = self._federation.topics if self._live is None else Topics(self._live)
         reader = await self._reader(topics.updates)
-        source = UpdateSource(reader, ahead, numel=layout.numel, wire=self._federation.wire)
+        source = RecordedUpdates(reader, ahead, numel=layout.numel, wire=self._federation.wire)
         await source.begin()
         return source
 
-    async def take(self, source: UpdateSource, item: Contribution, base_version: int, layout: Layout) -> Update:
+    async def take(self, source: RecordedUpdates, item: Contribution, base_version: int, layout: Layout) -> Update:
         """One update, verified against its contribution and decoded. Raises UpdateMissing."""
         message = await source.take(item)
         # A shadow names its own versions in the manifest, and its updates name the live run's.

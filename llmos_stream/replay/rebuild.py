@@ -14,7 +14,7 @@ from llmos_stream.log import Version
 from llmos_stream.replay.difference import Difference, difference
 from llmos_stream.replay.errors import Missing
 from llmos_stream.replay.log import ReplayLog
-from llmos_stream.replay.updates import UpdateSource
+from llmos_stream.replay.updates import RecordedUpdates
 from llmos_stream.types import Contribution, VersionHead, VersionKind
 
 
@@ -57,7 +57,7 @@ class Rebuilding:
         self._rule: Rule | None = None
         self._stands: int | None = None  # the version that the pipeline's moments belong to
         self._residual: tuple[int, Residual] | None = None  # and what its readers are owed
-        self._source: UpdateSource
+        self._source: RecordedUpdates
 
     async def verdicts(self) -> AsyncIterator[Verdict]:
         """One for each version asked for."""

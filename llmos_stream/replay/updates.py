@@ -28,7 +28,7 @@ class _Place(NamedTuple):
     offset: int
 
 
-class UpdateSource:
+class RecordedUpdates:
     """Gives the messages of contributions. Open it with `begin`; not for two tasks at once.
 
     `ahead` names, in order, the contributions that `take` will be asked for; nothing else is kept. `numel`

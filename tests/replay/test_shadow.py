@@ -195,7 +195,7 @@ async def test_live_versions_lost_in_a_pause_are_said_to_be(
         for _ in range(10):
             await producer.send(topics.models, b"rubbish" * 1500, key=b"1")
         if paused:
-            source.rested()
+            source.resumed_after_pause()
         assert [item async for item in source.receive(0.1, 0)] == []
     assert "live versions were deleted before they were read" in caplog.text
     assert ("during a pause" in caplog.text) == paused

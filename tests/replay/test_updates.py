@@ -11,7 +11,7 @@ from llmos_stream.broker import Broker, MemoryBroker, Record, TopicPartition, To
 from llmos_stream.codec import decode, encode
 from llmos_stream.config import load
 from llmos_stream.log.updates import decode_update
-from llmos_stream.replay import UpdateMissing, UpdateSource
+from llmos_stream.replay import RecordedUpdates, UpdateMissing
 from llmos_stream.types import Contribution, UpdateHead
 from tests.roles.aids import FLOAT32, records_of, update_head
 
@@ -68,7 +68,7 @@ class _Watched:
         return found
 
 
-async def _taken(source: UpdateSource, items: Sequence[Contribution]) -> list[int]:
+async def _taken(source: RecordedUpdates, items: Sequence[Contribution]) -> list[int]:
     """Which update each contribution gave, told by its delta."""
     found = []
     for item in items:
@@ -83,7 +83,7 @@ async def test_interleaved_messages_are_read_in_one_pass(broker: Broker, federat
     items = await _interleaved(broker, federation, 8)
     async with broker.reader([federation], start="latest") as reader:
         watched: Any = _Watched(reader)
-        source = UpdateSource(watched, items, numel=NUMEL, wire=load().wire)
+        source = RecordedUpdates(watched, items, numel=NUMEL, wire=load().wire)
         await source.begin()
         assert await _taken(source, items) == list(range(8))
         assert len(watched.seeks) == 2  # to the first of each partition
@@ -95,7 +95,7 @@ async def test_what_does_not_fit_is_sought_again(federation: str, keep_bytes: in
     items = await _interleaved(broker, federation, 8)
     async with broker.reader([federation], start="latest") as reader:
         watched: Any = _Watched(reader)
-        source = UpdateSource(watched, items, numel=NUMEL, wire=load().wire, keep_bytes=keep_bytes)
+        source = RecordedUpdates(watched, items, numel=NUMEL, wire=load().wire, keep_bytes=keep_bytes)
         await source.begin()
         assert await _taken(source, items) == list(range(8))
         assert len(watched.seeks) > 2
@@ -105,7 +105,7 @@ async def test_any_order_will_do(federation: str) -> None:
     broker = MemoryBroker()
     items = await _interleaved(broker, federation, 6)
     async with broker.reader([federation], start="latest") as reader:
-        source = UpdateSource(reader, items, numel=NUMEL, wire=load().wire, keep_bytes=1)
+        source = RecordedUpdates(reader, items, numel=NUMEL, wire=load().wire, keep_bytes=1)
         await source.begin()
         assert await _taken(source, items[::-1]) == [5, 4, 3, 2, 1, 0]
 
@@ -116,7 +116,7 @@ async def test_an_update_that_is_always_pushed_out_is_read_alone(federation: str
     items = await _interleaved(broker, federation, 5, numel=numel)
     wire = load({"wire": {"pending_bytes": 1 << 20}}).wire
     async with broker.reader([federation], start="latest") as reader:
-        source = UpdateSource(reader, items, numel=numel, wire=wire)
+        source = RecordedUpdates(reader, items, numel=numel, wire=wire)
         await source.begin()
         for number, item in enumerate(items):
             message = await source.take(item)
@@ -133,7 +133,7 @@ async def test_an_update_that_never_completes_is_not_waited_for(broker: Broker, 
         sent = await producer.send_all(federation, records[:-1], partition=0)
     item = _contribution(head, 0, sent.offset)
     async with broker.reader([federation], start="latest") as reader:
-        source = UpdateSource(reader, [item], numel=NUMEL, wire=load().wire)
+        source = RecordedUpdates(reader, [item], numel=NUMEL, wire=load().wire)
         await source.begin()
         with pytest.raises(UpdateMissing, match=rf"c0/0 at {federation}\[0\] offset 0 is not complete") as caught:
             await source.take(item)
@@ -155,7 +155,7 @@ async def test_what_lies_elsewhere_or_is_another_is_said_to_be(federation: str) 
     ]
     async with broker.reader([federation], start="latest") as reader:
         for item, message in wrong:
-            source = UpdateSource(reader, [item], numel=NUMEL, wire=load().wire)
+            source = RecordedUpdates(reader, [item], numel=NUMEL, wire=load().wire)
             await source.begin()
             with pytest.raises(UpdateMissing, match=message):
                 await source.take(item)
@@ -165,7 +165,7 @@ async def test_an_update_larger_than_the_layout_needs_is_not_collected(federatio
     broker = MemoryBroker()
     items = await _interleaved(broker, federation, 1)
     async with broker.reader([federation], start="latest") as reader:
-        source = UpdateSource(reader, items, numel=10, wire=load().wire)
+        source = RecordedUpdates(reader, items, numel=10, wire=load().wire)
         await source.begin()
         with pytest.raises(UpdateMissing, match=r"payload of .* bytes, at most"):
             await source.take(items[0])
@@ -185,7 +185,7 @@ async def test_retention_that_overtakes_the_walk_is_said(federation: str) -> Non
             items.append(_contribution(head, 0, sent.offset))
             now[0] += 50
     async with broker.reader([federation], start="latest") as reader:
-        source = UpdateSource(reader, items, numel=NUMEL, wire=load().wire)
+        source = RecordedUpdates(reader, items, numel=NUMEL, wire=load().wire)
         await source.begin()
         broker.clean()
         with pytest.raises(UpdateMissing, match="has been deleted by retention") as caught:

@@ -14,11 +14,11 @@ def test_what_is_buffered_holds_the_offset_back() -> None:
     for offset in range(3):
         offsets.read(AT, offset)
         offsets.hold(AT, offset)
-    assert offsets.safe() == {}
-    assert offsets.safe({AT: {0, 1}}) == {AT: 2}
+    assert offsets.committable() == {}
+    assert offsets.committable({AT: {0, 1}}) == {AT: 2}
     offsets.committed({AT: 2}, {AT: {0, 1}})
-    assert offsets.safe() == {}
-    assert offsets.safe({AT: {2}}) == {AT: 3}
+    assert offsets.committable() == {}
+    assert offsets.committable({AT: {2}}) == {AT: 3}
 
 
 def test_what_is_half_received_holds_the_offset_back() -> None:
@@ -26,9 +26,9 @@ def test_what_is_half_received_holds_the_offset_back() -> None:
     offsets = SafeOffsets(lambda partition: low[0])
     for offset in range(10):
         offsets.read(AT, offset)
-    assert offsets.safe() == {AT: 4}
+    assert offsets.committable() == {AT: 4}
     low[0] = None
-    assert offsets.safe() == {AT: 10}
+    assert offsets.committable() == {AT: 10}
 
 
 def test_partitions_are_apart() -> None:
@@ -37,7 +37,7 @@ def test_partitions_are_apart() -> None:
     offsets.read(AT, 5)
     offsets.read(other, 7)
     offsets.hold(other, 7)
-    assert offsets.safe() == {AT: 6, other: 7}
+    assert offsets.committable() == {AT: 6, other: 7}
 
 
 @given(
@@ -61,4 +61,4 @@ def test_equals_the_naive_rule(messages: list[tuple[str, int]], data: st.DataObj
             begins.append(first)
     settled = set(data.draw(st.lists(st.sampled_from(begins)))) if begins else set()
     expected = min([end, *(unsettled - settled)])
-    assert offsets.safe({AT: settled}) == ({AT: expected} if expected else {})
+    assert offsets.committable({AT: settled}) == ({AT: expected} if expected else {})

@@ -12,7 +12,7 @@ from llmos_stream.log.snapshots import EncodedSnapshot, encode_snapshot
 from llmos_stream.roles.aggregator.leadership import Load
 from llmos_stream.roles.aggregator.publisher import ROLE, Outgoing, Publisher
 from llmos_stream.roles.aggregator.recovery import Recovered
-from llmos_stream.roles.aggregator.source import Source
+from llmos_stream.roles.aggregator.source import UpdateSource
 from llmos_stream.roles.aggregator.stopping import Ending
 from llmos_stream.roles.aggregator.version_chain import Chain, Encoded
 from llmos_stream.roles.aggregator.waiting import Batch, Waiting
@@ -44,7 +44,7 @@ class Committing:
         settings: Settings,
         rule: Rule,
         layout: Layout,
-        source: Source,
+        source: UpdateSource,
         ending: Ending,
         publisher: Publisher,
     ) -> None:
@@ -79,9 +79,9 @@ class Committing:
         """Refusals and repeats do not wait for a version that may be long in coming."""
         due = self._publisher.waiting and self._clock.monotonic() - self._flushed > _FLUSH_SECONDS
         if due or self._publisher.waiting > _FLUSH_RECORDS:
-            safe = self._source.safe()
-            await self._publisher.commit(safe)
-            self._source.committed(safe)
+            offsets = self._source.committable_offsets()
+            await self._publisher.commit(offsets)
+            self._source.committed(offsets)
             self._flushed = self._clock.monotonic()
 
     async def _publish(self, new: NewVersion, state: State, batch: Batch, load: Load) -> Committed:
@@ -93,15 +93,15 @@ class Committing:
         events.append(self._published_event(encoded.head, batch, load))
         checkpoint = await self._checkpoint(number, state)
         outgoing = Outgoing(encoded, snapshots, new.sequences, checkpoint, events)
-        safe = self._source.safe(manifest)
+        offsets = self._source.committable_offsets(manifest)
         # The last version by number ends the run in its own transaction, so that no client trains on it in vain.
         end = self._ending.at_version(number)
-        pointer = await self._publisher.commit(safe, outgoing, end)
-        self._source.committed(safe, manifest)
+        pointer = await self._publisher.commit(offsets, outgoing, end)
+        self._source.committed(offsets, manifest)
         await self._federation.run(_close, [encoded.parts, *(parts for _, parts in snapshots)])
         if pointer is not None:
-            self._remember(pointer)
-        busy = self._source.take_seconds() + batch.fold_seconds + self._clock.monotonic() - begun
+            self._keep_place(pointer)
+        busy = self._source.take_busy_seconds() + batch.fold_seconds + self._clock.monotonic() - begun
         self._pace.observe(len(manifest), busy)
         self._flushed = self._clock.monotonic()
         return Committed(state, end, self._pace.interval(len(state.sequences)))
@@ -121,10 +121,10 @@ class Committing:
             stop=self._ending.learnt(),
             bases=self._places[0].beginning.offset if self._places else None,
             floor=state.floor,
-            intake=self._source.remember(number),
+            intake=self._source.checkpoint(number),
         )
 
-    def _remember(self, pointer: Pointer) -> None:
+    def _keep_place(self, pointer: Pointer) -> None:
         self._chain.committed(pointer)
         if self._places_kept:
             self._places.append(pointer)

@@ -30,7 +30,7 @@ _AFTER_A_PAUSE = (
 
 
 class Intake:
-    """Reads the updates that clients send to one aggregator. See `Source` for the methods."""
+    """Reads the updates that clients send to one aggregator. See `UpdateSource` for the methods."""
 
     def __init__(self, federation: Federation, reader: Reader, layout: Layout, rule: Rule, decode_bytes: int) -> None:
         self._reader = reader
@@ -55,9 +55,9 @@ class Intake:
         self._busy_seconds = 0.0
         self._before: dict[TopicPartition, int] = {}
         self._read_before: dict[TopicPartition, int] = {}
-        self._rested: set[TopicPartition] = set()  # those not heard since a pause
+        self._resumed: set[TopicPartition] = set()  # those not heard since a pause
 
-    async def resume(self, remembered: Mapping[str, object]) -> None:
+    async def resume(self, checkpoint: Mapping[str, object]) -> None:
         """Records up to the present end may have been read before: nothing else is remembered.
 
         A restart begins at the oldest message that was not settled, which can lie in the middle of one
@@ -82,17 +82,17 @@ class Intake:
                 # Folding may have walked through it once more. Giving back a part of a file may take a while.
                 await self._offload.run(self._decoder.close, outcome)
 
-    def rested(self) -> None:
-        self._rested.update(self._reader.partitions)
+    def resumed_after_pause(self) -> None:
+        self._resumed.update(self._reader.partitions)
 
-    def came(self, partition: int, offset: int) -> TraceParent | None:
+    def span_of(self, partition: int, offset: int) -> TraceParent | None:
         return self._stream.span_of(partition, offset)
 
     def release(self, partition: int, offset: int) -> None:
         self._offsets.release(TopicPartition(self._topic, partition), offset)
 
-    def safe(self, manifest: Sequence[Contribution] = ()) -> dict[TopicPartition, int]:
-        return self._offsets.safe(self._settled(manifest))
+    def committable_offsets(self, manifest: Sequence[Contribution] = ()) -> dict[TopicPartition, int]:
+        return self._offsets.committable(self._settled(manifest))
 
     def committed(self, offsets: Mapping[TopicPartition, int], manifest: Sequence[Contribution] = ()) -> None:
         self._offsets.committed(offsets, self._settled(manifest))
@@ -100,12 +100,12 @@ class Intake:
     async def lag(self) -> int:
         return await self._reader.known_lag()
 
-    def take_seconds(self) -> float:
+    def take_busy_seconds(self) -> float:
         taken = self._busy_seconds + self._stream.busy_seconds
         self._busy_seconds = self._stream.busy_seconds = 0.0
         return taken
 
-    def remember(self, version: int) -> dict[str, object]:
+    def checkpoint(self, version: int) -> dict[str, object]:
         return {}
 
     def _settled(self, manifest: Sequence[Contribution]) -> dict[TopicPartition, set[int]]:
@@ -121,7 +121,7 @@ class Intake:
         PENDING_BYTES.set(self._assembler.pending_bytes)
         for at, position in self._stream.positions.items():
             if position > self._before.get(at, 0):
-                self._rested.discard(at)
+                self._resumed.discard(at)
                 self._before[at] = position
                 self._offsets.read(at, position - 1)
         for outcome in outcomes:  # none may be committed past before somebody has settled it
@@ -133,7 +133,7 @@ class Intake:
         logger.error(
             "updates were deleted by retention before they were read (%s)%s; going on with the oldest left",
             error,
-            _AFTER_A_PAUSE if self._rested.intersection(deleted) else "",
+            _AFTER_A_PAUSE if self._resumed.intersection(deleted) else "",
         )
 
     def _is_old_tail(self, outcome: Outcome) -> bool:

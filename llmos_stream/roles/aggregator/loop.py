@@ -28,7 +28,7 @@ from llmos_stream.roles.aggregator.commit import Committing
 from llmos_stream.roles.aggregator.leadership import Load
 from llmos_stream.roles.aggregator.publisher import ROLE, Publisher
 from llmos_stream.roles.aggregator.recovery import Recovered, new_state, resumed_state
-from llmos_stream.roles.aggregator.source import Source
+from llmos_stream.roles.aggregator.source import UpdateSource
 from llmos_stream.roles.aggregator.stopping import Ending
 from llmos_stream.roles.aggregator.waiting import Waiting, WaitingUpdates
 from llmos_stream.telemetry.event_metrics import OWN
@@ -51,7 +51,7 @@ class Folding:
         federation: Federation,
         settings: Settings,
         layout: Layout,
-        source: Source,
+        source: UpdateSource,
         ending: Ending,
         publisher: Publisher,
     ) -> None:
@@ -103,7 +103,7 @@ class Folding:
             if await self._goes_on(paused):
                 await self._receive(paused)
         if self._end is None:
-            await self._publisher.commit(self._source.safe())
+            await self._publisher.commit(self._source.committable_offsets())
         return self._end
 
     def _is_over(self) -> bool:
@@ -131,7 +131,7 @@ class Folding:
             logger.info("paused: nothing is folded until `llmos-stream resume`")
         elif self._paused and not paused:
             logger.info("going on after the pause")
-            self._source.rested()
+            self._source.resumed_after_pause()
         self._paused = paused
         PAUSED.set(paused)
         return paused
@@ -160,7 +160,7 @@ class Folding:
     async def _observe(self) -> RunEnd | None:
         end = await self._ending.observe(self._state.version)
         if end is not None:
-            await self._publisher.commit(self._source.safe(), end=end)
+            await self._publisher.commit(self._source.committable_offsets(), end=end)
         return end
 
     def _patience(self) -> float:
@@ -172,9 +172,9 @@ class Folding:
             self._refuse(received)
             return
         begun, head = self._clock.monotonic(), received.head
-        came = self._source.came(received.partition, received.offset)
+        sent_from = self._source.span_of(received.partition, received.offset)
         staleness = self._state.version - head.base_version
-        with span("aggregator.fold", {**update_attributes(head), "staleness": staleness}, parent=came) as folding:
+        with span("aggregator.fold", {**update_attributes(head), "staleness": staleness}, parent=sent_from) as folding:
             self._state, effects = await self._federation.run(step, self._state, received, self._clock.monotonic())
         self._waiting.spent(self._clock.monotonic() - begun)
         if any(isinstance(effect, Folded) for effect in effects):

@@ -35,7 +35,7 @@ class SafeOffsets:
         """It is settled by a refusal or as a repeat."""
         self._held.get(at, set()).discard(first_offset)
 
-    def safe(self, settled: Settled | None = None) -> dict[TopicPartition, int]:
+    def committable(self, settled: Settled | None = None) -> dict[TopicPartition, int]:
         """The next offset to read after a restart, once `settled` are settled too; only where it moved on."""
         moved = {}
         for at, read in self._read.items():

@@ -10,7 +10,7 @@ from llmos_stream.types import Contribution
 from llmos_stream.wire import Refusal
 
 
-class Source(Protocol):
+class UpdateSource(Protocol):
     """Gives updates in the order of the log, and keeps account of the offsets that may be committed.
 
     An update's delta may be overwritten as soon as the next one is asked for, unless it is kept (`core.Delta.keep`).
@@ -18,32 +18,32 @@ class Source(Protocol):
     Every update given is held until it is settled: released, or in the manifest of a committed version.
     """
 
-    async def resume(self, remembered: Mapping[str, object]) -> None:
-        """Go on after a restart with what `remember` gave when the newest version was committed."""
+    async def resume(self, checkpoint: Mapping[str, object]) -> None:
+        """Go on after a restart with what `checkpoint` gave when the newest version was committed."""
 
     def receive(self, timeout_seconds: float, version: int) -> AsyncGenerator[Update | Refusal, None]:
-        """What the next records amount to; nothing at the time-out. `version` is the aggregator's present one."""
+        """Give what the next records hold; nothing at the time-out. `version` is the aggregator's newest."""
 
-    def rested(self) -> None:
-        """A pause is over: what is asked for next may have waited for long."""
+    def resumed_after_pause(self) -> None:
+        """A pause is over: the next updates may have waited for long, and some may be deleted."""
 
-    def came(self, partition: int, offset: int) -> TraceParent | None:
-        """The span that the update there was sent from, where that is known. Asked for once."""
+    def span_of(self, partition: int, offset: int) -> TraceParent | None:
+        """Return the span that sent the update there, where it is known. Asked once an update."""
 
     def release(self, partition: int, offset: int) -> None:
-        """The update there is settled by a refusal or as a repeat."""
+        """Settle the update there, as refused or as a repeat."""
 
-    def safe(self, manifest: Sequence[Contribution] = ()) -> dict[TopicPartition, int]:
-        """The next offsets to read after a restart, once `manifest` is settled too; only those that moved on."""
+    def committable_offsets(self, manifest: Sequence[Contribution] = ()) -> dict[TopicPartition, int]:
+        """Return the offsets to restart from, with `manifest` settled too; only those that moved on."""
 
     def committed(self, offsets: Mapping[TopicPartition, int], manifest: Sequence[Contribution] = ()) -> None:
-        """A transaction with `offsets` has been committed, and a version with `manifest` with it."""
+        """Note that a transaction with `offsets` is committed, and with it a version with `manifest`."""
 
     async def lag(self) -> int:
-        """How many records are known to be still to be read. Asks nobody."""
+        """Return how many records are known to be unread. Does not ask the broker."""
 
-    def take_seconds(self) -> float:
-        """How long collecting, verifying and decoding took since this was asked last."""
+    def take_busy_seconds(self) -> float:
+        """Return the seconds that collecting, verifying and decoding took since the last call."""
 
-    def remember(self, version: int) -> Mapping[str, object]:
-        """What `resume` must know, as JSON can say it, once `version` is committed."""
+    def checkpoint(self, version: int) -> Mapping[str, object]:
+        """Return what `resume` must know, as JSON can hold it, once `version` is committed."""
