@@ -18,7 +18,6 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import psutil  # type: ignore[import-untyped]
 import torch
 from rich.console import Console
 from rich.progress import Progress, TaskID
@@ -42,7 +41,7 @@ from tests.bench.pipe_cells import (
 from tests.bench.pipe_federation import Memory, Sample, check_counts, federation, idle_memory, versions_in
 from tests.bench.pipe_rows import Reference, Row, row_of, show_rows
 from tests.bench.raw_kafka import RawKafka, raw_kafka
-from tests.bench.usage import children_cpu_seconds
+from tests.bench.usage import available_bytes, children_cpu_seconds
 
 KAFKA = {"log.segment.delete.delay.ms": "1000", "log.retention.check.interval.ms": "2000"}
 """Topics that are deleted make room at once: a cell of 100 M parameters writes 15 GB."""
@@ -204,7 +203,7 @@ class _Bench:
             models for (numel, codec), models in self._models_of.items() if (numel, codec) == (cell.numel, cell.codec)
         ]
         each = max([1.0, *known] if known else [_GUESSED_MODELS]) * cell.model_bytes + (150 << 20)
-        free = psutil.virtual_memory().available - _SPARE_BYTES - 5 * cell.model_bytes  # the aggregator and the delta
+        free = available_bytes() - _SPARE_BYTES - 5 * cell.model_bytes  # the aggregator and the delta
         fit = max(1, int(free // each))
         if fit >= cell.clients:
             return cell

@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import json
 import os
+import signal
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
@@ -75,7 +76,8 @@ class Child:
         with self._output.open("rb") as file:
             file.seek(max(0, self._output.stat().st_size - _TAIL_BYTES))
             tail = file.read().decode(errors="replace").strip()
-        raise BenchmarkFailed(f"{self.name} ended with status {code}:\n{tail}")
+        why = " (killed from outside: did memory run out?)" if code == -signal.SIGKILL else ""
+        raise BenchmarkFailed(f"{self.name} ended with status {code}{why}:\n{tail}")
 
     async def end(self) -> None:
         """Close its standard input and wait; kill it when that takes too long."""

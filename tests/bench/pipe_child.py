@@ -26,8 +26,7 @@ from llmos_stream.training.shared_model import Trained
 from tests.bench.children import BenchmarkFailed, serve
 from tests.bench.usage import peak_mib, resident_mib
 
-_FIRST_VERSION_SECONDS = 300.0
-_CATCH_UP_SECONDS = 0.5
+_VERSION_SECONDS = 300.0
 
 
 async def aggregate(broker: Broker, settings: Settings, task: Task, offload: Offload) -> None:
@@ -53,15 +52,19 @@ class Publisher:
         self._client = client
         self._settings = settings
         self._delta = delta
-        self._base: Version | None = None
+        self.base: Version | None = None
+        """The version that it holds."""
 
     async def answer(self, command: dict[str, Any]) -> Mapping[str, object]:
-        """`publish` (`updates`, one after the other; with `fetch` each on the newest version), `catch_up`, `memory`."""
+        """Commands and what they take.
+
+        `publish` (`updates`, one after the other; with `fetch` each on the newest version), `catch_up` (`version`) and
+        `memory`.
+        """
         if command["do"] == "memory":
             return _memory()
         if command["do"] == "catch_up":
-            base = await self._first()
-            self._base = await self._client.newest(base.head.number, _CATCH_UP_SECONDS) or base
+            await self._reach(command["version"])
             return {}
         cpu, begun = time.process_time(), time.time()
         updates = [await self._update(fetch=command["fetch"]) for _ in range(command["updates"])]
@@ -89,17 +92,27 @@ class Publisher:
 
     async def _first(self) -> Version:
         """The version that this client holds."""
-        self._base = self._base or await self._client.newest(None, _FIRST_VERSION_SECONDS)
-        if self._base is None:
-            raise BenchmarkFailed(f"no version 0 after {_FIRST_VERSION_SECONDS:g} s")
-        return self._base
+        return self.base or await self._reach(0)
+
+    async def _reach(self, number: int) -> Version:
+        """Hold `number` or a later one: clients that begin a round on different versions get out of step.
+
+        One that is behind need not wait for the others. It is done before them, and they wait for its update.
+        """
+        while self.base is None or self.base.head.number < number:
+            held = None if self.base is None else self.base.head.number
+            newest = await self._client.newest(held, _VERSION_SECONDS)
+            if newest is None:
+                raise BenchmarkFailed(f"version {number} did not come within {_VERSION_SECONDS:g} s; it has {held}")
+            self.base = newest
+        return self.base
 
     async def _fetch(self, base: Version) -> dict[str, object]:
         cpu = time.process_time()
         newest = await self._client.newest(base.head.number, self._settings.client.wait_seconds)
         if newest is None:
             return {}
-        self._base = newest
+        self.base = newest
         return {"version": newest.head.number, "fetched": time.time(), "fetch_cpu_seconds": time.process_time() - cpu}
 
 

@@ -125,8 +125,9 @@ class Federation:
         )
 
     async def catch_up(self) -> None:
-        """Let every client fetch the newest version."""
-        work = run_all(*(client.ask("catch_up") for client in self._clients))
+        """Let every client fetch the newest version that was seen."""
+        version = max(self._seen, default=0)
+        work = run_all(*(client.ask("catch_up", version=version) for client in self._clients))
         await run_while(work, *(child.watch() for child in (self._aggregator, *self._clients)))
 
     async def memory(self) -> tuple[Memory, Memory]:

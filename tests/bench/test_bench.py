@@ -7,11 +7,14 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import torch
 
 from llmos_stream.broker import connect
+from llmos_stream.config import load
+from llmos_stream.roles.client import Client
 from llmos_stream.types import CodecId, CodecSpec, Contribution, VersionHead, VersionKind
 from tests.bench.__main__ import NAMES, main
 from tests.bench.bench_codec import CODECS, OPTIMIZERS
@@ -19,8 +22,10 @@ from tests.bench.bench_flower import beside
 from tests.bench.children import BenchmarkFailed, Child, NotHere
 from tests.bench.flower_host import Measured
 from tests.bench.pipe_cells import ONE_WAY, Codec, number, usual_cells
+from tests.bench.pipe_child import Publisher
 from tests.bench.pipe_federation import check_counts
 from tests.bench.pipe_rows import percentile
+from tests.bench.usage import available_bytes
 from tests.conftest import KafkaNode
 
 ALWAYS = {
@@ -58,11 +63,49 @@ def _versions(*manifests: list[tuple[str, int]]) -> list[VersionHead]:
     ]
 
 
+class _SlowClient:
+    """Has a version more each time it is asked, and sometimes none."""
+
+    def __init__(self, *answers: int | None) -> None:
+        self._answers = iter(answers)
+
+    async def newest(self, after: int | None, seconds: float) -> SimpleNamespace | None:
+        number = next(self._answers)
+        return None if number is None else SimpleNamespace(head=SimpleNamespace(number=number))
+
+
+def _publisher(*answers: int | None) -> Publisher:
+    return Publisher(cast("Client", _SlowClient(*answers)), load({}), torch.zeros(1))
+
+
+async def test_a_client_catches_up_however_long_it_takes() -> None:
+    """One that begins a round on an older version than the others gets out of step, and they wait for ever."""
+    publisher = _publisher(0, 1, 2, 5, 6)
+    for version, holds in ((0, 0), (3, 5), (4, 5)):
+        await publisher.answer({"do": "catch_up", "version": version})
+        assert publisher.base is not None
+        assert publisher.base.head.number == holds
+    with pytest.raises(BenchmarkFailed, match="version 2 did not come within 300 s; it has 1"):
+        await _publisher(1, None).answer({"do": "catch_up", "version": 2})
+
+
+def test_a_containers_limit_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limit, used = tmp_path / "limit", tmp_path / "used"
+    monkeypatch.setattr("tests.bench.usage._LIMITS", [(limit, used), (tmp_path / "none", tmp_path / "none")])
+    used.write_text("7000\n")
+    for text, free in (("9000\n", 2000), ("6000\n", 0)):
+        limit.write_text(text)
+        assert available_bytes() == free
+    limit.write_text("max\n")
+    assert available_bytes() > 1 << 20
+
+
 async def _bench_topics(kafka: KafkaNode) -> set[str]:
     async with connect(kafka.settings()) as broker:
         return {topic.name for topic in await broker.list_topics("bench-")}
 
 
+@pytest.mark.full
 @pytest.mark.kafka
 def test_the_pipe_is_measured_and_every_update_counts_once(kafka: KafkaNode, tmp_path: Path) -> None:
     before = asyncio.run(_bench_topics(kafka))
@@ -89,6 +132,7 @@ def test_the_pipe_is_measured_and_every_update_counts_once(kafka: KafkaNode, tmp
     assert asyncio.run(_bench_topics(kafka)) == before
 
 
+@pytest.mark.full
 @pytest.mark.kafka
 def test_one_big_delta_is_measured(kafka: KafkaNode, tmp_path: Path) -> None:
     before = asyncio.run(_bench_topics(kafka))
@@ -104,6 +148,7 @@ def test_one_big_delta_is_measured(kafka: KafkaNode, tmp_path: Path) -> None:
     assert asyncio.run(_bench_topics(kafka)) == before
 
 
+@pytest.mark.full
 @pytest.mark.kafka
 def test_recovery_is_measured(kafka: KafkaNode, tmp_path: Path) -> None:
     few = ["--signals", "SIGTERM", "--failovers", "1", "--history", "2", "3", "--numel", "100"]
@@ -115,6 +160,7 @@ def test_recovery_is_measured(kafka: KafkaNode, tmp_path: Path) -> None:
         assert row["ratio"] == pytest.approx(row["seconds"] / row["reference_seconds"])
 
 
+@pytest.mark.full
 @pytest.mark.kafka
 def test_predictions_are_measured_and_every_answer_is_checked(kafka: KafkaNode, tmp_path: Path) -> None:
     few = ["--requests", "400", "--versions", "3", "--connections", "4", "--limit", "120"]
@@ -144,6 +190,7 @@ def test_looking_versions_up_takes_a_record_a_version(kafka: KafkaNode, tmp_path
     assert asyncio.run(_bench_topics(kafka)) == before
 
 
+@pytest.mark.full
 def test_codecs_are_measured(tmp_path: Path) -> None:
     assert main(["codec", "--width", "16", "--output", str(tmp_path)]) == 0
     results = json.loads((tmp_path / "codec.json").read_text())["results"]

@@ -13,6 +13,25 @@ _CLEAR_REFS = Path("/proc/self/clear_refs")
 _STATUS = Path("/proc/self/status")
 
 
+_LIMITS = [
+    (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
+    (Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"), Path("/sys/fs/cgroup/memory/memory.usage_in_bytes")),
+]
+"""Where a container's limit and what is used of it are told, by cgroups 2 and 1."""
+
+
+def available_bytes() -> int:
+    """Memory that is free for more processes: of the machine, and within the limit of the container we may be in.
+
+    Whoever takes more than a container's limit is killed, however much the machine has.
+    """
+    free = int(psutil.virtual_memory().available)
+    for limit, used in _LIMITS:
+        if limit.is_file() and (text := limit.read_text().strip()).isdigit():
+            free = min(free, max(0, int(text) - int(used.read_text())))
+    return free
+
+
 def resident_mib() -> float:
     """MiB that are resident now."""
     return float(psutil.Process().memory_info().rss) / (1 << 20)
