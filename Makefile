@@ -6,12 +6,15 @@ READY := $(VENV)/.ready
 N ?= 200
 SEED ?= 0
 JOBS ?= 2
+WORKERS ?= 3
+# A test waits more than it computes, so three side by side keep two cores busy; one thread each, or they get in each other's way.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $(WORKERS) --dist loadgroup --durations 30
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench chaos images up clean
+.PHONY: help demo test test-all test-random lint bench chaos images up clean
 
 help: ## show these lines
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
 $(READY): pyproject.toml constraints.txt
 	@echo "==> setting up $(VENV) (torch is large: the first time takes some minutes)"
@@ -23,8 +26,14 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY) ## train one model with eight clients, here and now; writes report.html
 	$(BIN)/llmos-stream demo $(ARGS)
 
-test: lint ## lint, types and every test, on the in-process broker and on a real Kafka
-	$(BIN)/pytest $(ARGS)
+test: lint ## lint, types and tests: every behaviour on the in-process broker, and once on a real Kafka
+	$(PYTEST) -m "not full" $(ARGS)
+
+test-all: test ## and what takes longer: more on Kafka, long outages, benchmarks, containers (where .ci/run allows them)
+	$(PYTEST) -m full $(ARGS)
+
+test-random: $(READY) ## all tests in random order; ARGS=--randomly-seed=N for the order of an earlier run
+	$(PYTEST) -p randomly $(ARGS)
 
 lint: $(READY) ## ruff and mypy
 	$(BIN)/ruff check .

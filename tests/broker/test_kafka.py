@@ -7,7 +7,6 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -187,15 +186,8 @@ async def test_a_producer_that_kafka_refused_says_so_until_another_is_opened(kaf
 # Restarts and crashes
 
 
-@pytest.fixture
-async def own(kafka: KafkaNode) -> AsyncIterator[LocalKafka]:
-    """The session's Kafka, to be stopped and killed; it runs again afterwards."""
-    local = kafka.own()
-    yield local
-    await asyncio.to_thread(local.start)
-
-
 @pytest.mark.kafka
+@pytest.mark.own_kafka
 async def test_nothing_is_lost_doubled_or_disordered_by_a_restart(
     own: LocalKafka, kafka: KafkaNode, federation: str
 ) -> None:
@@ -235,6 +227,7 @@ async def test_nothing_is_lost_doubled_or_disordered_by_a_restart(
 
 
 @pytest.mark.kafka
+@pytest.mark.own_kafka
 async def test_a_transaction_survives_a_crash_of_the_broker(own: LocalKafka, kafka: KafkaNode, federation: str) -> None:
     broker = connect(kafka.settings())
     topic = await make_topic(broker, federation)
@@ -251,7 +244,9 @@ async def test_a_transaction_survives_a_crash_of_the_broker(own: LocalKafka, kaf
     assert values(await read_all(broker, topic)) == [b"before", b"after"]
 
 
+@pytest.mark.full
 @pytest.mark.kafka
+@pytest.mark.own_kafka
 async def test_a_broker_that_stays_away_is_an_error_in_time_and_nothing_hangs(
     own: LocalKafka, kafka: KafkaNode, federation: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -304,6 +299,7 @@ def _make_certificate(certificate: Path, key: Path) -> None:
     subprocess.run(command, check=True, capture_output=True)
 
 
+@pytest.mark.full
 @pytest.mark.kafka
 @pytest.mark.skipif(shutil.which("openssl") is None and not IN_CI, reason="openssl makes the certificate")
 async def test_credentials_and_certificates_are_used(kafka: KafkaNode, tmp_path: Path, federation: str) -> None:

@@ -120,6 +120,7 @@ def test_a_start_that_fails_shows_kafkas_own_words(kafka: KafkaNode, tmp_path: P
 
 
 @pytest.mark.kafka
+@pytest.mark.own_kafka
 def test_starting_twice_and_stopping_twice_is_fine(kafka: KafkaNode) -> None:
     local = kafka.own()
     assert local.start() is local

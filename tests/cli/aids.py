@@ -14,15 +14,13 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 import psutil  # type: ignore[import-untyped]
-import pytest
 
-from llmos_stream.broker import LocalKafka, Topics, connect
+from llmos_stream.broker import Topics, connect
 from llmos_stream.config import BrokerSettings
 from llmos_stream.log import wait_for_topics
 from llmos_stream.runtime import Shutdown
 from llmos_stream.types import Event, EventKind
 from llmos_stream.wire import load_event
-from tests.conftest import IN_CI
 
 PATIENCE_SECONDS = 90.0
 """How long a test waits for what must come; several processes that import torch on a busy machine take their time."""
@@ -123,14 +121,6 @@ def children_of(process: psutil.Process) -> dict[str, psutil.Process]:
                 name = child.environ()["LLMOS_CLIENT__ID"] if command[3] == "client" else command[3]
                 found[name] = child
     return found
-
-
-def need_a_local_kafka() -> None:
-    """Skip where none can be started, fail where CI promises one."""
-    if (reason := LocalKafka.missing()) is not None:
-        if IN_CI:
-            pytest.fail(f"CI must test against a real Kafka: {reason}")
-        pytest.skip(reason)
 
 
 async def wait_for_event(

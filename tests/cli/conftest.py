@@ -11,8 +11,8 @@ __all__ = ["_process_as_before", "llmos", "nobody", "on_kafka", "start"]
 
 
 @pytest.fixture(scope="session")
-def written(kafka: KafkaNode) -> Logged:
-    return asyncio.run(write_log(kafka, f"t-{uuid.uuid4().hex[:12]}"))
+def written(shared_kafka: KafkaNode) -> Logged:
+    return asyncio.run(write_log(shared_kafka, f"t-{uuid.uuid4().hex[:12]}"))
 
 
 @pytest.fixture

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.aids import Run, Start, need_a_local_kafka
+from tests.cli.aids import Run, Start
+from tests.conftest import need_a_local_kafka
 
 
 def _listens(port: int) -> bool:

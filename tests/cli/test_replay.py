@@ -22,7 +22,7 @@ from tests.conftest import KafkaNode
 from tests.replay.aids import FLIPPER, replay_log, running_from, topics_of, write_poisoned, write_random
 from tests.roles.aids import delta_of, initial, settings_for, update
 
-pytestmark = pytest.mark.kafka
+pytestmark = [pytest.mark.kafka, pytest.mark.xdist_group("replay")]  # one run is written for all of them
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ async def _poisoned(kafka: KafkaNode, federation: str) -> Poisoned:
 
 
 @pytest.fixture(scope="module")
-def poisoned_run(kafka: KafkaNode) -> Poisoned:
-    return asyncio.run(_poisoned(kafka, f"t-{uuid.uuid4().hex[:12]}"))
+def poisoned_run(shared_kafka: KafkaNode) -> Poisoned:
+    return asyncio.run(_poisoned(shared_kafka, f"t-{uuid.uuid4().hex[:12]}"))
 
 
 @pytest.fixture

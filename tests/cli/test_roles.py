@@ -56,7 +56,9 @@ def test_a_role_waits_for_its_broker_and_can_be_stopped(start: Start, nobody: st
     assert set(done.json().values()) <= {0, None, "stopped"}
 
 
+@pytest.mark.full
 @pytest.mark.kafka
+@pytest.mark.own_kafka
 def test_roles_started_before_their_broker_take_part(
     start: Start, llmos: Run, on_kafka: str, kafka: KafkaNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:

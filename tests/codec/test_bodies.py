@@ -45,16 +45,16 @@ def test_golden_bytes(spec: CodecSpec, values: list[float], expected: str) -> No
     assert _body(torch.tensor(values), spec).hex() == expected.replace(" ", "")
 
 
-@pytest.mark.parametrize("case", [case for case, values in CASES.items() if values.numel()])
 @pytest.mark.parametrize("spec", SPECS, ids=name)
-def test_decoding_agrees_with_the_oracle(spec: CodecSpec, case: str) -> None:
-    values = CASES[case]
-    body = _body(values, spec)
-    least, most = codec_for(spec).bounds(values.numel())
-    assert least <= len(body) <= most
-    out = torch.full_like(values, 7.0)
-    codec_for(spec).decode(torch.frombuffer(bytearray(body), dtype=torch.uint8), out, Workspace())
-    assert out.tolist() == torch.tensor(decode_slowly(spec, body, values.numel())).tolist()
+def test_decoding_agrees_with_the_oracle(spec: CodecSpec) -> None:
+    for case, values in CASES.items():
+        if values.numel():
+            body = _body(values, spec)
+            least, most = codec_for(spec).bounds(values.numel())
+            assert least <= len(body) <= most, case
+            out = torch.full_like(values, 7.0)
+            codec_for(spec).decode(torch.frombuffer(bytearray(body), dtype=torch.uint8), out, Workspace())
+            assert out.tolist() == torch.tensor(decode_slowly(spec, body, values.numel())).tolist(), case
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=name)

@@ -20,6 +20,7 @@ def _is_a_report(path: Path) -> bool:
     return page.startswith("<!doctype html>") and page.rstrip().endswith("</html>") and "Federation demo" in page
 
 
+@pytest.mark.full
 @pytest.mark.timeout(180)
 def test_the_demo_as_it_is_learns_to_read_digits(llmos: Run, tmp_path: Path) -> None:
     if find_spec("sklearn") is None:

@@ -10,12 +10,13 @@ from llmos_stream.config import load
 from llmos_stream.demo import ClientMix, make_scenario, run_processes
 from llmos_stream.runtime import Shutdown
 from llmos_stream.types import Event, EventKind
-from tests.cli.aids import Run, Start, children_of, need_a_local_kafka, wait_for_event
-from tests.conftest import KafkaNode
+from tests.cli.aids import Run, Start, children_of, wait_for_event
+from tests.conftest import KafkaNode, need_a_local_kafka
 
 pytestmark = pytest.mark.kafka
 
 
+@pytest.mark.full
 def test_it_goes_on_without_a_client_that_was_killed(
     start: Start, on_kafka: str, kafka: KafkaNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

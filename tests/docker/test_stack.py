@@ -15,7 +15,7 @@ from tests.docker import images
 from tests.docker.stack import AGGREGATORS, PATIENCE_SECONDS, ROLES, WATCH, Container, Stack, ask
 from tests.docker.waiting import Say, timed, until
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.timeout(900), pytest.mark.full, pytest.mark.in_order, pytest.mark.xdist_group("containers")]
 
 _MIB = 1 << 20
 _IMAGE = [[0.0] * 8 for _ in range(8)]

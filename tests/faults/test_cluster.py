@@ -8,10 +8,10 @@ import pytest
 
 from llmos_stream.broker import Topics
 from llmos_stream.broker.kafka.connection import Connection, topic_leaders
-from llmos_stream.broker.local import LocalCluster, needs
+from llmos_stream.broker.local import LocalCluster
 from llmos_stream.config import BrokerSettings
 from llmos_stream.roles.aggregator.publisher import group_of
-from tests.conftest import IN_CI
+from tests.conftest import need_a_local_kafka
 from tests.faults.plan import BROKER, Fault, Plan, Point
 from tests.faults.trials import try_on_kafka
 
@@ -20,10 +20,7 @@ pytestmark = pytest.mark.kafka
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[LocalCluster]:
-    if (reason := needs.missing()) is not None:
-        if IN_CI:
-            pytest.fail(reason)
-        pytest.skip(reason)
+    need_a_local_kafka()
     with LocalCluster(3) as cluster:
         yield cluster
 
@@ -41,6 +38,7 @@ def _coordinator_partition(transactional_id: str, partitions: int) -> int:
     return (code & 0x7FFFFFFF) % partitions
 
 
+@pytest.mark.full
 async def test_one_of_three_brokers_is_killed_and_the_run_goes_on(
     cluster: LocalCluster, federation: str, tmp_path: Path
 ) -> None:

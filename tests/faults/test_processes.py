@@ -66,7 +66,9 @@ async def test_a_fault_costs_time_and_nothing_else(
     await _try(Plan(4, scenario, "int8", points=points), kafka, tmp_path)
 
 
+@pytest.mark.full
 @pytest.mark.kafka
+@pytest.mark.own_kafka
 async def test_kafka_killed_and_away_for_a_while(kafka: KafkaNode, tmp_path: Path) -> None:
     node = kafka.own()
     plan = Plan(6, "fedbuff-momentum", "int8", updates=8, points=(Point(Fault.RESTART_BROKER, BROKER, 2),))
@@ -78,6 +80,7 @@ async def test_kafka_killed_and_away_for_a_while(kafka: KafkaNode, tmp_path: Pat
 
 
 @pytest.mark.kafka
+@pytest.mark.own_kafka
 async def test_a_stop_ends_roles_whose_kafka_is_gone(kafka: KafkaNode, federation: str, tmp_path: Path) -> None:
     node = kafka.own()
     plan = Plan(8, updates=1000)

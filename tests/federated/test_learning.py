@@ -414,7 +414,9 @@ def test_an_update_that_became_too_old_is_told_and_not_sent(running: Settings, m
     assert "sequence" in again
 
 
+@pytest.mark.full
 @pytest.mark.kafka
+@pytest.mark.own_kafka
 @pytest.mark.parametrize(
     "running",
     [{"AGGREGATION__BUFFER_SIZE": "1", "BROKER__CONNECT_TIMEOUT_SECONDS": "1", "CLIENT__WAIT_SECONDS": "3"}],
@@ -463,7 +465,9 @@ def test_an_update_that_an_earlier_process_left_is_sent(running: Settings, monke
         assert int(fl.train(1)["sequence"]) == contribution.sequence + 1
 
 
+@pytest.mark.full
 @pytest.mark.kafka
+@pytest.mark.own_kafka
 def test_closing_while_nobody_answers_takes_seconds(
     running: Settings, kafka: KafkaNode, caplog: pytest.LogCaptureFixture
 ) -> None:

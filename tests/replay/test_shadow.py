@@ -127,6 +127,7 @@ async def test_another_rule_with_bases_mapped_to_its_own_versions(broker: Broker
     assert torch.allclose(weights, delta_of(3.0 + 1.0 + (10.0 + 2.5) / 20))
 
 
+@pytest.mark.long_on_kafka
 async def test_a_restart_folds_nothing_twice_and_leaves_nothing_out(broker: Broker, federation: str) -> None:
     """Versions of three in the live run, of two in the shadow: one is always half used when the shadow stops."""
     settings = settings_for(federation, aggregation={"buffer_size": 3})

@@ -5,7 +5,7 @@ import itertools
 import logging
 import random
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -196,14 +196,6 @@ async def test_a_log_that_breaks_off_again_and_again(
 # A Kafka that goes and comes back
 
 
-@pytest.fixture
-async def own(kafka: KafkaNode) -> AsyncIterator[LocalKafka]:
-    """The session's Kafka, to be stopped and killed; it runs again afterwards."""
-    local = kafka.own()
-    yield local
-    await asyncio.to_thread(local.start)
-
-
 def _settings(federation: str, kafka: KafkaNode, **sections: dict[str, Any]) -> Settings:
     given: dict[str, dict[str, Any]] = {
         "broker": {
@@ -286,7 +278,9 @@ def _impatient_readers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stream, "QUIET_SECONDS", 0.3)
 
 
+@pytest.mark.full
 @pytest.mark.kafka
+@pytest.mark.own_kafka
 @pytest.mark.usefixtures("_impatient_readers")
 async def test_a_kafka_that_is_gone_for_long_costs_time_and_nothing_else(
     own: LocalKafka, kafka: KafkaNode, federation: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -324,7 +318,9 @@ async def test_a_kafka_that_is_gone_for_long_costs_time_and_nothing_else(
     assert roles.batches_made == 1  # the order of the data went on
 
 
+@pytest.mark.full
 @pytest.mark.kafka
+@pytest.mark.own_kafka
 @pytest.mark.parametrize("noticed", [False, True], ids=["just gone", "gone for long"])
 @pytest.mark.usefixtures("_impatient_readers")
 async def test_a_stop_ends_every_role_while_nobody_answers(

@@ -126,7 +126,9 @@ def _http(port: int, method: str, path: str, body: object = None, token: str = "
         connection.close()
 
 
+@pytest.mark.full
 @pytest.mark.kafka
+@pytest.mark.own_kafka
 def test_predictions_go_on_while_versions_come_and_without_a_broker(
     serve: Serve, on_kafka: str, kafka: KafkaNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -162,6 +164,7 @@ def test_predictions_go_on_while_versions_come_and_without_a_broker(
     assert [service.stop().status for service in services] == [0, 0]
 
 
+@pytest.mark.full
 @pytest.mark.kafka
 def test_the_monitor_has_the_live_page(serve: Serve, on_kafka: str) -> None:
     monitor = serve("monitor")
@@ -180,7 +183,9 @@ def test_the_monitor_has_the_live_page(serve: Serve, on_kafka: str) -> None:
     assert [service.stop().status for service in reversed(services)] == [0, 0, 0]
 
 
+@pytest.mark.full
 @pytest.mark.kafka
+@pytest.mark.own_kafka
 @pytest.mark.timeout(300)
 def test_a_service_without_its_broker_is_alive_and_not_ready(serve: Serve, on_kafka: str, kafka: KafkaNode) -> None:
     node = kafka.own()

@@ -23,6 +23,7 @@ def _ways(collected: Collector) -> set[tuple[str, ...]]:
     return ways
 
 
+@pytest.mark.full
 @pytest.mark.kafka
 def test_one_trace_leads_through_all_services(
     serve: Serve, on_kafka: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -41,6 +42,7 @@ def test_one_trace_leads_through_all_services(
         assert [service.stop().status for service in services] == [0, 0, 0]
 
 
+@pytest.mark.full
 @pytest.mark.kafka
 def test_a_service_whose_collector_is_gone_works_and_stops_in_time(
     serve: Serve, on_kafka: str, nobody: str, monkeypatch: pytest.MonkeyPatch
