@@ -16,6 +16,8 @@ Headers = Sequence[tuple[str, bytes]]
 
 
 class TopicPartition(NamedTuple):
+    """One partition of a topic."""
+
     topic: str
     partition: int
 
@@ -106,8 +108,9 @@ class Transaction(Writer, Protocol):
 
 
 class Producer(Writer, Protocol):
-    """Open it with `async with`. One with a transactional id fences every older one of that id when it opens
-    and writes inside transactions only.
+    """Writes records. Open it with `async with`.
+
+    One with a transactional id fences every older one of that id when it opens, and writes inside transactions only.
     """
 
     def transaction(self) -> AbstractAsyncContextManager[Transaction]:
@@ -130,8 +133,9 @@ class Producer(Writer, Protocol):
 
 
 class Reader(Protocol):
-    """Open it with `async with`. It is given every partition of its topics, sees committed records only and
-    commits nothing by itself. Not for use by two tasks at once.
+    """Reads every partition of its topics. Open it with `async with`; not for use by two tasks at once.
+
+    It sees committed records only, and commits nothing by itself.
     """
 
     @property

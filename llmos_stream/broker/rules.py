@@ -16,10 +16,12 @@ def check_reader(topics: Sequence[str], start: Start, group: str | None) -> None
 
 
 def topic_missing(topic: str) -> str:
+    """What TopicMissing says."""
     return f"topic {topic} does not exist; create the federation's topics with `llmos-stream topics create`"
 
 
 def fenced(transactional_id: str | None) -> str:
+    """What Fenced says."""
     return (
         f"another producer has taken over the transactional id {transactional_id}, or the broker gave up a "
         "transaction of it that stayed open too long (LLMOS_BROKER__TRANSACTION_TIMEOUT_SECONDS)"
@@ -27,4 +29,5 @@ def fenced(transactional_id: str | None) -> str:
 
 
 def not_assigned(topic: str, partition: int) -> str:
+    """What an error about a partition that a reader was not given says."""
     return f"{topic}[{partition}] is not one of this reader's partitions"

@@ -49,8 +49,10 @@ class Delta(Protocol):
 
 
 class Whole:
-    """A flat vector as a delta: one that nobody will write to any more, where it is `owned`. Raises ValueError if it is
-    none.
+    """A flat vector as a delta; where it is `owned`, nobody will write to it any more.
+
+    Raises:
+        ValueError: It is no flat vector.
     """
 
     def __init__(self, flat: Tensor, *, owned: bool = False) -> None:

@@ -119,9 +119,9 @@ class Pipeline:
         return self.strategy.weigh(num_examples, discounted(self._discount, tau))
 
     def fold(self, contribution: Contribution, delta: Tensor | Delta, now: float) -> None:
-        """Take one update in. `delta` is only read, and kept (see `Delta.keep`) only where the strategy holds it and no
-        version is due yet.
+        """Take one update in.
 
+        `delta` is only read, and kept (see `Delta.keep`) only where the strategy holds it and no version is due yet.
         What a delta raises while it is walked through leaves the pipeline of no use.
         """
         delta = as_delta(delta)

@@ -122,10 +122,13 @@ class Rule:
         return found
 
     def pipeline(self, version: int, weights: Tensor, history: Mapping[int, Tensor] | None = None) -> Pipeline:
-        """The stages at `version`, where nothing waits, on the device of its `weights`. `history` is what strategies
-        that need past versions start from.
+        """The stages at `version`, where nothing waits, on the device of its `weights`.
 
-        Raises ValueError for a history of another model, ConfigError for settings that float32 cannot hold.
+        `history` is what strategies that need past versions start from.
+
+        Raises:
+            ValueError: The history is of another model.
+            ConfigError: float32 cannot hold the settings.
         """
         strategy, discount = self.strategy(), self._made("staleness")
         found: optimizer.ServerOptimizer | None = None

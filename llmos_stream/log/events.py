@@ -7,21 +7,15 @@ from contextlib import AsyncExitStack
 from llmos_stream.broker import Broker, Producer, TopicPartition, Topics
 from llmos_stream.log.stream import EventStream, go_on
 from llmos_stream.log.topics import wait_for_topics
-from llmos_stream.runtime import SYSTEM_CLOCK, Shutdown
+from llmos_stream.runtime import Shutdown
 from llmos_stream.runtime.retry import keep_trying, until_stop
 from llmos_stream.telemetry.event_metrics import OWN
-from llmos_stream.types import Event, EventKind
+from llmos_stream.types import Event
 from llmos_stream.wire import dump_event
 
 logger = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.25
-
-now_ms = SYSTEM_CLOCK.time_ms
-
-
-def event(kind: EventKind, role: str, **data: object) -> Event:
-    return Event(kind, role, now_ms(), data)
 
 
 async def emit(producer: Producer, topic: str, entry: Event) -> None:
@@ -31,6 +25,7 @@ async def emit(producer: Producer, topic: str, entry: Event) -> None:
 
 
 def event_key(entry: Event) -> bytes:
+    """The key of an event's record: its client, or the role."""
     client = entry.data.get("client_id")
     return (client if isinstance(client, str) else entry.role).encode()
 

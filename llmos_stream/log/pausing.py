@@ -11,7 +11,7 @@ import math
 from llmos_stream.broker import Broker, Topics
 from llmos_stream.errors import FederationFinished
 from llmos_stream.log.control import ControlView
-from llmos_stream.log.events import now_ms
+from llmos_stream.runtime import SYSTEM_CLOCK
 from llmos_stream.wire.control import PAUSED, dump_paused
 
 _HOUR_MS = 3_600_000
@@ -25,7 +25,7 @@ async def set_paused(broker: Broker, topics: Topics, paused: bool) -> None:
     if control.finished is not None:
         raise FederationFinished(f"federation {topics.federation} has ended: {control.finished.reason}")
     async with broker.producer() as producer:
-        await producer.send(topics.control, dump_paused(paused, now_ms()), key=PAUSED)
+        await producer.send(topics.control, dump_paused(paused, SYSTEM_CLOCK.time_ms()), key=PAUSED)
 
 
 async def updates_kept_hours(broker: Broker, topics: Topics) -> float | None:

@@ -1,5 +1,6 @@
-"""The aggregator's own vectors in `<f>.snapshots`, one message each: the server optimiser's moments, and the
-residual that a delta version leaves (see `codec.version_delta`).
+"""The aggregator's own vectors in `<f>.snapshots`, one message each.
+
+They are the server optimiser's moments, and the residual that a delta version leaves (see `codec.version_delta`).
 """
 
 from collections.abc import Mapping

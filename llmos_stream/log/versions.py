@@ -154,6 +154,7 @@ def admit_version(prelude: Prelude) -> None:
 
 
 def version_assembler(wire: WireSettings) -> Assembler:
+    """Collects versions and refuses everything else before it is collected."""
     return Assembler(
         admit_version,
         max_pending_bytes=wire.pending_bytes,
@@ -163,6 +164,7 @@ def version_assembler(wire: WireSettings) -> Assembler:
 
 
 def version_head(message: Message) -> VersionHead:
+    """The head, which must be a version's. Raises Rejected."""
     if not isinstance(message.head, VersionHead):
         raise Rejected(Reason.UNSUPPORTED, "this topic carries versions")
     return message.head

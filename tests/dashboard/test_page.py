@@ -14,12 +14,12 @@ from playwright.async_api import Browser, Page, expect
 from llmos_stream.broker import MemoryBroker, Topics
 from llmos_stream.config import Settings
 from llmos_stream.dashboard.changes import difference
-from llmos_stream.log.events import event as log_event
 from llmos_stream.runtime import Shutdown
 from llmos_stream.types import EventKind, Role
 from tests.dashboard.aids import TOKEN, event, head, on_a_port, shown
 from tests.dashboard.run import Run, running, waiting
 from tests.dashboard.test_older import write_versions
+from tests.federation import event as log_event
 
 PICTURES = Path(__file__).parents[2] / "build" / "page"
 WAIT_MS = 30_000

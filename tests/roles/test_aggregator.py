@@ -10,12 +10,13 @@ from llmos_stream.broker import Broker, MemoryBroker, Record, TopicPartition
 from llmos_stream.codec import Layout
 from llmos_stream.errors import BrokerUnavailable, ConfigError, FederationFinished
 from llmos_stream.log import ControlView, decode_version
-from llmos_stream.log.events import emit, event
+from llmos_stream.log.events import emit
 from llmos_stream.roles.aggregator import Initial, run_aggregator
 from llmos_stream.roles.aggregator.intake import Intake
 from llmos_stream.roles.aggregator.publisher import Publisher, group_of
 from llmos_stream.runtime import Offload, Shutdown
 from llmos_stream.types import EventKind, TensorSpec
+from tests.federation import event
 from tests.roles.aids import LAYOUT, aggregator, delta_of, initial, settings_for, update
 
 

@@ -10,14 +10,14 @@ from llmos_stream.broker import Broker, Topics, connect
 from llmos_stream.codec import Layout
 from llmos_stream.config import Settings
 from llmos_stream.log import ControlView, Pointer, decode_version, wait_for_topics
-from llmos_stream.log.events import emit, event
+from llmos_stream.log.events import emit
 from llmos_stream.log.versions import local_rule
 from llmos_stream.roles.aggregator import Initial, run_aggregator
 from llmos_stream.roles.aggregator.recovery import fetch_newest, recover
 from llmos_stream.runtime import Offload, Shutdown
 from llmos_stream.types import EventKind
 from tests.conftest import KafkaNode
-from tests.federation import federation_of
+from tests.federation import event, federation_of
 from tests.roles.aids import Running, aggregator, delta_of, settings_for, update
 
 RULES = {

@@ -66,8 +66,9 @@ class Intake:
         self._read_before = await self._reader.end_offsets()
 
     async def receive(self, timeout_seconds: float, version: int) -> AsyncGenerator[Update | Refusal, None]:
-        """One update is decoded at a time, by all threads at once, and the next one when it has been folded: each may
-        be as large as the model.
+        """Decode one update at a time, by all threads at once, and the next when that has been folded.
+
+        Each may be as large as the model.
         """
         self._version = version
         waiting = await self._outcomes(timeout_seconds)

@@ -136,9 +136,9 @@ class ClientState:
             return write_payload(self._folder / f"update-{sequence}.bin", frames)
 
     def spool(self, update: Unsent, residual: Tensor | None) -> None:
-        """Make an update, whose payload `write` gave, and the residual that it leaves (None: as it was) durable, in one
-        step.
+        """Make an update durable, whose payload `write` gave, and in the same step the residual that it leaves.
 
+        A residual of None stays as it was.
         Raises ValueError when there is an unsent update already. After a StateError nothing has changed,
         but that the sequence of `update` is used up.
         """
