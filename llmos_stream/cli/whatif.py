@@ -67,7 +67,7 @@ def _judge(settings: Settings) -> "ModelEvaluator":
     from llmos_stream.training import load_task
     from llmos_stream.training.model_evaluator import ModelEvaluator
 
-    return ModelEvaluator(load_task(settings.task, settings.client), settings.evaluator.batch_size, settings.task.share)
+    return ModelEvaluator(load_task(settings.task, settings.client), settings.task, settings.evaluator.batch_size)
 
 
 def _what(change: "Change") -> str:

@@ -19,6 +19,8 @@ from llmos_stream.types import Part, VersionHead, VersionKind
 from llmos_stream.wire import Message, Refusal
 from llmos_stream.wire.control import Pointer
 
+_POLL_SECONDS = 1.0
+
 
 class Follower:
     """Takes versions in the order of the log. Holds one at a time: its weights become those of the next."""
@@ -103,7 +105,7 @@ class Replica:
         before = self._stream.positions.get(at)
         deadline = self._clock.monotonic() + timeout_seconds
         while (left := deadline - self._clock.monotonic()) > 0:
-            message = await self._stream.next(left)
+            message = await self._stream.next(min(left, _POLL_SECONDS))  # or nobody notices that the broker is gone
             if self._stream.positions.get(at) != before:  # a slow link may take its time
                 before, deadline = self._stream.positions.get(at), self._clock.monotonic() + timeout_seconds
             if message is not None and (version := await self._take(message, pointer)) is not None:

@@ -48,7 +48,7 @@ async def run_evaluator(
     measuring = _Measuring(
         federation,
         settings.evaluator,
-        partial(ModelEvaluator, task, settings.evaluator.batch_size, settings.task.share),
+        partial(ModelEvaluator, task, settings.task, settings.evaluator.batch_size),
     )
     await federation.keep_trying(measuring.follow, "looking for versions again")
     return measuring.last
@@ -142,7 +142,7 @@ async def evaluate_once(
     federation = Federation(broker, Topics(settings.federation.name), settings.wire, offload, shutdown)
     if not await federation.wait_for_topics():
         return None
-    evaluator = await offload.run(ModelEvaluator, task, settings.evaluator.batch_size, settings.task.share)
+    evaluator = await offload.run(ModelEvaluator, task, settings.task, settings.evaluator.batch_size)
     async with federation.control() as control:
         while control.latest is None and not shutdown.requested:
             await control.newer_than(None, _POLL_SECONDS, shutdown)

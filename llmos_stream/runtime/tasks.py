@@ -16,9 +16,14 @@ async def run_all(*coroutines: Coroutine[Any, Any, Any]) -> list[Any]:
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(coroutine) for coroutine in coroutines]
-    except BaseExceptionGroup as group_error:
-        raise _first(group_error) from group_error
-    return [task.result() for task in tasks]
+    except BaseExceptionGroup as error:
+        failure = _first(error)
+    else:
+        return [task.result() for task in tasks]
+    try:
+        raise failure  # here, where the group is no longer handled, so that nothing of it is told with the error
+    finally:
+        del failure  # its traceback leads here: no circle for the garbage collector
 
 
 async def run_while(main: Coroutine[Any, Any, T], *helpers: Coroutine[Any, Any, Any]) -> T:
@@ -29,9 +34,14 @@ async def run_while(main: Coroutine[Any, Any, T], *helpers: Coroutine[Any, Any, 
             result = await main
             for task in tasks:
                 task.cancel()
-    except BaseExceptionGroup as group_error:
-        raise _first(group_error) from group_error
-    return result
+    except BaseExceptionGroup as error:
+        failure = _first(error)
+    else:
+        return result
+    try:
+        raise failure  # as above
+    finally:
+        del failure
 
 
 def _first(error: BaseException) -> BaseException:

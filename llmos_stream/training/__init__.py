@@ -5,6 +5,7 @@ from llmos_stream.training.partition import dirichlet_split, label_counts, strat
 from llmos_stream.training.seeds import derive_seed
 from llmos_stream.training.sharing import load_, shared_tensors, snapshot
 from llmos_stream.training.task import Task, load_task
+from llmos_stream.training.task_errors import task_errors
 from llmos_stream.training.tensor_task import Batches, TensorTask
 
 __all__ = [
@@ -24,5 +25,6 @@ __all__ = [
     "shared_tensors",
     "snapshot",
     "stratified_holdout",
+    "task_errors",
     "use_threads",
 ]

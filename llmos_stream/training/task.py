@@ -17,6 +17,7 @@ from llmos_stream.errors import ConfigError, TaskError
 from llmos_stream.training.digits import DigitsTask
 from llmos_stream.training.local import Batch
 from llmos_stream.training.synthetic import BlobsTask, NoopTask
+from llmos_stream.training.task_errors import described
 
 
 @runtime_checkable
@@ -75,7 +76,7 @@ def load_task(task: TaskSettings, client: ClientSettings) -> Task:
     except TaskError as error:
         raise TaskError(f"task.entry {task.entry!r}: {error}") from error
     except Exception as error:
-        raise TaskError(f"task.entry {task.entry!r}: {type(error).__name__}: {error}") from error
+        raise TaskError(f"task.entry {task.entry!r}: {described(error, task.entry)}") from error
 
 
 def _make(task: TaskSettings, client: ClientSettings) -> Task:

@@ -14,7 +14,7 @@ from tests.roles.aids import delta_of, initial, settings_for, update
 
 
 def _judge(settings: Settings) -> ModelEvaluator:
-    return ModelEvaluator(load_task(settings.task, settings.client), settings.evaluator.batch_size, settings.task.share)
+    return ModelEvaluator(load_task(settings.task, settings.client), settings.task, settings.evaluator.batch_size)
 
 
 async def _told(broker: Broker, settings: Settings, change: Change, first: int | None = None) -> Told:

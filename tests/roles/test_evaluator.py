@@ -107,7 +107,7 @@ async def _all_measured(running: Running) -> list[tuple[int, dict[str, float]]]:
 
 
 async def _expected(running: Running, settings: Settings, task: Task) -> dict[int, dict[str, float]]:
-    judge = ModelEvaluator(task, settings.evaluator.batch_size, settings.task.share)
+    judge = ModelEvaluator(task, settings.task, settings.evaluator.batch_size)
     async with running.broker.reader([running.topics.models], start="earliest") as reader:
         return {
             version.head.number: judge.evaluate(version.head.number, version.layout, version.weights).metrics

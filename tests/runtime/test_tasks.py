@@ -1,6 +1,8 @@
 """Tasks: the first error travels on bare, nothing is left running."""
 
 import asyncio
+import traceback
+from collections.abc import Awaitable, Callable
 
 import pytest
 
@@ -38,6 +40,25 @@ async def test_an_error_cancels_the_others_and_travels_bare() -> None:
     with pytest.raises(ConfigError, match="power of two"):
         await run_all(waits(), fails())
     assert cancelled.is_set()
+
+
+@pytest.mark.parametrize("together", [run_all, run_while])
+async def test_an_error_is_told_as_it_was_raised(together: Callable[..., Awaitable[object]]) -> None:
+    """However deep in groups: with its own cause, and without a word about the groups."""
+
+    async def fails() -> None:
+        raise ConfigError("codec.block: 3 is not a power of two") from ValueError("3")
+
+    async def fails_inside() -> None:
+        await together(fails(), asyncio.sleep(0))
+
+    with pytest.raises(ConfigError) as raised:
+        await together(fails_inside(), asyncio.sleep(0))
+    told = "".join(traceback.format_exception(raised.value))
+    assert "ExceptionGroup" not in told
+    assert told.count("Traceback") == 1
+    assert told.count("in fails\n") == 1
+    assert str(raised.value.__cause__) == "3"
 
 
 async def test_helpers_end_with_the_main_work() -> None:

@@ -26,7 +26,7 @@ from llmos_stream.roles.aggregator.publisher import Publisher, group_of
 from llmos_stream.roles.aggregator.recovery import fetch_layout
 from llmos_stream.roles.aggregator.stopping import Ending
 from llmos_stream.runtime import SYSTEM_CLOCK, Clock, Offload, Shutdown
-from llmos_stream.training import Task, shared_tensors
+from llmos_stream.training import Task, shared_tensors, task_errors
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,9 @@ class Initial:
 
 def initial_of(task: Task, settings: Settings) -> Initial:
     """Version 0 of a task: the shared tensors of its freshly made model."""
-    shared = shared_tensors(task.model(), settings.task.share)
+    with task_errors(settings.task.entry):
+        model = task.model()
+    shared = shared_tensors(model, settings.task.share)
     layout = Layout.of(shared)
     return Initial(layout, layout.flatten(shared))
 

@@ -16,7 +16,7 @@ from llmos_stream.roles.client.session import Client
 from llmos_stream.roles.client.state import ClientState
 from llmos_stream.runtime import SYSTEM_CLOCK, Clock, Offload, Shutdown
 from llmos_stream.telemetry.tracing import span
-from llmos_stream.training import LocalTrainer, Task
+from llmos_stream.training import LocalTrainer, Task, task_errors
 from llmos_stream.training.shared_model import LocalModel, Trained
 
 logger = logging.getLogger(__name__)
@@ -53,8 +53,10 @@ class _TrainingClient:
         self._share = settings.task.share
         self._task = task
         self._state = state
-        # One object: it orders each of its passes differently.
-        self._batches = task.train_batches(settings.client.shard)
+        self._entry = settings.task.entry
+        with task_errors(self._entry):
+            # One object: it orders each of its passes differently.
+            self._batches = task.train_batches(settings.client.shard)
         self._local: LocalModel | None = None
         self._joined = False
 
@@ -72,7 +74,9 @@ class _TrainingClient:
         client_id = client_id_of(self._settings)
         async with Client(federation, client_id, self._local.layout, self._codec, self._state) as client:
             if not self._joined:
-                await client.join(self._task.num_train_examples(self._settings.shard))
+                with task_errors(self._entry):
+                    num_examples = self._task.num_train_examples(self._settings.shard)
+                await client.join(num_examples)
                 self._joined = True
             participation.resume()
             while (version := await participation.next_version(client)) is not None:
@@ -94,14 +98,17 @@ class _TrainingClient:
                 logger.info("the run ended while this client was training")
 
     async def _train(self, local: LocalModel, version: Version) -> Trained:
-        # Momentum gathered on an older version does not belong to this one.
-        local.trainer.optimizer = self._task.optimizer(local.trainer.model)
         batches = [self._batches] * self._settings.epochs
         shutdown = self._federation.shutdown
-        return await self._federation.run(
-            local.train, version.weights, version.head.number, batches, lambda: shutdown.requested
-        )
+        with task_errors(self._entry):
+            # Momentum gathered on an older version does not belong to this one.
+            local.trainer.optimizer = self._task.optimizer(local.trainer.model)
+            return await self._federation.run(
+                local.train, version.weights, version.head.number, batches, lambda: shutdown.requested
+            )
 
     def _make_model(self) -> LocalModel:
-        model = self._task.model()
-        return LocalModel(LocalTrainer(model, self._task.optimizer(model), self._task.loss), self._share)
+        with task_errors(self._entry):
+            model = self._task.model()
+            trainer = LocalTrainer(model, self._task.optimizer(model), self._task.loss)
+        return LocalModel(trainer, self._share)
