@@ -1,4 +1,4 @@
-"""What a client must not forget: the sequences it used, the update that is on its way, and what its codec still owes.
+"""What a client must not forget: the sequences it used, its unsent update, and its error feedback's residual.
 
 A state folder holds
 
@@ -14,7 +14,7 @@ A state folder holds
     unsent      null        nothing waits to be sent; or the update that the log has not acknowledged yet:
                             {"file": str, "size": int, "digest": hex SHA-256 of the prelude, "payload": int}
                             (the prelude names the payload's own digest; "payload" is its bytes, which come first)
-    residual    null        nothing is owed; or {"file": str, "size": int, "digest": "sums:" and eight hex digits}
+    residual    null        none; or {"file": str, "size": int, "digest": "sums:" and eight hex digits}
                             (a checksum of the elements: it guards against damage, not against malice)
 
 An update, its residual and the next sequence become durable together, by one replacement of
@@ -87,11 +87,11 @@ class ClientState:
         self._spare: Path | None = None  # a residual that the state no longer names
         self._record = StateRecord(0)
         if folder is not None:
-            with self._told():
+            with self._state_errors():
                 folder.mkdir(parents=True, exist_ok=True)
                 self._lock = _lock(folder / "lock", client_id)
             try:
-                with self._told():
+                with self._state_errors():
                     self._open(folder)
             except BaseException:
                 self.close()
@@ -109,7 +109,7 @@ class ClientState:
             path = self._folder / self._record.unsent.file
             if not path.exists():
                 logger.warning("%s is gone: going on without that update", path)
-                with self._told():
+                with self._state_errors():
                     self._commit(replace(self._record, next=self._next, unsent=None))
                 return None
             self._unsent = read_update(path, self._record.unsent, self._client_id)
@@ -132,28 +132,28 @@ class ClientState:
         """
         if self._folder is None:
             return keep_payload(frames)
-        with self._told():
+        with self._state_errors():
             return write_payload(self._folder / f"update-{sequence}.bin", frames)
 
     def spool(self, update: Unsent, residual: Tensor | None) -> None:
-        """Make an update durable, whose payload `write` gave, and in the same step the residual that it leaves.
+        """Make an update (with the payload of `write`) and its residual durable in one step; None keeps the residual.
 
-        A residual of None stays as it was.
-        Raises ValueError when there is an unsent update already. After a StateError nothing has changed,
-        but that the sequence of `update` is used up.
+        Raises:
+            ValueError: there is an unsent update already.
+            StateError: it cannot be written. Nothing has changed, but that the sequence of `update` is used up.
         """
         if self._record.unsent is not None or self._unsent is not None:
             raise ValueError("settle the unsent update before the next")
         if self._folder is not None:
             if update.payload.file is None:
                 raise ValueError("the payload was not written to this folder")
-            with self._told():
+            with self._state_errors():
                 try:
                     written = finish_update(update.payload.file, update)
-                    owed = self._record.residual
+                    kept = self._record.residual
                     if residual is not None:
-                        owed = self._write_residual(self._folder, update.head.sequence, residual)
-                    self._commit(StateRecord(self._next, written, owed))
+                        kept = self._write_residual(self._folder, update.head.sequence, residual)
+                    self._commit(StateRecord(self._next, written, kept))
                 except OSError:
                     self._sweep(self._folder)  # or a full disk fills up with what was tried
                     raise
@@ -171,7 +171,7 @@ class ClientState:
         if self._unsent is None or self._unsent.head.sequence != sequence:
             return
         if self._folder is not None:
-            with self._told():
+            with self._state_errors():
                 self._commit(replace(self._record, next=self._next, unsent=None))
         self._unsent = None
 
@@ -225,7 +225,7 @@ class ClientState:
                     path.unlink()
 
     @contextmanager
-    def _told(self) -> Iterator[None]:
+    def _state_errors(self) -> Iterator[None]:
         try:
             yield
         except (OSError, SafetensorError) as error:

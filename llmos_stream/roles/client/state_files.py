@@ -1,4 +1,4 @@
-"""The files of a client's state folder, written and read (what each holds: see `client_state`)."""
+"""The files of a client's state folder, written and read (what each holds: see `state`)."""
 
 import re
 from collections.abc import Iterable
@@ -54,7 +54,7 @@ class Unsent:
 
 @dataclass(frozen=True, slots=True)
 class NamedFile:
-    """A file that the state names (see `client_state`). No digest: of the first release."""
+    """A file that the state names (see `state`). No digest: of the first release."""
 
     file: str
     size: int
