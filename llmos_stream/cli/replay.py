@@ -78,12 +78,12 @@ def changes_of(arguments: argparse.Namespace) -> dict[str, dict[str, object]]:
 
 
 async def _rebuild(settings: Settings, arguments: argparse.Namespace) -> int:
-    from llmos_stream.replay import Outcome, Rebuilding
+    from llmos_stream.replay import Rebuilder, RebuildOutcome
 
     verdicts = []
     async with opened(settings) as log:
         numbers = numbers_of(arguments.versions, log.index, settings.federation.name)
-        rebuilding = Rebuilding(log, numbers)
+        rebuilding = Rebuilder(log, numbers)
         with bar("rebuilding versions", len(numbers)) as step:
             async for verdict in rebuilding.verdicts():
                 verdicts.append(verdict)
@@ -99,8 +99,8 @@ async def _rebuild(settings: Settings, arguments: argparse.Namespace) -> int:
         write_weights(rebuilding.last, arguments.to, named | {"replay": "rebuilt from the log"})
         note(f"wrote version {last}, as rebuilt, to {arguments.to}")
     counted = Counter(verdict.outcome for verdict in verdicts)
-    asked_for_in_vain = arguments.versions is not None and counted[Outcome.GONE]
-    return 1 if counted[Outcome.DIFFERS] or asked_for_in_vain else 0
+    asked_for_in_vain = arguments.versions is not None and counted[RebuildOutcome.GONE]
+    return 1 if counted[RebuildOutcome.DIFFERS] or asked_for_in_vain else 0
 
 
 def _plain(verdicts: "list[Verdict]") -> dict[str, object]:
@@ -114,7 +114,7 @@ def _plain(verdicts: "list[Verdict]") -> dict[str, object]:
 
 def _show(verdicts: "list[Verdict]") -> None:
     from llmos_stream.log.versions import build
-    from llmos_stream.replay import Outcome
+    from llmos_stream.replay import RebuildOutcome
 
     table = plain_table("version", "contributions", "verdict", "published", "max difference", "relative L2")
     for verdict in verdicts:
@@ -131,15 +131,15 @@ def _show(verdicts: "list[Verdict]") -> None:
     for verdict in verdicts:
         if verdict.detail:
             say(f"version {verdict.version}: {verdict.detail}")
-    differing = [verdict for verdict in verdicts if verdict.outcome is Outcome.DIFFERS]
+    differing = [verdict for verdict in verdicts if verdict.outcome is RebuildOutcome.DIFFERS]
     for recorded in {in_words(verdict.build): None for verdict in differing}:
         say(f"computed first on {recorded}; here on {in_words(build())}: kernels may round differently elsewhere")
     counted = Counter(verdict.outcome for verdict in verdicts)
     words = {
-        Outcome.MATCH: "rebuilt, every digest as published",
-        Outcome.DIFFERS: "rebuilt with another result",
-        Outcome.GONE: "not to be rebuilt any more",
-        Outcome.INITIAL: "where the log begins",
+        RebuildOutcome.MATCH: "rebuilt, every digest as published",
+        RebuildOutcome.DIFFERS: "rebuilt with another result",
+        RebuildOutcome.GONE: "not to be rebuilt any more",
+        RebuildOutcome.INITIAL: "where the log begins",
     }
     told_of = [f"{plural(counted[outcome], 'version')} {text}" for outcome, text in words.items() if counted[outcome]]
     say("; ".join(told_of))

@@ -1,4 +1,4 @@
-"""The what-if half of `llmos-stream replay`: the run told again, and the two compared."""
+"""The what-if half of `llmos-stream replay`: a counterfactual run, compared with the original."""
 
 import argparse
 import asyncio
@@ -12,7 +12,7 @@ from llmos_stream.config import Settings
 from llmos_stream.reporting.wording import listed, plain, plural
 
 if TYPE_CHECKING:
-    from llmos_stream.replay import Change, Changes, Told
+    from llmos_stream.replay import Change, Changes, WhatIfResult
     from llmos_stream.training.model_evaluator import ModelEvaluator
 
 _CAVEAT = (
@@ -25,19 +25,19 @@ def run_what_if(arguments: argparse.Namespace, settings: Settings, changes: "Cha
     from llmos_stream.replay import Change
 
     change = Change(frozenset(arguments.without), _validated(settings, changes))
-    told = asyncio.run(_tell(settings, arguments, change))
+    result = asyncio.run(_run(settings, arguments, change))
     if arguments.json:
-        print_json(_plain(told, change))
+        print_json(_plain(result, change))
     else:
-        _show(told, change)
+        _show(result, change)
     if arguments.to is not None:
         metadata = {
             "federation": settings.federation.name,
-            "version": str(told.last),
-            "weights_digest": told.digest,
+            "version": str(result.last),
+            "weights_digest": result.digest,
             "what_if": _what(change),
         }
-        write_weights(told.final, arguments.to, metadata)
+        write_weights(result.final, arguments.to, metadata)
         note(f"wrote the weights to {arguments.to}")
     return 0
 
@@ -52,15 +52,15 @@ def _validated(settings: Settings, changes: "Changes") -> "Changes":
     }
 
 
-async def _tell(settings: Settings, arguments: argparse.Namespace, change: "Change") -> "Told":
+async def _run(settings: Settings, arguments: argparse.Namespace, change: "Change") -> "WhatIfResult":
     from llmos_stream.replay import WhatIf
 
     async with opened(settings) as log:
         numbers = numbers_of(arguments.versions, log.index, settings.federation.name)
         judge = None if arguments.no_evaluation else await log.offload.run(_judge, settings)
-        story = WhatIf(log, change, judge=judge, every=arguments.every)
+        what_if = WhatIf(log, change, judge=judge, every=arguments.every)
         with bar("telling the run again", len(numbers)) as step:
-            return await story.run(numbers, lambda _: step())
+            return await what_if.run(numbers, lambda _: step())
 
 
 def _judge(settings: Settings) -> "ModelEvaluator":
@@ -79,53 +79,53 @@ def _what(change: "Change") -> str:
     return ", ".join(parts)
 
 
-def _plain(told: "Told", change: "Change") -> dict[str, object]:
+def _plain(result: "WhatIfResult", change: "Change") -> dict[str, object]:
     return {
         "without": sorted(change.without),
         "settings": change.settings,
-        "first": told.first,
-        "last": told.last,
-        "deleted_before": told.deleted,
-        "moments_start_anew": told.anew,
-        "versions": told.final.head.number - told.first,
-        "original_versions": told.last - told.first,
-        "folded": told.folded,
-        "removed": told.removed,
-        "refused": dict(told.refused),
-        "original_digest": told.original_digest,
-        "digest": told.digest,
-        "difference": None if told.apart is None else asdict(told.apart),
-        "evaluations": [asdict(point) for point in told.points],
+        "first": result.first,
+        "last": result.last,
+        "deleted_before": result.deleted,
+        "moments_start_anew": result.moments_reset,
+        "versions": result.final.head.number - result.first,
+        "original_versions": result.last - result.first,
+        "folded": result.folded,
+        "removed": result.removed,
+        "refused": dict(result.refused),
+        "original_digest": result.original_digest,
+        "digest": result.digest,
+        "difference": None if result.difference is None else asdict(result.difference),
+        "evaluations": [asdict(point) for point in result.points],
         "note": _CAVEAT if change.without else None,
     }
 
 
-def _show(told: "Told", change: "Change") -> None:
+def _show(result: "WhatIfResult", change: "Change") -> None:
     say(f"what if: {_what(change)}")
-    if told.deleted:
-        say(f"begins at version {told.first}: {told.deleted}")
-    if told.anew:
-        say(f"the server optimiser's moments start anew: the log does not hold those of version {told.first}")
-    _show_points(told)
-    skipped = "".join(f", {count} refused ({reason})" for reason, count in sorted(told.refused.items()))
+    if result.deleted:
+        say(f"begins at version {result.first}: {result.deleted}")
+    if result.moments_reset:
+        say(f"the server optimiser's moments start anew: the log does not hold those of version {result.first}")
+    _show_points(result)
+    skipped = "".join(f", {count} refused ({reason})" for reason, count in sorted(result.refused.items()))
     say(
-        f"{plural(told.folded, 'update')} folded, {told.removed} removed{skipped}; "
-        f"{plural(told.final.head.number - told.first, 'version')} in place of {told.last - told.first}"
+        f"{plural(result.folded, 'update')} folded, {result.removed} removed{skipped}; "
+        f"{plural(result.final.head.number - result.first, 'version')} in place of {result.last - result.first}"
     )
-    if told.digest == told.original_digest:
-        say(f"the weights are those of version {told.last}, bit for bit")
-    elif told.apart is not None:
-        apart = told.apart
-        say(f"the weights lie {apart.relative_l2:.3g} (relative L2) from those of version {told.last}")
+    if result.digest == result.original_digest:
+        say(f"the weights are those of version {result.last}, bit for bit")
+    elif result.difference is not None:
+        difference = result.difference
+        say(f"the weights lie {difference.relative_l2:.3g} (relative L2) from those of version {result.last}")
     if change.without:
         say(_CAVEAT)
 
 
-def _show_points(told: "Told") -> None:
-    if not told.points:
+def _show_points(result: "WhatIfResult") -> None:
+    if not result.points:
         return
     table = plain_table("version", "metric", "original", "what if", "difference")
-    for point in told.points:
+    for point in result.points:
         for name, value in sorted(point.original.metrics.items()):
             other = point.changed.metrics[name]
             row = (str(point.version), plain(name), f"{value:.4f}", f"{other:.4f}", f"{other - value:+.4f}")

@@ -11,8 +11,8 @@ from llmos_stream.core.validate import Update
 from llmos_stream.types import Contribution
 
 
-class Retelling:
-    """The updates of a run once more, under rules that may differ from theirs.
+class Replay:
+    """Folds the updates of a run again, under rules that may differ from the recorded ones.
 
     Stands at a version (`version`, `weights`: flat, never written to) with an empty buffer. Time plays no
     part: a buffer is flushed when it is full or when the caller says so.
@@ -38,7 +38,7 @@ class Retelling:
         return rule == self._rule
 
     def follow(self, rule: Rule) -> None:
-        """Go on under `rule`. Moments are kept where the new optimiser has the same ones, else they start anew.
+        """Go on under `rule`. Moments are kept where the new optimiser has the same ones, else they start at zero.
 
         Raises ValueError while updates are buffered under another rule.
         """

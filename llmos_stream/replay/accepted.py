@@ -11,7 +11,7 @@ from llmos_stream.config import WireSettings
 from llmos_stream.core import Rule, Update
 from llmos_stream.errors import OffsetGone, Rejected
 from llmos_stream.log.scan import HeadStream, LoggedHead
-from llmos_stream.replay.errors import UpdateMissing
+from llmos_stream.replay.index import UpdateMissing
 from llmos_stream.replay.updates import RecordedUpdates, decode_recorded
 from llmos_stream.runtime import Offload
 from llmos_stream.types import Contribution, VersionHead

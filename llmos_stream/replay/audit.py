@@ -1,4 +1,4 @@
-"""Where a version comes from: each contribution, what it counted for, and whether its update is still in the log."""
+"""What a version was made of: each contribution, its share, and whether its update is still in the log."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,9 +6,8 @@ from enum import StrEnum, unique
 
 from llmos_stream.core import Rule
 from llmos_stream.errors import Rejected
-from llmos_stream.replay.errors import UpdateMissing
-from llmos_stream.replay.index import Entry
-from llmos_stream.replay.log import ReplayLog
+from llmos_stream.replay.index import Entry, UpdateMissing
+from llmos_stream.replay.replay_log import ReplayLog
 from llmos_stream.replay.updates import RecordedUpdates
 from llmos_stream.types import Contribution, VersionHead
 from llmos_stream.wire import payload_digest
@@ -16,14 +15,16 @@ from llmos_stream.wire import payload_digest
 
 @unique
 class Presence(StrEnum):
+    """Whether the log still holds the update of a contribution."""
+
     PRESENT = "present"  # in the log, and its payload matches the manifest's digest
     GONE = "gone"  # deleted by retention
     DIFFERS = "differs"  # something else is in its place
 
 
 @dataclass(frozen=True, slots=True)
-class Item:
-    """A contribution. `share` is None where the rule has no such number, or is not understood here."""
+class AuditedContribution:
+    """A contribution. `share` is None where the rule defines none, or is not understood here."""
 
     contribution: Contribution
     base_version: int
@@ -34,10 +35,10 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Audit:
-    """A version, where it lies, and its contributions in the order they were folded."""
+    """A version, where it is in the log, and its contributions in the order of folding."""
 
     entry: Entry
-    items: list[Item]
+    items: list[AuditedContribution]
     share: str | None
     """What the shares mean; None where there are none."""
     moments_kept: bool | None
@@ -45,17 +46,21 @@ class Audit:
 
 
 async def audit(log: ReplayLog, number: int) -> Audit:
-    """Look into a version and at every update it names. Raises Missing for a version that is not in the log."""
+    """Look at a version and at every update that it names.
+
+    Raises:
+        Missing: The version is not in the log.
+    """
     entry = log.index.entry(number)
     head = entry.head
-    items: list[Item] = []
+    items: list[AuditedContribution] = []
     rule, share = _rule(log, head), None
     if head.manifest and head.parent is not None:
         shares, share = _shares(rule, head)
         source = await log.updates(head.manifest, log.index.layout(number))
         for item, part in zip(head.manifest, shares, strict=True):
             presence, detail = await _presence(log, source, item)
-            items.append(Item(item, head.parent - item.staleness, part, presence, detail))
+            items.append(AuditedContribution(item, head.parent - item.staleness, part, presence, detail))
     kept = number in log.index.moments if rule is not None and rule.moments else None
     return Audit(entry, items, share, kept)
 
@@ -71,7 +76,7 @@ async def _presence(log: ReplayLog, source: RecordedUpdates, item: Contribution)
 
 
 def _rule(log: ReplayLog, head: VersionHead) -> Rule | None:
-    """None where it is not understood here, or its strategy is not installed."""
+    """Return None where it is not understood here, or its strategy is not installed."""
     try:
         rule = log.rule(head)
         rule.strategy()
@@ -81,7 +86,7 @@ def _rule(log: ReplayLog, head: VersionHead) -> Rule | None:
 
 
 def _shares(rule: Rule | None, head: VersionHead) -> tuple[Sequence[float | None], str | None]:
-    """What part each update has in the version, and what that means."""
+    """Return the share of each update in the version, and what the shares mean."""
     shares = None if rule is None else rule.strategy().shares(head.manifest)
     if rule is None or shares is None:
         return [None] * len(head.manifest), None

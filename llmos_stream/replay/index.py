@@ -1,16 +1,27 @@
-"""What the log holds to replay from: the heads of all versions and snapshots, and where each begins."""
+"""What a replay can start from: the heads of all versions and snapshots in the log, and where each begins."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from llmos_stream.broker import Broker, Topics
 from llmos_stream.codec import Layout
-from llmos_stream.errors import TopicMissing
+from llmos_stream.errors import LlmosError, TopicMissing
 from llmos_stream.log import Pointer, version_index
 from llmos_stream.log.scan import read_heads
 from llmos_stream.log.snapshots import RESIDUAL
-from llmos_stream.replay.errors import Missing
 from llmos_stream.types import SnapshotHead, VersionHead
+
+
+class Missing(LlmosError):
+    """What a replay needs is not in the log, or is not what was recorded. The message says what."""
+
+
+class UpdateMissing(Missing):
+    """An update that a manifest names. `gone`: retention deleted it; otherwise the log holds something else there."""
+
+    def __init__(self, detail: str, *, gone: bool) -> None:
+        super().__init__(detail)
+        self.gone = gone
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +34,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Index:
-    """The versions kept, in order of their numbers, and for some of them the moments, by name, and the residual.
+    """The versions kept, by number in order; of some also the moments, by name, and the residual.
 
     Deltas of a chain whose full version is not kept are left out.
     """
@@ -34,11 +45,15 @@ class Index:
 
     @property
     def numbers(self) -> range:
-        """From the oldest to the newest version kept; empty where there is none."""
+        """All numbers from the oldest version kept to the newest; empty where there is none."""
         return range(min(self.versions), max(self.versions) + 1) if self.versions else range(0)
 
     def entry(self, number: int) -> Entry:
-        """Raises Missing for a version that is not in the log."""
+        """Return a version.
+
+        Raises:
+            Missing: It is not in the log.
+        """
         if number in self.versions:
             return self.versions[number]
         numbers = self.numbers
@@ -49,7 +64,11 @@ class Index:
         raise Missing(f"version {number} is not in the log, which holds {numbers.start} to {numbers.stop - 1}")
 
     def layout(self, number: int) -> Layout:
-        """The layout of a version. Raises Missing."""
+        """Return the layout of a version.
+
+        Raises:
+            Missing: The version, or the full one that it stands on, is not in the log.
+        """
         full = self.entry(self.entry(number).at.beginning.version).head
         if full.tensors is None or full.layout_digest != self.entry(number).head.layout_digest:
             raise Missing(f"version {number} does not stand on a full version of its layout")
@@ -57,7 +76,7 @@ class Index:
 
 
 async def read_index(broker: Broker, topics: Topics) -> Index:
-    """Go through `<f>.models` and `<f>.snapshots` once, keeping heads alone."""
+    """Read the heads in `<f>.models` and `<f>.snapshots` once."""
     versions: dict[int, Entry] = {}
     head: VersionHead | None = None
     async with version_index(broker, topics.models) as index:
@@ -86,7 +105,7 @@ async def _read_snapshots(broker: Broker, topics: Topics) -> tuple[dict[int, dic
 
 
 def _shared(head: VersionHead, before: VersionHead | None) -> VersionHead:
-    """The same, with what the version before says too held once: thousands of heads may list thousands of tensors."""
+    """Share what two heads have in common: thousands of them may list thousands of tensors."""
     if before is None:
         return head
     return replace(

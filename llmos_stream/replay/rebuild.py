@@ -1,25 +1,28 @@
-"""Versions computed again, each from its parent's weights and its manifest, and compared with what was published."""
+"""Versions rebuilt, each from its parent's weights and its manifest, and compared with what was published."""
 
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum, unique
 from time import perf_counter
 
+import torch
 from torch import Tensor
 
 from llmos_stream.codec import Residual, add_residual, encode_delta, weights_digest
 from llmos_stream.core import Pipeline, Rule
+from llmos_stream.core.flat import l2_norm
 from llmos_stream.errors import Rejected
 from llmos_stream.log import Version
-from llmos_stream.replay.difference import Difference, difference
-from llmos_stream.replay.errors import Missing
-from llmos_stream.replay.log import ReplayLog
+from llmos_stream.replay.index import Missing
+from llmos_stream.replay.replay_log import ReplayLog
 from llmos_stream.replay.updates import RecordedUpdates
 from llmos_stream.types import Contribution, VersionHead, VersionKind
 
 
 @unique
-class Outcome(StrEnum):
+class RebuildOutcome(StrEnum):
+    """How a rebuilt version compares with the published one."""
+
     INITIAL = "initial"  # has no parent: its weights are where the log begins, and match their digest
     MATCH = "match"  # the same bytes
     DIFFERS = "differs"
@@ -27,11 +30,19 @@ class Outcome(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Difference:
+    """How far two vectors differ: in one element at most, and in norm relative to the second's."""
+
+    max_abs: float
+    relative_l2: float
+
+
+@dataclass(frozen=True, slots=True)
 class Verdict:
-    """What became of one version. `difference` is there where it differs, `build` is what computed it first."""
+    """The result for one version. `difference` is set where it differs; `build` is what published it."""
 
     version: int
-    outcome: Outcome
+    outcome: RebuildOutcome
     contributions: int = 0
     seconds: float = 0.0
     published_digest: str = ""
@@ -41,12 +52,12 @@ class Verdict:
     build: Mapping[str, str] = field(default_factory=dict)
 
 
-class Rebuilding:
+class Rebuilder:
     """One walk through versions, in order. `last` is the newest version rebuilt, if any.
 
-    A version's parent has the weights that were published, which are those rebuilt wherever they match. The
-    moments of a server optimiser, and what a chain of deltas owes its readers, are carried along, or taken from the
-    parent's snapshots; where the log has none of the first version's parent, the walk begins further back.
+    A version is rebuilt from the published weights of its parent. The moments of a server optimiser and the
+    error-feedback residual of a chain of deltas are carried along, or read from the parent's snapshots. Where the log
+    has none for the first version's parent, the walk begins further back.
     """
 
     def __init__(self, log: ReplayLog, numbers: range) -> None:
@@ -56,11 +67,11 @@ class Rebuilding:
         self._pipeline: Pipeline | None = None
         self._rule: Rule | None = None
         self._stands: int | None = None  # the version that the pipeline's moments belong to
-        self._residual: tuple[int, Residual] | None = None  # and what its readers are owed
+        self._residual: tuple[int, Residual] | None = None  # of a version: what its delta left out
         self._source: RecordedUpdates
 
     async def verdicts(self) -> AsyncIterator[Verdict]:
-        """One for each version asked for."""
+        """Give one for each version asked for."""
         if not self._numbers:
             return
         walk = range(self._first(), self._numbers.stop)
@@ -73,7 +84,7 @@ class Rebuilding:
                 yield verdict
 
     def _first(self) -> int:
-        """Where to begin so that what the first version asked for was made with is known, if it can be."""
+        """Return where to begin so that moments and residual of the first version asked for are known, if it can be."""
         index, first = self._log.index, self._numbers.start
         while first in index.versions:
             head = index.versions[first].head
@@ -83,7 +94,7 @@ class Rebuilding:
         return self._numbers.start
 
     def _is_known(self, head: VersionHead, parent: int) -> bool:
-        """Whether the log has the parent's moments and its residual, as far as there were any."""
+        """Say whether the log has the parent's moments and its residual, as far as there were any."""
         index = self._log.index
         if index.versions[parent].head.kind is VersionKind.DELTA and parent not in index.residuals:
             return False
@@ -97,27 +108,27 @@ class Rebuilding:
         try:
             head = self._log.index.entry(number).head
         except Missing as missing:
-            return Verdict(number, Outcome.GONE, detail=str(missing))
+            return Verdict(number, RebuildOutcome.GONE, detail=str(missing))
         count, digest = len(head.manifest), head.weights_digest.hex()
         try:
             if head.parent is None:
                 self.last = await self._log.version(number)
-                return Verdict(number, Outcome.INITIAL, 0, perf_counter() - begun, digest, digest)
+                return Verdict(number, RebuildOutcome.INITIAL, 0, perf_counter() - begun, digest, digest)
             rebuilt = await self._rebuild(head, head.parent)
             found = await self._log.offload.run(weights_digest, rebuilt)
-            outcome, differs = Outcome.MATCH, None
+            outcome, differs = RebuildOutcome.MATCH, None
             if found == head.weights_digest:
-                self._log.remember(number, rebuilt)
+                self._log.hold(number, rebuilt)
             else:
                 if self._carried_what_is_gone(head.parent):
                     raise Missing(f"what version {head.parent} left out (its residual) is not in the log")
                 published = await self._log.weights(number)
-                outcome, differs = Outcome.DIFFERS, await self._log.offload.run(difference, rebuilt, published)
+                outcome, differs = RebuildOutcome.DIFFERS, await self._log.offload.run(difference, rebuilt, published)
         except (Missing, Rejected) as missing:
             for item in head.manifest:
                 self._source.drop(item)
             self._pipeline = self._stands = self._residual = None
-            return Verdict(number, Outcome.GONE, count, perf_counter() - begun, digest, detail=str(missing))
+            return Verdict(number, RebuildOutcome.GONE, count, perf_counter() - begun, digest, detail=str(missing))
         # Moments carried through a difference differ too: recorded ones are better, where there are any.
         self._stands = None if differs and number in self._log.index.moments else number
         if differs:
@@ -128,7 +139,7 @@ class Rebuilding:
         return Verdict(number, outcome, count, seconds, digest, found.hex(), other or "", differs, head.build)
 
     async def _rebuild(self, head: VersionHead, parent: int) -> Tensor:
-        """The weights that the manifest makes of the parent's. Raises Missing or Rejected."""
+        """Return the weights that the manifest makes of the parent's. Raises Missing or Rejected."""
         rule = self._log.rule(head)
         exactly = rule.strategy().contributions_per_version
         if not head.manifest or (exactly is not None and len(head.manifest) != exactly):
@@ -142,26 +153,26 @@ class Rebuilding:
             update = await self._log.take(self._source, item, parent - item.staleness, layout)
             await self._log.offload.run(pipeline.fold, item, update.delta, 0.0)
         rebuilt, _ = await self._log.offload.run(pipeline.flush, parent, weights, recorded=True)
-        await self._tell(head, parent, weights, rebuilt)
+        await self._round(head, parent, weights, rebuilt)
         return rebuilt
 
-    async def _tell(self, head: VersionHead, parent: int, before: Tensor, weights: Tensor) -> None:
-        """Make of `weights` what readers were told, in place, as the aggregator did."""
+    async def _round(self, head: VersionHead, parent: int, before: Tensor, weights: Tensor) -> None:
+        """Round `weights` in place to what was published, as the aggregator did."""
         carried = self._residual
         residual = carried[1] if carried is not None and carried[0] == parent else await self._log.residual(parent)
         if head.kind is VersionKind.FULL:
             await self._log.offload.run(add_residual, weights, residual)
         else:
             try:
-                told = await self._log.offload.run(encode_delta, before, weights, residual, head.codec)
+                delta = await self._log.offload.run(encode_delta, before, weights, residual, head.codec)
             except ValueError as error:
                 raise Missing(f"version {head.number} is no delta that can be made again: {error}") from None
-            self._residual = (head.number, told.residual)
+            self._residual = (head.number, delta.residual)
 
     async def _pipeline_at(
         self, parent: int, weights: Tensor, rule: Rule, manifest: tuple[Contribution, ...]
     ) -> Pipeline:
-        """A pipeline as it was when the parent had been published."""
+        """Return the pipeline as it was when the parent had been published."""
         carried = self._pipeline if self._stands == parent else None
         if carried is not None and self._rule == rule:
             pipeline = carried
@@ -180,11 +191,19 @@ class Rebuilding:
         return pipeline
 
     def _carried_what_is_gone(self, parent: int) -> bool:
-        """Whether the parent's residual was computed here and is not kept: the aggregator may have lost it too."""
+        """Say whether the parent's residual was computed here and is not kept: the aggregator may have lost it too."""
         index = self._log.index
         return index.entry(parent).head.kind is VersionKind.DELTA and parent not in index.residuals
 
     def _had_moments(self, parent: int, rule: Rule) -> bool:
-        """Whether the parent left moments that this rule goes on with; they start anew where the optimiser changed."""
+        """Say whether the parent left moments that this rule goes on with; a new optimiser starts with none."""
         before = self._log.index.entry(parent).head
         return before.parent is not None and self._log.rule(before).moments == rule.moments
+
+
+def difference(one: Tensor, other: Tensor) -> Difference:
+    """Compare two flat vectors of the same length."""
+    apart = torch.sub(one, other)
+    norm, of = l2_norm(apart), l2_norm(other)
+    relative = 0.0 if norm == 0 else norm / of if of else float("inf")
+    return Difference(float(apart.abs_().max()) if apart.numel() else 0.0, relative)

@@ -1,8 +1,8 @@
 """A shadow: another rule tried on a live run's accepted updates, beside it and without touching it.
 
 It is a federation of its own, `<f>.shadow.NAME`, which `versions`, `evaluate` and `replay` find under that
-name. Its aggregator is the usual one, except for where the updates come from (see `AcceptedUpdates`). It
-begins with the live run's newest full version, whose number it keeps, and ends when the live run has.
+name. Its aggregator is the usual one, except that `AcceptedUpdates` gives the updates. It begins with the live
+run's newest full version, whose number it keeps, and ends when the live run has.
 """
 
 import logging
@@ -15,7 +15,7 @@ from llmos_stream.core import device_for
 from llmos_stream.errors import ConfigError
 from llmos_stream.log import ControlView, Federation, RunEnd
 from llmos_stream.replay.accepted import AcceptedUpdates
-from llmos_stream.replay.naming import live_of, shadow_of
+from llmos_stream.replay.replay_log import live_of, shadow_of
 from llmos_stream.roles.aggregator.lifecycle import Aggregation
 from llmos_stream.roles.aggregator.loop import Folding
 from llmos_stream.roles.aggregator.preflight import check_fits
@@ -32,10 +32,10 @@ _LOOK_SECONDS = 0.5
 async def run_shadow(
     broker: Broker, settings: Settings, name: str, offload: Offload, shutdown: Shutdown
 ) -> RunEnd | None:
-    """Shadow the federation that `settings` name, under their rule, until the live run and what it left have
-    ended, the stop rule fires (returned) or a stop is asked for (None).
+    """Shadow the federation that `settings` name, under their rule.
 
-    Waits for the live run's first version. Of two processes with one name, one stands by. Raises as
+    Waits for the live run's first version. Ends once all that the finished live run accepted is folded, or when the
+    stop rule fires; None: a stop was asked for. Of two processes with one name, one stands by. Raises as
     `run_aggregator` does.
     """
     own = shadow_settings(settings, name)
@@ -47,7 +47,11 @@ async def run_shadow(
 
 
 def shadow_settings(settings: Settings, name: str) -> Settings:
-    """`settings`, naming the shadow in place of the federation. Raises ConfigError for a name that cannot be."""
+    """Return `settings` with the shadow's name in place of the federation's.
+
+    Raises:
+        ConfigError: The name is not valid, or the federation is a shadow itself.
+    """
     if live_of(settings.federation.name) is not None:
         raise ConfigError(f"federation.name: {settings.federation.name} is a shadow itself; name the live federation")
     federation = settings.federation.model_copy(update={"name": shadow_of(settings.federation.name, name)})

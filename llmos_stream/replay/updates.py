@@ -1,7 +1,7 @@
 """Updates read again from `<f>.updates`, in the order in which manifests name them.
 
-One pass over the topic serves a walk through many manifests: reading goes on from where it is, and what
-arrives complete but is wanted later is kept, up to a limit. What was passed by is sought again.
+One pass over the topic serves many manifests: reading goes on from where it is, and an update that is complete
+before it is wanted is kept, up to a limit. What was passed by is read again.
 """
 
 from collections.abc import Iterable, Mapping
@@ -14,7 +14,7 @@ from llmos_stream.core import Update
 from llmos_stream.errors import OffsetGone, Reason, Rejected
 from llmos_stream.log.stream import RecordStream, value_of
 from llmos_stream.log.updates import decode_update
-from llmos_stream.replay.errors import UpdateMissing
+from llmos_stream.replay.index import UpdateMissing
 from llmos_stream.storage.spool import Spools
 from llmos_stream.types import Contribution, UpdateHead
 from llmos_stream.wire import Assembler, Message, Outcome, Prelude, Refusal
@@ -29,11 +29,11 @@ class _Place(NamedTuple):
 
 
 class RecordedUpdates:
-    """Gives the messages of contributions. Open it with `begin`; not for two tasks at once.
+    """Gives the messages of contributions. Open it with `begin`, and use it from one task.
 
-    `ahead` names, in order, the contributions that `take` will be asked for; nothing else is kept. `numel`
-    is the number of elements of the layout, which bounds what an update may claim. `keep_bytes` bounds what is
-    complete and not asked for yet; `at_once` is how many records are taken from the reader at a time.
+    `ahead` names, in order, the contributions that `take` will be asked for; nothing else is kept. `numel`, the
+    number of elements of the layout, bounds the size of an update. `keep_bytes` bounds what is complete and not asked
+    for yet; `at_once` is how many records are taken from the reader at a time.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class RecordedUpdates:
             self._reader.seek(at, min(there, default=max(self._ends[at], oldest)))
 
     async def extend(self, ahead: Iterable[Contribution]) -> None:
-        """These will be asked for too, after the others. What the log holds by now is looked at again."""
+        """Ask for these too, after the others, and look again at what the log holds."""
         self._want(ahead)
         self._ends = await self._reader.end_offsets()
 
@@ -91,10 +91,13 @@ class RecordedUpdates:
             raise UpdateMissing(f"{self._name(item)} is beyond the end ({self._ends[at]})", gone=False)
 
     async def take(self, item: Contribution) -> Message:
-        """The message of one contribution; its payload is not verified yet (see `log.updates.decode_update`).
+        """Return the message of one contribution; its payload is not verified yet (see `log.updates.decode_update`).
 
-        Raises UpdateMissing that says what is missing. Never waits for more than the log held at the start;
-        raises BrokerUnavailable when what it held does not come.
+        Never waits for more than the log held when `begin` or `extend` looked.
+
+        Raises:
+            UpdateMissing: It is not in the log, or is not what the manifest names.
+            BrokerUnavailable: The broker does not give what the log held.
         """
         place, at = _place(item), TopicPartition(self._topic, item.partition)
         rewound = 0
@@ -124,7 +127,7 @@ class RecordedUpdates:
             self._asked += 1
 
     def drop(self, item: Contribution) -> None:
-        """It will not be asked for (again)."""
+        """Forget a contribution, which will not be asked for again."""
         place = _place(item)
         if (message := self._kept.pop(place, None)) is not None:
             self._kept_bytes -= message.head.payload_size
@@ -193,10 +196,12 @@ class RecordedUpdates:
 
 
 def decode_recorded(message: Message, item: Contribution, base_version: int | None, numel: int) -> Update:
-    """The update of a contribution, verified and decoded; the message's parts are given back.
+    """Return the update of a contribution, verified and decoded, and close the message's parts.
 
-    `base_version` is what the manifest implies, where it does.
-    Raises UpdateMissing where the log holds something else.
+    `base_version` is the one that the manifest implies, where it does.
+
+    Raises:
+        UpdateMissing: The log holds something else.
     """
     name = f"update {item.client_id}/{item.sequence}"
     try:

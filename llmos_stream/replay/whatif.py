@@ -1,12 +1,12 @@
-"""What if: the updates that a run accepted, in its order, under another rule or without some clients.
+"""Counterfactual runs: the updates that a run accepted, in its order, under another rule or without some clients.
 
-What the clients did stays as it was: their updates were trained on the versions that were really
-published. Each one's base version is taken to be what stood in that version's place here.
+What the clients did stays as it was: their updates were trained on the published versions. The base version of
+each is mapped to the version that the counterfactual run had reached at that point.
 
-Time plays no part. Where the original and the changed rule have one strategy and make a version of as many updates, a
-version is made wherever the run made one, and rounded as the run's was where that is a delta (which with
-nothing changed gives the same bytes throughout); otherwise buffers are filled by count, what is left at
-the end makes a last version, and none is rounded.
+Time plays no part. Where both rules have one strategy and make a version of as many updates, a version is made
+wherever the original run made one. It is rounded as the original was, where that is a delta; so a run with nothing
+changed gives the same bytes. Otherwise buffers are filled by count, what is left at the end makes a last version,
+and none is rounded.
 """
 
 from collections import Counter
@@ -17,13 +17,12 @@ from torch import Tensor
 
 from llmos_stream.codec import Residual, add_residual, encode_delta, fits_delta, weights_digest
 from llmos_stream.core import Changes, Rule, Update
-from llmos_stream.core.replay import Retelling
+from llmos_stream.core.replay import Replay
 from llmos_stream.errors import ConfigError, Rejected
 from llmos_stream.log import Version
-from llmos_stream.replay.difference import Difference, difference
-from llmos_stream.replay.errors import Missing
-from llmos_stream.replay.log import ReplayLog
-from llmos_stream.replay.span import kept_span
+from llmos_stream.replay.index import Missing
+from llmos_stream.replay.rebuild import Difference, difference
+from llmos_stream.replay.replay_log import ReplayLog, kept_span
 from llmos_stream.training.model_evaluator import Evaluation, ModelEvaluator
 from llmos_stream.types import Contribution, VersionHead, VersionKind
 
@@ -38,7 +37,7 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """Both stories measured where the original run had reached `version`; `stand_in` is the version here."""
+    """Both runs measured where the original had reached `version` and the counterfactual one `stand_in`."""
 
     version: int
     stand_in: int
@@ -47,20 +46,20 @@ class Point:
 
 
 @dataclass(slots=True)
-class Told:
-    """Where it began and ended, in the original's numbers, and what came of it."""
+class WhatIfResult:
+    """Where a counterfactual run began and ended, in the original's numbers, and its outcome."""
 
     first: int
     last: int
     deleted: str | None
     """Why it does not begin earlier."""
-    anew: bool
-    """Whether the server optimiser's moments start anew, since the log does not hold those of `first`."""
+    moments_reset: bool
+    """Whether the server optimiser's moments start at zero, since the log does not hold those of `first`."""
     final: Version
-    """The resulting weights, under the last original version's head with the number reached here."""
+    """The resulting weights, under the head of the last original version with the number reached here."""
     original_digest: str = ""
     digest: str = ""
-    apart: Difference | None = None
+    difference: Difference | None = None
     folded: int = 0
     removed: int = 0
     refused: Counter[str] = field(default_factory=Counter)
@@ -68,10 +67,10 @@ class Told:
 
 
 class WhatIf:
-    """One such story. Call `run` once.
+    """One counterfactual run. Call `run` once.
 
     Weights are held for every version that a later update names as its base, where the strategy needs them:
-    up to `staleness.maximum + 1` models. Otherwise two are, and the optimiser's moments.
+    up to `staleness.maximum + 1` models. Otherwise two models are held, and the optimiser's moments.
     """
 
     def __init__(
@@ -81,15 +80,20 @@ class WhatIf:
         self._change = change
         self._judge = judge
         self._every = every
-        self._stand_ins: dict[int, int] = {}
+        self._base_map: dict[int, int] = {}
         self._bases: Counter[int] = Counter()  # base versions that updates ahead name, where their weights are needed
         self._held: dict[int, Tensor] = {}
         self._residual: Residual | None = None
-        self._retelling: Retelling
-        self._told: Told
+        self._replay: Replay
+        self._result: WhatIfResult
 
-    async def run(self, numbers: range, progress: Callable[[int], None] = lambda _: None) -> Told:
-        """Tell the versions `numbers` again. Raises ConfigError when nothing is changed by it, Missing."""
+    async def run(self, numbers: range, progress: Callable[[int], None] = lambda _: None) -> WhatIfResult:
+        """Run the versions `numbers` again. `progress` is called with the number of each.
+
+        Raises:
+            ConfigError: The change makes no rule, or names a client that has no update in these versions.
+            Missing: The log does not hold what the run needs.
+        """
         first, deleted = await kept_span(self._log, numbers, self._change.without)
         heads = [self._log.index.entry(number).head for number in range(first + 1, numbers.stop)]
         ahead = [item for head in heads for item in head.manifest if item.client_id not in self._change.without]
@@ -98,29 +102,29 @@ class WhatIf:
         layout = self._log.index.layout(first)
         source = await self._log.updates(ahead, layout)
         begin, moments = await self._log.version(first), await self._log.moments(first)
-        anew = begin.head.parent is not None and not moments and bool(self._rule(heads[0]).moments)
-        self._told = Told(first, numbers.stop - 1, deleted, anew, begin)
-        self._retelling = Retelling(first, begin.weights, moments)
-        self._residual = await self._owed(first)
+        reset = begin.head.parent is not None and not moments and bool(self._rule(heads[0]).moments)
+        self._result = WhatIfResult(first, numbers.stop - 1, deleted, reset, begin)
+        self._replay = Replay(first, begin.weights, moments)
+        self._residual = await self._residual_of(first)
         for head in heads:
             parent = head.number - 1
             recorded, rule = self._log.rule(head), self._rule(head)
             await self._follow(rule)
             for item in head.manifest:
                 if item.client_id in self._change.without:
-                    self._told.removed += 1
+                    self._result.removed += 1
                     continue
                 base = parent - item.staleness
                 await self._fold(item, await self._log.take(source, item, base, layout), base, head.layout_digest)
-                if not _by_boundary(recorded, rule) and self._retelling.full:
+                if not _by_boundary(recorded, rule) and self._replay.full:
                     await self._flush()
             if _by_boundary(recorded, rule):
                 await self._flush(head)
             elif head is heads[-1]:
                 await self._flush()
-            self._stand_ins[head.number] = self._retelling.version
+            self._base_map[head.number] = self._replay.version
             if self._bases[head.number]:
-                self._held[head.number] = self._retelling.weights
+                self._held[head.number] = self._replay.weights
             await self._measure(head, final=head is heads[-1])
             progress(head.number)
         return await self._end(heads[-1])
@@ -146,25 +150,25 @@ class WhatIf:
                 )
 
     async def _follow(self, rule: Rule) -> None:
-        if not self._retelling.follows(rule):
+        if not self._replay.follows(rule):
             await self._flush()
-            self._retelling.follow(rule)
+            self._replay.follow(rule)
 
     async def _fold(self, item: Contribution, update: Update, base: int, layout_digest: bytes) -> None:
-        retelling, offload = self._retelling, self._log.offload
-        stand_in = self._stand_ins.get(base, base)  # up to where this begins, the two stories are one
+        replay, offload = self._replay, self._log.offload
+        stand_in = self._base_map.get(base, base)  # up to the first version both runs are the same
         try:
-            staleness = retelling.stale(update, stand_in, layout_digest)
-            weights = await self._weights(base) if retelling.needs_base else None
-            await offload.run(retelling.fold, item, update, staleness, weights)
-            self._told.folded += 1
+            staleness = replay.stale(update, stand_in, layout_digest)
+            weights = await self._weights(base) if replay.needs_base else None
+            await offload.run(replay.fold, item, update, staleness, weights)
+            self._result.folded += 1
         except Rejected as rejected:
-            self._told.refused[rejected.reason] += 1
+            self._result.refused[rejected.reason] += 1
         finally:
             self._release(base)
 
     async def _weights(self, base: int) -> Tensor | None:
-        if base in self._stand_ins:
+        if base in self._base_map:
             return self._held[base]
         try:
             return await self._log.weights(base)
@@ -177,22 +181,22 @@ class WhatIf:
             if not self._bases[base]:
                 self._held.pop(base, None)
 
-    async def _flush(self, told: VersionHead | None = None) -> None:
-        """Make a version of what is buffered, and round it as the version `told` was."""
-        if self._retelling.pending:
-            await self._log.offload.run(self._make, told)
+    async def _flush(self, original: VersionHead | None = None) -> None:
+        """Make a version of what is buffered, and round it as `original` was."""
+        if self._replay.pending:
+            await self._log.offload.run(self._make, original)
 
-    def _make(self, told: VersionHead | None) -> None:
-        before = self._retelling.weights
-        self._retelling.flush()
-        weights = self._retelling.weights
-        if told is not None and told.kind is VersionKind.DELTA and fits_delta(before, weights):
-            _, self._residual = encode_delta(before, weights, self._residual, told.codec)
+    def _make(self, original: VersionHead | None) -> None:
+        before = self._replay.weights
+        self._replay.flush()
+        weights = self._replay.weights
+        if original is not None and original.kind is VersionKind.DELTA and fits_delta(before, weights):
+            _, self._residual = encode_delta(before, weights, self._residual, original.codec)
         else:
             add_residual(weights, self._residual)
             self._residual = None
 
-    async def _owed(self, first: int) -> Residual | None:
+    async def _residual_of(self, first: int) -> Residual | None:
         try:
             return await self._log.residual(first)
         except Missing:
@@ -202,25 +206,25 @@ class WhatIf:
         if self._judge is None or not (final or (self._every and head.number % self._every == 0)):
             return
         original = await self._log.version(head.number)
-        evaluate, offload, here = self._judge.evaluate, self._log.offload, self._retelling
+        evaluate, offload, here = self._judge.evaluate, self._log.offload, self._replay
         changed = await offload.run(evaluate, here.version, original.layout, here.weights)
         before = await offload.run(evaluate, head.number, original.layout, original.weights)
-        self._told.points.append(Point(head.number, here.version, before, changed))
+        self._result.points.append(Point(head.number, here.version, before, changed))
 
     def _version(self, head: VersionHead) -> Version:
-        reached = replace(head, number=self._retelling.version)
-        return Version(reached, self._log.index.layout(head.number), self._retelling.weights)
+        reached = replace(head, number=self._replay.version)
+        return Version(reached, self._log.index.layout(head.number), self._replay.weights)
 
-    async def _end(self, head: VersionHead) -> Told:
-        told, offload = self._told, self._log.offload
-        digest = await offload.run(weights_digest, self._retelling.weights)
+    async def _end(self, head: VersionHead) -> WhatIfResult:
+        result, offload = self._result, self._log.offload
+        digest = await offload.run(weights_digest, self._replay.weights)
         final = self._version(head)
-        told.final = replace(final, head=replace(final.head, weights_digest=digest))
-        told.digest, told.original_digest = digest.hex(), head.weights_digest.hex()
-        told.apart = await offload.run(difference, self._retelling.weights, await self._log.weights(head.number))
-        return told
+        result.final = replace(final, head=replace(final.head, weights_digest=digest))
+        result.digest, result.original_digest = digest.hex(), head.weights_digest.hex()
+        result.difference = await offload.run(difference, self._replay.weights, await self._log.weights(head.number))
+        return result
 
 
 def _by_boundary(recorded: Rule, rule: Rule) -> bool:
-    """Whether versions are made where the run made them."""
+    """Say whether versions are made where the run made them."""
     return recorded.aggregation.strategy == rule.aggregation.strategy and recorded.capacity == rule.capacity

@@ -13,7 +13,7 @@ from llmos_stream.codec.packaged import packaged_codecs
 from llmos_stream.config import CodecSettings
 from llmos_stream.errors import ConfigError, Reason, Rejected
 from llmos_stream.log import decode_version
-from llmos_stream.replay import Outcome
+from llmos_stream.replay import RebuildOutcome
 from llmos_stream.types import CodecId, CodecSpec
 from tests.replay.aids import outcomes, replay_log, verdicts_of
 from tests.roles.aids import aggregator, delta_of, settings_for, update
@@ -136,4 +136,4 @@ async def test_updates_in_it_are_folded_and_replayed(federation: str, strategy: 
         version = await running.version(2)
     assert torch.allclose(decode_version(version.head, version.parts).weights, delta_of(0.01))
     async with replay_log(broker, settings) as log:
-        assert outcomes(await verdicts_of(log)) == [Outcome.INITIAL, Outcome.MATCH, Outcome.MATCH]
+        assert outcomes(await verdicts_of(log)) == [RebuildOutcome.INITIAL, RebuildOutcome.MATCH, RebuildOutcome.MATCH]

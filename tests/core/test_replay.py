@@ -8,7 +8,7 @@ from torch import Tensor
 
 from llmos_stream.config import AggregationSettings, ServerOptimizerSettings, StalenessSettings
 from llmos_stream.core import NewVersion, Rule, State, Update, start, step
-from llmos_stream.core.replay import Retelling
+from llmos_stream.core.replay import Replay
 from llmos_stream.errors import Reason, Rejected
 from llmos_stream.types import CodecId, CodecSpec, UpdateHead
 
@@ -74,28 +74,28 @@ def test_what_a_rule_remembers(sections: dict[str, dict[str, object]], names: se
         {"aggregation": {"strategy": "fedasync"}},
     ],
 )
-def test_a_retelling_under_the_same_rule_makes_the_bytes_that_steps_made(
+def test_a_replay_under_the_same_rule_makes_the_bytes_that_steps_made(
     sections: dict[str, dict[str, object]],
 ) -> None:
     rule = Rule.of(_recorded(**sections))
     state, versions = _state(rule), [torch.zeros(NUMEL)]
-    retelling = Retelling(0, torch.zeros(NUMEL))
-    retelling.follow(rule)
+    replay = Replay(0, torch.zeros(NUMEL))
+    replay.follow(rule)
     for number in range(8):
         update = _update(number, max(0, state.version - number % 3))
-        base: Tensor | None = versions[update.head.base_version] if retelling.needs_base else None
-        staleness = retelling.stale(update, update.head.base_version, LAYOUT)
+        base: Tensor | None = versions[update.head.base_version] if replay.needs_base else None
+        staleness = replay.stale(update, update.head.base_version, LAYOUT)
         state, effects = step(state, update, 0.0)
         contribution = effects[0].contribution  # type: ignore[union-attr]
         assert contribution.staleness == staleness
         # What the manifest says of weight and clip plays no part: the rule gives both anew.
-        retelling.fold(replace(contribution, weight=99.0, clip=0.5), update, staleness, base)
-        if retelling.full:
-            retelling.flush()
+        replay.fold(replace(contribution, weight=99.0, clip=0.5), update, staleness, base)
+        if replay.full:
+            replay.flush()
         if isinstance(effects[-1], NewVersion):
             versions.append(effects[-1].weights)
-        assert (retelling.version, retelling.pending) == (state.version, state.pipeline.pending())
-    assert torch.equal(retelling.weights, versions[-1])
+        assert (replay.version, replay.pending) == (state.version, state.pipeline.pending())
+    assert torch.equal(replay.weights, versions[-1])
 
 
 def test_moments_are_kept_where_the_optimiser_has_the_same_ones() -> None:
@@ -104,18 +104,18 @@ def test_moments_are_kept_where_the_optimiser_has_the_same_ones() -> None:
     sgd = Rule.of(_recorded(aggregation={"buffer_size": 1}))
 
     def told(*rules: Rule) -> Tensor:
-        retelling = Retelling(0, torch.zeros(NUMEL))
+        replay = Replay(0, torch.zeros(NUMEL))
         for number, rule in enumerate(rules):
-            retelling.follow(rule)
-            assert retelling.follows(rule)
+            replay.follow(rule)
+            assert replay.follows(rule)
             update = _update(number, number)
             state = _state(rule)
             _, (folded, _) = step(state, replace(update, head=replace(update.head, base_version=0)), 0.0)
-            retelling.fold(folded.contribution, update, 0)  # type: ignore[union-attr]
-            retelling.flush()
-        return retelling.weights
+            replay.fold(folded.contribution, update, 0)  # type: ignore[union-attr]
+            replay.flush()
+        return replay.weights
 
-    afresh = Retelling(1, told(adam))
+    afresh = Replay(1, told(adam))
     afresh.follow(yogi)
     update = _update(1, 1)
     _, (folded, _) = step(_state(yogi), replace(update, head=replace(update.head, base_version=0)), 0.0)
@@ -127,23 +127,23 @@ def test_moments_are_kept_where_the_optimiser_has_the_same_ones() -> None:
 
 def test_a_rule_cannot_change_over_a_buffer() -> None:
     one, other = Rule.of(_recorded()), Rule.of(_recorded(staleness={"kind": "constant"}))
-    retelling = Retelling(0, torch.zeros(NUMEL))
+    replay = Replay(0, torch.zeros(NUMEL))
     with pytest.raises(ValueError, match="no rule"):
-        retelling.stale(_update(0, 0), 0, LAYOUT)
-    retelling.follow(one)
+        replay.stale(_update(0, 0), 0, LAYOUT)
+    replay.follow(one)
     _, (folded,) = step(_state(one), _update(0, 0), 0.0)
-    retelling.fold(folded.contribution, _update(0, 0), 0)  # type: ignore[union-attr]
+    replay.fold(folded.contribution, _update(0, 0), 0)  # type: ignore[union-attr]
     with pytest.raises(ValueError, match="flush before"):
-        retelling.follow(other)
+        replay.follow(other)
 
 
 def test_an_unknown_base_is_refused_by_fedasync() -> None:
     rule = Rule.of(_recorded(aggregation={"strategy": "fedasync"}))
-    retelling = Retelling(5, torch.zeros(NUMEL))
-    retelling.follow(rule)
+    replay = Replay(5, torch.zeros(NUMEL))
+    replay.follow(rule)
     _, (folded, _) = step(_state(rule), _update(0, 0), 0.0)
     with pytest.raises(Rejected) as caught:
-        retelling.fold(folded.contribution, _update(0, 0), 2)  # type: ignore[union-attr]
+        replay.fold(folded.contribution, _update(0, 0), 2)  # type: ignore[union-attr]
     assert caught.value.reason is Reason.UNKNOWN_BASE_VERSION
     with pytest.raises(Rejected):
-        retelling.stale(_update(0, 0), 6, LAYOUT)
+        replay.stale(_update(0, 0), 6, LAYOUT)

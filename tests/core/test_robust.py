@@ -15,7 +15,7 @@ from torch import Tensor
 from llmos_stream.config import AggregationSettings, ServerOptimizerSettings, StalenessSettings
 from llmos_stream.core import Folded, NewVersion, State, Update, step, tick
 from llmos_stream.core.flat import ROW
-from llmos_stream.core.replay import Retelling
+from llmos_stream.core.replay import Replay
 from llmos_stream.errors import ConfigError
 from tests.core import oracles
 from tests.core.builders import head, rule_of, same_bytes, start, tensors_in, update, versions
@@ -200,19 +200,19 @@ def test_a_manifest_and_its_deltas_rebuild_the_versions(strategy: str) -> None:
 @pytest.mark.parametrize("strategy", RULES)
 def test_the_same_updates_told_again_make_the_same_bytes(strategy: str) -> None:
     rule, state = rule_of(settings(strategy, 5, 200.0)), begin(strategy)
-    retelling = Retelling(0, torch.ones(NUMEL))
-    retelling.follow(rule)
+    replay = Replay(0, torch.ones(NUMEL))
+    replay.follow(rule)
     for i in range(15):
         item = update(flat(i), i, max(0, state.version - 1), 1 + i)
-        staleness = retelling.stale(item, item.head.base_version, item.head.layout_digest)
+        staleness = replay.stale(item, item.head.base_version, item.head.layout_digest)
         state, effects = step(state, item, 0.0)
         folded = effects[0]
         assert isinstance(folded, Folded)
-        retelling.fold(folded.contribution, item, staleness)
-        if retelling.full:
-            retelling.flush()
-    assert (state.version, retelling.version) == (3, 3)
-    assert same_bytes(state.weights, retelling.weights)
+        replay.fold(folded.contribution, item, staleness)
+        if replay.full:
+            replay.flush()
+    assert (state.version, replay.version) == (3, 3)
+    assert same_bytes(state.weights, replay.weights)
 
 
 @pytest.mark.parametrize("strategy", RULES)

@@ -12,7 +12,7 @@ from llmos_stream.broker import Broker, Topics
 from llmos_stream.config import Settings
 from llmos_stream.log import decode_version, wait_for_topics
 from llmos_stream.log.versions import local_rule
-from llmos_stream.replay import Outcome, Rebuilding, ReplayLog, Verdict
+from llmos_stream.replay import Rebuilder, RebuildOutcome, ReplayLog, Verdict
 from llmos_stream.roles.aggregator import Initial, initial_of, run_aggregator
 from llmos_stream.runtime import Offload, Shutdown
 from llmos_stream.training import Batch, LocalTrainer, Task, load_task
@@ -135,10 +135,10 @@ async def replay_log(broker: Broker, settings: Settings) -> AsyncIterator[Replay
 
 
 async def verdicts_of(log: ReplayLog, numbers: range | None = None) -> list[Verdict]:
-    return [verdict async for verdict in Rebuilding(log, log.index.numbers if numbers is None else numbers).verdicts()]
+    return [verdict async for verdict in Rebuilder(log, log.index.numbers if numbers is None else numbers).verdicts()]
 
 
-def outcomes(verdicts: list[Verdict]) -> list[Outcome]:
+def outcomes(verdicts: list[Verdict]) -> list[RebuildOutcome]:
     return [verdict.outcome for verdict in verdicts]
 
 

@@ -12,7 +12,7 @@ from llmos_stream.broker import Broker, MemoryBroker, connect
 from llmos_stream.config import Settings
 from llmos_stream.core.robust import Krum
 from llmos_stream.log.versions import Origin, encode_version
-from llmos_stream.replay import Change, Index, Outcome, Rebuilding, ReplayLog, WhatIf
+from llmos_stream.replay import Change, Index, Rebuilder, RebuildOutcome, ReplayLog, WhatIf
 from llmos_stream.types import CodecId, CodecSpec
 from llmos_stream.wire import message_id, pack_prelude, split
 from tests.conftest import KafkaNode
@@ -30,12 +30,12 @@ async def test_every_version_is_rebuilt_bit_for_bit(
     settings = await write_random(broker, federation, rule, **own)
     async with replay_log(broker, settings) as log:
         verdicts = await verdicts_of(log)
-        assert outcomes(verdicts) == [Outcome.INITIAL] + [Outcome.MATCH] * 6
+        assert outcomes(verdicts) == [RebuildOutcome.INITIAL] + [RebuildOutcome.MATCH] * 6
         assert all(verdict.rebuilt_digest == verdict.published_digest for verdict in verdicts)
         assert len({verdict.rebuilt_digest for verdict in verdicts}) == 7
         staleness = {item.staleness for entry in log.index.versions.values() for item in entry.head.manifest}
         assert staleness == {0, 1, 2}
-        assert outcomes(await verdicts_of(log, range(4, 6))) == [Outcome.MATCH] * 2
+        assert outcomes(await verdicts_of(log, range(4, 6))) == [RebuildOutcome.MATCH] * 2
         assert bool(log.index.moments) == (rule in ("momentum", "adam"))
         assert set(log.index.residuals) == ({1, 2, 3, 5, 6} if full_every == 4 else set())
 
@@ -52,7 +52,7 @@ async def test_a_rule_that_holds_its_updates_is_rebuilt_bit_for_bit(
     settings = await write_random(broker, federation, rule, codec=codec, wire={"memory_bytes": 1})
     async with replay_log(broker, settings) as log:
         verdicts = await verdicts_of(log)
-        assert outcomes(verdicts) == [Outcome.INITIAL] + [Outcome.MATCH] * 6
+        assert outcomes(verdicts) == [RebuildOutcome.INITIAL] + [RebuildOutcome.MATCH] * 6
         weights = [item.weight for entry in log.index.versions.values() for item in entry.head.manifest]
         assert (0.0 in weights) == (rule == "krum")
         told = await WhatIf(log, Change(settings={"server_optimizer": {"epsilon": 0.5}})).run(log.index.numbers)
@@ -66,7 +66,7 @@ async def test_the_choice_that_is_recorded_stands(federation: str) -> None:
     async with replay_log(broker, settings) as log:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Krum, "judge", lambda self, held: [replace(item, weight=0.0) for item in held.manifest])
-            assert outcomes(await verdicts_of(log)) == [Outcome.INITIAL, Outcome.MATCH]
+            assert outcomes(await verdicts_of(log)) == [RebuildOutcome.INITIAL, RebuildOutcome.MATCH]
 
 
 async def test_the_first_deltas_clip_is_taken_from_the_manifest(federation: str) -> None:
@@ -82,11 +82,11 @@ async def test_moments_are_carried_from_further_back_where_there_is_no_snapshot(
     settings = await write_random(broker, federation, "adam")
     async with replay_log(broker, settings) as log:
         log.index = Index(log.index.versions, {})
-        assert outcomes(await verdicts_of(log, range(5, 7))) == [Outcome.MATCH] * 2
+        assert outcomes(await verdicts_of(log, range(5, 7))) == [RebuildOutcome.MATCH] * 2
         kept = {number: entry for number, entry in log.index.versions.items() if number >= 3}
         log.index = Index(kept, {})
         verdicts = await verdicts_of(log)
-    assert outcomes(verdicts) == [Outcome.GONE] * 4
+    assert outcomes(verdicts) == [RebuildOutcome.GONE] * 4
     assert verdicts[0].detail == "version 2 has been deleted by retention (the oldest kept is 3)"
     assert verdicts[1].detail == "the moments of the server optimiser at version 3 are not in the log"
 
@@ -96,11 +96,11 @@ async def test_what_a_chain_owes_is_carried_from_further_back_where_it_is_not_ke
     settings = await write_random(broker, federation, "sgd", versions={"full_every": 4})
     async with replay_log(broker, settings) as log:
         log.index = replace(log.index, residuals={})
-        assert outcomes(await verdicts_of(log, range(6, 7))) == [Outcome.MATCH]
+        assert outcomes(await verdicts_of(log, range(6, 7))) == [RebuildOutcome.MATCH]
         kept = {number: entry for number, entry in log.index.versions.items() if number in (0, 2, 3)}
         log.index = replace(log.index, versions=kept)
         verdicts = await verdicts_of(log, range(3, 4))
-    assert outcomes(verdicts) == [Outcome.GONE]
+    assert outcomes(verdicts) == [RebuildOutcome.GONE]
 
 
 async def test_a_version_computed_elsewhere_is_said_to_differ_and_by_how_much(broker: Broker, federation: str) -> None:
@@ -109,7 +109,7 @@ async def test_a_version_computed_elsewhere_is_said_to_differ_and_by_how_much(br
     async with replay_log(broker, settings) as log:
         (last,) = await verdicts_of(log, range(7, 8))
         original = log.index.versions[6].head.weights_digest.hex()
-    assert last.outcome is Outcome.DIFFERS
+    assert last.outcome is RebuildOutcome.DIFFERS
     assert last.build == {"torch": "0.1", "cpu": "abacus"}
     assert last.rebuilt_digest == original != last.published_digest
     assert last.difference is not None
@@ -149,8 +149,8 @@ async def test_updates_deleted_by_retention_are_named(federation: str) -> None:
     async with replay_log(broker, settings) as log:
         verdicts = await verdicts_of(log)
         first = log.index.versions[1].head.manifest[0]
-    assert outcomes(verdicts)[:2] == [Outcome.INITIAL, Outcome.GONE]
-    assert outcomes(verdicts)[-1] == Outcome.MATCH
+    assert outcomes(verdicts)[:2] == [RebuildOutcome.INITIAL, RebuildOutcome.GONE]
+    assert outcomes(verdicts)[-1] == RebuildOutcome.MATCH
     assert verdicts[1].detail == (
         f"update a/0 at {topic}[0] offset {first.offset} has been deleted by retention (the oldest kept is {oldest})"
     )
@@ -165,7 +165,10 @@ async def test_updates_deleted_on_a_real_kafka_are_named(kafka: KafkaNode, feder
             cut = log.index.versions[3].head.manifest[0].offset
             await _delete(kafka, topic, cut)
             verdicts = await verdicts_of(log)
-    assert outcomes(verdicts) == [Outcome.INITIAL, Outcome.GONE, Outcome.GONE] + [Outcome.MATCH] * 4
+    assert (
+        outcomes(verdicts)
+        == [RebuildOutcome.INITIAL, RebuildOutcome.GONE, RebuildOutcome.GONE] + [RebuildOutcome.MATCH] * 4
+    )
     assert verdicts[2].detail.endswith(f"has been deleted by retention (the oldest kept is {cut})")
 
 
@@ -180,7 +183,7 @@ async def test_the_rebuilt_weights_are_at_hand(federation: str) -> None:
     broker = MemoryBroker()
     settings = await write_random(broker, federation, "sgd")
     async with replay_log(broker, settings) as log:
-        rebuilding = Rebuilding(log, range(3, 4))
+        rebuilding = Rebuilder(log, range(3, 4))
         assert [verdict.version async for verdict in rebuilding.verdicts()] == [3]
         published = await log.weights(3)
     assert rebuilding.last is not None
@@ -191,7 +194,7 @@ async def test_an_empty_federation_has_nothing_to_rebuild(federation: str) -> No
     broker = MemoryBroker()
     settings = await write_random(broker, federation, "sgd", count=0)
     async with replay_log(broker, settings) as log:
-        assert outcomes(await verdicts_of(log)) == [Outcome.INITIAL]
+        assert outcomes(await verdicts_of(log)) == [RebuildOutcome.INITIAL]
         assert await verdicts_of(log, range(0)) == []
 
 
@@ -205,5 +208,5 @@ async def test_heads_of_large_versions_are_found_without_reading_them(
     async with replay_log(broker, settings) as log:
         assert list(log.index.versions) == list(range(7))
         assert sorted(log.index.moments) == list(range(7))
-        assert outcomes(await verdicts_of(log)) == [Outcome.INITIAL] + [Outcome.MATCH] * 6
+        assert outcomes(await verdicts_of(log)) == [RebuildOutcome.INITIAL] + [RebuildOutcome.MATCH] * 6
     assert isinstance(log, ReplayLog)

@@ -12,7 +12,7 @@ from llmos_stream.broker import Broker, MemoryBroker, Topics
 from llmos_stream.config import Settings
 from llmos_stream.errors import ConfigError, FederationFinished
 from llmos_stream.log import RunEnd
-from llmos_stream.replay import Outcome, audit, run_shadow, shadow_settings
+from llmos_stream.replay import RebuildOutcome, audit, run_shadow, shadow_settings
 from llmos_stream.replay.accepted import AcceptedUpdates
 from llmos_stream.runtime import Offload, Shutdown
 from llmos_stream.types import VersionHead
@@ -94,7 +94,7 @@ async def test_under_the_same_rule_a_shadow_makes_the_same_versions(
     assert [head.weights_digest for head in shadow] == [head.weights_digest for head in live]
     assert [head.manifest for head in shadow] == [head.manifest for head in live]
     async with replay_log(broker, _of(settings)) as log:
-        assert outcomes(await verdicts_of(log)) == [Outcome.INITIAL] + [Outcome.MATCH] * 5
+        assert outcomes(await verdicts_of(log)) == [RebuildOutcome.INITIAL] + [RebuildOutcome.MATCH] * 5
         assert [str(item.presence) for item in (await audit(log, 3)).items] == ["present", "present"]
     with pytest.raises(FederationFinished, match="under another name"):
         async with _shadow(broker, own) as task:
@@ -122,7 +122,7 @@ async def test_another_rule_with_bases_mapped_to_its_own_versions(broker: Broker
     assert [[item.staleness for item in head.manifest] for head in heads] == [[], [0, 0], [0, 3]]
     assert [item.weight for item in heads[2].manifest] == [10.0, 2.5]
     async with replay_log(broker, _of(settings)) as log:
-        assert outcomes(await verdicts_of(log)) == [Outcome.INITIAL, Outcome.MATCH, Outcome.MATCH]
+        assert outcomes(await verdicts_of(log)) == [RebuildOutcome.INITIAL, RebuildOutcome.MATCH, RebuildOutcome.MATCH]
         weights = await log.weights(5)
     assert torch.allclose(weights, delta_of(3.0 + 1.0 + (10.0 + 2.5) / 20))
 
@@ -152,7 +152,7 @@ async def test_a_restart_folds_nothing_twice_and_leaves_nothing_out(broker: Brok
     assert len(set(_identities(heads))) == 12
     assert [len(head.manifest) for head in heads] == [0] + [2] * 6
     async with replay_log(broker, _of(settings)) as log:
-        assert outcomes(await verdicts_of(log)) == [Outcome.INITIAL] + [Outcome.MATCH] * 6
+        assert outcomes(await verdicts_of(log)) == [RebuildOutcome.INITIAL] + [RebuildOutcome.MATCH] * 6
 
 
 async def test_a_killed_shadow_goes_on_where_it_was(federation: str) -> None:
@@ -181,7 +181,7 @@ async def test_a_killed_shadow_goes_on_where_it_was(federation: str) -> None:
     live, heads = await _heads(broker, settings), await _heads(broker, _of(settings))
     assert _identities(heads) == _identities(live)
     async with replay_log(broker, _of(settings)) as log:
-        assert outcomes(await verdicts_of(log)) == [Outcome.INITIAL] + [Outcome.MATCH] * 18
+        assert outcomes(await verdicts_of(log)) == [RebuildOutcome.INITIAL] + [RebuildOutcome.MATCH] * 18
 
 
 @pytest.mark.parametrize("paused", [True, False])
@@ -236,7 +236,7 @@ async def test_fedasync_in_the_shadow(federation: str) -> None:
                 await running.version(number // 2 + 1)
         await _reached(broker, settings, 6, task)
     async with replay_log(broker, _of(settings)) as log:
-        assert outcomes(await verdicts_of(log)) == [Outcome.INITIAL] + [Outcome.MATCH] * 6
+        assert outcomes(await verdicts_of(log)) == [RebuildOutcome.INITIAL] + [RebuildOutcome.MATCH] * 6
         staleness = [log.index.versions[number].head.manifest[0].staleness for number in range(1, 7)]
     # Live 0 is shadow 0, live 1 is shadow 2, live 2 is shadow 4.
     assert staleness == [0, 1, 2, 3, 2, 3]

@@ -6,7 +6,7 @@ import torch
 from llmos_stream.broker import Broker, MemoryBroker
 from llmos_stream.config import Settings
 from llmos_stream.errors import ConfigError
-from llmos_stream.replay import Change, Missing, Told, WhatIf
+from llmos_stream.replay import Change, Missing, WhatIf, WhatIfResult
 from llmos_stream.training import load_task
 from llmos_stream.training.model_evaluator import ModelEvaluator
 from tests.replay.aids import FLIPPER, RULES, replay_log, running_from, write_poisoned, write_random
@@ -17,7 +17,7 @@ def _judge(settings: Settings) -> ModelEvaluator:
     return ModelEvaluator(load_task(settings.task, settings.client), settings.task, settings.evaluator.batch_size)
 
 
-async def _told(broker: Broker, settings: Settings, change: Change, first: int | None = None) -> Told:
+async def _told(broker: Broker, settings: Settings, change: Change, first: int | None = None) -> WhatIfResult:
     async with replay_log(broker, settings) as log:
         numbers = log.index.numbers
         return await WhatIf(log, change).run(numbers if first is None else range(first, numbers.stop))
@@ -31,13 +31,13 @@ async def test_with_nothing_changed_every_byte_is_the_same(
 ) -> None:
     broker = MemoryBroker()
     settings = await write_random(broker, federation, rule, versions={"full_every": full_every})
-    told = await _told(broker, settings, Change(settings={"staleness": {}}), first)
-    assert told.digest == told.original_digest
-    assert told.apart is not None
-    assert told.apart.max_abs == 0.0
-    assert (told.first, told.last, told.final.head.number) == (0 if first is None else 3, 6, 6)
-    assert not told.refused
-    assert not told.anew
+    result = await _told(broker, settings, Change(settings={"staleness": {}}), first)
+    assert result.digest == result.original_digest
+    assert result.difference is not None
+    assert result.difference.max_abs == 0.0
+    assert (result.first, result.last, result.final.head.number) == (0 if first is None else 3, 6, 6)
+    assert not result.refused
+    assert not result.moments_reset
 
 
 async def test_a_poisoner_left_out_gives_the_accuracy_back(broker: Broker, federation: str) -> None:
@@ -75,10 +75,10 @@ async def test_what_is_left_of_a_version_is_folded_as_if_the_removed_had_never_b
                 records = update(delta_of(value), client_id=client, sequence=sequence, base_version=number)
                 await running.send(records, client)
             await running.version(number + 1)
-    told = await _told(broker, settings, Change(frozenset({"b"})))
-    assert torch.equal(told.final.weights, delta_of(2.0))
-    assert (told.folded, told.removed) == (2, 4)
-    assert told.final.head.number == 2  # the second version's contributions were all b's
+    result = await _told(broker, settings, Change(frozenset({"b"})))
+    assert torch.equal(result.final.weights, delta_of(2.0))
+    assert (result.folded, result.removed) == (2, 4)
+    assert result.final.head.number == 2  # the second version's contributions were all b's
 
 
 async def test_another_buffer_is_filled_by_count(federation: str) -> None:
@@ -93,17 +93,17 @@ async def test_another_buffer_is_filled_by_count(federation: str) -> None:
 async def test_what_the_changed_rule_refuses_is_counted(federation: str) -> None:
     broker = MemoryBroker()
     settings = await write_random(broker, federation, "sgd")
-    told = await _told(broker, settings, Change(settings={"staleness": {"maximum": 1}}))
-    stale = {"too_stale": 12 - told.folded}
-    assert dict(told.refused) == stale
-    assert told.folded < 12
+    result = await _told(broker, settings, Change(settings={"staleness": {"maximum": 1}}))
+    stale = {"too_stale": 12 - result.folded}
+    assert dict(result.refused) == stale
+    assert result.folded < 12
 
 
 async def test_fedasync_told_as_fedbuff(federation: str) -> None:
     broker = MemoryBroker()
     settings = await write_random(broker, federation, "fedasync")
-    told = await _told(broker, settings, Change(settings={"aggregation": {"strategy": "fedbuff", "buffer_size": 3}}))
-    assert (told.folded, told.final.head.number) == (6, 2)
+    result = await _told(broker, settings, Change(settings={"aggregation": {"strategy": "fedbuff", "buffer_size": 3}}))
+    assert (result.folded, result.final.head.number) == (6, 2)
 
 
 async def test_a_client_that_is_not_there_is_named(federation: str) -> None:
@@ -123,10 +123,10 @@ async def test_it_begins_where_the_log_allows_it(federation: str) -> None:
         while await reader.position(reader.partitions[0]) == 0:
             await producer.send(topic, bytes(256), key=b"x", partition=0)
             await reader.seek_to_beginning()
-    told = await _told(broker, settings, Change(settings={"staleness": {"kind": "constant"}}))
-    assert 0 < told.first < 6
-    assert told.deleted is not None
-    assert "has been deleted by retention" in told.deleted
+    result = await _told(broker, settings, Change(settings={"staleness": {"kind": "constant"}}))
+    assert 0 < result.first < 6
+    assert result.deleted is not None
+    assert "has been deleted by retention" in result.deleted
     async with replay_log(broker, settings) as log:
         with pytest.raises(Missing, match="where the log begins"):
             await WhatIf(log, Change(settings={"staleness": {}})).run(range(1))

@@ -12,7 +12,7 @@ from llmos_stream.core import Rule
 from llmos_stream.errors import ConfigError, Rejected
 from llmos_stream.log import decode_version
 from llmos_stream.log.scan import LoggedVersion
-from llmos_stream.replay import Change, Outcome, WhatIf, audit
+from llmos_stream.replay import Change, RebuildOutcome, WhatIf, audit
 from tests.replay.aids import outcomes, replay_log, verdicts_of
 from tests.roles.aids import aggregator, delta_of, settings_for, update
 from tests.strategy.packages import example, installed
@@ -49,13 +49,17 @@ async def test_it_runs_and_is_replayed_and_without_it_a_replay_says_what_to_inst
         weights = decode_version(version.head, version.parts).weights
         assert torch.allclose(weights, first + delta_of((10 * 3.0 + 30 * 4.0) / 40))
         async with replay_log(broker, settings_for(federation)) as log:  # the settings here need not name it
-            assert outcomes(await verdicts_of(log)) == [Outcome.INITIAL, Outcome.MATCH, Outcome.MATCH]
+            assert outcomes(await verdicts_of(log)) == [
+                RebuildOutcome.INITIAL,
+                RebuildOutcome.MATCH,
+                RebuildOutcome.MATCH,
+            ]
             found = await audit(log, 2)
             assert [item.share for item in found.items] == pytest.approx([0.25, 0.75])
             assert found.share == "weight x clip / sum of tempered examples"
     async with replay_log(broker, settings_for(federation)) as log:
         verdicts = await verdicts_of(log)
-        assert outcomes(verdicts) == [Outcome.INITIAL, Outcome.GONE, Outcome.GONE]
+        assert outcomes(verdicts) == [RebuildOutcome.INITIAL, RebuildOutcome.GONE, RebuildOutcome.GONE]
         assert verdicts[1].detail.endswith(
             "this version was made by strategy tempered of package tempered 1.2: pip install tempered==1.2"
         )
@@ -86,7 +90,7 @@ async def test_another_version_of_the_package_is_told_where_the_bytes_differ(fed
     with installed(tmp_path / "new", "tempered", changed.replace("def divisor", "def shares_none"), ENTRY, "1.3"):
         async with replay_log(broker, settings) as log:
             verdict = (await verdicts_of(log))[1]
-    assert verdict.outcome is Outcome.DIFFERS
+    assert verdict.outcome is RebuildOutcome.DIFFERS
     assert verdict.detail == "made by tempered 1.2, here 1.3"
 
 
@@ -102,7 +106,7 @@ async def test_a_path_is_imported_only_where_local_settings_name_it(
             await running.send(update(delta_of(1.0), sequence=number))
         assert "packages" not in (await running.version(1)).head.rule
     async with replay_log(broker, settings) as log:
-        assert outcomes(await verdicts_of(log)) == [Outcome.INITIAL, Outcome.MATCH]
+        assert outcomes(await verdicts_of(log)) == [RebuildOutcome.INITIAL, RebuildOutcome.MATCH]
     monkeypatch.delitem(sys.modules, "tempered_path")
     plugins._by_path.cache_clear()
     (tmp_path / "tempered_path.py").write_text("raise AssertionError('imported because a log names it')")
@@ -111,7 +115,7 @@ async def test_a_path_is_imported_only_where_local_settings_name_it(
         told = Change(settings={"server_optimizer": {"lr": 0.5}})
         with pytest.raises(Rejected, match=ONLY_WHERE):
             await WhatIf(log, told).run(log.index.numbers)
-    assert verdict.outcome is Outcome.GONE
+    assert verdict.outcome is RebuildOutcome.GONE
     assert ONLY_WHERE in verdict.detail
 
 

@@ -13,7 +13,7 @@ from llmos_stream.core import NewVersion, Rule, make_stop_rule, optimizer, stale
 from llmos_stream.core.rule import STRATEGIES_BUILT_IN
 from llmos_stream.errors import ConfigError, Reason, Rejected
 from llmos_stream.log import decode_version
-from llmos_stream.replay import Outcome
+from llmos_stream.replay import RebuildOutcome
 from llmos_stream.strategy import Strategy, Stretch
 from tests.core.builders import LAYOUT
 from tests.core.builders import update as made
@@ -82,8 +82,10 @@ async def test_all_kinds_run_together_are_recorded_and_replayed(federation: str,
         assert torch.allclose(decode_version(version.head, version.parts).weights, delta_of(sum(steps)))
         assert version.head.rule["packages"] == {"staleness": ["ours", "1.2"], "server_optimizer": ["ours", "1.2"]}
         async with replay_log(broker, settings_for(federation)) as log:
-            assert outcomes(await verdicts_of(log)) == [Outcome.INITIAL] + [Outcome.MATCH] * 3
-            assert outcomes(await verdicts_of(log, range(3, 4))) == [Outcome.MATCH]  # by moments from the snapshot
+            assert outcomes(await verdicts_of(log)) == [RebuildOutcome.INITIAL] + [RebuildOutcome.MATCH] * 3
+            assert outcomes(await verdicts_of(log, range(3, 4))) == [
+                RebuildOutcome.MATCH
+            ]  # by moments from the snapshot
     async with replay_log(broker, settings_for(federation)) as log:
         detail = (await verdicts_of(log))[1].detail
     assert detail.endswith("staleness function halving of package ours 1.2: pip install ours==1.2")

@@ -1,4 +1,4 @@
-"""A federation's log, opened for replay: weights, moments and updates by what names them."""
+"""A federation's log, opened for replay: weights, moments and residuals by version, updates by contribution."""
 
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Set
@@ -15,19 +15,18 @@ from llmos_stream.errors import OffsetGone, Rejected
 from llmos_stream.log import Replica, Version
 from llmos_stream.log.federation import Federation
 from llmos_stream.log.snapshots import RESIDUAL, Kept, fetch_snapshots
-from llmos_stream.replay.errors import Missing
-from llmos_stream.replay.index import Index, read_index
-from llmos_stream.replay.naming import live_of
+from llmos_stream.replay.index import Index, Missing, UpdateMissing, read_index
 from llmos_stream.replay.updates import RecordedUpdates, decode_recorded
 from llmos_stream.types import Contribution, VersionHead, VersionKind
 
 _FETCH_SECONDS = 120.0
 _HELD_BYTES = 256 << 20
 _FEWEST_HELD = 2
+_MARK = ".shadow."
 
 
 class ReplayLog:
-    """Use as an async context manager; not for two tasks at once. Some models are held, as `_HELD_BYTES` allows."""
+    """Use as an async context manager, from one task. Holds some models, as `_HELD_BYTES` allows."""
 
     index: Index
 
@@ -52,15 +51,19 @@ class ReplayLog:
         await self._opened.aclose()
 
     def rule(self, head: VersionHead, changes: Changes | None = None) -> Rule:
-        """The rule that a head records, with `changes`. Raises as `Rule.of` does."""
+        """Return the rule that a head records, with `changes`. Raises as `Rule.of` does."""
         return Rule.of(head.rule, changes, trusted=self._trusted)
 
     async def version(self, number: int) -> Version:
-        """A published version with its weights, verified. Raises Missing."""
+        """Return a published version with its weights, verified. Raises as `weights` does."""
         return Version(self.index.entry(number).head, self.index.layout(number), await self.weights(number))
 
     async def weights(self, number: int) -> Tensor:
-        """The published weights of a version (flat; not to be written to). Raises Missing."""
+        """Return the published weights of a version (flat; do not write to them).
+
+        Raises:
+            Missing: They are not in the log, or are damaged.
+        """
         if number in self._held:
             self._held.move_to_end(number)
             return self._held[number]
@@ -75,23 +78,31 @@ class ReplayLog:
         except Rejected as error:
             raise Missing(f"version {number} at {topic} offset {pointer.offset} cannot be read: {error}") from None
         weights = found.weights.clone()  # the replica goes on to others
-        self.remember(number, weights)
+        self.hold(number, weights)
         return weights
 
-    def remember(self, number: int, weights: Tensor) -> None:
-        """Hold the weights of a version: they were computed anew and are those published, bit for bit."""
+    def hold(self, number: int, weights: Tensor) -> None:
+        """Hold the weights of a version, which were rebuilt and are those published, bit for bit."""
         self._held[number] = weights
         most = max(_FEWEST_HELD, _HELD_BYTES // max(4 * weights.numel(), 1))
         while len(self._held) > most:
             self._held.popitem(last=False)
 
     async def moments(self, number: int) -> Mapping[str, Tensor]:
-        """The moments kept with a version, by name; empty where the log has none. Raises Missing for damaged ones."""
+        """Return the moments kept with a version, by name; empty where the log has none.
+
+        Raises:
+            Missing: They are damaged.
+        """
         offsets = {name: pointer.offset for name, pointer in self.index.moments.get(number, {}).items()}
         return (await self._kept(number, offsets)).moments
 
     async def residual(self, number: int) -> Residual | None:
-        """What readers of a version are owed; None after a full one. Raises Missing where it is not kept."""
+        """Return the error-feedback residual after a version; None after a full one.
+
+        Raises:
+            Missing: It is not in the log, or is damaged.
+        """
         if self.index.entry(number).head.kind is VersionKind.FULL:
             return None
         if number not in self.index.residuals:
@@ -116,7 +127,7 @@ class ReplayLog:
             raise Missing(f"the {names} of version {number} cannot be read: {error}") from None
 
     async def updates(self, ahead: Iterable[Contribution], layout: Layout) -> RecordedUpdates:
-        """A source of the updates of `ahead`, in that order. One at a time."""
+        """Return a reader of the updates of `ahead`, in that order. Use one at a time."""
         topics = self._federation.topics if self._live is None else Topics(self._live)
         reader = await self._reader(topics.updates)
         source = RecordedUpdates(reader, ahead, numel=layout.numel, wire=self._federation.wire)
@@ -124,7 +135,11 @@ class ReplayLog:
         return source
 
     async def take(self, source: RecordedUpdates, item: Contribution, base_version: int, layout: Layout) -> Update:
-        """One update, verified against its contribution and decoded. Raises UpdateMissing."""
+        """Return one update, verified against its contribution and decoded.
+
+        Raises:
+            UpdateMissing: It is not in the log, or is not what the manifest names.
+        """
         message = await source.take(item)
         # A shadow names its own versions in the manifest, and its updates name the live run's.
         base = None if self._live else base_version
@@ -135,3 +150,53 @@ class ReplayLog:
             reader = self._federation.broker.reader([topic], start="latest", check_crcs=False)
             self._readers[topic] = await self._opened.enter_async_context(reader)
         return self._readers[topic]
+
+
+async def kept_span(log: ReplayLog, numbers: range, without: Set[str]) -> tuple[int, str | None]:
+    """Return the oldest version of the log from which `numbers` can be run again, and why none older will do.
+
+    From there on, every update is in the log but for those of the clients in `without`. There is no reason where the
+    version is the parent of the first of `numbers`.
+
+    Raises:
+        Missing: Not even the newest version can be run again.
+    """
+    index = log.index
+    newest = numbers.stop - 1
+    index.entry(newest)
+    manifests = [entry.head.manifest for number, entry in index.versions.items() if number in numbers]
+    source = await log.updates((item for items in manifests for item in items), index.layout(newest))
+    why: str | None = None
+    first = newest
+    while first >= numbers.start and why is None:
+        try:
+            head = index.entry(first).head
+            if head.parent is None:
+                break
+            if head.parent != first - 1 or head.parent not in index.versions:
+                raise Missing(f"version {head.parent}, the parent of {first}, is not in the log")
+            for item in head.manifest:
+                if item.client_id not in without:
+                    source.check_kept(item)
+        except UpdateMissing as missing:
+            if not missing.gone:
+                raise
+            why = str(missing)
+        except Missing as missing:
+            why = str(missing)
+        else:
+            first -= 1
+    if first == newest:
+        raise Missing(why or f"version {newest} is where the log begins: there is nothing to tell again")
+    return first, why
+
+
+def shadow_of(live: str, name: str) -> str:
+    """Return the name of the shadow `name`'s own federation."""
+    return f"{live}{_MARK}{name}"
+
+
+def live_of(federation: str) -> str | None:
+    """Return the federation whose updates a shadow folds; None for one that is no shadow."""
+    live, mark, _ = federation.rpartition(_MARK)
+    return live if mark else None
