@@ -80,7 +80,8 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """No fixture does this: the time limit of a test does not hold for waiting for the other workers."""
+    """No fixture leaves: the time limit of a test does not hold for waiting for the other workers."""
+    gc.unfreeze()
     if (shared := session.config.stash.get(_SHARED_KAFKA, None)) is not None:
         shared.leave()
 

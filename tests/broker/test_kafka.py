@@ -41,7 +41,7 @@ async def test_an_unreachable_broker_is_one_clear_error_in_time(use: str, caplog
     began = time.monotonic()
     with pytest.raises(BrokerUnavailable) as caught:
         await _use(broker, use)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < PATIENCE_SECONDS
     for part in (address, "Connect call failed", "LLMOS_BROKER__BOOTSTRAP_SERVERS", "llmos-stream broker start"):
         assert part in str(caught.value)
     assert caught.value.retriable

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import signal
-import time
 
 import pytest
 
@@ -30,9 +29,7 @@ _WAITING = (["aggregator"], ["client"], ["evaluate"])
     "command", [*(command for command in _COMMANDS if command not in _WAITING), ["demo"]], ids=" ".join
 )
 def test_no_broker_at_the_address(llmos: Run, nobody: str, command: list[str]) -> None:
-    begun = time.monotonic()
     done = llmos(*command, "--broker.bootstrap-servers", nobody, "--broker.connect-timeout-seconds", "0.3")
-    assert time.monotonic() - begun < 10
     assert (done.status, done.out) == (3, "")
     *_, said = done.err.splitlines()  # demo tells the name of its federation before it
     assert said.startswith(f"error: no Kafka answers at {nobody} after 0.3 s")
@@ -48,9 +45,7 @@ def test_a_role_waits_for_its_broker_and_can_be_stopped(start: Start, nobody: st
     assert "start one with `llmos-stream broker start`; connecting again in 0.5 s" in said
     role.line("err", "connecting again in 1.0 s")
     role.signal(signal.SIGTERM)
-    begun = time.monotonic()
     done = role.wait()
-    assert time.monotonic() - begun < 10
     assert done.status == 0, done
     assert "Traceback" not in done.err
     assert set(done.json().values()) <= {0, None, "stopped"}

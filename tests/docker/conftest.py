@@ -1,6 +1,7 @@
 """The stack, brought up once for the tests that use it."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,6 +14,8 @@ from tests.docker.engine import Engine, engine
 from tests.docker.needs import require
 from tests.docker.stack import COMPOSE, ROLES, THREE_BROKERS, WATCH, Stack
 from tests.docker.waiting import Say, timed
+
+_ON_THE_BASE = (images.make_app, images.make_kafka, images.make_prometheus)
 
 
 @pytest.fixture(scope="session")
@@ -38,11 +41,10 @@ def built(say: Say) -> Iterator[Engine]:
         found = held.enter_context(engine(Path(folder)))
         with timed(say, "base image"):
             images.make_base(found)
-        with timed(say, "our image"):
-            images.make_app(found)
-        with timed(say, "stand-ins"):
-            images.make_kafka(found)
-            images.make_prometheus(found)
+        with timed(say, "our image and the stand-ins"), ThreadPoolExecutor() as side_by_side:
+            builds = [side_by_side.submit(make, found) for make in _ON_THE_BASE]
+            for build in builds:
+                build.result()
         yield found
 
 

@@ -17,6 +17,14 @@ from tests.docker.waiting import Say, timed, until
 
 pytestmark = [pytest.mark.timeout(900), pytest.mark.full, pytest.mark.in_order, pytest.mark.xdist_group("containers")]
 
+_KILLED_TOGETHER = (
+    ("kafka", *WATCH),
+    ("client-1", "evaluator"),
+    ("client-2", "archiver"),
+    ("client-3", "inference"),
+    ("monitor",),
+)
+"""Two that have little to do with each other: who comes back, and whether the run goes on, is seen of both at once."""
 _MIB = 1 << 20
 _IMAGE = [[0.0] * 8 for _ in range(8)]
 _CONFINED = """
@@ -141,11 +149,19 @@ def test_prometheus_sees_everyone(stack: Stack) -> None:
     until(all_are_up, "Prometheus has scraped all roles", PATIENCE_SECONDS)
 
 
-@pytest.mark.parametrize("service", ["kafka", *(role for role in ROLES if role not in AGGREGATORS), *WATCH])
-def test_a_killed_container_comes_back_and_the_run_goes_on(stack: Stack, service: str, say: Say) -> None:
-    with timed(say, f"kill -9 {service}, back and on"):
-        _comes_back(stack, service, stack.kill(service))
-        stack.moves_on(f"after {service} was killed")
+@pytest.mark.parametrize("services", _KILLED_TOGETHER, ids="-".join)
+def test_killed_containers_come_back_and_the_run_goes_on(stack: Stack, services: tuple[str, ...], say: Say) -> None:
+    said = " and ".join(services)
+    with timed(say, f"kill -9 {said}, back and on"):
+        before = {service: stack.kill(service) for service in services}
+        for service, container in before.items():
+            _comes_back(stack, service, container)
+        stack.moves_on(f"after {said} were killed")
+
+
+def test_each_container_is_killed_once() -> None:
+    killed = [service for services in _KILLED_TOGETHER for service in services]
+    assert sorted([*killed, *AGGREGATORS]) == sorted(["kafka", *ROLES, *WATCH])
 
 
 def test_a_standby_takes_over_from_each_aggregator(stack: Stack, say: Say) -> None:

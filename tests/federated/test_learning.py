@@ -478,7 +478,7 @@ def test_closing_while_nobody_answers_takes_seconds(
     try:
         begun = time.monotonic()
         fl.close()
-        assert time.monotonic() - begun < 15
+        assert time.monotonic() - begun < 30  # a request may take 40
     finally:
         node.start()
     assert "the federation was left without a farewell" in caplog.text

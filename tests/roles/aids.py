@@ -18,7 +18,7 @@ from llmos_stream.log import RunEnd, read_versions, wait_for_topics
 from llmos_stream.log.federation import Federation
 from llmos_stream.log.scan import LoggedVersion
 from llmos_stream.roles.aggregator import Initial, run_aggregator
-from llmos_stream.runtime import Offload, Shutdown
+from llmos_stream.runtime import SYSTEM_CLOCK, Clock, Offload, Shutdown
 from llmos_stream.types import CodecId, CodecSpec, Event, UpdateHead
 from llmos_stream.wire import load_event, message_id, pack_prelude, payload_digest, split
 
@@ -146,11 +146,11 @@ class Running:
 
 
 @contextlib.asynccontextmanager
-async def aggregator(broker: Broker, settings: Settings) -> AsyncIterator[Running]:
+async def aggregator(broker: Broker, settings: Settings, clock: Clock = SYSTEM_CLOCK) -> AsyncIterator[Running]:
     """Run an aggregator until the block ends; then stop it in order."""
     shutdown = Shutdown()
     async with Offload(2) as offload:
-        task = asyncio.create_task(run_aggregator(broker, settings, initial, offload, shutdown))
+        task = asyncio.create_task(run_aggregator(broker, settings, initial, offload, shutdown, clock))
         running = Running(broker, settings, task, shutdown)
         try:
             await wait_for_topics(broker, running.topics, shutdown)
