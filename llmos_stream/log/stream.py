@@ -203,6 +203,10 @@ class MessageStream(RecordStream):
             return deque()
         return await offload.run(self._assemble)
 
+    async def at_end(self) -> bool:
+        """Whether everything there is now has been read, and looked at too. Asks the broker."""
+        return not (self._records or self._outcomes) and await super().at_end()
+
     def span_of(self, partition: int, first_offset: int) -> TraceParent | None:
         """The span that the message which begins there was sent from, where it is known. Asked for once."""
         return self._spans.take(partition, first_offset)
