@@ -4,24 +4,22 @@ import argparse
 import asyncio
 from typing import TYPE_CHECKING
 
-from rich.text import Text
-
 from llmos_stream.cli.common import (
     Commands,
     add_command,
     err,
-    out,
     plain_table,
     print_json,
     say,
+    show_fields,
     show_table,
     start_logging,
 )
 from llmos_stream.cli.flags import load_settings
-from llmos_stream.cli.process import federation_of
+from llmos_stream.cli.replaying import opened
 from llmos_stream.config import Settings
 from llmos_stream.errors import ConfigError
-from llmos_stream.reporting.wording import in_words, plain
+from llmos_stream.reporting.wording import plain
 
 if TYPE_CHECKING:
     from llmos_stream.replay import Audit
@@ -30,10 +28,11 @@ _HIDDEN = ("manifest", "tensors", "signature", "kind")
 
 
 def add(commands: Commands) -> None:
+    """Declare the command."""
     parser = add_command(
         commands,
         "audit",
-        run,
+        _run,
         text="show what a version was made of, and whether that is still in the log",
         sections=("federation", "broker", "wire", "runtime"),
         examples="  llmos-stream audit 12\n  llmos-stream audit --json    # the newest version",
@@ -41,7 +40,7 @@ def add(commands: Commands) -> None:
     parser.add_argument("number", nargs="?", type=int, help="which version; default: the newest")
 
 
-def run(arguments: argparse.Namespace) -> int:
+def _run(arguments: argparse.Namespace) -> int:
     settings = load_settings(arguments)
     start_logging(settings)
     found = asyncio.run(_audit(settings, arguments.number))
@@ -53,25 +52,16 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 async def _audit(settings: Settings, number: int | None) -> "Audit":
-    from llmos_stream.broker import connect
-    from llmos_stream.log.versions import local_rule
-    from llmos_stream.replay import ReplayLog, audit
-    from llmos_stream.runtime import Offload
+    from llmos_stream.replay import audit
 
-    async with (
-        connect(settings.broker) as broker,
-        Offload(settings.runtime.workers) as offload,
-        ReplayLog(federation_of(broker, settings, offload), local_rule(settings).names) as log,
-    ):
+    async with opened(settings) as log:
+        numbers = log.index.numbers
+        if not numbers:
+            raise ConfigError(f"federation {settings.federation.name} has no versions in the log")
+        wanted = numbers[-1] if number is None else number
+        if wanted not in log.index.versions:
+            raise ConfigError(f"version {wanted} is not in the log, which holds {numbers.start} to {numbers.stop - 1}")
         with err().status("reading the log ..."):
-            numbers = log.index.numbers
-            if not numbers:
-                raise ConfigError(f"federation {settings.federation.name} has no versions in the log")
-            wanted = numbers[-1] if number is None else number
-            if wanted not in log.index.versions:
-                raise ConfigError(
-                    f"version {wanted} is not in the log, which holds {numbers.start} to {numbers.stop - 1}"
-                )
             return await audit(log, wanted)
 
 
@@ -104,10 +94,7 @@ def _plain(found: "Audit") -> dict[str, object]:
 
 
 def _show(found: "Audit") -> None:
-    console = out()
-    for name, value in _plain(found).items():
-        if name not in _HIDDEN and value not in (None, {}):
-            console.print(Text.assemble((name, "bold"), f"  {in_words(value)}"), soft_wrap=True)
+    show_fields(_plain(found), _HIDDEN)
     if not found.items:
         say("no contributions: the weights the log begins with")
         return

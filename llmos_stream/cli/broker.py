@@ -14,10 +14,11 @@ _HIGHEST_PORT = 65_535
 
 
 def add(commands: Commands) -> None:
+    """Declare the command."""
     parser = add_command(
         commands,
         "broker",
-        run,
+        _run,
         text="run a real single-node Kafka here until Ctrl-C (needs Java 17 and Maven)",
         sections=("runtime",),
         examples=("  llmos-stream broker\n  llmos-stream broker --port 9092 --data ./kafka    # keeps its log"),
@@ -27,7 +28,7 @@ def add(commands: Commands) -> None:
     parser.add_argument("--data", type=Path, metavar="DIR", help="folder that keeps the log (default: a temporary one)")
 
 
-def run(arguments: argparse.Namespace) -> int:
+def _run(arguments: argparse.Namespace) -> int:
     from llmos_stream.broker import LocalKafka
 
     settings = load_settings(arguments)

@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from io import TextIOBase
 from typing import Any, NoReturn, TextIO, TypeAlias, cast
 
@@ -10,9 +10,11 @@ import orjson
 from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
+from rich.text import Text
 
 from llmos_stream.cli.flags import add_settings, is_setting
 from llmos_stream.config import Settings
+from llmos_stream.reporting.wording import as_text
 from llmos_stream.runtime import ExitCode, configure_logging
 
 _UNBOUNDED = 1 << 20
@@ -109,6 +111,14 @@ def say(text: str) -> None:
 def note(text: str) -> None:
     """A line beside the results."""
     err().print(text, soft_wrap=True)
+
+
+def show_fields(fields: Mapping[str, object], hidden: Container[str]) -> None:
+    """Print a line for each field that has a value, but for those `hidden`."""
+    console = out()
+    for name, value in fields.items():
+        if name not in hidden and value not in (None, {}):
+            console.print(Text.assemble((name, "bold"), f"  {as_text(value)}"), soft_wrap=True)
 
 
 def plain_table(*columns: str) -> Table:

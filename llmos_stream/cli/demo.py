@@ -48,10 +48,11 @@ _NAME = "demo"
 
 
 def add(commands: Commands) -> None:
+    """Declare the command."""
     parser = add_command(
         commands,
         "demo",
-        run,
+        _run,
         text="train one model with eight unequal clients and write report.html",
         sections=_SECTIONS,
         defaults={**DEFAULTS, "federation": {"name": _NAME}},
@@ -75,9 +76,9 @@ def add(commands: Commands) -> None:
     parser.add_argument("--report", type=Path, default=Path("report.html"), metavar="FILE", help="default: report.html")
 
 
-def run(arguments: argparse.Namespace) -> int:
+def _run(arguments: argparse.Namespace) -> int:
     from llmos_stream.broker import LocalKafka
-    from llmos_stream.cli.progress import Progress
+    from llmos_stream.cli.progress import ProgressDisplay
     from llmos_stream.demo import ClientMix, make_scenario, run_processes
     from llmos_stream.federated.embedded import run_embedded
     from llmos_stream.reporting import History, require_plotly
@@ -110,9 +111,10 @@ def run(arguments: argparse.Namespace) -> int:
                 await run_embedded(scenario.settings, scenario.clients, progress.take, shutdown)
 
         where = f"Kafka at {settings.broker.bootstrap_servers}" if on_kafka else "embedded broker"
+        facts = {"role": _NAME, "federation": settings.federation.name, "version": __version__}
         begun = monotonic()
-        stack.enter_context(traced(settings.tracing, _facts(settings)))
-        with Progress(history, console, f"{mix.clients} clients, {where}") as progress:
+        stack.enter_context(traced(settings.tracing, facts))
+        with ProgressDisplay(history, console, f"{mix.clients} clients, {where}") as progress:
             code = run_process(run_roles)
         seconds = monotonic() - begun
     if code is ExitCode.DONE:
@@ -164,10 +166,6 @@ def _report(arguments: argparse.Namespace, settings: Settings, history: "History
             show_table(final_table(history))
     if not arguments.json:
         say(f"wrote {arguments.report}: open it in a browser")
-
-
-def _facts(settings: Settings) -> dict[str, str]:
-    return {"role": _NAME, "federation": settings.federation.name, "version": __version__}
 
 
 def _environment(broker: str) -> dict[str, str]:

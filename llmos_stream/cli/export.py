@@ -11,13 +11,17 @@ if TYPE_CHECKING:
 
 
 def check_target(path: Path) -> None:
-    """Raise ConfigError, before any work, where `--to` cannot be written."""
+    """Look, before any work, whether `--to` can be written.
+
+    Raises:
+        ConfigError: It cannot.
+    """
     if not path.parent.is_dir():
         raise ConfigError(f"--to: there is no folder {path.parent}")
 
 
 def write_weights(version: "Version", path: Path, metadata: Mapping[str, str]) -> int:
-    """Write the weights by tensor name, all or nothing. Returns how many tensors. Raises ConfigError."""
+    """Write the weights by tensor name, and return how many tensors there are. Raises as `write_file` does."""
     from llmos_stream.registry import file_pieces
 
     write_file(file_pieces(version.weights, version.layout, metadata), path)
@@ -25,7 +29,11 @@ def write_weights(version: "Version", path: Path, metadata: Mapping[str, str]) -
 
 
 def write_file(pieces: Iterable[bytes | memoryview], path: Path) -> None:
-    """Write a file, all or nothing: when `pieces` fail there is none. Raises ConfigError, and what they raise."""
+    """Write a file, all or nothing: when `pieces` fail there is none.
+
+    Raises:
+        ConfigError: The file cannot be written.
+    """
     fresh = path.with_name(path.name + ".new")
     try:
         with fresh.open("wb") as file:

@@ -24,10 +24,11 @@ _POLL_SECONDS = 0.5
 
 
 def add(commands: Commands) -> None:
+    """Declare the command."""
     parser = add_command(
         commands,
         "inspect",
-        run,
+        _run,
         text="decode a record of a federation's topics, or a frame in a file",
         sections=("federation", "broker", "wire"),
         examples=(
@@ -43,7 +44,7 @@ def add(commands: Commands) -> None:
     which.add_argument("--last", type=int, metavar="N", help="show the newest N records, the newest last")
 
 
-def run(arguments: argparse.Namespace) -> int:
+def _run(arguments: argparse.Namespace) -> int:
     settings = load_settings(arguments)
     start_logging(settings)
     if arguments.source in _TOPICS:

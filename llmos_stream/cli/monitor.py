@@ -23,10 +23,11 @@ if TYPE_CHECKING:
 
 
 def add(commands: Commands) -> None:
+    """Declare the command."""
     parser = add_command(
         commands,
         "monitor",
-        run_monitor_command,
+        _run,
         text="follow what happens in a federation, export it for Prometheus, and show it as a live page",
         sections=("federation", "broker", "registry", "runtime", "operations", "dashboard"),
         examples=(
@@ -38,14 +39,14 @@ def add(commands: Commands) -> None:
     parser.add_argument("--quiet", action="store_true", help="no live progress")
 
 
-def run_monitor_command(arguments: argparse.Namespace) -> int:
+def _run(arguments: argparse.Namespace) -> int:
     settings = load_settings(arguments)
     page = None if settings.dashboard.port is None else _page(settings)
     seen: Counter[str] = Counter()
 
     async def role(broker: "Broker", offload: Offload, shutdown: Shutdown) -> None:
         from llmos_stream.broker import Topics
-        from llmos_stream.cli.progress import Progress
+        from llmos_stream.cli.progress import ProgressDisplay
         from llmos_stream.log.events import follow_events
         from llmos_stream.reporting import History
 
@@ -53,7 +54,7 @@ def run_monitor_command(arguments: argparse.Namespace) -> int:
         with ExitStack() as stack:
             if not (arguments.quiet or arguments.json):
                 title = f"federation {settings.federation.name}"
-                takers.append(stack.enter_context(Progress(History(), err(), title)).take)
+                takers.append(stack.enter_context(ProgressDisplay(History(), err(), title)).take)
 
             def take(event: "Event") -> None:
                 seen[event.kind] += 1

@@ -14,6 +14,7 @@ _SECTIONS = ("federation", "broker")
 
 
 def add(commands: Commands) -> None:
+    """Declare both commands."""
     add_command(
         commands,
         "pause",
@@ -36,14 +37,14 @@ def _run(arguments: argparse.Namespace, *, paused: bool) -> int:
     settings = load_settings(arguments)
     start_logging(settings)
     if paused:
-        hours = asyncio.run(_pause(settings))
+        hours = asyncio.run(_set_paused(settings, True))
         if arguments.json:
             print_json({"paused": True, "updates_kept_hours": hours if hours is None or math.isfinite(hours) else None})
         else:
             say("paused: clients rest, nothing is folded; llmos-stream resume lets it go on")
             say(f"updates under way wait in the log {_how_long(settings, hours)}")
     else:
-        asyncio.run(_resume(settings))
+        asyncio.run(_set_paused(settings, False))
         if arguments.json:
             print_json({"paused": False})
         else:
@@ -59,24 +60,15 @@ def _how_long(settings: Settings, hours: float | None) -> str:
     return f"for at most {hours:g} hours (topics.updates_retention_hours)"
 
 
-async def _pause(settings: Settings) -> float | None:
-    """How many hours the log keeps what is under way, where that can be told."""
+async def _set_paused(settings: Settings, paused: bool) -> float | None:
+    """Return how many hours the log keeps what is under way in a pause, where the broker says so."""
     from llmos_stream.broker import Topics, connect
     from llmos_stream.log import set_paused, updates_kept_hours
 
     topics = Topics(settings.federation.name)
-
     async with connect(settings.broker) as broker:
-        await set_paused(broker, topics, True)
+        await set_paused(broker, topics, paused)
         try:
-            return await updates_kept_hours(broker, topics)
+            return await updates_kept_hours(broker, topics) if paused else None
         except BrokerError:
             return None  # it is paused all the same
-
-
-async def _resume(settings: Settings) -> None:
-    from llmos_stream.broker import Topics, connect
-    from llmos_stream.log import set_paused
-
-    async with connect(settings.broker) as broker:
-        await set_paused(broker, Topics(settings.federation.name), False)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def federation_of(
     broker: "Broker", settings: Settings, offload: Offload, shutdown: Shutdown | None = None
 ) -> "Federation":
-    """What `settings` name, on `broker`; without a stop where a command has none."""
+    """Return the federation that `settings` name, on `broker`. A command without a stop leaves out `shutdown`."""
     from llmos_stream.broker import Topics
     from llmos_stream.log import Federation
 

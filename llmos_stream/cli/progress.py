@@ -16,7 +16,7 @@ _LINE_SECONDS = 2.0
 _FRAMES_PER_SECOND = 4
 
 
-class Progress:
+class ProgressDisplay:
     """Shows a History as it grows. Use as a context manager, and give it the events."""
 
     def __init__(self, history: History, console: Console, title: str) -> None:
@@ -26,9 +26,9 @@ class Progress:
         self._live = Live(
             console=console, refresh_per_second=_FRAMES_PER_SECOND, get_renderable=self._render, transient=True
         )
-        self._told = monotonic()
+        self._printed = monotonic()
 
-    def __enter__(self) -> "Progress":
+    def __enter__(self) -> "ProgressDisplay":
         if self._console.is_terminal:
             self._live.start()
         return self
@@ -39,8 +39,8 @@ class Progress:
 
     def take(self, event: Event) -> None:
         self.history.add(event)
-        if not self._console.is_terminal and monotonic() - self._told > _LINE_SECONDS:
-            self._told = monotonic()
+        if not self._console.is_terminal and monotonic() - self._printed > _LINE_SECONDS:
+            self._printed = monotonic()
             self._console.print(line(self.history), soft_wrap=True)
 
     def _render(self) -> RenderableType:
@@ -49,5 +49,5 @@ class Progress:
 
 async def show_progress(broker: Broker, settings: Settings, console: Console) -> None:
     """Follow a federation until cancelled."""
-    with Progress(History(), console, f"federation {settings.federation.name}") as progress:
+    with ProgressDisplay(History(), console, f"federation {settings.federation.name}") as progress:
         await follow_events(broker, Topics(settings.federation.name), progress.take, Shutdown())

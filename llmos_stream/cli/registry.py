@@ -28,10 +28,11 @@ T = TypeVar("T")
 
 
 def add(commands: Commands) -> None:
+    """Declare the command."""
     add_command(
         commands,
         "archive",
-        run_archive_command,
+        _run_archive,
         text="keep versions past the log's retention until the run ends",
         sections=("federation", "broker", "wire", "registry", "runtime", "operations", "tracing"),
         examples=(
@@ -41,7 +42,7 @@ def add(commands: Commands) -> None:
     )
 
 
-def run_archive_command(arguments: argparse.Namespace) -> int:
+def _run_archive(arguments: argparse.Namespace) -> int:
     from llmos_stream.registry import STORE, open_store, run_archiver
 
     settings = load_settings(arguments)
@@ -97,7 +98,11 @@ def run_export(settings: Settings, number: int | None, to: Path | None, as_json:
 
 
 async def find_in_log(index: "VersionIndex", settings: Settings, number: int | None) -> "LocatedVersion":
-    """A version, by default the newest. Raises ConfigError where the log does not hold it."""
+    """Return a version, by default the newest.
+
+    Raises:
+        ConfigError: The log does not hold it.
+    """
     found = await index.newest() if number is None else await index.find(number)
     if found is not None:
         return found
@@ -108,6 +113,7 @@ async def find_in_log(index: "VersionIndex", settings: Settings, number: int | N
 
 
 def nothing_in_log(settings: Settings) -> str:
+    """Say that the log holds no version."""
     return f"federation {settings.federation.name} has no versions in the log; is its aggregator running?"
 
 

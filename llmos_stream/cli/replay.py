@@ -14,7 +14,7 @@ from llmos_stream.cli.replaying import bar, numbers_of, opened
 from llmos_stream.cli.whatif import run_what_if
 from llmos_stream.config import SECTIONS, Settings
 from llmos_stream.errors import ConfigError
-from llmos_stream.reporting.wording import in_words, plural
+from llmos_stream.reporting.wording import as_text, plural
 
 if TYPE_CHECKING:
     from llmos_stream.replay import Verdict
@@ -25,10 +25,11 @@ _STRATEGY, _KIND = ("aggregation", "strategy"), ("staleness", "kind")
 
 
 def add(commands: Commands) -> None:
+    """Declare the command."""
     parser = add_command(
         commands,
         "replay",
-        run,
+        _run,
         text="rebuild versions from the log and compare digests, or ask what if",
         sections=("federation", "broker", "wire", "runtime", "task", "evaluator", *RULE),
         defaults=_RECORDED,
@@ -55,7 +56,7 @@ def add(commands: Commands) -> None:
     parser.add_argument("--to", type=Path, metavar="FILE", help="write the resulting weights (safetensors)")
 
 
-def run(arguments: argparse.Namespace) -> int:
+def _run(arguments: argparse.Namespace) -> int:
     changes = changes_of(arguments)
     settings = load_settings(arguments)
     if arguments.to is not None:
@@ -132,8 +133,8 @@ def _show(verdicts: "list[Verdict]") -> None:
         if verdict.detail:
             say(f"version {verdict.version}: {verdict.detail}")
     differing = [verdict for verdict in verdicts if verdict.outcome is RebuildOutcome.DIFFERS]
-    for recorded in {in_words(verdict.build): None for verdict in differing}:
-        say(f"computed first on {recorded}; here on {in_words(build())}: kernels may round differently elsewhere")
+    for recorded in {as_text(verdict.build): None for verdict in differing}:
+        say(f"computed first on {recorded}; here on {as_text(build())}: kernels may round differently elsewhere")
     counted = Counter(verdict.outcome for verdict in verdicts)
     words = {
         RebuildOutcome.MATCH: "rebuilt, every digest as published",

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING
 
 from llmos_stream.cli.common import err
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @asynccontextmanager
 async def opened(settings: Settings) -> "AsyncIterator[ReplayLog]":
-    """The log, with its index read."""
+    """Give the log, with its index read."""
     from llmos_stream.broker import connect
     from llmos_stream.log.versions import local_rule
     from llmos_stream.replay import ReplayLog
@@ -24,18 +24,23 @@ async def opened(settings: Settings) -> "AsyncIterator[ReplayLog]":
     from llmos_stream.training import use_threads
 
     use_threads(settings.runtime)
-    async with connect(settings.broker) as broker, Offload(settings.runtime.workers) as offload:
+    async with (
+        connect(settings.broker) as broker,
+        Offload(settings.runtime.workers) as offload,
+        AsyncExitStack() as stack,
+    ):
         log = ReplayLog(federation_of(broker, settings, offload), local_rule(settings).names)
         with err().status("reading the log ..."):
-            await log.__aenter__()
-        try:
-            yield log
-        finally:
-            await log.__aexit__(None, None, None)
+            await stack.enter_async_context(log)
+        yield log
 
 
 def numbers_of(text: str | None, index: "Index", federation: str) -> range:
-    """The versions that `N` or `N-M` means; all without it. Raises ConfigError for some that are not there."""
+    """Return the versions that `N` or `N-M` means; all without it.
+
+    Raises:
+        ConfigError: The log does not hold them.
+    """
     there = index.numbers
     if not there:
         raise ConfigError(f"federation {federation} has no versions in the log; is its aggregator running?")

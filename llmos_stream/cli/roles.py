@@ -22,10 +22,11 @@ _SHARED = ("federation", "broker", "wire", "task", "runtime", "operations", "tra
 
 
 def add(commands: Commands) -> None:
+    """Declare the three commands."""
     aggregator = add_command(
         commands,
         "aggregator",
-        run_aggregator_command,
+        _run_aggregator,
         text="fold updates into versions until the run ends",
         sections=(
             *_SHARED,
@@ -54,7 +55,7 @@ def add(commands: Commands) -> None:
     add_command(
         commands,
         "client",
-        run_client_command,
+        _run_client,
         text="train on this machine's data and publish updates until the run ends",
         sections=(*_SHARED, "client", "codec"),
         examples=(
@@ -65,7 +66,7 @@ def add(commands: Commands) -> None:
     evaluate = add_command(
         commands,
         "evaluate",
-        run_evaluate_command,
+        _run_evaluate,
         text="measure every version on held-out data until the run ends",
         sections=(*_SHARED, "evaluator"),
         examples="  llmos-stream evaluate\n  llmos-stream evaluate --once --json",
@@ -73,7 +74,7 @@ def add(commands: Commands) -> None:
     evaluate.add_argument("--once", action="store_true", help="measure the newest version and stop")
 
 
-def run_aggregator_command(arguments: argparse.Namespace) -> int:
+def _run_aggregator(arguments: argparse.Namespace) -> int:
     settings = load_settings(arguments)
     end: list[RunEnd | None] = []
 
@@ -111,7 +112,7 @@ def run_aggregator_command(arguments: argparse.Namespace) -> int:
     return code
 
 
-def run_client_command(arguments: argparse.Namespace) -> int:
+def _run_client(arguments: argparse.Namespace) -> int:
     settings = load_settings(arguments)
     sent: list[int] = []
 
@@ -132,7 +133,7 @@ def run_client_command(arguments: argparse.Namespace) -> int:
     return code
 
 
-def run_evaluate_command(arguments: argparse.Namespace) -> int:
+def _run_evaluate(arguments: argparse.Namespace) -> int:
     settings = load_settings(arguments)
     last: list[Evaluation | None] = []
 

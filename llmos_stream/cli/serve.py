@@ -15,10 +15,11 @@ if TYPE_CHECKING:
 
 
 def add(commands: Commands) -> None:
+    """Declare the command."""
     add_command(
         commands,
         "serve",
-        run,
+        _run,
         text="answer predictions over HTTP with the versions of a federation",
         sections=("federation", "broker", "wire", "task", "runtime", "operations", "inference", "registry", "tracing"),
         examples=(
@@ -28,7 +29,7 @@ def add(commands: Commands) -> None:
     )
 
 
-def run(arguments: argparse.Namespace) -> int:
+def _run(arguments: argparse.Namespace) -> int:
     settings = load_settings(arguments)
     try:
         from llmos_stream.inference import run_inference

@@ -14,10 +14,11 @@ A setting is a flag (--wire.chunk-bytes 65536), a variable
 
 
 def add(commands: Commands) -> None:
+    """Declare the command."""
     parser = add_command(
         commands,
         "settings",
-        run,
+        _run,
         text="list every setting with its value and what it does",
         sections=tuple(Settings.model_fields),
         examples="  llmos-stream settings --config federation.toml\n  llmos-stream settings --json",
@@ -25,7 +26,7 @@ def add(commands: Commands) -> None:
     parser.add_argument("--markdown", action="store_true", help="print the table of the README, with the defaults")
 
 
-def run(arguments: argparse.Namespace) -> int:
+def _run(arguments: argparse.Namespace) -> int:
     if arguments.markdown:
         say(markdown())
         return 0

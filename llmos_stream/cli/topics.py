@@ -9,10 +9,11 @@ from llmos_stream.config import Settings
 
 
 def add(commands: Commands) -> None:
+    """Declare the command."""
     parser = add_command(
         commands,
         "topics",
-        run,
+        _run,
         text="create or list the topics of a federation",
         sections=("federation", "broker", "topics"),
         examples="  llmos-stream topics create --federation.name hospital\n  llmos-stream topics list --json",
@@ -20,13 +21,13 @@ def add(commands: Commands) -> None:
     parser.add_argument("action", choices=["create", "list"], help="create what is missing, or list what is there")
 
 
-def run(arguments: argparse.Namespace) -> int:
+def _run(arguments: argparse.Namespace) -> int:
     settings = load_settings(arguments)
     start_logging(settings)
-    return asyncio.run(_run(settings, arguments.action, arguments.json))
+    return asyncio.run(_topics(settings, arguments.action, arguments.json))
 
 
-async def _run(settings: Settings, action: str, as_json: bool) -> int:
+async def _topics(settings: Settings, action: str, as_json: bool) -> int:
     from llmos_stream.broker import Topics, connect
 
     topics = Topics(settings.federation.name)

@@ -7,14 +7,21 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.text import Text
-
-from llmos_stream.cli.common import Commands, add_command, out, plain_table, print_json, say, show_table, start_logging
+from llmos_stream.cli.common import (
+    Commands,
+    add_command,
+    plain_table,
+    print_json,
+    say,
+    show_fields,
+    show_table,
+    start_logging,
+)
 from llmos_stream.cli.flags import load_settings
 from llmos_stream.cli.registry import find_in_log, nothing_in_log, run_export, run_promotion
 from llmos_stream.config import Settings
 from llmos_stream.errors import ConfigError
-from llmos_stream.reporting.wording import in_words, plain, plural, size
+from llmos_stream.reporting.wording import plain, plural, size
 
 if TYPE_CHECKING:
     from llmos_stream.log.standing import LocatedVersion
@@ -37,10 +44,11 @@ class _Row:
 
 
 def add(commands: Commands) -> None:
+    """Declare the command."""
     parser = add_command(
         commands,
         "versions",
-        run,
+        _run,
         text="list, show, export and promote global versions",
         sections=("federation", "broker", "wire", "registry"),
         examples=(
@@ -60,7 +68,7 @@ def add(commands: Commands) -> None:
     )
 
 
-def run(arguments: argparse.Namespace) -> int:
+def _run(arguments: argparse.Namespace) -> int:
     settings = load_settings(arguments)
     start_logging(settings)
     action, number = arguments.action, arguments.number
@@ -145,12 +153,9 @@ def _show(version: "LocatedVersion", as_json: bool) -> int:
     if as_json:
         print_json(found)
         return 0
-    console = out()
-    for name, value in found.items():
-        if name not in ("manifest", "tensors") and value not in (None, {}):
-            console.print(Text.assemble((name, "bold"), f"  {in_words(value)}"), soft_wrap=True)
+    show_fields(found, ("manifest", "tensors"))
     if head.tensors is not None:
-        console.print(Text.assemble(("tensors", "bold"), f"  {len(head.tensors)}"))
+        show_fields({"tensors": len(head.tensors)}, ())
     if not head.manifest:
         say("no contributions: the initial weights")
         return 0

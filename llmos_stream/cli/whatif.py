@@ -22,6 +22,7 @@ _CAVEAT = (
 
 
 def run_what_if(arguments: argparse.Namespace, settings: Settings, changes: "Changes") -> int:
+    """Run the versions again with `changes`, and print how the two runs compare."""
     from llmos_stream.replay import Change
 
     change = Change(frozenset(arguments.without), _validated(settings, changes))

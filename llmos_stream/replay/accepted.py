@@ -10,7 +10,7 @@ from llmos_stream.codec import Layout
 from llmos_stream.config import WireSettings
 from llmos_stream.core import Rule, Update
 from llmos_stream.errors import OffsetGone, Rejected
-from llmos_stream.log.scan import HeadStream, LoggedHead
+from llmos_stream.log.scan import HeadStream
 from llmos_stream.replay.index import UpdateMissing
 from llmos_stream.replay.updates import RecordedUpdates, decode_recorded
 from llmos_stream.runtime import Offload
@@ -141,17 +141,14 @@ class AcceptedUpdates:
         for logged in found:
             self._read = logged.offset + 1
             if logged.head.number > self._began:
-                self._take_in(logged)
+                self._waiting.append(logged.head)
+                self._open[logged.offset] = {(item.partition, item.offset) for item in logged.head.manifest}
         if self._waiting:
             await self._updates.extend(item for head in self._waiting for item in head.manifest)
 
     def _overtaken(self, error: OffsetGone, _: object) -> None:
         pause = ", during a pause" if self._after_pause else ""
         logger.error("live versions were deleted before they were read%s (%s); going on with the rest", pause, error)
-
-    def _take_in(self, logged: LoggedHead[VersionHead]) -> None:
-        self._waiting.append(logged.head)
-        self._open[logged.offset] = {(item.partition, item.offset) for item in logged.head.manifest}
 
     def _mapped(self, base: int) -> int:
         """Return the shadow's number for a live version; for one that was missed, that of the one before."""

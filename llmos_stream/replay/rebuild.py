@@ -95,11 +95,10 @@ class Rebuilder:
 
     def _is_known(self, head: VersionHead, parent: int) -> bool:
         """Say whether the log has the parent's moments and its residual, as far as there were any."""
-        index = self._log.index
-        if index.versions[parent].head.kind is VersionKind.DELTA and parent not in index.residuals:
+        if self._lacks_residual(parent):
             return False
         try:
-            return parent in index.moments or not self._log.rule(head).moments
+            return parent in self._log.index.moments or not self._log.rule(head).moments
         except Rejected:
             return True
 
@@ -120,7 +119,7 @@ class Rebuilder:
             if found == head.weights_digest:
                 self._log.hold(number, rebuilt)
             else:
-                if self._carried_what_is_gone(head.parent):
+                if self._lacks_residual(head.parent):  # the one computed here may not be the aggregator's
                     raise Missing(f"what version {head.parent} left out (its residual) is not in the log")
                 published = await self._log.weights(number)
                 outcome, differs = RebuildOutcome.DIFFERS, await self._log.offload.run(difference, rebuilt, published)
@@ -190,8 +189,8 @@ class Rebuilder:
         self._pipeline, self._rule = pipeline, rule
         return pipeline
 
-    def _carried_what_is_gone(self, parent: int) -> bool:
-        """Say whether the parent's residual was computed here and is not kept: the aggregator may have lost it too."""
+    def _lacks_residual(self, parent: int) -> bool:
+        """Say whether the parent is a delta whose residual is not in the log."""
         index = self._log.index
         return index.entry(parent).head.kind is VersionKind.DELTA and parent not in index.residuals
 

@@ -3,7 +3,6 @@
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Set
 from contextlib import AsyncExitStack
-from types import TracebackType
 from typing import Self
 
 from torch import Tensor
@@ -45,9 +44,7 @@ class ReplayLog:
         self.index = await read_index(self._federation.broker, self._federation.topics)
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self._opened.aclose()
 
     def rule(self, head: VersionHead, changes: Changes | None = None) -> Rule:

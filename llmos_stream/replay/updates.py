@@ -69,7 +69,8 @@ class RecordedUpdates:
     async def begin(self) -> None:
         """Find out what the topic holds, and go to the first update that is wanted."""
         self._ends = await self._reader.end_offsets()
-        await self._look_for_oldest()
+        await self._reader.seek_to_beginning()
+        self._oldest = {at: await self._reader.position(at) for at in self._reader.partitions}
         for at, oldest in self._oldest.items():
             there = [offset for partition, offset in self._wanted if partition == at.partition and offset >= oldest]
             self._reader.seek(at, min(there, default=max(self._ends[at], oldest)))
@@ -157,10 +158,6 @@ class RecordedUpdates:
             self._assembler.forget(at.partition)
             self._begun = {begun for begun in self._begun if begun.partition != at.partition}
         self._oldest.update(oldest)
-
-    async def _look_for_oldest(self) -> None:
-        await self._reader.seek_to_beginning()
-        self._oldest = {at: await self._reader.position(at) for at in self._reader.partitions}
 
     def _settle(self, outcome: Outcome, target: _Place) -> None:
         if isinstance(outcome, Refusal):

@@ -11,6 +11,7 @@ and none is rounded.
 
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 from torch import Tensor
@@ -105,11 +106,14 @@ class WhatIf:
         reset = begin.head.parent is not None and not moments and bool(self._rule(heads[0]).moments)
         self._result = WhatIfResult(first, numbers.stop - 1, deleted, reset, begin)
         self._replay = Replay(first, begin.weights, moments)
-        self._residual = await self._residual_of(first)
+        with suppress(Missing):
+            self._residual = await self._log.residual(first)
         for head in heads:
             parent = head.number - 1
             recorded, rule = self._log.rule(head), self._rule(head)
-            await self._follow(rule)
+            if not self._replay.follows(rule):
+                await self._flush()
+                self._replay.follow(rule)
             for item in head.manifest:
                 if item.client_id in self._change.without:
                     self._result.removed += 1
@@ -148,11 +152,6 @@ class WhatIf:
                     for item in head.manifest
                     if item.client_id not in self._change.without
                 )
-
-    async def _follow(self, rule: Rule) -> None:
-        if not self._replay.follows(rule):
-            await self._flush()
-            self._replay.follow(rule)
 
     async def _fold(self, item: Contribution, update: Update, base: int, layout_digest: bytes) -> None:
         replay, offload = self._replay, self._log.offload
@@ -195,12 +194,6 @@ class WhatIf:
         else:
             add_residual(weights, self._residual)
             self._residual = None
-
-    async def _residual_of(self, first: int) -> Residual | None:
-        try:
-            return await self._log.residual(first)
-        except Missing:
-            return None
 
     async def _measure(self, head: VersionHead, *, final: bool) -> None:
         if self._judge is None or not (final or (self._every and head.number % self._every == 0)):

@@ -98,11 +98,11 @@ def listed(names: Iterable[str]) -> str:
     return f"{', '.join(head)} and {last}" if head else last
 
 
-def in_words(value: object) -> str:
+def as_text(value: object) -> str:
     """Write a value on one line, and a section of settings as `name=value` pairs."""
     if not isinstance(value, Mapping):
         return plain(str(value))
     return ", ".join(
-        f"{name} ({in_words(inner)})" if isinstance(inner, Mapping) else f"{name}={in_words(inner)}"
+        f"{name} ({as_text(inner)})" if isinstance(inner, Mapping) else f"{name}={as_text(inner)}"
         for name, inner in value.items()
     )
