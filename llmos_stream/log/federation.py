@@ -40,9 +40,9 @@ class Federation:
         """Wait until the aggregator has made the topics. False when a stop came and there are still none."""
         return await wait_for_topics(self.broker, self.topics, self.shutdown)
 
-    def reader(self, topic: str, start: Start = "earliest") -> Reader:
-        """A reader of one topic whose payloads carry digests of their own; open it with `async with`."""
-        return self.broker.reader([topic], start=start, check_crcs=False)
+    def reader(self, topic: str, start: Start = "earliest", *, check_crcs: bool = True) -> Reader:
+        """A reader of one topic; open it with `async with`. See `broker.Broker.reader`."""
+        return self.broker.reader([topic], start=start, check_crcs=check_crcs)
 
     @asynccontextmanager
     async def control(self, *, with_sequences: bool = False) -> AsyncIterator[ControlView]:

@@ -79,8 +79,8 @@ class _Archiver:
         models = federation.topics.models
         async with AsyncExitStack() as stack:
             control = await federation.until_stop(stack.enter_async_context(federation.control()))
-            heads = await stack.enter_async_context(federation.broker.reader([models], start="earliest"))
-            payloads = await stack.enter_async_context(federation.reader(models, start="latest"))
+            heads = await stack.enter_async_context(federation.reader(models))
+            payloads = await stack.enter_async_context(federation.reader(models, start="latest", check_crcs=False))
             await self._follow(control, heads, federation.replica(payloads))
 
     async def _look(self) -> bool:

@@ -181,17 +181,19 @@ async def _versions(
         if message is None:
             continue
         span = stream.span_of(message.partition, message.first_offset)
-        if version := await _decoded(message, follower, federation.offload, span):
+        if version := await _decoded(message, follower, federation, span):
             yield version, Pointer(version.head.number + 1, message.partition, message.last_offset + 1), span
 
 
-async def _decoded(message: Message, follower: Follower, offload: Offload, span: TraceParent | None) -> Version | None:
+async def _decoded(
+    message: Message, follower: Follower, federation: Federation, span: TraceParent | None
+) -> Version | None:
     head = version_head(message)
     try:
         with follow("version.apply", span, version_attributes(head)):
-            version = await offload.run(take_message, follower, message)
+            version = await federation.run(take_message, follower, message)
     except Rejected as error:
-        foreign("models", message.first_offset, error.detail)
+        foreign(federation.topics.models, message.first_offset, error.detail)
         return None
     if version is None:
         logger.warning("version %d is passed over: what it stands on was not read", head.number)

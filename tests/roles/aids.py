@@ -15,7 +15,6 @@ from llmos_stream.codec import Layout, encode
 from llmos_stream.config import Settings, load
 from llmos_stream.errors import Fenced
 from llmos_stream.log import RunEnd, read_versions, wait_for_topics
-from llmos_stream.log.federation import Federation
 from llmos_stream.log.scan import LoggedVersion
 from llmos_stream.roles.aggregator import Initial, run_aggregator
 from llmos_stream.runtime import SYSTEM_CLOCK, Clock, Offload, Shutdown
@@ -45,12 +44,6 @@ def settings_for(federation: str, **sections: Mapping[str, Any]) -> Settings:
 
 def initial() -> Initial:
     return Initial(LAYOUT, torch.zeros(NUMEL))
-
-
-def federation_of(broker: Broker, settings: Settings, offload: Offload, shutdown: Shutdown | None = None) -> Federation:
-    """The surroundings of a role."""
-    topics = Topics(settings.federation.name)
-    return Federation(broker, topics, settings.wire, offload, shutdown or Shutdown())
 
 
 def delta_of(value: float) -> Tensor:

@@ -15,7 +15,8 @@ from llmos_stream.runtime import Offload, Shutdown
 from llmos_stream.training.shared_model import Trained
 from llmos_stream.types import Event, UpdateHead
 from llmos_stream.wire import read_chunk, unpack_prelude
-from tests.roles.aids import LAYOUT, Running, aggregator, delta_of, federation_of, settings_for, update
+from tests.federation import federation_of
+from tests.roles.aids import LAYOUT, Running, aggregator, delta_of, settings_for, update
 
 
 class Killed(BaseException):

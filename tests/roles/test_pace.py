@@ -15,7 +15,8 @@ from llmos_stream.runtime import Offload, run_all
 from llmos_stream.training import load_task
 from llmos_stream.training.shared_model import Trained
 from llmos_stream.wire.events import whole
-from tests.roles.aids import aggregator, delta_of, federation_of, settings_for, update
+from tests.federation import federation_of
+from tests.roles.aids import aggregator, delta_of, settings_for, update
 from tests.roles.test_pipeline import Federation
 
 

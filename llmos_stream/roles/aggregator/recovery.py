@@ -51,7 +51,7 @@ class Recovered:
 
 async def fetch_newest(federation: Federation, pointer: Pointer) -> Version:
     """The version that `pointer` names."""
-    async with federation.reader(federation.topics.models, "latest") as reader:
+    async with federation.reader(federation.topics.models, "latest", check_crcs=False) as reader:
         return await federation.replica(reader).move_to(pointer, _FETCH_SECONDS)
 
 
@@ -91,7 +91,7 @@ async def _kept(federation: Federation, checkpoint: Checkpoint, newest: Version)
     if not checkpoint.snapshots:
         return Kept({}, None)
     try:
-        async with federation.reader(federation.topics.snapshots, "latest") as reader:
+        async with federation.reader(federation.topics.snapshots, "latest", check_crcs=False) as reader:
             return await fetch_snapshots(
                 reader,
                 checkpoint.snapshots,
@@ -114,7 +114,7 @@ async def _with_history(federation: Federation, most_stale: int, found: Recovere
     places: list[Pointer] = []
     at = TopicPartition(federation.topics.models, 0)
     follower, standing = Follower(), Standing()
-    async with federation.reader(federation.topics.models) as reader:
+    async with federation.reader(federation.topics.models, check_crcs=False) as reader:
         begin = await reader.position(at)
         if begin > bases:
             logger.warning("retention has deleted versions before offset %d: updates on them may be refused", begin)

@@ -66,7 +66,9 @@ class Client:
         federation = self._federation
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self._producer)
-            models = await stack.enter_async_context(federation.reader(federation.topics.models, "latest"))
+            models = await stack.enter_async_context(
+                federation.reader(federation.topics.models, "latest", check_crcs=False)
+            )
             self._control = control = await stack.enter_async_context(federation.control())
             self._receiver = VersionReceiver(federation, control, models, self._layout)
             self._sender = UpdateSender(federation, self._producer, self._outbox, control, self._receiver, self._events)
