@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import TypeVar
 
 import orjson
@@ -17,7 +18,6 @@ from llmos_stream.config import DashboardSettings
 from llmos_stream.dashboard.assets import Assets
 from llmos_stream.dashboard.federation_view import FederationView, Status
 from llmos_stream.dashboard.older import NotInLog, OlderVersions
-from llmos_stream.dashboard.operator_actions import OperatorActions
 from llmos_stream.dashboard.page_state import version_details
 from llmos_stream.dashboard.sse import EventResponse
 from llmos_stream.dashboard.state_stream import StateStream
@@ -46,6 +46,14 @@ _HEADERS = (
 )
 T = TypeVar("T")
 Handler = Callable[[Request], Awaitable[Response]]
+
+
+@dataclass(frozen=True, slots=True)
+class OperatorActions:
+    """What an operator does from the page. Each action returns when its record is in the log."""
+
+    set_paused: Callable[[bool], Awaitable[object]]
+    promote: Callable[[int], Awaitable[object]]
 
 
 class HttpError(Exception):

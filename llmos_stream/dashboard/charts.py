@@ -2,7 +2,7 @@
 
 from llmos_stream.reporting import wording
 from llmos_stream.reporting.client_charts import staleness, weights
-from llmos_stream.reporting.figures import Chart, Colours, Json, Key, TimeAxis, axis, figure
+from llmos_stream.reporting.figures import Chart, Colours, Json, Key, TimeAxis, axis, figure, scatter
 from llmos_stream.reporting.history.fold import History
 from llmos_stream.reporting.run_charts import scores_by_version, traffic
 
@@ -10,7 +10,7 @@ from llmos_stream.reporting.run_charts import scores_by_version, traffic
 def charts(history: History) -> list[Json]:
     """List the charts with words, legend and figure, ready for JSON."""
     rows = history.rows()
-    colours, time = Colours.of_rows(rows), _time(history)
+    colours, time = Colours.of_rows(rows), TimeAxis.of(history)
     found = (
         scores_by_version(history),
         staleness(history, colours),
@@ -29,21 +29,12 @@ def flow(history: History, time: TimeAxis) -> Chart:
     last = points[-1]
     x = [time.at(point.time_ms) for point in points]
     series = (
-        ("lag", "--c0", [point.lag for point in points]),
-        ("pace", "--c1", [_pace(p.pace_seconds) for p in points]),
+        ("lag", "", "y", "--c0", [point.lag for point in points]),
+        ("pace", " s", "y2", "--c1", [_pace(point.pace_seconds) for point in points]),
     )
     traces: list[Json] = [
-        {
-            "type": "scatter",
-            "mode": "lines",
-            "x": x,
-            "y": y,
-            "xaxis": "x",
-            "yaxis": "y" if name == "lag" else "y2",
-            "line": {"color": colour, "width": 2},
-            "hovertemplate": f"{name} %{{y}}{' s' if name == 'pace' else ''}<extra></extra>",
-        }
-        for name, colour, y in series
+        scatter("lines", x, y, f"{name} %{{y}}{unit}", xaxis="x", yaxis=place, line={"color": colour, "width": 2})
+        for name, unit, place, colour, y in series
     ]
     behind = "Nothing waits" if not last.lag else f"{wording.plural(last.lag, 'record')} behind"
     pace = "clients may send as soon as they can"
@@ -66,11 +57,6 @@ def flow(history: History, time: TimeAxis) -> Chart:
 
 def _pace(seconds: float | None) -> float | None:
     return None if seconds is None else float(f"{seconds:.4g}")
-
-
-def _time(history: History) -> TimeAxis:
-    start, end = history.start_ms or 0, history.end_ms or 0
-    return TimeAxis(start, max(start, end))
 
 
 def _plain(chart: Chart) -> Json:

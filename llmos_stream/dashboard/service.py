@@ -4,17 +4,17 @@ from collections.abc import Callable
 
 from llmos_stream.broker import Broker, Topics
 from llmos_stream.config import Settings
-from llmos_stream.dashboard.app import make_app
+from llmos_stream.dashboard.app import OperatorActions, make_app
 from llmos_stream.dashboard.assets import Assets
 from llmos_stream.dashboard.federation_view import FederationView
 from llmos_stream.dashboard.follow import follow
 from llmos_stream.dashboard.older import OlderVersions
-from llmos_stream.dashboard.operator_actions import operator_actions
 from llmos_stream.dashboard.page_state import page_state
 from llmos_stream.dashboard.state_stream import StateStream
 from llmos_stream.errors import BrokerUnavailable
-from llmos_stream.log import Federation
 from llmos_stream.log.events import follow_events
+from llmos_stream.log.pausing import set_paused
+from llmos_stream.registry import promote
 from llmos_stream.runtime import Offload, Shutdown, run_all
 from llmos_stream.types import Event
 from llmos_stream.web.server import ListenAddress, serve_http
@@ -40,15 +40,22 @@ class LivePage:
         Raises:
             ConfigError: The port cannot be opened.
         """
-        ours, view = self._settings.dashboard, self._view
+        ours, view, topics = self._settings.dashboard, self._view, Topics(self._settings.federation.name)
         may_operate = ours.token is not None
         states = StateStream(lambda: page_state(view, may_operate), lambda: view.changes, lambda: view.now_ms)
         address = ListenAddress("dashboard", ours.host, ours.port or 0)
         drain = self._settings.runtime.stop_seconds * _DRAIN
         async with Offload(_WORKERS) as offload:
-            older = OlderVersions(self._reached, self._settings.federation.name)
+            older = OlderVersions(self._reached, topics.federation)
             assets = await offload.run(Assets, offload)
-            actions = operator_actions(lambda: self._federation(offload, shutdown), self._settings.registry)
+
+            async def pause(paused: bool) -> None:
+                await set_paused(self._reached(), topics, paused)
+
+            async def serve(number: int) -> None:
+                await promote(self._reached(), topics, self._settings.registry, number, offload)
+
+            actions = OperatorActions(pause, serve)
             app = make_app(ours, view, states, assets, actions, older)
             await run_all(
                 serve_http(app, address, "the live page is", shutdown, drain, strict=True),
@@ -70,11 +77,6 @@ class LivePage:
             follow_events(broker, topics, take_both, shutdown),
             follow(broker, topics, self._view, shutdown),
         )
-
-    def _federation(self, offload: Offload, shutdown: Shutdown) -> Federation:
-        """Raises BrokerUnavailable while the broker has not answered."""
-        settings = self._settings
-        return Federation(self._reached(), Topics(settings.federation.name), settings.wire, offload, shutdown)
 
     def _reached(self) -> Broker:
         if self._broker is None:

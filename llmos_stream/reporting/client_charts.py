@@ -13,6 +13,7 @@ from llmos_stream.reporting.figures import (
     figure,
     height,
     label,
+    stacked_bars,
 )
 from llmos_stream.reporting.history.clients import STALENESS_CAP
 from llmos_stream.reporting.history.fold import History
@@ -35,14 +36,7 @@ def staleness(history: History, colours: Colours) -> Chart:
     more = " or more" if worst == STALENESS_CAP else ""
     groups = colours.groups(len(history.clients))
     traces: list[Json] = [
-        {
-            "type": "bar",
-            "x": sorted(counts),
-            "y": [counts[tau] for tau in sorted(counts)],
-            "marker": {"color": colour, "line": {"color": "--card", "width": 0.5}},
-            "name": label(words),
-            "hovertemplate": "%{fullData.name}: %{y} at staleness %{x}<extra></extra>",
-        }
+        stacked_bars(sorted(counts), [counts[tau] for tau in sorted(counts)], colour, words, "%{y} at staleness %{x}")
         for group, colour, words in groups
         if (counts := by_group.get(group, Counter()))
     ]
@@ -77,16 +71,15 @@ def weights(history: History, rows: Sequence[ClientRow], colours: Colours) -> Ch
         sums.append(grouped)
     spans = [f"version {first}" if width == 1 else f"versions {first} to {first + width - 1}" for first, _ in ranges]
     traces: list[Json] = [
-        {
-            "type": "bar",
-            "x": [first + (width - 1) / 2 for first, _ in ranges],
-            "width": [width] * len(ranges),
-            "y": [round(100 * s.get(group, 0.0) / (sum(s.values()) or 1.0), 2) for s in sums],
-            "customdata": spans,
-            "marker": {"color": colour, "line": {"color": "--card", "width": 0.5}},
-            "name": label(words),
-            "hovertemplate": "%{fullData.name}: %{y:.1f} % of %{customdata}<extra></extra>",
-        }
+        stacked_bars(
+            [first + (width - 1) / 2 for first, _ in ranges],
+            [round(100 * s.get(group, 0.0) / (sum(s.values()) or 1.0), 2) for s in sums],
+            colour,
+            words,
+            "%{y:.1f} % of %{customdata}",
+            width=[width] * len(ranges),
+            customdata=spans,
+        )
         for group, colour, words in groups
     ]
     top, many, half = rows[0], len(history.clients), _half(rows)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from llmos_stream.reporting import wording
+from llmos_stream.reporting.history.fold import History
 from llmos_stream.reporting.history.records import ClientRow
 
 Json = dict[str, object]
@@ -44,6 +45,12 @@ class TimeAxis:
 
     start_ms: int
     end_ms: int
+
+    @classmethod
+    def of(cls, history: History) -> "TimeAxis":
+        """Return the axis of a whole run."""
+        start, end = history.start_ms or 0, history.end_ms or 0
+        return cls(start, max(start, end))
 
     @property
     def unit(self) -> tuple[int, str]:
@@ -125,6 +132,18 @@ def client_axis(names: Sequence[str]) -> Json:
 def height(rows: int) -> int:
     """Return the height in pixels of a chart with a row for each client."""
     return max(180, 70 + 24 * rows)
+
+
+def scatter(mode: str, x: Sequence[object], y: Sequence[object], hover: str, **settings: object) -> Json:
+    """Return a trace of points or of a line; `hover` is what a point says of itself."""
+    return {"type": "scatter", "mode": mode, "x": x, "y": y, "hovertemplate": f"{hover}<extra></extra>"} | settings
+
+
+def stacked_bars(x: Sequence[object], y: Sequence[object], colour: str, words: str, hover: str, **more: object) -> Json:
+    """Return one client's bars in a stack of all."""
+    marker: Json = {"color": colour, "line": {"color": "--card", "width": 0.5}}
+    said: Json = {"name": label(words), "hovertemplate": f"%{{fullData.name}}: {hover}<extra></extra>"}
+    return {"type": "bar", "x": x, "y": y, "marker": marker} | said | more
 
 
 def figure(traces: Iterable[Json], **layout: object) -> Json:

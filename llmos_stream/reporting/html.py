@@ -67,8 +67,8 @@ def render_report(
         LlmosError: plotly is not installed.
     """
     scripts = [_inline(require_plotly()), _inline(template.SCRIPT)]
-    rows, start, end = history.rows(), history.start_ms or 0, history.end_ms or 0
-    colours, time = Colours.of_rows(rows), TimeAxis(start, max(start, end))
+    rows = history.rows()
+    colours, time = Colours.of_rows(rows), TimeAxis.of(history)
     model = [scores_by_version(history), scores_by_time(history, time)]
     people = [weights(history, rows, colours), counts(history, rows, colours), timeline(history, rows, colours, time)]
     flow = [staleness(history, colours), traffic(history, time)]

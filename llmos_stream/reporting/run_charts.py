@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from llmos_stream.reporting import wording
-from llmos_stream.reporting.figures import Chart, Json, Key, TimeAxis, axis, figure
+from llmos_stream.reporting.figures import Chart, Json, Key, TimeAxis, axis, figure, scatter
 from llmos_stream.reporting.history.fold import History
 from llmos_stream.reporting.history.records import EvaluationPoint
 
@@ -62,18 +62,17 @@ def _scores(points: Sequence[EvaluationPoint], x: Sequence[float], x_axis: Json)
         shown = [(at, point) for at, point in zip(x, points, strict=True) if name in point.metrics]
         number = "" if index == 1 else str(index)
         traces.append(
-            {
-                "type": "scatter",
-                "mode": "lines+markers" if len(shown) <= _MARKED else "lines",
-                "x": [at for at, _ in shown],
-                "y": [float(_digits(point.metrics[name])) for _, point in shown],
-                "customdata": [point.version for _, point in shown],
-                "xaxis": "x",
-                "yaxis": f"y{number}",
-                "line": {"color": _NAMES[name], "width": 2},
-                "marker": {"size": 5},
-                "hovertemplate": f"version %{{customdata}}: {name} %{{y:.4g}}<extra></extra>",
-            }
+            scatter(
+                "lines+markers" if len(shown) <= _MARKED else "lines",
+                [at for at, _ in shown],
+                [float(_digits(point.metrics[name])) for _, point in shown],
+                f"version %{{customdata}}: {name} %{{y:.4g}}",
+                customdata=[point.version for _, point in shown],
+                xaxis="x",
+                yaxis=f"y{number}",
+                line={"color": _NAMES[name], "width": 2},
+                marker={"size": 5},
+            )
         )
         domain = [0.0, 1.0] if len(names) == 1 else [0.54, 1.0] if index == 1 else [0.0, 0.46]
         layout[f"yaxis{number}"] = axis(name, domain=domain, nticks=6)
@@ -106,14 +105,13 @@ def traffic(history: History, time: TimeAxis) -> Chart:
     most = max(total.sent, total.raw, total.broadcast)
     scale, unit = next(((s, u) for s, u in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")) if most >= 2 * s), (1.0, "bytes"))
     traces: list[Json] = [
-        {
-            "type": "scatter",
-            "mode": "lines",
-            "x": [time.at(point.time_ms) for point in points],
-            "y": [float(_digits(getattr(point, name) / scale)) for point in points],
-            "line": {"color": colour, "width": 2, "dash": dash, "shape": "hv"},
-            "hovertemplate": f"{words}: %{{y:.4g}} {unit}<extra></extra>",
-        }
+        scatter(
+            "lines",
+            [time.at(point.time_ms) for point in points],
+            [float(_digits(getattr(point, name) / scale)) for point in points],
+            f"{words}: %{{y:.4g}} {unit}",
+            line={"color": colour, "width": 2, "dash": dash, "shape": "hv"},
+        )
         for name, colour, dash, words in lines
     ]
     keys = [Key(colour, {"solid": "line", "dot": "dot"}.get(dash, "dash"), words) for _, colour, dash, words in lines]

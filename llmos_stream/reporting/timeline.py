@@ -16,6 +16,7 @@ from llmos_stream.reporting.figures import (
     figure,
     height,
     label,
+    scatter,
 )
 from llmos_stream.reporting.history.clients import ClientStats, ClientStatus
 from llmos_stream.reporting.history.fold import History
@@ -100,32 +101,30 @@ def stays(client: ClientStats, end_ms: int) -> list[tuple[int, int]]:
 
 def _updates(points: Sequence[UpdatePoint], index: int, colours: Colours, time: TimeAxis) -> Json:
     client_id = points[0].client_id if points else None
-    return {
-        "type": "scatter",
-        "mode": "markers",
-        "x": [time.at(point.time_ms) for point in points],
-        "y": [index] * len(points),
-        "customdata": [[point.sequence, wording.or_dash(point.staleness)] for point in points],
-        "marker": {"symbol": "line-ns", "size": 11, "line": {"color": colours.of(client_id), "width": 2}},
-        "name": label(client_id or ""),
-        "hovertemplate": "%{fullData.name}: update %{customdata[0]}, staleness %{customdata[1]}<extra></extra>",
-    }
+    return scatter(
+        "markers",
+        [time.at(point.time_ms) for point in points],
+        [index] * len(points),
+        "%{fullData.name}: update %{customdata[0]}, staleness %{customdata[1]}",
+        customdata=[[point.sequence, wording.or_dash(point.staleness)] for point in points],
+        marker={"symbol": "line-ns", "size": 11, "line": {"color": colours.of(client_id), "width": 2}},
+        name=label(client_id or ""),
+    )
 
 
 def _marks(
     marks: Sequence[tuple[int, str | None, str]], place: Mapping[str, int], time: TimeAxis, symbol: str, colour: str
 ) -> Json:
     named = [(at, client_id, words) for at, client_id, words in marks if client_id is not None]
-    return {
-        "type": "scatter",
-        "mode": "markers",
-        "x": [time.at(at) for at, _, _ in named],
-        "y": [place[client_id] for _, client_id, _ in named],
-        "customdata": [[label(client_id), label(words)] for _, client_id, words in named],
-        "marker": {"symbol": symbol, "size": 9, "color": colour, "line": {"color": "--card", "width": 1}},
-        "cliponaxis": False,
-        "hovertemplate": "%{customdata[0]}: %{customdata[1]}<extra></extra>",
-    }
+    return scatter(
+        "markers",
+        [time.at(at) for at, _, _ in named],
+        [place[client_id] for _, client_id, _ in named],
+        "%{customdata[0]}: %{customdata[1]}",
+        customdata=[[label(client_id), label(words)] for _, client_id, words in named],
+        marker={"symbol": symbol, "size": 9, "color": colour, "line": {"color": "--card", "width": 1}},
+        cliponaxis=False,
+    )
 
 
 def _title(history: History, rows: Sequence[ClientRow]) -> str:

@@ -12,11 +12,10 @@ from starlette.applications import Starlette
 
 from llmos_stream.broker import Broker
 from llmos_stream.config import DashboardSettings
-from llmos_stream.dashboard.app import make_app
+from llmos_stream.dashboard.app import OperatorActions, make_app
 from llmos_stream.dashboard.assets import Assets
 from llmos_stream.dashboard.federation_view import FederationView
 from llmos_stream.dashboard.older import OlderVersions
-from llmos_stream.dashboard.operator_actions import OperatorActions
 from llmos_stream.dashboard.page_state import page_state
 from llmos_stream.dashboard.state_stream import StateStream
 from llmos_stream.errors import BrokerUnavailable
