@@ -1,9 +1,9 @@
 """Local training: the task, its data and model, and one epoch on one machine."""
 
-from llmos_stream.training.local import Batch, EpochMetrics, LocalTrainer, Loss, evaluate, use_threads
-from llmos_stream.training.partition import dirichlet_split, label_counts, stratified_holdout
+from llmos_stream.training.local import Batch, LocalTrainer, Loss, evaluate, use_threads
+from llmos_stream.training.partition import dirichlet_split, stratified_holdout
 from llmos_stream.training.seeds import derive_seed
-from llmos_stream.training.sharing import load_, shared_tensors, snapshot
+from llmos_stream.training.sharing import load_, shared_tensors
 from llmos_stream.training.task import Task, load_task
 from llmos_stream.training.task_errors import task_errors
 from llmos_stream.training.tensor_task import Batches, TensorTask
@@ -11,7 +11,6 @@ from llmos_stream.training.tensor_task import Batches, TensorTask
 __all__ = [
     "Batch",
     "Batches",
-    "EpochMetrics",
     "LocalTrainer",
     "Loss",
     "Task",
@@ -19,11 +18,9 @@ __all__ = [
     "derive_seed",
     "dirichlet_split",
     "evaluate",
-    "label_counts",
     "load_",
     "load_task",
     "shared_tensors",
-    "snapshot",
     "stratified_holdout",
     "task_errors",
     "use_threads",

@@ -7,7 +7,7 @@ A batch is `(inputs, targets)`. Inputs are a tensor, a sequence of them (`model(
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
@@ -36,7 +36,6 @@ class EpochMetrics:
     loss: float
     accuracy: float | None
     num_examples: int
-    num_batches: int
     seconds: float
     stopped: bool
 
@@ -60,13 +59,7 @@ class LocalTrainer:
         self.optimizer = optimizer
         self.loss = loss
 
-    def run_epoch(
-        self,
-        batches: Iterable[Batch],
-        *,
-        should_stop: Callable[[], bool] | None = None,
-        seed: int | None = None,
-    ) -> EpochMetrics:
+    def run_epoch(self, batches: Iterable[Batch], *, should_stop: Callable[[], bool] | None = None) -> EpochMetrics:
         """Train on each batch once and return what was measured on the way.
 
         Each module is back in its own mode when the epoch ends.
@@ -74,9 +67,6 @@ class LocalTrainer:
         Args:
             batches: What to train on.
             should_stop: Asked after each batch, so that at least one is trained.
-            seed: Seeds what the model itself draws, such as dropout; the process's generators are as before afterwards.
-                torch has one generator a process, so this is reproducible only while no other thread draws from it.
-                Without a seed the model draws from the process's generators.
 
         Raises:
             TaskError: There is no batch, a batch has the wrong form, or the loss is not finite. In the last case no
@@ -86,7 +76,7 @@ class LocalTrainer:
         device = _device_of(self.model)
         tally = _Tally()
         stopped = False
-        with _mode(self.model, training=True), _seeded(seed, device):
+        with _mode(self.model, training=True):
             for number, batch in enumerate(batches, start=1):
                 self.optimizer.zero_grad()
                 outputs, targets, loss = _forward(self.model, self.loss, batch, device, number)
@@ -102,7 +92,7 @@ class LocalTrainer:
         self.optimizer.zero_grad()  # a client that waits for the next version need not hold gradients
         loss_mean, accuracy = tally.result()
         seconds = perf_counter() - started
-        return EpochMetrics(loss_mean, accuracy, tally.num_examples, tally.num_batches, seconds, stopped)
+        return EpochMetrics(loss_mean, accuracy, tally.num_examples, seconds, stopped)
 
 
 def evaluate(model: nn.Module, batches: Iterable[Batch], loss: Loss = cross_entropy) -> dict[str, float]:
@@ -129,14 +119,12 @@ class _Tally:
     """Sums over the batches. Correct answers stay on the device, so that counting them does not wait for it."""
 
     def __init__(self) -> None:
-        self.num_batches = 0
         self.num_examples = 0
         self._loss_sum = 0.0
         self._correct: Tensor | None = None
         self._counted: Tensor | None = None
 
     def add(self, outputs: object, targets: Tensor, loss: float) -> None:
-        self.num_batches += 1
         self.num_examples += len(targets)
         self._loss_sum += loss * len(targets)
         if isinstance(outputs, Tensor) and _are_logits(outputs, targets):
@@ -146,7 +134,7 @@ class _Tally:
             self._counted = counted.sum() if self._counted is None else self._counted + counted.sum()
 
     def result(self) -> tuple[float, float | None]:
-        if not self.num_batches:
+        if not self.num_examples:
             raise TaskError("there is no batch: the loader is empty, or a generator that has already been used up")
         accuracy = None
         if self._correct is not None and self._counted is not None and int(self._counted):
@@ -199,18 +187,3 @@ def _mode(model: nn.Module, *, training: bool) -> Iterator[None]:
     finally:
         for module, was_training in before:
             module.training = was_training
-
-
-@contextmanager
-def _seeded(seed: int | None, device: torch.device) -> Iterator[None]:
-    if seed is None:
-        yield
-        return
-    on_cuda = device.type == "cuda"
-    with torch.random.fork_rng(devices=[device] if on_cuda else []):
-        # Not torch.manual_seed: that would seed every accelerator, and only this one is restored.
-        torch.default_generator.manual_seed(seed)
-        with torch.cuda.device(device) if on_cuda else nullcontext():
-            if on_cuda:
-                torch.cuda.manual_seed(seed)
-            yield

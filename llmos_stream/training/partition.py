@@ -64,13 +64,6 @@ def stratified_holdout(labels: ArrayLike, fraction: float, seed: int) -> tuple[I
     return np.flatnonzero(~is_held), np.flatnonzero(is_held)
 
 
-def label_counts(labels: ArrayLike, parts: list[Indices]) -> list[dict[int, int]]:
-    """For each shard, how many examples it holds of each label that it has, by ascending label."""
-    classes = _as_labels(labels)
-    counted = [np.unique(classes[part], return_counts=True) for part in parts]
-    return [dict(zip(names.tolist(), counts.tolist(), strict=True)) for names, counts in counted]
-
-
 def _fill_up(parts: list[Indices], least: int) -> None:
     for shard in range(len(parts)):
         while (lacking := least - len(parts[shard])) > 0:

@@ -1,4 +1,4 @@
-"""Which tensors of a model are shared, and how a set of them is saved and put back.
+"""Which tensors of a model are shared, and how a set of them is put back.
 
 Only floating point tensors are ever shared: parameters, and buffers that are part of the state dict
 (batch-norm statistics). Integer buffers such as `num_batches_tracked` are not averaged, and buffers
@@ -72,11 +72,6 @@ def shared_tensors(model: nn.Module, share: str) -> dict[str, Tensor]:
         if is_lazy(item.tensor):
             raise TaskError(f"{item.names[0]} is a lazy parameter without a shape; run a batch through the model first")
     return {item.names[0]: item.tensor.detach() for item in chosen}
-
-
-def snapshot(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies of `tensors`, on the same devices and in the same dtypes, that later training does not change."""
-    return {name: tensor.detach().clone() for name, tensor in tensors.items()}
 
 
 def load_(tensors: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:

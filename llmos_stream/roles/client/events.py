@@ -16,8 +16,7 @@ class ClientEvents:
     """Writes one client's events. While the broker does not answer, a method waits for it."""
 
     def __init__(self, federation: Federation, producer: RetryingProducer, client_id: str) -> None:
-        self._topic = federation.topics.events
-        self._clock = federation.clock
+        self._federation = federation
         self._producer = producer
         self._client_id = client_id
 
@@ -68,7 +67,7 @@ class ClientEvents:
         )
 
     def _event(self, kind: EventKind, **data: object) -> Event:
-        return Event(kind, Role.CLIENT, self._clock.time_ms(), {"client_id": self._client_id, **data})
+        return self._federation.event(kind, Role.CLIENT, client_id=self._client_id, **data)
 
     async def _emit_settled(self, entry: Event) -> None:
         """Emit what is settled already: a stop that comes first must not make it look undone."""
@@ -78,4 +77,4 @@ class ClientEvents:
             logger.warning("the event %s was not sent: %s", entry.kind, error)
 
     async def _emit(self, entry: Event) -> None:
-        await self._producer.deliver(partial(emit, topic=self._topic, entry=entry))
+        await self._producer.deliver(partial(emit, topic=self._federation.topics.events, entry=entry))

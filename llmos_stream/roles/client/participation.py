@@ -90,9 +90,8 @@ class Participation:
     async def _next_action(self, client: Client) -> PolicyAction:
         """What to do next, once that is something else than to wait or to look."""
         while True:
-            self._observe(client.heard())
             now = self._clock.monotonic()
-            self._state, action = policy.decide(self._state, now)
+            self._state, action = policy.next_action(self._state, client.heard(), now)
             match action:
                 case policy.Wait():
                     self._say(action, now)
