@@ -16,7 +16,7 @@ from llmos_stream.cli.flags import load_settings
 from llmos_stream.config import AggregationSettings, Settings
 from llmos_stream.errors import ConfigError, LlmosError
 from llmos_stream.runtime import ExitCode, Shutdown, run_process
-from llmos_stream.telemetry.tracing_setup import traced
+from llmos_stream.telemetry.tracing import traced
 
 if TYPE_CHECKING:
     from llmos_stream.reporting import History

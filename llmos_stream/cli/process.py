@@ -10,7 +10,7 @@ from llmos_stream import __version__
 from llmos_stream.cli.common import start_logging
 from llmos_stream.config import Settings
 from llmos_stream.runtime import BROKER, ExitCode, Health, Offload, Shutdown, met, run_all, run_process, run_while
-from llmos_stream.telemetry.tracing_setup import traced
+from llmos_stream.telemetry.tracing import traced
 from llmos_stream.web.health_endpoints import HealthEndpoints, serve_health_endpoints
 
 if TYPE_CHECKING:

@@ -22,8 +22,7 @@ from llmos_stream.config import Settings, load
 from llmos_stream.errors import Rejected
 from llmos_stream.federated.membership import Membership
 from llmos_stream.log import Version
-from llmos_stream.telemetry.tracing import Tracer, span, tracing_to
-from llmos_stream.telemetry.tracing_setup import open_tracer
+from llmos_stream.telemetry.tracing import Tracer, open_tracer, span, tracing_to
 from llmos_stream.training import Batch, LocalTrainer, Loss
 from llmos_stream.training.shared_model import LocalModel
 

@@ -1,6 +1,5 @@
 """Promotions: which version an operator wants served everywhere."""
 
-from collections.abc import Callable
 from time import time
 
 from llmos_stream.broker import Broker, Topics
@@ -35,9 +34,8 @@ async def promote(
     before = await promoted(broker, topics)
     if before is not None and before.version == number:
         return before
-    await _check(broker, topics, registry, number, offload)
     after = Promotion(number, (), _now()) if before is None else before.followed_by(number, _now())
-    return await _write(broker, topics, after)
+    return await _write(broker, topics, registry, after, offload)
 
 
 async def roll_back(broker: Broker, topics: Topics, registry: RegistrySettings, offload: Offload) -> Promotion:
@@ -53,22 +51,20 @@ async def roll_back(broker: Broker, topics: Topics, registry: RegistrySettings, 
         raise ConfigError(
             f"there is nothing to go back to: {reason}; promote a version: llmos-stream versions promote N"
         )
-    await _check(broker, topics, registry, after.version, offload)
-    return await _write(broker, topics, after)
+    return await _write(broker, topics, registry, after, offload)
 
 
-async def _check(broker: Broker, topics: Topics, registry: RegistrySettings, number: int, offload: Offload) -> None:
+async def _write(
+    broker: Broker, topics: Topics, registry: RegistrySettings, promotion: Promotion, offload: Offload
+) -> Promotion:
+    """Write a promotion, once the log or the registry has its version."""
+    number = promotion.version
     async with version_index(broker, topics.models) as index:
-        if await index.pointer(number) is not None:
-            return
-    if registry.url is None:
+        in_log = await index.pointer(number) is not None
+    if not in_log and registry.url is None:
         raise ConfigError(f"version {number} is not in the log; name the registry that has it with registry.url")
-    has: Callable[[int], bool] = open_store(registry, topics.federation).has
-    if not await offload.run(has, number):
+    if not in_log and not await offload.run(open_store(registry, topics.federation).has, number):
         raise ConfigError(f"version {number} is neither in the log nor in the registry; see llmos-stream versions list")
-
-
-async def _write(broker: Broker, topics: Topics, promotion: Promotion) -> Promotion:
     async with broker.producer() as producer:
         await producer.send(topics.control, dump_promotion(promotion), key=PROMOTED)
     return promotion

@@ -12,8 +12,7 @@ from llmos_stream.broker import Broker, MemoryBroker, Record, Topics
 from llmos_stream.config import TracingSettings
 from llmos_stream.log.record_tracing import SpanContexts
 from llmos_stream.runtime import Shutdown
-from llmos_stream.telemetry.tracing import HEADER, TraceParent, traceparent_of
-from llmos_stream.telemetry.tracing_setup import traced
+from llmos_stream.telemetry.tracing import HEADER, TraceParent, traced, traceparent_of
 from tests.monitoring.federation import run_whole, whole_settings
 from tests.roles.aids import aggregator, delta_of, settings_for, update
 

@@ -19,10 +19,10 @@ from llmos_stream.telemetry.tracing import (
     follow,
     span,
     trace_headers,
+    traced,
     traceparent_of,
     tracing,
 )
-from llmos_stream.telemetry.tracing_setup import traced
 from tests.monitoring.collector import collector
 
 FACTS = {"role": "client", "federation": "f", "version": "1"}
