@@ -62,6 +62,16 @@ class TopicInfo:
     config: Mapping[str, str]
 
 
+class _Opened(Protocol):
+    """What is opened with `async with`, and closed at its end."""
+
+    async def __aenter__(self) -> Self: ...
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
 class Writer(Protocol):
     """The two ways to write, alike inside and outside a transaction.
 
@@ -107,7 +117,7 @@ class Transaction(Writer, Protocol):
         """Commit, with the transaction, the next offset that `group` is to read. One group a transaction."""
 
 
-class Producer(Writer, Protocol):
+class Producer(Writer, _Opened, Protocol):
     """Writes records. Open it with `async with`.
 
     One with a transactional id fences every older one of that id when it opens, and writes inside transactions only.
@@ -125,14 +135,8 @@ class Producer(Writer, Protocol):
         when it is unknown whether it committed: then read back.
         """
 
-    async def __aenter__(self) -> Self: ...
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
-
-
-class Reader(Protocol):
+class Reader(_Opened, Protocol):
     """Reads every partition of its topics. Open it with `async with`; not for use by two tasks at once.
 
     It sees committed records only, and commits nothing by itself.
@@ -176,14 +180,8 @@ class Reader(Protocol):
     async def commit(self, offsets: Mapping[TopicPartition, int]) -> None:
         """Commit the next offset to read, for the reader's group."""
 
-    async def __aenter__(self) -> Self: ...
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
-
-
-class Broker(Protocol):
+class Broker(_Opened, Protocol):
     """A log, and the factory of what writes to it and reads from it."""
 
     def describe(self) -> str:
@@ -220,9 +218,3 @@ class Broker(Protocol):
         fetch takes from one partition, if that is less than the settings say: a reader that jumps about wants no more
         than a record.
         """
-
-    async def __aenter__(self) -> Self: ...
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...

@@ -3,7 +3,7 @@
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 
 from llmos_stream.broker.ports import Headers, Sent, TopicPartition, Transaction
 from llmos_stream.errors import BrokerError, Fenced, TransactionAborted
@@ -11,12 +11,8 @@ from llmos_stream.errors import BrokerError, Fenced, TransactionAborted
 _log = logging.getLogger(__name__)
 
 
-class BaseProducer(ABC):
-    """The public half of a producer, over the few primitives that an implementation gives."""
-
-    def __init__(self, transactional_id: str | None) -> None:
-        self._transactional_id = transactional_id
-        self._busy = False
+class _Writer(ABC):
+    """The two public ways to write, over what each writer gives."""
 
     async def send(
         self,
@@ -27,8 +23,8 @@ class BaseProducer(ABC):
         partition: int | None = None,
         headers: Headers = (),
     ) -> Sent:
-        self._refuse_outside_transaction()
-        return await self._write(topic, value, key, partition, headers)
+        with self._writing() as producer:
+            return await producer._write(topic, value, key, partition, headers)
 
     async def send_all(
         self,
@@ -39,8 +35,20 @@ class BaseProducer(ABC):
         partition: int | None = None,
         headers: Headers = (),
     ) -> Sent:
-        self._refuse_outside_transaction()
-        return await self._write_all(topic, values, key, partition, headers)
+        with self._writing() as producer:
+            return await producer._write_all(topic, values, key, partition, headers)
+
+    @abstractmethod
+    def _writing(self) -> AbstractContextManager["BaseProducer"]:
+        """What writes, while the block runs."""
+
+
+class BaseProducer(_Writer):
+    """The public half of a producer, over the few primitives that an implementation gives."""
+
+    def __init__(self, transactional_id: str | None) -> None:
+        self._transactional_id = transactional_id
+        self._busy = False
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Transaction]:
@@ -75,9 +83,11 @@ class BaseProducer(ABC):
         except BrokerError as error:
             _log.warning("transaction of %s not aborted cleanly: %s", self._transactional_id, error)
 
-    def _refuse_outside_transaction(self) -> None:
+    @contextmanager
+    def _writing(self) -> Iterator["BaseProducer"]:
         if self._transactional_id is not None:
             raise ValueError("a transactional producer writes inside `async with producer.transaction()`")
+        yield self
 
     @abstractmethod
     async def _begin(self) -> None: ...
@@ -102,7 +112,7 @@ class BaseProducer(ABC):
     async def _write_offsets(self, group: str, offsets: Mapping[TopicPartition, int]) -> None: ...
 
 
-class _Transaction:
+class _Transaction(_Writer):
     """What the block sees. Remembers a failure, so that a swallowed error cannot commit half of the writes."""
 
     def __init__(self, producer: BaseProducer) -> None:
@@ -111,47 +121,23 @@ class _Transaction:
         self._ended = False
         self.failure: BaseException | None = None
 
-    async def send(
-        self,
-        topic: str,
-        value: bytes | None,
-        *,
-        key: bytes | None = None,
-        partition: int | None = None,
-        headers: Headers = (),
-    ) -> Sent:
-        with self._watching():
-            return await self._producer._write(topic, value, key, partition, headers)
-
-    async def send_all(
-        self,
-        topic: str,
-        values: Iterable[bytes],
-        *,
-        key: bytes | None = None,
-        partition: int | None = None,
-        headers: Headers = (),
-    ) -> Sent:
-        with self._watching():
-            return await self._producer._write_all(topic, values, key, partition, headers)
-
     async def send_offsets(self, group: str, offsets: Mapping[TopicPartition, int]) -> None:
         if self._group not in {None, group}:
             raise ValueError(f"this transaction commits offsets of {self._group} already; one group a transaction")
         self._group = group
-        with self._watching():
+        with self._writing() as producer:
             if offsets:
-                await self._producer._write_offsets(group, offsets)
+                await producer._write_offsets(group, offsets)
 
     def end(self) -> None:
         self._ended = True
 
     @contextmanager
-    def _watching(self) -> Iterator[None]:
+    def _writing(self) -> Iterator[BaseProducer]:
         if self._ended:
             raise ValueError("this transaction has ended")
         try:
-            yield
+            yield self._producer
         except BaseException as error:
             self.failure = self.failure or error
             raise

@@ -12,7 +12,7 @@ from typing import IO
 import pytest
 
 from llmos_stream.broker import LocalKafka
-from llmos_stream.broker.local import LocalCluster, files, jars
+from llmos_stream.broker.local import files, jars
 from llmos_stream.broker.local.leash import Leashed
 from llmos_stream.errors import BrokerError
 from tests.broker.helpers import PATIENCE_SECONDS
@@ -147,13 +147,3 @@ def test_one_node_keeps_one_copy_and_three_keep_three(tmp_path: Path) -> None:
     assert second["node.id"] == "2"
     assert second["controller.quorum.voters"] == "1@127.0.0.1:30001,2@127.0.0.1:30002,3@127.0.0.1:30003"
     assert (second["offsets.topic.replication.factor"], second["min.insync.replicas"]) == ("3", "2")
-
-
-def test_a_cluster_has_nodes_and_addresses_once_started() -> None:
-    with pytest.raises(ValueError, match="at least one node"):
-        LocalCluster(0)
-    never = LocalCluster()
-    never.stop()
-    assert not never.running(1)
-    with pytest.raises(ValueError, match="start it first"):
-        assert never.bootstrap_servers

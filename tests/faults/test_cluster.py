@@ -8,10 +8,10 @@ import pytest
 
 from llmos_stream.broker import Topics
 from llmos_stream.broker.kafka.connection import Connection, topic_leaders
-from llmos_stream.broker.local import LocalCluster
 from llmos_stream.config import BrokerSettings
 from llmos_stream.roles.aggregator.publisher import group_of
 from tests.conftest import need_a_local_kafka
+from tests.faults.cluster import LocalCluster
 from tests.faults.plan import BROKER, Fault, Plan, Point
 from tests.faults.trials import try_on_kafka
 

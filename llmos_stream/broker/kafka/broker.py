@@ -3,7 +3,6 @@
 import asyncio
 import logging
 from collections.abc import Sequence
-from types import TracebackType
 from typing import Self
 
 import aiokafka.errors as theirs
@@ -38,9 +37,7 @@ class KafkaBroker:
         await self.check()
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         """Nothing to close: producers and readers close what they open."""
 
     def describe(self) -> str:

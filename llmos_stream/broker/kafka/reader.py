@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from types import TracebackType
 from typing import Any, Self
 
 from aiokafka import AIOKafkaConsumer
@@ -78,9 +77,7 @@ class KafkaReader:
             self.seek(at, offset)
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self._close()
 
     async def poll(self, timeout_seconds: float, max_records: int = 500) -> list[Record]:

@@ -1,6 +1,5 @@
 """A developer's Kafka on this machine."""
 
-from llmos_stream.broker.local.cluster import LocalCluster
 from llmos_stream.broker.local.server import LocalKafka
 
-__all__ = ["LocalCluster", "LocalKafka"]
+__all__ = ["LocalKafka"]

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Iterable, Mapping
-from types import TracebackType
 from typing import Self
 
 from llmos_stream.broker.memory.cluster import Cluster
@@ -27,9 +26,7 @@ class MemoryProducer(BaseProducer):
             self._session = self._sessions.open(self._transactional_id)
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         if self._session is not None:
             self._sessions.close(self._session)
 

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from types import TracebackType
 from typing import Self
 
 from llmos_stream.broker.memory.cluster import Cluster
@@ -35,9 +34,7 @@ class MemoryReader:
         self._positions = {at: self._first(at) for at in assigned}
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         self._positions.clear()
 
     async def poll(self, timeout_seconds: float, max_records: int = 500) -> list[Record]:

@@ -18,6 +18,7 @@ from llmos_stream.core import (
     Update,
     device_for,
     next_deadline,
+    start,
     step,
     tick,
 )
@@ -27,7 +28,7 @@ from llmos_stream.log.versions import local_rule
 from llmos_stream.roles.aggregator.commit import Committing
 from llmos_stream.roles.aggregator.leadership import Load
 from llmos_stream.roles.aggregator.publisher import ROLE, Publisher
-from llmos_stream.roles.aggregator.recovery import Recovered, new_state, resumed_state
+from llmos_stream.roles.aggregator.recovery import Recovered, resumed_state
 from llmos_stream.roles.aggregator.source import UpdateSource
 from llmos_stream.roles.aggregator.stopping import Ending
 from llmos_stream.roles.aggregator.waiting import Waiting, WaitingUpdates
@@ -83,7 +84,7 @@ class Folding:
 
     async def begin(self, weights: Tensor, version: int = 0) -> None:
         """Publish `weights` as the first version of a new federation."""
-        self._state = new_state(self._rule, self._device, self._layout, weights, version)
+        self._state = start(weights, self._layout.digest, version, rule=self._rule, device=self._device)
         moments = {name: tensor.cpu() for name, tensor in self._state.pipeline.state_tensors().items()}
         await self._publish(NewVersion(version, None, weights, (), {}, moments))
 

@@ -132,38 +132,22 @@ async def _with_history(federation: Federation, most_stale: int, found: Recovere
     return replace(found, history=history, places=places)
 
 
-def new_state(
-    rule: Rule,
-    device: torch.device,
-    layout: Layout,
-    weights: Tensor,
-    version: int,
-    history: Mapping[int, Tensor] | None = None,
-    sequences: Mapping[str, Sequence[int]] | None = None,
-    floor: int = 0,
-    moments: Mapping[str, Tensor] | None = None,
-) -> State:
-    """The state at `version`; what is not given begins empty. Raises StateError for moments that do not fit."""
-    return start(
-        weights,
-        layout.digest,
-        version,
-        rule=rule,
-        history=history,
-        moments=moments,
-        sequences=sequences,
-        floor=floor,
-        device=device,
-    )
-
-
 def resumed_state(rule: Rule, device: torch.device, layout: Layout, found: Recovered) -> State:
     """The state to go on from. Raises StateError for sequences that are damaged."""
     floor = 0 if found.checkpoint is None else found.checkpoint.floor
-    weights, number = found.newest.weights, found.newest.head.number
-    begin = partial(new_state, rule, device, layout, weights, number, found.history, found.sequences, floor)
+    begin = partial(
+        start,
+        found.newest.weights,
+        layout.digest,
+        found.newest.head.number,
+        rule=rule,
+        history=found.history,
+        sequences=found.sequences,
+        floor=floor,
+        device=device,
+    )
     try:
-        return begin(found.moments)
+        return begin(moments=found.moments)
     except StateError as error:
         # Another rule than before, by its operator's choice; damaged sequences would be refused again.
         state = begin()
