@@ -46,7 +46,7 @@ _MAY: dict[str, tuple[set[str], set[str]]] = {
         {"starlette", "plotly", "orjson", "pydantic", "zstandard"},
         _LOG | {"registry", "reporting", "web"},
     ),
-    "testing": (set(), _LOG | {"roles", "training"}),
+    "testing": ({"torch", "orjson"}, _LOG | {"roles", "training"}),
     "demo": (set(), _LOG | {"federated", "training"}),
     "cli": (
         {"rich", "pydantic", "pydantic_core", "orjson", "safetensors", "torch"},
@@ -169,6 +169,13 @@ def test_roles_are_entered_by_few_and_the_two_large_ones_not_by_each_other() -> 
                 assert not [name for name in entered if name.startswith(f"llmos_stream.roles.{other}")], path
 
 
+def test_what_is_for_tests_is_imported_by_tests_alone() -> None:
+    for room, path in _modules():
+        assert room == "testing" or not {name for name in _imports(path) if name.startswith("llmos_stream.testing")}, (
+            path
+        )
+
+
 def test_a_record_without_a_value_is_met_in_one_place() -> None:
     found = [path for _, path in _modules() if "record.value or b" in path.read_text()]
     assert [path.relative_to(_PACKAGE) for path in found] == [Path("log/stream.py")]
@@ -190,6 +197,7 @@ _FACES = {
     "run_archiver",
     "run_inference",
     "run_shadow",
+    "running_federation",
 }
 
 

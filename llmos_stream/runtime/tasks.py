@@ -1,7 +1,8 @@
 """Structured concurrency. No other module makes tasks."""
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -42,6 +43,17 @@ async def run_while(main: Coroutine[Any, Any, T], *helpers: Coroutine[Any, Any, 
         raise failure  # as above
     finally:
         del failure
+
+
+@asynccontextmanager
+async def in_background(work: Coroutine[Any, Any, T]) -> AsyncIterator["asyncio.Task[T]"]:
+    """Run `work` beside the block, and cancel and await it then. Its error is for whoever asks the task."""
+    task = asyncio.create_task(work)
+    try:
+        yield task
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
 
 
 def _first(error: BaseException) -> BaseException:

@@ -1,5 +1,25 @@
-"""For tests of what is built on this package: time that stands until it is told to pass."""
+"""For tests of what is built on this package: a federation that runs, a broker that fails, time that obeys.
+
+See the room's README.md for an example.
+"""
 
 from llmos_stream.testing.clock import ManualClock
+from llmos_stream.testing.faults import Call, FaultyBroker, Hook
+from llmos_stream.testing.federation import RunningFederation, quick_settings, running_federation
+from llmos_stream.testing.log import WatchedLog, until
+from llmos_stream.testing.virtual_time import LoopClock, VirtualTimeLoop, run_in_virtual_time
 
-__all__ = ["ManualClock"]
+__all__ = [
+    "Call",
+    "FaultyBroker",
+    "Hook",
+    "LoopClock",
+    "ManualClock",
+    "RunningFederation",
+    "VirtualTimeLoop",
+    "WatchedLog",
+    "quick_settings",
+    "run_in_virtual_time",
+    "running_federation",
+    "until",
+]

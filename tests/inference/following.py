@@ -20,10 +20,11 @@ from llmos_stream.inference.model_pool import ModelPool
 from llmos_stream.inference.promoted import Promoted
 from llmos_stream.roles.aggregator import Initial, initial_of
 from llmos_stream.runtime import BROKER, MODEL, Health, Offload, Shutdown
+from llmos_stream.testing import RunningFederation
 from llmos_stream.training import Task, load_task
 from llmos_stream.wire.control import PROMOTED, Promotion, dump_promotion
 from tests.federation import federation_of
-from tests.roles.aids import Running, settings_for, update
+from tests.roles.aids import settings_for, update
 
 
 class Serving:
@@ -73,13 +74,13 @@ def task_of(settings: Settings) -> tuple[Task, Initial]:
     return task, initial_of(task, settings)
 
 
-async def publish(running: Running, initial: Initial, number: int) -> None:
+async def publish(running: RunningFederation, initial: Initial, number: int) -> None:
     delta = torch.randn(initial.layout.numel, generator=torch.Generator().manual_seed(number))
     records = update(delta, sequence=number, base_version=number - 1, layout_digest=initial.layout.digest)
     await running.send(records)
     await running.version(number)
 
 
-async def promote_in_log(running: Running, version: int) -> None:
+async def promote_in_log(running: RunningFederation, version: int) -> None:
     async with running.broker.producer() as producer:
         await producer.send(running.topics.control, dump_promotion(Promotion(version, (), 0)), key=PROMOTED)

@@ -14,16 +14,17 @@ from llmos_stream.errors import BrokerUnavailable, ConfigError
 from llmos_stream.inference.model_pool import load_model
 from llmos_stream.log import Version, decoded_versions
 from llmos_stream.runtime import BROKER, retry
+from llmos_stream.testing import RunningFederation
 from llmos_stream.training import Task, load_task
 from tests.inference.aids import until
 from tests.inference.following import Serving, promote_in_log, publish, serving_of, settings_of, task_of
 from tests.replay.aids import running_from
-from tests.roles.aids import Running, settings_for
+from tests.roles.aids import settings_for
 
 _VERSIONS = 20
 
 
-async def _expected(running: Running, settings: Settings, task: Task, inputs: Tensor) -> Mapping[int, Tensor]:
+async def _expected(running: RunningFederation, settings: Settings, task: Task, inputs: Tensor) -> Mapping[int, Tensor]:
     """What each version of the log gives for `inputs`."""
     found = {}
     async with running.broker.reader([running.topics.models], start="earliest") as reader:

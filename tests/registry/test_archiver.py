@@ -18,10 +18,11 @@ from llmos_stream.log import decoded_versions
 from llmos_stream.registry import StoreUnavailable, VersionStore, promote, roll_back, run_archiver
 from llmos_stream.roles.aggregator import initial_of
 from llmos_stream.runtime import Offload, Shutdown, retry
+from llmos_stream.testing import RunningFederation
 from llmos_stream.training import load_task
 from tests.registry.aids import AT, Folder, registry_settings, store_of, version_of
 from tests.replay.aids import running_from
-from tests.roles.aids import LAYOUT, Running, aggregator, delta_of, settings_for, update
+from tests.roles.aids import LAYOUT, aggregator, delta_of, settings_for, update
 
 _SECONDS = 20.0
 
@@ -41,7 +42,7 @@ def _settings(federation: str, folder: Folder, last: int | None = None, **regist
     )
 
 
-async def _publish(running: Running, numbers: Iterable[int]) -> None:
+async def _publish(running: RunningFederation, numbers: Iterable[int]) -> None:
     for number in numbers:
         await running.send(update(delta_of(1.0 + number), sequence=number, base_version=number - 1))
         await running.version(number)
@@ -70,7 +71,7 @@ async def _archiver(broker: Broker, settings: Settings, stop: bool = False) -> A
     task.result()
 
 
-async def _check_weights(running: Running, store: VersionStore) -> None:
+async def _check_weights(running: RunningFederation, store: VersionStore) -> None:
     """What is archived is what the log holds, with the manifest."""
     numbers = store.numbers()
     async with running.broker.reader([running.topics.models], start="earliest") as reader:

@@ -1,6 +1,5 @@
 """Logs to replay: made by a real aggregator, from random updates or from training that one client poisons."""
 
-import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
@@ -10,16 +9,16 @@ from torch import Tensor
 
 from llmos_stream.broker import Broker, Topics
 from llmos_stream.config import Settings
-from llmos_stream.log import decode_version, wait_for_topics
 from llmos_stream.log.versions import local_rule
 from llmos_stream.replay import Rebuilder, RebuildOutcome, ReplayLog, Verdict
-from llmos_stream.roles.aggregator import Initial, initial_of, run_aggregator
-from llmos_stream.runtime import Offload, Shutdown
+from llmos_stream.roles.aggregator import Initial, initial_of
+from llmos_stream.runtime import Offload
+from llmos_stream.testing import RunningFederation, running_federation
 from llmos_stream.training import Batch, LocalTrainer, Task, load_task
 from llmos_stream.training.shared_model import LocalModel
 from llmos_stream.types import CodecSpec
 from tests.federation import federation_of
-from tests.roles.aids import FLOAT32, LAYOUT, NUMEL, Running, settings_for, update
+from tests.roles.aids import FLOAT32, LAYOUT, NUMEL, settings_for, update
 
 RULES: dict[str, dict[str, dict[str, Any]]] = {
     "sgd": {"aggregation": {"buffer_size": 2, "clip_norm": 5.0}, "staleness": {"kind": "polynomial"}},
@@ -36,20 +35,11 @@ FLIPPER = "flipper"
 
 
 @contextlib.asynccontextmanager
-async def running_from(broker: Broker, settings: Settings, initial: Initial) -> AsyncIterator[Running]:
+async def running_from(broker: Broker, settings: Settings, initial: Initial) -> AsyncIterator[RunningFederation]:
     """An aggregator that begins with `initial`, until the block ends."""
-    shutdown = Shutdown()
-    async with Offload(2) as offload:
-        task = asyncio.create_task(run_aggregator(broker, settings, lambda: initial, offload, shutdown))
-        running = Running(broker, settings, task, shutdown)
-        try:
-            await wait_for_topics(broker, running.topics, shutdown)
-            await running.version(0)
-            yield running
-        finally:
-            shutdown.request()
-            await asyncio.wait([task])
-    task.result()
+    async with running_federation(initial, settings, broker) as running:
+        await running.version(0)
+        yield running
 
 
 def random_delta(generator: torch.Generator) -> Tensor:
@@ -115,8 +105,7 @@ async def write_poisoned(broker: Broker, federation: str, rounds: int = 6) -> Se
                     layout_digest=local.layout.digest,
                 )
                 await running.send(records, client)
-            logged = await running.version(number + 1)
-            weights = decode_version(logged.head, logged.parts).weights
+            weights = (await running.version(number + 1)).weights
     return settings
 
 

@@ -15,9 +15,11 @@ from llmos_stream.log import RunEnd
 from llmos_stream.replay import RebuildOutcome, audit, run_shadow, shadow_settings
 from llmos_stream.replay.accepted import AcceptedUpdates
 from llmos_stream.runtime import Offload, Shutdown
+from llmos_stream.testing import RunningFederation, WatchedLog
 from llmos_stream.types import VersionHead
+from tests.federation import federation_of
 from tests.replay.aids import outcomes, replay_log, running_from, topics_of, verdicts_of, write_random
-from tests.roles.aids import LAYOUT, Running, delta_of, initial, settings_for, update
+from tests.roles.aids import LAYOUT, delta_of, initial, settings_for, update
 
 
 @contextlib.asynccontextmanager
@@ -46,25 +48,11 @@ async def _heads(broker: Broker, settings: Settings) -> list[VersionHead]:
 
 async def _reached(broker: Broker, settings: Settings, version: int, task: "asyncio.Task[Any]") -> None:
     """Wait until the shadow has published a version."""
-    shadow = Running(broker, _of(settings), task, Shutdown())
-    while True:
-        if task.done():
-            task.result()
-        if shadow.topics.events in {topic.name for topic in await broker.list_topics(shadow.topics.federation)}:
-            break
-        await asyncio.wait([task], timeout=0.02)
-    async with broker.reader([shadow.topics.events], start="earliest") as reader:
-        while True:
-            if task.done():
-                task.result()
-            for record in await reader.poll(0.1):
-                if b'"version_published"' in (record.value or b"") and b'"version":%d,' % version in (
-                    record.value or b""
-                ):
-                    return
+    async with Offload(1) as offload, WatchedLog(federation_of(broker, _of(settings), offload), task) as shadow:
+        await shadow.version(version)
 
 
-async def _send(running: Running, client: str, sequence: int, base: int, value: float = 1.0) -> None:
+async def _send(running: RunningFederation, client: str, sequence: int, base: int, value: float = 1.0) -> None:
     records = update(delta_of(value), client_id=client, sequence=sequence, base_version=base)
     await running.send(records, client)
 

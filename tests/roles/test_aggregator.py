@@ -9,7 +9,7 @@ import torch
 from llmos_stream.broker import Broker, MemoryBroker, Record, TopicPartition
 from llmos_stream.codec import Layout
 from llmos_stream.errors import BrokerUnavailable, ConfigError, FederationFinished
-from llmos_stream.log import ControlView, decode_version
+from llmos_stream.log import ControlView
 from llmos_stream.log.events import emit
 from llmos_stream.roles.aggregator import Initial, run_aggregator
 from llmos_stream.roles.aggregator.intake import Intake
@@ -25,9 +25,8 @@ async def test_version_0_is_the_initial_weights(broker: Broker, federation: str)
         version = await running.version(0)
     assert version.head.parent is None
     assert version.head.manifest == ()
-    decoded = decode_version(version.head, version.parts)
-    assert torch.equal(decoded.weights, initial().weights)
-    assert decoded.layout == LAYOUT
+    assert torch.equal(version.weights, initial().weights)
+    assert version.layout == LAYOUT
 
 
 async def test_a_full_buffer_becomes_a_version_with_its_manifest(broker: Broker, federation: str) -> None:
@@ -37,8 +36,7 @@ async def test_a_full_buffer_becomes_a_version_with_its_manifest(broker: Broker,
         second = await running.send(update(delta_of(2.0), client_id="b", num_examples=10), "b")
         version = await running.version(1)
         folded = await running.events("update_folded", 2)
-    decoded = decode_version(version.head, version.parts)
-    assert torch.allclose(decoded.weights, delta_of((30 * 1.0 + 10 * 2.0) / 40))
+    assert torch.allclose(version.weights, delta_of((30 * 1.0 + 10 * 2.0) / 40))
     a, b = version.head.manifest
     assert (a.client_id, a.sequence, a.offset, a.num_examples, a.staleness, a.weight) == ("a", 5, first, 30, 0, 30.0)
     assert (b.client_id, b.sequence, b.offset, b.num_examples, b.staleness, b.weight) == ("b", 0, second, 10, 0, 10.0)
@@ -56,7 +54,7 @@ async def test_a_repeat_is_counted_once(broker: Broker, federation: str) -> None
             await running.send(update(delta_of(1.0), sequence=sequence))
         version = await running.version(2)
         duplicate = await running.events("update_duplicate", 1)
-    assert torch.equal(decode_version(version.head, version.parts).weights, delta_of(2.0))
+    assert torch.equal(version.weights, delta_of(2.0))
     assert (duplicate[0].data["client_id"], duplicate[0].data["sequence"]) == ("a", 0)
 
 
@@ -70,7 +68,7 @@ async def test_staleness_is_taken_from_the_base_version_named(broker: Broker, fe
         version = await running.version(3)
     assert version.head.manifest[0].staleness == 2
     expected = delta_of(2.0 + 3**-0.5)
-    assert torch.allclose(decode_version(version.head, version.parts).weights, expected)
+    assert torch.allclose(version.weights, expected)
 
 
 async def test_the_deadline_makes_a_version_of_what_there_is(broker: Broker, federation: str) -> None:
@@ -92,7 +90,7 @@ async def test_interleaved_chunks_of_many_clients(broker: Broker, federation: st
                     if place < len(message):
                         await producer.send(running.topics.updates, message[place], key=name.encode(), partition=0)
         version = await running.version(1)
-    assert torch.allclose(decode_version(version.head, version.parts).weights, delta_of(1.0))
+    assert torch.allclose(version.weights, delta_of(1.0))
 
 
 async def test_a_restart_goes_on_and_reads_the_buffered_again(broker: Broker, federation: str) -> None:
@@ -109,7 +107,7 @@ async def test_a_restart_goes_on_and_reads_the_buffered_again(broker: Broker, fe
         version = await running.version(2)
     assert [item.sequence for item in version.head.manifest] == [2, 3]
     assert committed == version.head.manifest[0].offset < offset
-    assert torch.equal(decode_version(version.head, version.parts).weights, delta_of(2.0))
+    assert torch.equal(version.weights, delta_of(2.0))
 
 
 async def test_a_repeat_is_known_after_a_restart(broker: Broker, federation: str) -> None:
@@ -126,7 +124,7 @@ async def test_a_repeat_is_known_after_a_restart(broker: Broker, federation: str
         duplicates = await running.events("update_duplicate", 1)
     assert [(item.client_id, item.sequence) for item in version.head.manifest] == [("a", 8)]
     assert (duplicates[0].data["client_id"], duplicates[0].data["sequence"]) == ("a", 7)
-    assert torch.equal(decode_version(version.head, version.parts).weights, delta_of(3.0))
+    assert torch.equal(version.weights, delta_of(3.0))
 
 
 async def test_sequences_of_clients_long_gone_leave_the_log(broker: Broker, federation: str) -> None:
@@ -301,7 +299,7 @@ async def test_a_stop_does_not_wait_for_the_backlog(
 
         async def stops_at_two(self: Publisher, offsets: Any, version: Any = None, end: Any = None) -> Any:
             if version is not None and version.encoded.head.number == 2:
-                running.shutdown.request()
+                running.federation.shutdown.request()
             return await commit(self, offsets, version, end)
 
         monkeypatch.setattr(Publisher, "commit", stops_at_two)
@@ -313,7 +311,7 @@ async def test_a_stop_does_not_wait_for_the_backlog(
     async with aggregator(broker, settings) as running:
         version = await running.version(20)
         published = await running.events("version_published", 21)
-    assert torch.equal(decode_version(version.head, version.parts).weights, delta_of(20.0))
+    assert torch.equal(version.weights, delta_of(20.0))
     assert [event.data["version"] for event in published] == list(range(21))
 
 

@@ -7,16 +7,16 @@ import pytest
 import torch
 
 from llmos_stream.broker import Broker, MemoryBroker
-from llmos_stream.codec import decode
 from llmos_stream.errors import FederationFinished, Reason, Rejected
 from llmos_stream.roles.client import Client, ClientState
 from llmos_stream.roles.client.receiver import max_staleness_of
 from llmos_stream.runtime import Offload, Shutdown
+from llmos_stream.testing import RunningFederation
 from llmos_stream.training.shared_model import Trained
 from llmos_stream.types import Event, UpdateHead
 from llmos_stream.wire import read_chunk, unpack_prelude
 from tests.federation import federation_of
-from tests.roles.aids import LAYOUT, Running, aggregator, delta_of, settings_for, update
+from tests.roles.aids import LAYOUT, aggregator, delta_of, settings_for, update
 
 
 class Killed(BaseException):
@@ -27,7 +27,9 @@ async def _killed(*_: object) -> None:
     raise Killed
 
 
-def _client(running: Running, state: ClientState, offload: Offload, shutdown: Shutdown | None = None) -> Client:
+def _client(
+    running: RunningFederation, state: ClientState, offload: Offload, shutdown: Shutdown | None = None
+) -> Client:
     federation = federation_of(running.broker, running.settings, offload, shutdown)
     return Client(federation, "c", LAYOUT, running.settings.codec, state)
 
@@ -37,7 +39,9 @@ async def _publish(client: Client, base: int, value: float = 1.0) -> int:
     return published.head.sequence
 
 
-async def _spool(running: Running, folder: Path, offload: Offload, patch: pytest.MonkeyPatch, base: int = 0) -> int:
+async def _spool(
+    running: RunningFederation, folder: Path, offload: Offload, patch: pytest.MonkeyPatch, base: int = 0
+) -> int:
     """A process that is killed with its update on the disk and not sent."""
     with ClientState("c", folder) as state, patch.context() as here:
         async with _client(running, state, offload) as client:
@@ -50,14 +54,14 @@ async def _spool(running: Running, folder: Path, offload: Offload, patch: pytest
     return waiting.head.sequence
 
 
-async def _advance(running: Running, versions: int) -> None:
+async def _advance(running: RunningFederation, versions: int) -> None:
     """Other clients make versions."""
     for number in range(versions):
         await running.send(update(delta_of(0.0), base_version=number, client_id="other", sequence=number), "other")
         await running.version(number + 1)
 
 
-async def _heads(running: Running, client_id: str = "c") -> list[tuple[UpdateHead, bytes]]:
+async def _heads(running: RunningFederation, client_id: str = "c") -> list[tuple[UpdateHead, bytes]]:
     """The updates of a client in the log so far, each of one record, with their message ids."""
     found = []
     async with running.broker.reader([running.topics.updates], start="earliest") as reader:
@@ -230,7 +234,7 @@ async def test_what_error_feedback_keeps_survives_a_client_opened_anew(federatio
         owed = state.residual()
     assert owed is not None
     # All that the versions do not hold is owed: each update went in once, and so did each residual.
-    torch.testing.assert_close(decode(last.parts, last.head.codec, LAYOUT.numel) + owed, 3 * delta)
+    torch.testing.assert_close(last.weights + owed, 3 * delta)
 
 
 @pytest.mark.parametrize(

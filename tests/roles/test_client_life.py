@@ -16,6 +16,7 @@ from llmos_stream.log import Pointer, RunEnd
 from llmos_stream.log.versions import Origin, encode_version
 from llmos_stream.roles.client import ClientState, run_client
 from llmos_stream.runtime import Offload, Shutdown, run_while
+from llmos_stream.testing import LoopClock, run_in_virtual_time
 from llmos_stream.training import load_task, local, shared_tensors
 from llmos_stream.types import UpdateHead
 from llmos_stream.wire import load_event, message_id, pack_prelude, read_chunk, split, unpack_prelude
@@ -31,7 +32,6 @@ from llmos_stream.wire.control import (
     dump_run_end,
 )
 from tests.roles.aids import settings_for
-from tests.virtual_time import LoopClock, run_in_virtual_time
 
 Step = tuple[float, int | Leader | bool | RunEnd | str]
 """When, and what: a version, a pace, a pause, the end of the run, or a stop of the client."""

@@ -17,12 +17,13 @@ from llmos_stream.log import ControlView, Pointer, decoded_versions
 from llmos_stream.roles.aggregator import Initial, initial_of
 from llmos_stream.roles.evaluator import run_evaluator
 from llmos_stream.runtime import Offload, Shutdown, retry
+from llmos_stream.testing import RunningFederation
 from llmos_stream.training import Batch, Task, load_task
 from llmos_stream.training.model_evaluator import ModelEvaluator
 from llmos_stream.types import Event
 from llmos_stream.wire import load_event
 from tests.replay.aids import running_from
-from tests.roles.aids import Running, settings_for, update
+from tests.roles.aids import settings_for, update
 
 _SECONDS = 20.0
 
@@ -85,7 +86,7 @@ def _task(settings: Settings) -> tuple[Task, Initial]:
     return task, initial_of(task, settings)
 
 
-async def _publish(running: Running, layout: Layout, numbers: range) -> None:
+async def _publish(running: RunningFederation, layout: Layout, numbers: range) -> None:
     for number in numbers:
         delta = torch.randn(layout.numel, generator=torch.Generator().manual_seed(number))
         records = update(delta, sequence=number, base_version=number - 1, layout_digest=layout.digest)
@@ -93,12 +94,12 @@ async def _publish(running: Running, layout: Layout, numbers: range) -> None:
         await running.version(number)
 
 
-async def _measured(running: Running, count: int) -> list[tuple[int, dict[str, float]]]:
+async def _measured(running: RunningFederation, count: int) -> list[tuple[int, dict[str, float]]]:
     found = await running.events("evaluation", count)
     return [(event.data["version"], event.data["metrics"]) for event in found]  # type: ignore[misc]
 
 
-async def _all_measured(running: Running) -> list[tuple[int, dict[str, float]]]:
+async def _all_measured(running: RunningFederation) -> list[tuple[int, dict[str, float]]]:
     found: list[Event] = []
     async with running.broker.reader([running.topics.events], start="earliest") as reader:
         while await reader.lag() > 0:
@@ -106,7 +107,7 @@ async def _all_measured(running: Running) -> list[tuple[int, dict[str, float]]]:
     return [(event.data["version"], event.data["metrics"]) for event in found if event.kind == "evaluation"]  # type: ignore[misc]
 
 
-async def _expected(running: Running, settings: Settings, task: Task) -> dict[int, dict[str, float]]:
+async def _expected(running: RunningFederation, settings: Settings, task: Task) -> dict[int, dict[str, float]]:
     judge = ModelEvaluator(task, settings.task, settings.evaluator.batch_size)
     async with running.broker.reader([running.topics.models], start="earliest") as reader:
         return {
@@ -115,7 +116,7 @@ async def _expected(running: Running, settings: Settings, task: Task) -> dict[in
         }
 
 
-async def _newest(running: Running) -> Pointer:
+async def _newest(running: RunningFederation) -> Pointer:
     async with running.broker.reader([running.topics.control], start="earliest") as reader:
         control = ControlView(reader)
         await control.catch_up()
@@ -123,7 +124,7 @@ async def _newest(running: Running) -> Pointer:
     return control.latest
 
 
-async def _oldest_offset(running: Running) -> int:
+async def _oldest_offset(running: RunningFederation) -> int:
     async with running.broker.reader([running.topics.models], start="earliest") as reader:
         return await reader.position(reader.partitions[0])
 

@@ -8,7 +8,6 @@ import torch
 
 from llmos_stream.broker import Broker, MemoryBroker
 from llmos_stream.errors import StateError
-from llmos_stream.log import decode_version
 from tests.roles.aids import NUMEL, aggregator, settings_for, update
 
 
@@ -28,7 +27,7 @@ async def test_interleaved_updates_go_through_the_file(broker: Broker, federatio
             await running.send([value for value in in_turn if value is not None])
         version = await running.version(1)
         (entry,) = await running.quarantined(1)
-    weights = decode_version(version.head, version.parts).weights
+    weights = version.weights
     torch.testing.assert_close(weights, sum(deltas, torch.zeros(NUMEL)) / 3)
     assert sorted(item.client_id for item in version.head.manifest) == ["c0", "c1", "c2"]
     assert entry["reason"] == "wrong_digest"

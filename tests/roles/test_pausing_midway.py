@@ -13,9 +13,10 @@ from llmos_stream.config import Settings
 from llmos_stream.log import ControlView, Pointer, control, read_versions, set_paused
 from llmos_stream.roles.aggregator.decoding import Decoder
 from llmos_stream.roles.aggregator.publisher import Outgoing, Publisher
+from llmos_stream.testing import RunningFederation
 from llmos_stream.types import VersionHead
 from llmos_stream.wire.control import load_paused
-from tests.roles.aids import NUMEL, Running, aggregator, delta_of, settings_for, update
+from tests.roles.aids import NUMEL, aggregator, delta_of, settings_for, update
 from tests.roles.test_pausing import _hear, _logged
 
 _UPDATES = 30
@@ -65,7 +66,7 @@ class _Pause:
         monkeypatch.setattr(Publisher, "commit", held)
 
 
-async def _newest(running: Running) -> Pointer | None:
+async def _newest(running: RunningFederation) -> Pointer | None:
     """The newest version, some beats later."""
     async with running.broker.reader([running.topics.control], start="earliest") as reader:
         view = ControlView(reader)
@@ -74,7 +75,7 @@ async def _newest(running: Running) -> Pointer | None:
         return view.latest
 
 
-async def _versions(running: Running) -> list[VersionHead]:
+async def _versions(running: RunningFederation) -> list[VersionHead]:
     await running.version(_LAST)
     async with running.broker.reader([running.topics.models], start="earliest") as reader:
         return [version.head async for version in read_versions(reader, running.settings.wire)]
@@ -136,8 +137,8 @@ async def test_a_pause_takes_effect_at_once_and_loses_nothing(
     assert [head.weights_digest for head in found] == [head.weights_digest for head in expected]
 
 
-async def _stop(running: Running) -> None:
-    running.shutdown.request()
+async def _stop(running: RunningFederation) -> None:
+    running.federation.shutdown.request()
     await asyncio.wait([running.task])
 
 

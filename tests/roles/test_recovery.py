@@ -9,17 +9,18 @@ import torch
 from llmos_stream.broker import Broker, Topics, connect
 from llmos_stream.codec import Layout
 from llmos_stream.config import Settings
-from llmos_stream.log import ControlView, Pointer, decode_version, wait_for_topics
+from llmos_stream.log import ControlView, Pointer, version_index, wait_for_topics
 from llmos_stream.log.events import emit
 from llmos_stream.log.versions import local_rule
 from llmos_stream.roles.aggregator import Initial, run_aggregator
 from llmos_stream.roles.aggregator.recovery import fetch_newest, recover
 from llmos_stream.runtime import Offload, Shutdown
 from llmos_stream.runtime.clock import SystemClock
+from llmos_stream.testing import RunningFederation
 from llmos_stream.types import EventKind
 from tests.conftest import KafkaNode
 from tests.federation import event, federation_of
-from tests.roles.aids import Running, aggregator, delta_of, settings_for, update
+from tests.roles.aids import aggregator, delta_of, settings_for, update
 
 RULES = {
     "momentum": {"server_optimizer": {"name": "sgd", "momentum": 0.9}},
@@ -67,11 +68,11 @@ async def test_another_optimiser_starts_anew_and_says_so(
     async with aggregator(broker, settings_for(federation)) as running:
         await running.send(update(delta_of(1.0), sequence=1, base_version=1))
         version = await running.version(2)
-    assert torch.equal(decode_version(version.head, version.parts).weights, delta_of(2.0))
+    assert torch.equal(version.weights, delta_of(2.0))
     assert "moments start anew" in caplog.text
 
 
-async def _evaluate(running: Running, *values: float, first: int = 0) -> None:
+async def _evaluate(running: RunningFederation, *values: float, first: int = 0) -> None:
     async with running.broker.producer() as producer:
         for version, value in enumerate(values, first):
             measured = event(EventKind.EVALUATION, "evaluator", version=version, metrics={"accuracy": value})
@@ -118,6 +119,13 @@ async def test_time_counts_from_the_start_of_the_run(broker: Broker, federation:
     assert end.reason == "max_seconds"
 
 
+async def _offset(running: RunningFederation, version: int) -> int:
+    async with version_index(running.broker, running.topics.models) as index:
+        found = await index.find(version)
+    assert found is not None
+    return found.offset
+
+
 async def test_what_recovery_needs_of_a_chain_begins_with_its_full_version(broker: Broker, federation: str) -> None:
     maximum = {"kind": "constant", "maximum": 3}
     settings = settings_for(federation, **RULES["fedasync"], staleness=maximum, versions={"full_every": 5})
@@ -128,11 +136,11 @@ async def test_what_recovery_needs_of_a_chain_begins_with_its_full_version(broke
         async with broker.reader([running.topics.control], start="earliest") as reader:
             control = ControlView(reader)
             await control.catch_up(10.0)
-        fifth, tenth = await running.version(5), await running.version(10)
+        fifth, tenth = await _offset(running, 5), await _offset(running, 10)
     assert control.checkpoint is not None
-    assert control.checkpoint.bases == fifth.offset  # what version 9 stands on
+    assert control.checkpoint.bases == fifth  # what version 9 stands on
     assert control.latest is not None
-    assert control.latest.full == Pointer(10, 0, tenth.offset)
+    assert control.latest.full == Pointer(10, 0, tenth)
 
 
 async def test_what_recovery_needs_does_not_grow_with_the_history(broker: Broker, federation: str) -> None:
@@ -144,10 +152,10 @@ async def test_what_recovery_needs_does_not_grow_with_the_history(broker: Broker
         async with broker.reader([running.topics.control], start="earliest") as reader:
             control = ControlView(reader, with_sequences=True)
             await control.catch_up(10.0)
-        ninth = await running.version(9)
+        ninth = await _offset(running, 9)
     assert control.checkpoint is not None
     assert control.checkpoint.version == 12
-    assert control.checkpoint.bases == ninth.offset  # of twelve versions, three back
+    assert control.checkpoint.bases == ninth  # of twelve versions, three back
     assert len(control.sequences) == 1
 
 

@@ -9,24 +9,25 @@ import torch
 
 from llmos_stream.broker import Broker, MemoryBroker, Transaction, connect
 from llmos_stream.errors import Fenced
-from llmos_stream.log import ControlView, RunEnd, decode_version
+from llmos_stream.log import ControlView, RunEnd
 from llmos_stream.roles.aggregator import lifecycle as aggregation
 from llmos_stream.roles.aggregator.loop import Folding
 from llmos_stream.roles.aggregator.publisher import Publisher
 from llmos_stream.roles.aggregator.recovery import fetch_newest
+from llmos_stream.testing import RunningFederation
 from llmos_stream.types import Event
 from tests.conftest import KafkaNode
-from tests.roles.aids import Running, aggregator, delta_of, settings_for, update
+from tests.roles.aids import aggregator, delta_of, settings_for, update
 
 
-async def _control(running: Running) -> ControlView:
+async def _control(running: RunningFederation) -> ControlView:
     async with running.broker.reader([running.topics.control], start="earliest") as reader:
         control = ControlView(reader)
         await control.catch_up(10.0)
         return control
 
 
-async def _beats(running: Running, count: int) -> None:
+async def _beats(running: RunningFederation, count: int) -> None:
     """Wait until the leader has been heard so often from now on."""
     async with running.broker.reader([running.topics.control], start="latest") as reader:
         control = ControlView(reader)
@@ -46,15 +47,14 @@ async def test_a_second_one_stands_by_until_the_first_leaves(broker: Broker, fed
             leader = (await _control(first)).leader
             assert leader is not None
             assert (leader.term, leader.left) == (1, False)
-            first.shutdown.request()
-            assert await first.task is None
+            assert await first.stop() is None
             # At once: the first said that it leaves.
             await second.send(update(delta_of(1.0), sequence=2, base_version=2))
             version = await second.version(3)
             leader = (await _control(second)).leader
     assert leader is not None
     assert leader.term == 2
-    assert torch.equal(decode_version(version.head, version.parts).weights, delta_of(3.0))
+    assert torch.equal(version.weights, delta_of(3.0))
 
 
 async def test_it_takes_over_from_one_that_died(broker: Broker, federation: str) -> None:
@@ -67,7 +67,7 @@ async def test_it_takes_over_from_one_that_died(broker: Broker, federation: str)
         await second.send(update(delta_of(1.0), sequence=3, base_version=1))
         version = await second.version(2)
     assert [item.sequence for item in version.head.manifest] == [2, 3]
-    assert torch.equal(decode_version(version.head, version.parts).weights, delta_of(2.0))
+    assert torch.equal(version.weights, delta_of(2.0))
 
 
 async def test_it_takes_over_from_one_that_hangs_which_then_stops(
@@ -143,7 +143,7 @@ async def test_of_two_that_stand_by_one_leads(broker: Broker, federation: str) -
         await _beats(a, 5)
         assert not a.task.done()
         assert not b.task.done()
-    assert torch.equal(decode_version(version.head, version.parts).weights, delta_of(2.0))
+    assert torch.equal(version.weights, delta_of(2.0))
 
 
 async def test_the_end_of_the_run_ends_the_standby_too(broker: Broker, federation: str) -> None:

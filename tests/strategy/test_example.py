@@ -10,8 +10,7 @@ from llmos_stream.broker import Broker, MemoryBroker
 from llmos_stream.config import Settings, plugins
 from llmos_stream.core import Rule
 from llmos_stream.errors import ConfigError, Rejected
-from llmos_stream.log import decode_version
-from llmos_stream.log.scan import LoggedVersion
+from llmos_stream.log import Version
 from llmos_stream.replay import Change, RebuildOutcome, WhatIf, audit
 from tests.replay.aids import outcomes, replay_log, verdicts_of
 from tests.roles.aids import aggregator, delta_of, settings_for, update
@@ -26,7 +25,7 @@ def settings_of(federation: str, strategy: str = "tempered") -> Settings:
     return settings_for(federation, aggregation=rule, versions={"full_every": 1})
 
 
-async def run(broker: Broker, settings: Settings) -> LoggedVersion:
+async def run(broker: Broker, settings: Settings) -> Version:
     """Two versions of two updates each; gives the second."""
     async with aggregator(broker, settings) as running:
         for number in range(4):
@@ -46,7 +45,7 @@ async def test_it_runs_and_is_replayed_and_without_it_a_replay_says_what_to_inst
         version = await run(broker, settings)
         assert version.head.rule["packages"] == {"aggregation": ["tempered", "1.2"]}
         first = delta_of((10 * 1.0 + 30 * 2.0) / 40)
-        weights = decode_version(version.head, version.parts).weights
+        weights = version.weights
         assert torch.allclose(weights, first + delta_of((10 * 3.0 + 30 * 4.0) / 40))
         async with replay_log(broker, settings_for(federation)) as log:  # the settings here need not name it
             assert outcomes(await verdicts_of(log)) == [
