@@ -14,7 +14,7 @@ from llmos_stream.errors import BrokerUnavailable, ConfigError
 from llmos_stream.inference.model_pool import load_model
 from llmos_stream.log import Version, decoded_versions
 from llmos_stream.runtime import BROKER, retry
-from llmos_stream.testing import RunningFederation
+from llmos_stream.testing import Call, FaultyBroker, RunningFederation
 from llmos_stream.training import Task, load_task
 from tests.inference.aids import until
 from tests.inference.following import Serving, promote_in_log, publish, serving_of, settings_of, task_of
@@ -113,29 +113,8 @@ async def test_a_version_that_nobody_can_have_is_not_served_and_nothing_else_suf
         assert caplog.text.count("cannot be had") == 1
 
 
-class _Lost:
-    """A broker whose readers can be lost."""
-
-    def __init__(self, broker: Broker) -> None:
-        self._broker = broker
-        self.lost = False
-
-    def __getattr__(self, name: str) -> Any:
-        if self.lost and name in ("reader", "list_topics"):
-            raise BrokerUnavailable("nobody answers")
-        return getattr(self._broker, name) if name != "reader" else self._reader
-
-    def _reader(self, topics: list[str], **options: Any) -> Any:
-        reader, poll = self._broker.reader(topics, **options), "poll"
-        real = getattr(reader, poll)
-
-        async def unsteady(timeout_seconds: float, max_records: int = 500) -> Any:
-            if self.lost:
-                raise BrokerUnavailable("nobody answers")
-            return await real(timeout_seconds, max_records)
-
-        setattr(reader, poll, unsteady)
-        return reader
+async def _lost(_: Call) -> Any:
+    raise BrokerUnavailable("nobody answers")
 
 
 async def test_it_goes_on_answering_without_a_broker_and_catches_up_afterwards(
@@ -145,17 +124,18 @@ async def test_it_goes_on_answering_without_a_broker_and_catches_up_afterwards(
     settings = settings_of(federation)
     task, initial = task_of(settings)
     memory = MemoryBroker()
-    unsteady: Any = _Lost(memory)
+    unsteady = FaultyBroker(memory)
+    there = unsteady.around
     async with running_from(memory, settings, initial) as running, serving_of(unsteady, settings, task) as serving:
         await until(lambda: serving.pool.newest == 0)
-        unsteady.lost = True
+        unsteady.around = _lost
         await until(lambda: not serving.health.ready)
         assert set(serving.health.missing) == {BROKER}
         answer = await serving.http.post("/v1/predict", json={"inputs": [[0.0] * 16]})
         assert answer.json()["version"] == 0
         await publish(running, initial, 1)
         assert serving.pool.newest == 0
-        unsteady.lost = False
+        unsteady.around = there
         await until(lambda: serving.pool.newest == 1)
         assert serving.health.ready
 

@@ -4,22 +4,22 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Iterable
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import orjson
 import pytest
 import torch
 
-from llmos_stream.broker import Broker, MemoryBroker, Record, Topics
+from llmos_stream.broker import Broker, MemoryBroker, Topics
 from llmos_stream.config import Settings
-from llmos_stream.errors import BrokerUnavailable, ConfigError
+from llmos_stream.errors import ConfigError
 from llmos_stream.log import decoded_versions
 from llmos_stream.registry import StoreUnavailable, VersionStore, promote, roll_back, run_archiver
 from llmos_stream.roles.aggregator import initial_of
 from llmos_stream.runtime import Offload, Shutdown, retry
-from llmos_stream.testing import RunningFederation
+from llmos_stream.testing import FaultyBroker, RunningFederation
 from llmos_stream.training import load_task
+from tests.losing import LosesVersions
 from tests.registry.aids import AT, Folder, registry_settings, store_of, version_of
 from tests.replay.aids import running_from
 from tests.roles.aids import LAYOUT, aggregator, delta_of, settings_for, update
@@ -232,59 +232,17 @@ async def test_a_store_that_stays_away_does_not_hold_up_a_stop(
     assert store_of(settings).numbers() == []
 
 
-class _Unsteady:
-    """A reader of `<f>.models` that loses the broker at the polls that are named, counted over all of them."""
-
-    def __init__(self, reader: Any, broker: "_UnsteadyBroker") -> None:
-        self._reader = reader
-        self._broker = broker
-
-    async def __aenter__(self) -> Self:
-        await self._reader.__aenter__()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self._reader.__aexit__(kind, error, trace)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._reader, name)
-
-    async def poll(self, timeout_seconds: float, max_records: int = 500) -> list[Record]:
-        found: list[Record] = await self._reader.poll(timeout_seconds, min(max_records, 2))
-        if found:
-            self._broker.polls += 1
-            if self._broker.polls in self._broker.lost_at:
-                raise BrokerUnavailable("lost")
-        return found
-
-
-class _UnsteadyBroker:
-    def __init__(self, broker: Broker, lost_at: set[int]) -> None:
-        self._broker = broker
-        self.lost_at = lost_at
-        self.polls = 0
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._broker, name)
-
-    def reader(self, topics: list[str], **options: Any) -> Any:
-        reader = self._broker.reader(topics, **options)
-        return _Unsteady(reader, self) if topics[0].endswith(".models") else reader
-
-
 @pytest.mark.parametrize("lost_at", [{1}, {2}, {3, 4}, {6, 8}])
 async def test_a_broker_that_is_lost_costs_no_place(federation: str, folder: Folder, lost_at: set[int]) -> None:
     settings, broker = _settings(federation, folder, 9, every=2), MemoryBroker()
-    unsteady: Any = _UnsteadyBroker(broker, lost_at)
+    losing = LosesVersions(lost_at, records_at_once=2)
     async with aggregator(broker, settings) as running:
         await _publish(running, range(1, 7))
-        async with _archiver(unsteady, settings) as archiving:
+        async with _archiver(FaultyBroker(broker, losing), settings) as archiving:
             await _publish(running, range(7, 10))
         assert archiving.result() == [0, 2, 4, 6, 8, 9]
         await _check_weights(running, store_of(settings))
-    assert unsteady.polls > max(lost_at)
+    assert losing.found > max(lost_at)
 
 
 async def test_another_run_of_the_same_name_is_refused(federation: str, folder: Folder) -> None:

@@ -2,16 +2,18 @@
 
 from collections.abc import Sequence
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 from torch import Tensor
 
-from llmos_stream.broker import Broker, MemoryBroker, Record, TopicPartition, TopicSpec
+from llmos_stream.broker import Broker, MemoryBroker, TopicSpec
 from llmos_stream.codec import decode, encode
 from llmos_stream.config import load
 from llmos_stream.log.updates import decode_update
 from llmos_stream.replay import RecordedUpdates, UpdateMissing
+from llmos_stream.testing import Call, FaultyBroker
 from llmos_stream.types import Contribution, UpdateHead
 from tests.roles.aids import FLOAT32, records_of, update_head
 
@@ -49,23 +51,10 @@ async def _interleaved(broker: Broker, topic: str, count: int, **options: Any) -
     return list(begun.values())
 
 
-class _Watched:
-    """A reader that counts where it was sent."""
-
-    def __init__(self, reader: Any) -> None:
-        self._reader = reader
-        self.seeks: list[tuple[TopicPartition, int]] = []
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._reader, name)
-
-    def seek(self, at: TopicPartition, offset: int) -> None:
-        self.seeks.append((at, offset))
-        self._reader.seek(at, offset)
-
-    async def poll(self, timeout_seconds: float, max_records: int = 500) -> list[Record]:
-        found: list[Record] = await self._reader.poll(timeout_seconds, 7)
-        return found
+async def _seven_at_once(call: Call) -> Any:
+    if call.operation == "poll":
+        call.arguments["max_records"] = 7
+    return await call.proceed()
 
 
 async def _taken(source: RecordedUpdates, items: Sequence[Contribution]) -> list[int]:
@@ -79,26 +68,32 @@ async def _taken(source: RecordedUpdates, items: Sequence[Contribution]) -> list
     return found
 
 
-async def test_interleaved_messages_are_read_in_one_pass(broker: Broker, federation: str) -> None:
+async def test_interleaved_messages_are_read_in_one_pass(
+    broker: Broker, federation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     items = await _interleaved(broker, federation, 8)
-    async with broker.reader([federation], start="latest") as reader:
-        watched: Any = _Watched(reader)
-        source = RecordedUpdates(watched, items, numel=NUMEL, wire=load().wire)
+    async with FaultyBroker(broker, _seven_at_once).reader([federation], start="latest") as reader:
+        seek = mock.Mock(side_effect=reader.seek)
+        monkeypatch.setattr(reader, "seek", seek)
+        source = RecordedUpdates(reader, items, numel=NUMEL, wire=load().wire)
         await source.begin()
         assert await _taken(source, items) == list(range(8))
-        assert len(watched.seeks) == 2  # to the first of each partition
+        assert seek.call_count == 2  # to the first of each partition
 
 
 @pytest.mark.parametrize("keep_bytes", [1, 20_000])
-async def test_what_does_not_fit_is_sought_again(federation: str, keep_bytes: int) -> None:
+async def test_what_does_not_fit_is_sought_again(
+    federation: str, monkeypatch: pytest.MonkeyPatch, keep_bytes: int
+) -> None:
     broker = MemoryBroker()
     items = await _interleaved(broker, federation, 8)
-    async with broker.reader([federation], start="latest") as reader:
-        watched: Any = _Watched(reader)
-        source = RecordedUpdates(watched, items, numel=NUMEL, wire=load().wire, keep_bytes=keep_bytes)
+    async with FaultyBroker(broker, _seven_at_once).reader([federation], start="latest") as reader:
+        seek = mock.Mock(side_effect=reader.seek)
+        monkeypatch.setattr(reader, "seek", seek)
+        source = RecordedUpdates(reader, items, numel=NUMEL, wire=load().wire, keep_bytes=keep_bytes)
         await source.begin()
         assert await _taken(source, items) == list(range(8))
-        assert len(watched.seeks) > 2
+        assert seek.call_count > 2
 
 
 async def test_any_order_will_do(federation: str) -> None:

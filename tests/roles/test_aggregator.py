@@ -6,15 +6,15 @@ from typing import Any
 import pytest
 import torch
 
-from llmos_stream.broker import Broker, MemoryBroker, Record, TopicPartition
+from llmos_stream.broker import Broker, MemoryBroker, TopicPartition
 from llmos_stream.codec import Layout
 from llmos_stream.errors import BrokerUnavailable, ConfigError, FederationFinished
 from llmos_stream.log import ControlView
 from llmos_stream.log.events import emit
 from llmos_stream.roles.aggregator import Initial, run_aggregator
-from llmos_stream.roles.aggregator.intake import Intake
 from llmos_stream.roles.aggregator.publisher import Publisher, group_of
 from llmos_stream.runtime import Offload, Shutdown
+from llmos_stream.testing import Call, FaultyBroker
 from llmos_stream.types import EventKind, TensorSpec
 from tests.federation import event
 from tests.roles.aids import LAYOUT, aggregator, delta_of, initial, settings_for, update
@@ -238,36 +238,18 @@ async def test_updates_that_retention_deleted_are_passed_over(
     assert [item.client_id for item in version.head.manifest] == ["after"]
 
 
-class _Rewound:
-    """A reader that goes back to the beginning once, when told to."""
-
-    def __init__(self, reader: Any, told: asyncio.Event) -> None:
-        self._reader, self._told = reader, told
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._reader, name)
-
-    async def poll(self, timeout_seconds: float, max_records: int = 500) -> list[Record]:
-        if self._told.is_set():
-            self._told.clear()
-            await self._reader.seek_to_beginning()
-        records: list[Record] = await self._reader.poll(timeout_seconds, max_records)
-        return records
-
-
-async def test_a_buffered_update_that_is_read_again_still_holds_its_offset(
-    federation: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_buffered_update_that_is_read_again_still_holds_its_offset(federation: str) -> None:
     """What waits for a version must be read once more after a crash, however often it was read before."""
     broker, told = MemoryBroker(), asyncio.Event()
     settings = settings_for(federation, aggregation={"buffer_size": 2})
-    build = Intake.__init__
 
-    def rewound(self: Intake, federation: Any, reader: Any, *rest: Any) -> None:
-        build(self, federation, _Rewound(reader, told), *rest)
+    async def rewind(call: Call) -> Any:
+        if call.operation == "poll" and call.topics == (f"{federation}.updates",) and told.is_set():
+            told.clear()
+            await call.target.seek_to_beginning()
+        return await call.proceed()
 
-    monkeypatch.setattr(Intake, "__init__", rewound)
-    async with aggregator(broker, settings) as running:
+    async with aggregator(FaultyBroker(broker, rewind), settings) as running:
         for _ in range(2):
             await running.send(update(delta_of(1.0)))
         await running.events("update_duplicate", 1)

@@ -3,78 +3,28 @@
 import asyncio
 import threading
 from collections.abc import Iterable
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import pytest
 import torch
 
-from llmos_stream.broker import Broker, MemoryBroker, Record, Topics
+from llmos_stream.broker import Broker, MemoryBroker, Topics
 from llmos_stream.codec import Layout
 from llmos_stream.config import Settings
-from llmos_stream.errors import BrokerUnavailable
 from llmos_stream.log import ControlView, Pointer, decoded_versions
 from llmos_stream.roles.aggregator import Initial, initial_of
 from llmos_stream.roles.evaluator import run_evaluator
 from llmos_stream.runtime import Offload, Shutdown, retry
-from llmos_stream.testing import RunningFederation
+from llmos_stream.testing import FaultyBroker, RunningFederation
 from llmos_stream.training import Batch, Task, load_task
 from llmos_stream.training.model_evaluator import ModelEvaluator
 from llmos_stream.types import Event
 from llmos_stream.wire import load_event
+from tests.losing import LosesVersions
 from tests.replay.aids import running_from
 from tests.roles.aids import settings_for, update
 
 _SECONDS = 20.0
-
-
-class _Unsteady:
-    """A reader of `<f>.models` that gives one record at a time, and loses the broker as its owner says."""
-
-    def __init__(self, reader: Any, broker: "_UnsteadyBroker") -> None:
-        self._reader = reader
-        self._broker = broker
-
-    async def __aenter__(self) -> Self:
-        await self._reader.__aenter__()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self._reader.__aexit__(kind, error, trace)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._reader, name)
-
-    async def poll(self, timeout_seconds: float, max_records: int = 500) -> list[Record]:
-        broker = self._broker
-        broker.polled.set()
-        found: list[Record] = await self._reader.poll(timeout_seconds, 1)
-        if found:
-            broker.read += 1
-            if broker.read in broker.lost_at:
-                broker.lost.set()
-                await broker.silence.wait()
-                raise BrokerUnavailable("lost")
-        return found
-
-
-class _UnsteadyBroker:
-    """Is lost with the records of `<f>.models` that are named, counted as they are read; after a silence."""
-
-    def __init__(self, broker: Broker, lost_at: set[int]) -> None:
-        self._broker = broker
-        self.lost_at = lost_at
-        self.read = 0
-        self.polled, self.lost, self.silence = asyncio.Event(), asyncio.Event(), asyncio.Event()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._broker, name)
-
-    def reader(self, topics: list[str], **options: Any) -> Any:
-        reader = self._broker.reader(topics, **options)
-        return _Unsteady(reader, self) if topics[0].endswith(".models") else reader
 
 
 def _settings(federation: str, **sections: Any) -> Settings:
@@ -209,11 +159,12 @@ async def test_one_that_loses_the_broker_keeps_its_place(
     broker = MemoryBroker()
     settings = _settings(federation, versions={"full_every": 100}, stop={"max_versions": 9})
     task, initial = _task(settings)
-    unsteady: Any = _UnsteadyBroker(broker, lost_at)
-    unsteady.silence.set()
+    losing = LosesVersions(lost_at)
     async with running_from(broker, settings, initial) as running, Offload(2) as offload:
         await _publish(running, initial.layout, range(1, 7))
-        evaluating = asyncio.create_task(run_evaluator(unsteady, settings, task, offload, Shutdown()))
+        evaluating = asyncio.create_task(
+            run_evaluator(FaultyBroker(broker, losing), settings, task, offload, Shutdown())
+        )
         await _measured(running, 1)
         await _publish(running, initial.layout, range(7, 10))
         await evaluating
@@ -221,7 +172,7 @@ async def test_one_that_loses_the_broker_keeps_its_place(
         expected = await _expected(running, settings, task)
     assert [version for version, _ in found] == [6, 7, 8, 9]
     assert all(metrics == pytest.approx(expected[version]) for version, metrics in found)
-    assert unsteady.read > max(lost_at)
+    assert losing.found > max(lost_at)
 
 
 @pytest.mark.parametrize("full_every", [4, 100])
@@ -234,13 +185,16 @@ async def test_what_came_before_the_first_version_was_reached_is_measured_too(
     broker = MemoryBroker()
     settings = _settings(federation, versions={"full_every": full_every}, stop={"max_versions": 9})
     task, initial = _task(settings)
-    unsteady: Any = _UnsteadyBroker(broker, {lost_at})
+    losing = LosesVersions({lost_at})
+    losing.silence_over.clear()
     async with running_from(broker, settings, initial) as running, Offload(2) as offload:
         await _publish(running, initial.layout, range(1, 7))
-        evaluating = asyncio.create_task(run_evaluator(unsteady, settings, task, offload, Shutdown()))
-        await unsteady.lost.wait()
+        evaluating = asyncio.create_task(
+            run_evaluator(FaultyBroker(broker, losing), settings, task, offload, Shutdown())
+        )
+        await losing.lost.wait()
         await _publish(running, initial.layout, range(7, 10))
-        unsteady.silence.set()
+        losing.silence_over.set()
         await evaluating
         found = await _all_measured(running)
         expected = await _expected(running, settings, task)
@@ -255,15 +209,18 @@ async def test_one_that_was_there_before_the_first_version_measures_all_of_them(
     broker = MemoryBroker()
     settings = _settings(federation, stop={"max_versions": 5})
     task, initial = _task(settings)
-    unsteady: Any = _UnsteadyBroker(broker, {1})
+    losing = LosesVersions({1})
+    losing.silence_over.clear()
     await broker.create_topics(Topics(federation).specs(settings.topics))
     async with Offload(2) as offload:
-        evaluating = asyncio.create_task(run_evaluator(unsteady, settings, task, offload, Shutdown()))
-        await unsteady.polled.wait()
+        evaluating = asyncio.create_task(
+            run_evaluator(FaultyBroker(broker, losing), settings, task, offload, Shutdown())
+        )
+        await losing.polled.wait()
         async with running_from(broker, settings, initial) as running:
-            await unsteady.lost.wait()
+            await losing.lost.wait()
             await _publish(running, initial.layout, range(1, 6))
-            unsteady.silence.set()
+            losing.silence_over.set()
             await evaluating
             found = await _all_measured(running)
     assert [version for version, _ in found] == list(range(6))

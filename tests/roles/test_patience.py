@@ -7,7 +7,7 @@ import random
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
@@ -23,6 +23,7 @@ from llmos_stream.roles.client import ClientState, run_client
 from llmos_stream.roles.evaluator import run_evaluator
 from llmos_stream.runtime import Offload, Shutdown, retry, run_all
 from llmos_stream.runtime.retry import keep_trying, until_stop
+from llmos_stream.testing import Call, FaultyBroker
 from llmos_stream.training import load_task
 from llmos_stream.types import Event
 from llmos_stream.wire import load_event
@@ -86,57 +87,31 @@ async def test_a_stop_leaves_the_broker_a_few_seconds() -> None:
 
 
 class Breaking:
-    """A broker whose readers and producers break off now and then, as those of a Kafka do that is cut off."""
+    """Breaks readers and producers off now and then, as those of a Kafka are that is cut off.
 
-    def __init__(self, broker: Broker, chance: float) -> None:
-        self._broker = broker
+    One that broke off stays so; what it was asked for may or may not have been done.
+    """
+
+    def __init__(self, chance: float) -> None:
         self.chance = chance
-        self._random = random.Random(1)  # noqa: S311  no secret is made of it
         self.broken = 0
+        self._random = random.Random(1)  # noqa: S311  no secret is made of it
+        self._lost: set[object] = set()
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._broker, name)
+    async def __call__(self, call: Call) -> Any:
+        if call.operation not in {"open", "poll", "lag", "send", "send_all"}:
+            return await call.proceed()
+        if call.target in self._lost or self._breaks():
+            self._lost.add(call.target)
+            if not self._breaks():
+                await call.proceed()
+            raise BrokerUnavailable("broken off")
+        return await call.proceed()
 
-    def reader(self, *arguments: Any, **more: Any) -> "_BreakingEnd":
-        return _BreakingEnd(self, self._broker.reader(*arguments, **more))
-
-    def producer(self) -> "_BreakingEnd":
-        return _BreakingEnd(self, self._broker.producer())
-
-    def breaks(self) -> bool:
+    def _breaks(self) -> bool:
         broken = self._random.random() < self.chance
         self.broken += broken
         return broken
-
-
-class _BreakingEnd:
-    """A reader or a producer. One that broke off stays so; what it was asked for may or may not have been done."""
-
-    def __init__(self, owner: Breaking, end: Any) -> None:
-        self._owner = owner
-        self._end = end
-        self._lost = False
-
-    def __getattr__(self, name: str) -> Any:
-        found = getattr(self._end, name)
-        return self._breaking(found) if name in {"poll", "lag", "send", "send_all"} else found
-
-    async def __aenter__(self) -> "_BreakingEnd":
-        await self._breaking(self._end.__aenter__)()
-        return self
-
-    async def __aexit__(self, *error: object) -> None:
-        await self._end.__aexit__(None, None, None)
-
-    def _breaking(self, work: Callable[..., Any]) -> Callable[..., Any]:
-        async def run(*arguments: Any, **more: Any) -> Any:
-            self._lost = self._lost or self._owner.breaks()
-            result = None if self._lost and self._owner.breaks() else await work(*arguments, **more)
-            if self._lost:
-                raise BrokerUnavailable("broken off")
-            return result
-
-        return run
 
 
 @pytest.mark.parametrize("codec", ["int8", "topk"])
@@ -153,7 +128,8 @@ async def test_a_log_that_breaks_off_again_and_again(
         stop={"max_versions": 25},
     )
     broker = MemoryBroker()
-    breaking = Breaking(broker, 0.07)
+    breaking = Breaking(0.07)
+    through = FaultyBroker(broker, breaking)
     events: list[Event] = []
     logged: list[Event] = []
     stop, over, looked = Shutdown(), Shutdown(), asyncio.Event()
@@ -173,7 +149,6 @@ async def test_a_log_that_breaks_off_again_and_again(
 
         async def roles() -> list[Any]:
             with ClientState("c", tmp_path) as state:
-                through = cast("Broker", breaking)
                 ended = await run_all(
                     aggregate(offload),
                     run_client(through, settings, task, state, offload, stop),
@@ -189,7 +164,7 @@ async def test_a_log_that_breaks_off_again_and_again(
             return ended
 
         (end, updates, last), _ = await run_all(
-            roles(), follow_events(cast("Broker", breaking), Topics(settings.federation.name), events.append, over)
+            roles(), follow_events(through, Topics(settings.federation.name), events.append, over)
         )
         async with broker.reader([f"{federation}.models"], start="earliest") as reader:
             versions = [version async for version in read_versions(reader, settings.wire)]
