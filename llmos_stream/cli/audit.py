@@ -2,7 +2,7 @@
 
 import argparse
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from llmos_stream.cli.common import (
     Commands,
@@ -13,12 +13,9 @@ from llmos_stream.cli.common import (
     say,
     show_fields,
     show_table,
-    start_logging,
 )
-from llmos_stream.cli.flags import load_settings
-from llmos_stream.cli.replaying import opened
+from llmos_stream.cli.replaying import numbers_of, opened
 from llmos_stream.config import Settings
-from llmos_stream.errors import ConfigError
 from llmos_stream.reporting.wording import plain
 
 if TYPE_CHECKING:
@@ -40,9 +37,7 @@ def add(commands: Commands) -> None:
     parser.add_argument("number", nargs="?", type=int, help="which version; default: the newest")
 
 
-def _run(arguments: argparse.Namespace) -> int:
-    settings = load_settings(arguments)
-    start_logging(settings)
+def _run(arguments: argparse.Namespace, settings: Settings) -> int:
     found = asyncio.run(_audit(settings, arguments.number))
     if arguments.json:
         print_json(_plain(found))
@@ -55,12 +50,7 @@ async def _audit(settings: Settings, number: int | None) -> "Audit":
     from llmos_stream.replay import audit
 
     async with opened(settings) as log:
-        numbers = log.index.numbers
-        if not numbers:
-            raise ConfigError(f"federation {settings.federation.name} has no versions in the log")
-        wanted = numbers[-1] if number is None else number
-        if wanted not in log.index.versions:
-            raise ConfigError(f"version {wanted} is not in the log, which holds {numbers.start} to {numbers.stop - 1}")
+        wanted = numbers_of(None if number is None else str(number), log.index, settings.federation.name)[-1]
         with err().status("reading the log ..."):
             return await audit(log, wanted)
 
@@ -71,23 +61,16 @@ def _plain(found: "Audit") -> dict[str, object]:
     head = found.entry.head
     described = describe(head)
     described.pop("signature")
+    contributions = cast("list[dict[str, object]]", described["manifest"])
     manifest = [
-        {
-            "client_id": item.contribution.client_id,
-            "sequence": item.contribution.sequence,
-            "partition": item.contribution.partition,
-            "offset": item.contribution.offset,
+        contribution
+        | {
             "base_version": item.base_version,
-            "num_examples": item.contribution.num_examples,
-            "staleness": item.contribution.staleness,
-            "weight": item.contribution.weight,
-            "clip": item.contribution.clip,
             "share": item.share,
-            "payload_digest": item.contribution.payload_digest.hex(),
             "log": str(item.presence),
             "detail": item.detail or None,
         }
-        for item in found.items
+        for contribution, item in zip(contributions, found.items, strict=True)
     ]
     place = {"partition": found.entry.at.partition, "offset": found.entry.at.offset}
     return described | {"manifest": manifest, "moments_kept": found.moments_kept} | place

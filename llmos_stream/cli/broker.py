@@ -4,8 +4,8 @@ import argparse
 import socket
 from pathlib import Path
 
-from llmos_stream.cli.common import Commands, add_command, err, note, print_json, say, start_logging
-from llmos_stream.cli.flags import load_settings
+from llmos_stream.cli.common import Commands, add_command, err, note, print_json, say
+from llmos_stream.config import Settings
 from llmos_stream.errors import BrokerError, ConfigError
 from llmos_stream.runtime import Shutdown, run_process
 
@@ -28,13 +28,11 @@ def add(commands: Commands) -> None:
     parser.add_argument("--data", type=Path, metavar="DIR", help="folder that keeps the log (default: a temporary one)")
 
 
-def _run(arguments: argparse.Namespace) -> int:
+def _run(arguments: argparse.Namespace, settings: Settings) -> int:
     from llmos_stream.broker import LocalKafka
 
-    settings = load_settings(arguments)
     if arguments.port is not None:
         _check_port(arguments.port)
-    start_logging(settings)
     with err().status("starting Kafka (the first time it is fetched by Maven) ..."):
         kafka = LocalKafka(arguments.data, port=arguments.port).start()
 

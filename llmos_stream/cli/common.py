@@ -12,14 +12,15 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from llmos_stream.cli.flags import add_settings, is_setting
-from llmos_stream.config import Settings
+from llmos_stream.cli.flags import add_settings, given_settings, is_setting
+from llmos_stream.config import Settings, load
 from llmos_stream.reporting.wording import as_text
 from llmos_stream.runtime import ExitCode, configure_logging
 
 _UNBOUNDED = 1 << 20
-
 Commands: TypeAlias = "argparse._SubParsersAction[Parser]"
+Defaults: TypeAlias = Mapping[str, Mapping[str, Any]]
+NO_DEFAULTS: Defaults = {}
 
 
 class Parser(argparse.ArgumentParser):
@@ -59,32 +60,46 @@ class _PlainConsole(Console):
 def add_command(
     commands: Commands,
     name: str,
-    run: Callable[[argparse.Namespace], int],
+    run: Callable[[argparse.Namespace, Settings], int],
     *,
     text: str,
-    sections: tuple[str, ...] = (),
-    defaults: Mapping[str, Mapping[str, Any]] | None = None,
-    examples: str = "",
+    sections: tuple[str, ...],
+    examples: str,
+    defaults: Defaults = NO_DEFAULTS,
+    shown: Defaults = NO_DEFAULTS,
 ) -> Parser:
-    """Declare a command: its help, its settings' flags with its own `defaults`, `--json` and what runs it."""
+    """Declare a command: its help, its settings' flags, `--json` and what runs it with its settings.
+
+    `defaults` are the command's own, below all that a person says; the help has those that are `shown` as well.
+    """
     parser = commands.add_parser(
         name,
         help=text,
         description=text[0].upper() + text[1:] + ".",
-        epilog=f"examples:\n{examples}" if examples else None,
+        epilog=f"examples:\n{examples}",
         formatter_class=_Help,
         allow_abbrev=False,
     )
     parser.add_argument("--json", action="store_true", help="print JSON on standard output, for scripts")
-    if sections:
-        add_settings(parser, sections, defaults or {})
-    parser.set_defaults(run=run, parser=parser)
+    add_settings(parser, sections, {**defaults, **shown})
+    parser.set_defaults(run=run, parser=parser, defaults=defaults)
     return parser
 
 
-def start_logging(settings: Settings) -> None:
-    """Send the package's logs to standard error, past a live display where there is one."""
+def run_command(arguments: argparse.Namespace) -> int:
+    """Run the command that `arguments` name, with its settings and its logs on standard error."""
+    settings = load(given_settings(arguments), arguments.config, arguments.defaults)
+    # Past a live display, where there is one.
     configure_logging(settings.runtime, cast("TextIO", _StandardError()))
+    return int(arguments.run(arguments, settings))
+
+
+def answer(arguments: argparse.Namespace, value: object, text: str) -> None:
+    """The result, in the form that was asked for: `value` as JSON, or `text`."""
+    if arguments.json:
+        print_json(value)
+    else:
+        say(text)
 
 
 def print_json(value: object) -> None:

@@ -11,9 +11,8 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from llmos_stream import __version__
-from llmos_stream.cli.common import Commands, add_command, err, note, print_json, say, show_table, start_logging
-from llmos_stream.cli.flags import load_settings
-from llmos_stream.config import AggregationSettings, Settings
+from llmos_stream.cli.common import Commands, add_command, err, note, print_json, say, show_table
+from llmos_stream.config import Settings
 from llmos_stream.errors import ConfigError, LlmosError
 from llmos_stream.runtime import ExitCode, Shutdown, run_process
 from llmos_stream.telemetry.tracing import traced
@@ -55,7 +54,8 @@ def add(commands: Commands) -> None:
         _run,
         text="train one model with eight unequal clients and write report.html",
         sections=_SECTIONS,
-        defaults={**DEFAULTS, "federation": {"name": _NAME}},
+        defaults=DEFAULTS,
+        shown={"federation": {"name": _NAME}},
         examples=(
             "  llmos-stream demo                    # in this process, no Kafka needed\n"
             "  llmos-stream demo --broker kafka     # a process each, over a real Kafka\n"
@@ -76,19 +76,18 @@ def add(commands: Commands) -> None:
     parser.add_argument("--report", type=Path, default=Path("report.html"), metavar="FILE", help="default: report.html")
 
 
-def _run(arguments: argparse.Namespace) -> int:
+def _run(arguments: argparse.Namespace, settings: Settings) -> int:
     from llmos_stream.broker import LocalKafka
     from llmos_stream.cli.progress import ProgressDisplay
     from llmos_stream.demo import ClientMix, make_scenario, run_processes
     from llmos_stream.federated.embedded import run_embedded
     from llmos_stream.reporting import History, require_plotly
 
-    settings = load_settings(arguments, _defaults(arguments.clients))
+    settings = _fitting(settings, arguments.clients)
     mix = ClientMix.fitting(arguments.clients, arguments.slow, arguments.late, arguments.leaving)
     require_plotly()  # before the work, not after it
     if arguments.report.is_dir():
         raise ConfigError(f"--report: {arguments.report} is a folder")
-    start_logging(settings)
     on_kafka = (arguments.broker or ("kafka" if settings.broker.bootstrap_servers else "embedded")) == "kafka"
     console = err()
     history = History()
@@ -122,10 +121,12 @@ def _run(arguments: argparse.Namespace) -> int:
     return code
 
 
-def _defaults(clients: int) -> Mapping[str, Mapping[str, Any]]:
+def _fitting(settings: Settings, clients: int) -> Settings:
     """Fewer clients make a smaller buffer: two would fill one of four only by waiting for each other."""
-    usual = AggregationSettings().buffer_size
-    return {**DEFAULTS, "aggregation": {"buffer_size": max(1, min(usual, clients // 2))}}
+    if "buffer_size" in settings.aggregation.model_fields_set:
+        return settings
+    size = max(1, min(settings.aggregation.buffer_size, clients // 2))
+    return settings.model_copy(update={"aggregation": settings.aggregation.model_copy(update={"buffer_size": size})})
 
 
 def _on(settings: Settings, bootstrap_servers: str | None) -> Settings:

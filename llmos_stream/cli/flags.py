@@ -11,7 +11,7 @@ from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from llmos_stream.config import SECTIONS, Settings, load
+from llmos_stream.config import SECTIONS
 from llmos_stream.config.plugins import Kind
 
 _DEST = "setting:"
@@ -56,7 +56,7 @@ def add_settings(
 ) -> None:
     """Add `--config` and a group of flags a section. A secret has no flag: process lists show flags.
 
-    `defaults` are the command's own, shown in place of the general ones.
+    `defaults` are shown in place of the general ones.
     """
     parser.add_argument("--config", type=Path, metavar="FILE", help="settings file (TOML); default $LLMOS_CONFIG")
     for section in sections:
@@ -70,20 +70,6 @@ def add_settings(
                 dest = f"{_DEST}{section}.{setting.field}"
                 kind = setting.kind if fits else "NAME"
                 group.add_argument(setting.flag, dest=dest, metavar=kind, default=None, help=text)
-
-
-def load_settings(arguments: argparse.Namespace, defaults: Mapping[str, Mapping[str, Any]] | None = None) -> Settings:
-    """Settings from flags, environment and file. `defaults` are a command's own, below all three."""
-    given = given_settings(arguments)
-    settings = load(given, arguments.config)
-    if not defaults:
-        return settings
-    for section, fields in defaults.items():
-        already = getattr(settings, section).model_fields_set
-        for field, value in fields.items():
-            if field not in already:
-                given.setdefault(section, {})[field] = value
-    return load(given, arguments.config)
 
 
 def given_settings(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 import orjson
 from rich.console import Console
 
-from llmos_stream.cli.common import Commands, add_command, print_json, start_logging
-from llmos_stream.cli.flags import load_settings
+from llmos_stream.cli.common import Commands, add_command, print_json
 from llmos_stream.config import Settings
 from llmos_stream.errors import ConfigError, Rejected
 from llmos_stream.types import TopicKind
@@ -44,9 +43,7 @@ def add(commands: Commands) -> None:
     which.add_argument("--last", type=int, metavar="N", help="show the newest N records, the newest last")
 
 
-def _run(arguments: argparse.Namespace) -> int:
-    settings = load_settings(arguments)
-    start_logging(settings)
+def _run(arguments: argparse.Namespace, settings: Settings) -> int:
     if arguments.source in _TOPICS:
         records = asyncio.run(
             _from_topic(settings, arguments.source, arguments.partition, arguments.offset, arguments.last)

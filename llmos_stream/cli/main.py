@@ -22,7 +22,7 @@ from llmos_stream.cli import (
     topics,
     versions,
 )
-from llmos_stream.cli.common import Parser
+from llmos_stream.cli.common import Parser, run_command
 from llmos_stream.errors import LlmosError
 from llmos_stream.runtime.process import ExitCode, exit_code, exit_process
 
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if unknown:
         arguments.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     try:
-        return int(arguments.run(arguments))
+        return run_command(arguments)
     except LlmosError as error:
         sys.stderr.write(f"error: {error}\n")
         return exit_code(error)

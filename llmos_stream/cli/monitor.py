@@ -7,8 +7,7 @@ from contextlib import ExitStack
 from functools import cache
 from typing import TYPE_CHECKING
 
-from llmos_stream.cli.common import Commands, add_command, err, print_json, say
-from llmos_stream.cli.flags import load_settings
+from llmos_stream.cli.common import Commands, add_command, answer, err
 from llmos_stream.cli.process import run_connected
 from llmos_stream.config import Settings
 from llmos_stream.errors import ConfigError
@@ -39,8 +38,7 @@ def add(commands: Commands) -> None:
     parser.add_argument("--quiet", action="store_true", help="no live progress")
 
 
-def _run(arguments: argparse.Namespace) -> int:
-    settings = load_settings(arguments)
+def _run(arguments: argparse.Namespace, settings: Settings) -> int:
     page = None if settings.dashboard.port is None else _page(settings)
     seen: Counter[str] = Counter()
 
@@ -66,12 +64,10 @@ def _run(arguments: argparse.Namespace) -> int:
             else:
                 await page.follow(broker, take, shutdown)
 
-    code = run_connected("monitor", settings, role, beside=None if page is None else page.show)
+    code, _ = run_connected("monitor", settings, role, beside=None if page is None else page.show)
     if code is ExitCode.DONE:
-        if arguments.json:
-            print_json({"events": {str(kind): count for kind, count in seen.items()}})
-        else:
-            say(f"{plural(seen.total(), 'event')} seen")
+        counts = {str(kind): count for kind, count in seen.items()}
+        answer(arguments, {"events": counts}, f"{plural(seen.total(), 'event')} seen")
     return code
 
 

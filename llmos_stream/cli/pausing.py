@@ -5,50 +5,33 @@ import asyncio
 import math
 from functools import partial
 
-from llmos_stream.cli.common import Commands, add_command, print_json, say, start_logging
-from llmos_stream.cli.flags import load_settings
+from llmos_stream.cli.common import Commands, add_command, answer
 from llmos_stream.config import Settings
 from llmos_stream.errors import BrokerError
-
-_SECTIONS = ("federation", "broker")
 
 
 def add(commands: Commands) -> None:
     """Declare both commands."""
-    add_command(
-        commands,
-        "pause",
-        partial(_run, paused=True),
-        text="let training rest: no update is begun and none is folded",
-        sections=_SECTIONS,
-        examples="  llmos-stream pause --federation.name hospital",
-    )
-    add_command(
-        commands,
-        "resume",
-        partial(_run, paused=False),
-        text="let training go on after a pause",
-        sections=_SECTIONS,
-        examples="  llmos-stream resume --federation.name hospital",
-    )
+    for name, paused, text in (
+        ("pause", True, "let training rest: no update is begun and none is folded"),
+        ("resume", False, "let training go on after a pause"),
+    ):
+        run = partial(_run, paused=paused)
+        example = f"  llmos-stream {name} --federation.name hospital"
+        add_command(commands, name, run, text=text, sections=("federation", "broker"), examples=example)
 
 
-def _run(arguments: argparse.Namespace, *, paused: bool) -> int:
-    settings = load_settings(arguments)
-    start_logging(settings)
+def _run(arguments: argparse.Namespace, settings: Settings, *, paused: bool) -> int:
+    hours = asyncio.run(_set_paused(settings, paused))
     if paused:
-        hours = asyncio.run(_set_paused(settings, True))
-        if arguments.json:
-            print_json({"paused": True, "updates_kept_hours": hours if hours is None or math.isfinite(hours) else None})
-        else:
-            say("paused: clients rest, nothing is folded; llmos-stream resume lets it go on")
-            say(f"updates under way wait in the log {_how_long(settings, hours)}")
+        kept = hours if hours is None or math.isfinite(hours) else None
+        told = (
+            "paused: clients rest, nothing is folded; llmos-stream resume lets it go on\n"
+            f"updates under way wait in the log {_how_long(settings, hours)}"
+        )
+        answer(arguments, {"paused": True, "updates_kept_hours": kept}, told)
     else:
-        asyncio.run(_set_paused(settings, False))
-        if arguments.json:
-            print_json({"paused": False})
-        else:
-            say("the federation goes on")
+        answer(arguments, {"paused": False}, "the federation goes on")
     return 0
 
 

@@ -4,10 +4,9 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from contextlib import AsyncExitStack
 from pathlib import Path
 from tempfile import gettempdir
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from llmos_stream import __version__
-from llmos_stream.cli.common import start_logging
 from llmos_stream.config import Settings
 from llmos_stream.runtime import BROKER, ExitCode, Health, Offload, Shutdown, met, run_all, run_process, run_while
 from llmos_stream.telemetry.tracing import traced
@@ -17,6 +16,8 @@ if TYPE_CHECKING:
     from llmos_stream.broker import Broker
     from llmos_stream.log import Federation
     from llmos_stream.training import Task
+
+T = TypeVar("T")
 
 
 def federation_of(
@@ -32,17 +33,17 @@ def federation_of(
 def run_role(
     name: str,
     settings: Settings,
-    role: Callable[["Broker", "Task", Offload, Shutdown], Awaitable[None]],
+    role: Callable[["Broker", "Task", Offload, Shutdown], Awaitable[T]],
     *,
     patient: bool = True,
     needs: Iterable[str] = (BROKER,),
-) -> ExitCode:
-    """Connect, load the task and run the role under signals."""
+) -> tuple[ExitCode, T | None]:
+    """As `run_connected`, for a role that needs the task."""
 
-    async def with_task(broker: "Broker", offload: Offload, shutdown: Shutdown) -> None:
+    async def with_task(broker: "Broker", offload: Offload, shutdown: Shutdown) -> T:
         from llmos_stream.training import load_task
 
-        await role(broker, await offload.run(load_task, settings.task, settings.client), offload, shutdown)
+        return await role(broker, await offload.run(load_task, settings.task, settings.client), offload, shutdown)
 
     return run_connected(name, settings, with_task, patient=patient, needs=needs)
 
@@ -50,18 +51,21 @@ def run_role(
 def run_connected(
     name: str,
     settings: Settings,
-    role: Callable[["Broker", Offload, Shutdown], Awaitable[None]],
+    role: Callable[["Broker", Offload, Shutdown], Awaitable[T]],
     *,
     patient: bool = True,
     needs: Iterable[str] = (BROKER,),
     beside: Callable[[Shutdown], Coroutine[Any, Any, None]] | None = None,
-) -> ExitCode:
+) -> tuple[ExitCode, T | None]:
     """Connect and run the role under signals, answering operators meanwhile where a port is set.
+
+    Returns what the role came to too, None where it was stopped before it began.
 
     A role may be started before its broker and waits for it; one that is not `patient` fails with one clear error.
     It is ready while it has all that it `needs`. `beside` runs from the beginning, whether the broker answers or not,
     until a stop is asked for.
     """
+    result: list[T] = []
 
     async def process(shutdown: Shutdown) -> None:
         from llmos_stream.broker import connect
@@ -84,15 +88,14 @@ def run_connected(
                     return
                 met(BROKER)
                 offload = await stack.enter_async_context(Offload(settings.runtime.workers))
-                await role(broker, offload, shutdown)
+                result.append(await role(broker, offload, shutdown))
 
             both = run_all(main(), beside(shutdown)) if beside else main()
             await run_while(both, health.beat())
 
-    start_logging(settings)
     facts = {"role": name, "federation": settings.federation.name, "version": __version__}
     with traced(settings.tracing, facts):
-        return run_process(process, settings.runtime.stop_seconds)
+        return run_process(process, settings.runtime.stop_seconds), result[0] if result else None
 
 
 def _folders(name: str, settings: Settings) -> dict[str, Path]:

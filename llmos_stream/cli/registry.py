@@ -7,9 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from llmos_stream.cli.common import Commands, add_command, note, print_json, say
+from llmos_stream.cli.common import Commands, add_command, answer
 from llmos_stream.cli.export import check_target, write_file, write_weights
-from llmos_stream.cli.flags import load_settings
 from llmos_stream.cli.process import run_connected
 from llmos_stream.config import Settings
 from llmos_stream.errors import ConfigError, LlmosError, OffsetGone, Rejected, TopicMissing
@@ -42,32 +41,28 @@ def add(commands: Commands) -> None:
     )
 
 
-def _run_archive(arguments: argparse.Namespace) -> int:
+def _run_archive(arguments: argparse.Namespace, settings: Settings) -> int:
     from llmos_stream.registry import STORE, open_store, run_archiver
 
-    settings = load_settings(arguments)
     store = open_store(settings.registry, settings.federation.name)
-    archived: list[int] = []
 
-    async def role(broker: "Broker", offload: Offload, shutdown: Shutdown) -> None:
-        archived.extend(await run_archiver(broker, settings, store, offload, shutdown))
+    async def role(broker: "Broker", offload: Offload, shutdown: Shutdown) -> Sequence[int]:
+        return await run_archiver(broker, settings, store, offload, shutdown)
 
-    code = run_connected("archiver", settings, role, needs=(BROKER, STORE))
+    code, found = run_connected("archiver", settings, role, needs=(BROKER, STORE))
     if code is ExitCode.DONE:
-        if arguments.json:
-            print_json({"archived": archived})
-        else:
-            last = f", the last one {archived[-1]}" if archived else ""
-            say(f"{plural(len(archived), 'version')} archived{last}")
+        archived = found or []
+        last = f", the last one {archived[-1]}" if archived else ""
+        answer(arguments, {"archived": archived}, f"{plural(len(archived), 'version')} archived{last}")
     return code
 
 
-def run_promotion(settings: Settings, number: int | None, as_json: bool) -> int:
-    """Promote version `number`; None: go back to the one promoted before."""
+def run_promotion(arguments: argparse.Namespace, settings: Settings) -> int:
+    """Promote the version of `arguments.number`; None: go back to the one promoted before."""
     from llmos_stream.broker import Topics
     from llmos_stream.registry import promote, roll_back
 
-    topics = Topics(settings.federation.name)
+    topics, number = Topics(settings.federation.name), arguments.number
 
     async def change(broker: "Broker", offload: Offload) -> "Promotion":
         if number is None:
@@ -75,25 +70,20 @@ def run_promotion(settings: Settings, number: int | None, as_json: bool) -> int:
         return await promote(broker, topics, settings.registry, number, offload)
 
     now = asyncio.run(_connected(settings, change))
-    if as_json:
-        print_json(asdict(now))
-    else:
-        before = f"; `versions rollback` goes back to {now.history[-1]}" if now.history else ""
-        say(f"version {now.version} is promoted{before}")
+    before = f"; `versions rollback` goes back to {now.history[-1]}" if now.history else ""
+    answer(arguments, asdict(now), f"version {now.version} is promoted{before}")
     return 0
 
 
-def run_export(settings: Settings, number: int | None, to: Path | None, as_json: bool) -> int:
+def run_export(arguments: argparse.Namespace, settings: Settings) -> int:
     """Write a version, by default the newest, as a file: from the log, or else from the registry where there is one."""
-    if to is not None:
-        check_target(to)
+    if arguments.to is not None:
+        check_target(arguments.to)
     path, found, tensors, digest, source = asyncio.run(
-        _connected(settings, lambda broker, offload: _export(broker, offload, settings, number, to))
+        _connected(settings, lambda broker, offload: _export(broker, offload, settings, arguments.number, arguments.to))
     )
-    if as_json:
-        print_json({"file": str(path), "version": found, "tensors": tensors, "weights_digest": digest})
-    else:
-        note(f"wrote version {found}, {tensors} tensors, {source}to {path}")
+    written = {"file": str(path), "version": found, "tensors": tensors, "weights_digest": digest}
+    answer(arguments, written, f"wrote version {found}, {tensors} tensors, {source}to {path}")
     return 0
 
 

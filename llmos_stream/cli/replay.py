@@ -7,9 +7,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llmos_stream.cli.common import Commands, add_command, note, plain_table, print_json, say, show_table, start_logging
+from llmos_stream.cli.common import Commands, add_command, note, plain_table, print_json, say, show_table
 from llmos_stream.cli.export import check_target, write_weights
-from llmos_stream.cli.flags import given_settings, load_settings
+from llmos_stream.cli.flags import given_settings
 from llmos_stream.cli.replaying import bar, numbers_of, opened
 from llmos_stream.cli.whatif import run_what_if
 from llmos_stream.config import SECTIONS, Settings
@@ -32,7 +32,7 @@ def add(commands: Commands) -> None:
         _run,
         text="rebuild versions from the log and compare digests, or ask what if",
         sections=("federation", "broker", "wire", "runtime", "task", "evaluator", *RULE),
-        defaults=_RECORDED,
+        shown=_RECORDED,
         examples=(
             "  llmos-stream replay                       # every version that can be\n"
             "  llmos-stream replay 5-12\n"
@@ -56,14 +56,12 @@ def add(commands: Commands) -> None:
     parser.add_argument("--to", type=Path, metavar="FILE", help="write the resulting weights (safetensors)")
 
 
-def _run(arguments: argparse.Namespace) -> int:
+def _run(arguments: argparse.Namespace, settings: Settings) -> int:
     changes = changes_of(arguments)
-    settings = load_settings(arguments)
     if arguments.to is not None:
         check_target(arguments.to)
     if arguments.every is not None and arguments.every < 1:
         raise ConfigError("--every: at least 1")
-    start_logging(settings)
     if changes or arguments.without:
         return run_what_if(arguments, settings, changes)
     return asyncio.run(_rebuild(settings, arguments))

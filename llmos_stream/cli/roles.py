@@ -5,8 +5,7 @@ from collections.abc import Coroutine
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from llmos_stream.cli.common import Commands, add_command, err, note, print_json, say
-from llmos_stream.cli.flags import load_settings
+from llmos_stream.cli.common import Commands, add_command, answer, err
 from llmos_stream.cli.process import run_connected, run_role
 from llmos_stream.config import Settings
 from llmos_stream.reporting.wording import plural
@@ -74,83 +73,70 @@ def add(commands: Commands) -> None:
     evaluate.add_argument("--once", action="store_true", help="measure the newest version and stop")
 
 
-def _run_aggregator(arguments: argparse.Namespace) -> int:
-    settings = load_settings(arguments)
-    end: list[RunEnd | None] = []
+def _run_aggregator(arguments: argparse.Namespace, settings: Settings) -> int:
 
-    async def watched(broker: "Broker", shown: Settings, main: Coroutine[Any, Any, "RunEnd | None"]) -> None:
+    async def watched(broker: "Broker", shown: Settings, main: Coroutine[Any, Any, "RunEnd | None"]) -> "RunEnd | None":
         from llmos_stream.cli.progress import show_progress
 
         progress = [] if arguments.quiet or arguments.json else [show_progress(broker, shown, err())]
-        end.append(await run_while(main, *progress))
+        return await run_while(main, *progress)
 
-    async def role(broker: "Broker", task: "Task", offload: Offload, shutdown: Shutdown) -> None:
+    async def role(broker: "Broker", task: "Task", offload: Offload, shutdown: Shutdown) -> "RunEnd | None":
         from llmos_stream.roles.aggregator import initial_of, run_aggregator
 
         main = run_aggregator(broker, settings, lambda: initial_of(task, settings), offload, shutdown)
-        await watched(broker, settings, main)
+        return await watched(broker, settings, main)
 
-    async def shadow(broker: "Broker", offload: Offload, shutdown: Shutdown) -> None:
+    async def shadow(broker: "Broker", offload: Offload, shutdown: Shutdown) -> "RunEnd | None":
         from llmos_stream.replay import run_shadow, shadow_settings
 
         shown = shadow_settings(settings, arguments.shadow)
-        await watched(broker, shown, run_shadow(broker, settings, arguments.shadow, offload, shutdown))
+        return await watched(broker, shown, run_shadow(broker, settings, arguments.shadow, offload, shutdown))
 
-    code = (
+    code, end = (
         run_role("aggregator", settings, role)
         if arguments.shadow is None
         else run_connected("shadow", settings, shadow)
     )
     if code is ExitCode.DONE:
-        found = end[0] if end else None
-        if arguments.json:
-            print_json(asdict(found) if found else {"reason": "stopped", "detail": None, "version": None})
-        elif found:
-            say(f"version {found.version}: {found.detail}")
+        if end:
+            answer(arguments, asdict(end), f"version {end.version}: {end.detail}")
         else:
-            note("stopped; the next start goes on from the newest version")
+            stopped = {"reason": "stopped", "detail": None, "version": None}
+            answer(arguments, stopped, "stopped; the next start goes on from the newest version")
     return code
 
 
-def _run_client(arguments: argparse.Namespace) -> int:
-    settings = load_settings(arguments)
-    sent: list[int] = []
+def _run_client(arguments: argparse.Namespace, settings: Settings) -> int:
 
-    async def role(broker: "Broker", task: "Task", offload: Offload, shutdown: Shutdown) -> None:
+    async def role(broker: "Broker", task: "Task", offload: Offload, shutdown: Shutdown) -> int:
         from llmos_stream.roles.client import ClientState, client_id_of, run_client, state_folder
 
         client_id = client_id_of(settings.client)
         with ClientState(client_id, state_folder(settings.client, settings.federation.name, client_id)) as state:
-            sent.append(await run_client(broker, settings, task, state, offload, shutdown))
+            return await run_client(broker, settings, task, state, offload, shutdown)
 
-    code = run_role("client", settings, role)
+    code, sent = run_role("client", settings, role)
     if code is ExitCode.DONE:
-        updates = sent[0] if sent else 0
-        if arguments.json:
-            print_json({"updates": updates})
-        else:
-            say(f"{plural(updates, 'update')} sent")
+        answer(arguments, {"updates": sent or 0}, f"{plural(sent or 0, 'update')} sent")
     return code
 
 
-def _run_evaluate(arguments: argparse.Namespace) -> int:
-    settings = load_settings(arguments)
-    last: list[Evaluation | None] = []
+def _run_evaluate(arguments: argparse.Namespace, settings: Settings) -> int:
 
-    async def role(broker: "Broker", task: "Task", offload: Offload, shutdown: Shutdown) -> None:
+    async def role(broker: "Broker", task: "Task", offload: Offload, shutdown: Shutdown) -> "Evaluation | None":
         from llmos_stream.roles.evaluator import evaluate_once, run_evaluator
 
         evaluate = evaluate_once if arguments.once else run_evaluator
-        last.append(await evaluate(broker, settings, task, offload, shutdown))
+        return await evaluate(broker, settings, task, offload, shutdown)
 
-    code = run_role("evaluator", settings, role, patient=not arguments.once)
+    code, found = run_role("evaluator", settings, role, patient=not arguments.once)
     if code is ExitCode.DONE:
-        found = last[0] if last else None
-        if arguments.json:
-            print_json(asdict(found) if found else dict.fromkeys(("version", "metrics", "num_examples", "seconds")))
-        elif found is None:
-            note("stopped before there was a version")
-        else:
+        if found:
             metrics = ", ".join(f"{name} {value:.4f}" for name, value in sorted(found.metrics.items()))
-            say(f"version {found.version}: {metrics} on {found.num_examples} examples")
+            told = f"version {found.version}: {metrics} on {found.num_examples} examples"
+            answer(arguments, asdict(found), told)
+        else:
+            nothing = dict.fromkeys(("version", "metrics", "num_examples", "seconds"))
+            answer(arguments, nothing, "stopped before there was a version")
     return code

@@ -3,9 +3,9 @@
 import argparse
 from typing import TYPE_CHECKING
 
-from llmos_stream.cli.common import Commands, add_command, note, print_json
-from llmos_stream.cli.flags import load_settings
+from llmos_stream.cli.common import Commands, add_command, answer
 from llmos_stream.cli.process import run_role
+from llmos_stream.config import Settings
 from llmos_stream.errors import ConfigError
 from llmos_stream.runtime import MODEL, ExitCode, Offload, Shutdown
 
@@ -29,23 +29,18 @@ def add(commands: Commands) -> None:
     )
 
 
-def _run(arguments: argparse.Namespace) -> int:
-    settings = load_settings(arguments)
+def _run(arguments: argparse.Namespace, settings: Settings) -> int:
     try:
         from llmos_stream.inference import run_inference
     except ModuleNotFoundError as error:
         raise ConfigError(f"serve needs {error.name}; install it with: pip install 'llmos-stream[serve]'") from None
-    last: list[int | None] = []
 
-    async def role(broker: "Broker", task: "Task", offload: Offload, shutdown: Shutdown) -> None:
-        last.append(await run_inference(broker, settings, task, offload, shutdown))
+    async def role(broker: "Broker", task: "Task", offload: Offload, shutdown: Shutdown) -> int | None:
+        return await run_inference(broker, settings, task, offload, shutdown)
 
     # It goes on answering without a broker, so all that it needs is a version.
-    code = run_role("inference", settings, role, needs=(MODEL,))
+    code, version = run_role("inference", settings, role, needs=(MODEL,))
     if code is ExitCode.DONE:
-        version = last[0] if last else None
-        if arguments.json:
-            print_json({"version": version})
-        else:
-            note("stopped before there was a version" if version is None else f"version {version} served last")
+        told = "stopped before there was a version" if version is None else f"version {version} served last"
+        answer(arguments, {"version": version}, told)
     return code

@@ -3,7 +3,7 @@
 import argparse
 
 from llmos_stream.cli.common import Commands, add_command, plain_table, print_json, say, show_table
-from llmos_stream.cli.flags import load_settings, settings_of
+from llmos_stream.cli.flags import settings_of
 from llmos_stream.config import Settings
 
 _WHERE = """\
@@ -26,11 +26,10 @@ def add(commands: Commands) -> None:
     parser.add_argument("--markdown", action="store_true", help="print the table of the README, with the defaults")
 
 
-def _run(arguments: argparse.Namespace) -> int:
+def _run(arguments: argparse.Namespace, settings: Settings) -> int:
     if arguments.markdown:
         say(markdown())
         return 0
-    settings = load_settings(arguments)
     if arguments.json:
         print_json(settings.model_dump(mode="json"))
         return 0

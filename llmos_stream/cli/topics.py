@@ -3,8 +3,7 @@
 import argparse
 import asyncio
 
-from llmos_stream.cli.common import Commands, add_command, plain_table, print_json, say, show_table, start_logging
-from llmos_stream.cli.flags import load_settings
+from llmos_stream.cli.common import Commands, add_command, plain_table, print_json, say, show_table
 from llmos_stream.config import Settings
 
 
@@ -21,9 +20,7 @@ def add(commands: Commands) -> None:
     parser.add_argument("action", choices=["create", "list"], help="create what is missing, or list what is there")
 
 
-def _run(arguments: argparse.Namespace) -> int:
-    settings = load_settings(arguments)
-    start_logging(settings)
+def _run(arguments: argparse.Namespace, settings: Settings) -> int:
     return asyncio.run(_topics(settings, arguments.action, arguments.json))
 
 

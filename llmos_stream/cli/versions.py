@@ -2,10 +2,9 @@
 
 import argparse
 import asyncio
-from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from llmos_stream.cli.common import (
     Commands,
@@ -15,9 +14,7 @@ from llmos_stream.cli.common import (
     say,
     show_fields,
     show_table,
-    start_logging,
 )
-from llmos_stream.cli.flags import load_settings
 from llmos_stream.cli.registry import find_in_log, nothing_in_log, run_export, run_promotion
 from llmos_stream.config import Settings
 from llmos_stream.errors import ConfigError
@@ -25,22 +22,6 @@ from llmos_stream.reporting.wording import plain, plural, size
 
 if TYPE_CHECKING:
     from llmos_stream.log.standing import LocatedVersion
-
-
-@dataclass(frozen=True, slots=True)
-class _Row:
-    """A version as `list` shows it."""
-
-    version: int
-    time_ms: int
-    kind: str
-    contributions: int
-    clients: int
-    payload_bytes: int
-    partition: int
-    offset: int
-    weights_digest: str
-    promoted: bool
 
 
 def add(commands: Commands) -> None:
@@ -68,9 +49,7 @@ def add(commands: Commands) -> None:
     )
 
 
-def _run(arguments: argparse.Namespace) -> int:
-    settings = load_settings(arguments)
-    start_logging(settings)
+def _run(arguments: argparse.Namespace, settings: Settings) -> int:
     action, number = arguments.action, arguments.number
     if action == "promote" and number is None:
         raise ConfigError("promote needs the number of a version; see llmos-stream versions list")
@@ -82,9 +61,9 @@ def _run(arguments: argparse.Namespace) -> int:
         case "show":
             return _show(asyncio.run(_find(settings, number)), arguments.json)
         case "export":
-            return run_export(settings, number, arguments.to, arguments.json)
+            return run_export(arguments, settings)
         case _:
-            return run_promotion(settings, number, arguments.json)
+            return run_promotion(arguments, settings)
 
 
 async def _list(settings: Settings, as_json: bool) -> int:
@@ -98,42 +77,44 @@ async def _list(settings: Settings, as_json: bool) -> int:
         served = None if promotion is None else promotion.version
         rows = [_row(version, served) async for version, _ in index.walk()]
     if as_json:
-        print_json([asdict(row) for row in rows])
+        print_json(rows)
         return 0
     if not rows:
         say(nothing_in_log(settings))
         return 0
     table = plain_table("version", "time (UTC)", "contributions", "payload", "offset", "weights")
     for row in rows:
+        contributions = f"{row['contributions']} from {plural(row['clients'], 'client')}"
         table.add_row(
-            f"{row.version}{' *' if row.promoted else ''}",
-            datetime.fromtimestamp(row.time_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S"),
-            f"{row.contributions} from {plural(row.clients, 'client')}" if row.contributions else "initial weights",
-            size(row.payload_bytes) + (" delta" if row.kind == "delta" else ""),
-            str(row.offset),
-            row.weights_digest[:12],
+            f"{row['version']}{' *' if row['promoted'] else ''}",
+            datetime.fromtimestamp(row["time_ms"] / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S"),
+            contributions if row["contributions"] else "initial weights",
+            size(row["payload_bytes"]) + (" delta" if row["kind"] == "delta" else ""),
+            str(row["offset"]),
+            row["weights_digest"][:12],
         )
     show_table(table)
     if served is not None:
-        gone = "" if any(row.promoted for row in rows) else f": version {served}, no longer in the log"
+        gone = "" if any(row["promoted"] for row in rows) else f": version {served}, no longer in the log"
         say(f"* promoted{gone}")
     return 0
 
 
-def _row(version: "LocatedVersion", served: int | None) -> _Row:
+def _row(version: "LocatedVersion", served: int | None) -> dict[str, Any]:
+    """A version as `list` shows it."""
     head = version.head
-    return _Row(
-        version=head.number,
-        time_ms=head.time_ms,
-        kind=str(head.kind),
-        contributions=len(head.manifest),
-        clients=len({item.client_id for item in head.manifest}),
-        payload_bytes=head.payload_size,
-        partition=version.partition,
-        offset=version.offset,
-        weights_digest=head.weights_digest.hex(),
-        promoted=head.number == served,
-    )
+    return {
+        "version": head.number,
+        "time_ms": head.time_ms,
+        "kind": str(head.kind),
+        "contributions": len(head.manifest),
+        "clients": len({item.client_id for item in head.manifest}),
+        "payload_bytes": head.payload_size,
+        "partition": version.partition,
+        "offset": version.offset,
+        "weights_digest": head.weights_digest.hex(),
+        "promoted": head.number == served,
+    }
 
 
 async def _find(settings: Settings, number: int | None) -> "LocatedVersion":

@@ -17,23 +17,35 @@ from llmos_stream.errors import ConfigError
 CONFIG_VARIABLE = "LLMOS_CONFIG"
 
 
-def load(overrides: Mapping[str, Any] | None = None, file: Path | None = None) -> Settings:
+def load(
+    overrides: Mapping[str, Any] | None = None,
+    file: Path | None = None,
+    defaults: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Settings:
     """Read all settings; `overrides` (nested, by section) win, `file` defaults to `$LLMOS_CONFIG`.
+
+    `defaults` are a command's own, below all that a person says.
 
     Raises:
         ConfigError: Some fields are wrong; it lists each with the reason.
     """
     path = file or (Path(os.environ[CONFIG_VARIABLE]) if os.environ.get(CONFIG_VARIABLE) else None)
-    if path is not None and not path.is_file():
-        raise ConfigError(f"settings file {path} does not exist")
+    from_file = {} if path is None else _read(path)
 
-    class FromFile(Settings):
-        _file: ClassVar[Path | None] = path
+    class Layered(Settings):
+        _below: ClassVar[tuple[Mapping[str, Any], ...]] = (from_file, defaults or {})
 
     try:
-        return FromFile(**(overrides or {}))
+        return Layered(**(overrides or {}))
     except (ValidationError, SettingsError) as error:
         raise ConfigError(explain(error)) from None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ConfigError(f"settings file {path} does not exist")
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"settings file {path} is not TOML: {error}") from None
 

@@ -1,11 +1,10 @@
 """All settings of a process: which sections there are, and what must hold between them."""
 
 from collections.abc import Mapping
-from pathlib import Path
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 from pydantic import model_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from llmos_stream.config.aggregation import (
     AggregationSettings,
@@ -72,11 +71,11 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Flags before environment before file; the file's path comes from `load`."""
-        file = cls._file
-        return (init_settings, env_settings, *([TomlConfigSettingsSource(settings_cls, file)] if file else []))
+        """Flags before environment before what `load` says."""
+        below = (InitSettingsSource(settings_cls, dict(values)) for values in cls._below)
+        return (init_settings, env_settings, *below)
 
-    _file: ClassVar[Path | None] = None
+    _below: ClassVar[tuple[Mapping[str, Any], ...]] = ()
 
 
 SECTIONS: Mapping[str, type[Section]] = {

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from llmos_stream.cli.flags import Setting, add_settings, load_settings, settings_of
+from llmos_stream.cli.flags import Setting, add_settings, given_settings, settings_of
 from llmos_stream.cli.main import main
-from llmos_stream.config import SECTIONS, Settings
+from llmos_stream.config import SECTIONS, Settings, load
 from tests.cli.aids import Run
 
 
@@ -63,7 +63,8 @@ def _loaded(*flags: str) -> Settings:
     parser = argparse.ArgumentParser()
     add_settings(parser, ("stop", "codec"), own)
     assert "(default: 0.97)" in " ".join(parser.format_help().split())
-    return load_settings(parser.parse_args(flags), own)
+    arguments = parser.parse_args(flags)
+    return load(given_settings(arguments), arguments.config, own)
 
 
 def test_flags_before_environment_before_file_before_a_commands_own_defaults(
