@@ -50,7 +50,8 @@ def numbers_of(text: str | None, index: "Index", federation: str) -> range:
         raise ConfigError(f"versions are a number or a range such as 5-12, not {text!r}")
     first, last = int(found[1]), int(found[2] or found[1])
     if first > last or first not in there or last not in there:
-        raise ConfigError(f"versions {text}: the log holds {there.start} to {there.stop - 1}")
+        missing = f"versions {text} are not all" if found[2] else f"version {text} is not"
+        raise ConfigError(f"{missing} in the log, which holds {there.start} to {there.stop - 1}")
     return range(first, last + 1)
 
 

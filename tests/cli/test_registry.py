@@ -88,7 +88,7 @@ def test_a_version_that_the_log_no_longer_has_is_exported_from_the_registry(
     asyncio.run(forget())
     to = tmp_path / "registry.safetensors"
     done = llmos("versions", "export", "--to", to)
-    assert (done.status, done.err) == (0, f"wrote version 1, 2 tensors, from the registry to {to}\n")
+    assert (done.status, done.out) == (0, f"wrote version 1, 2 tensors, from the registry to {to}\n")
     assert llmos("versions", "export", "1", "--to", to, "--json").json() == from_log | {"file": str(to)}
     assert to.read_bytes() == (tmp_path / "log.safetensors").read_bytes()
     assert load_file(to).keys() == {"w", "b"}

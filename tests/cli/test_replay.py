@@ -83,9 +83,9 @@ def test_replay_of_some(llmos: Run, poisoned: Poisoned, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["7"], "versions 7: the log holds 0 to 6"),
-        (["5-9"], "versions 5-9: the log holds 0 to 6"),
-        (["4-2"], "versions 4-2: the log holds 0 to 6"),
+        (["7"], "version 7 is not in the log, which holds 0 to 6"),
+        (["5-9"], "versions 5-9 are not all in the log, which holds 0 to 6"),
+        (["4-2"], "versions 4-2 are not all in the log, which holds 0 to 6"),
         (["some"], "versions are a number or a range such as 5-12, not 'some'"),
         (["--without", "nobody"], "--without: no contribution of nobody in these versions"),
         (["--staleness.a", "-1"], "staleness.a: Input should be greater than 0"),

@@ -82,8 +82,7 @@ def test_export(llmos: Run, logged: Logged, kafka: KafkaNode, tmp_path: Path, mo
 
     done = llmos("versions", "export", "0", "--to", "first.safetensors")
     assert done.status == 0
-    assert done.out == ""
-    assert done.err == "wrote version 0, 2 tensors, to first.safetensors\n"
+    assert done.out == "wrote version 0, 2 tensors, to first.safetensors\n"
     assert not load_file(tmp_path / "first.safetensors")["w"].any()
     assert initial.head.number == 0
     assert sorted(path.name for path in tmp_path.glob("*.*")) == sorted([told["file"], "first.safetensors"])
