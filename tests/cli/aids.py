@@ -5,13 +5,11 @@ import json
 import os
 import select
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any
 
 import psutil  # type: ignore[import-untyped]
 
@@ -21,6 +19,7 @@ from llmos_stream.log import wait_for_topics
 from llmos_stream.runtime import Shutdown
 from llmos_stream.types import Event, EventKind
 from llmos_stream.wire import load_event
+from tests.forkserver import context, run_module
 
 PATIENCE_SECONDS = 90.0
 """How long a test waits for what must come; several processes that import torch on a busy machine take their time."""
@@ -54,19 +53,19 @@ class Running:
     """A command in a process of its own."""
 
     def __init__(self, arguments: Iterable[object], folder: Path, module: str = "llmos_stream") -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", module, *map(str, arguments)],
-            cwd=folder,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            bufsize=0,
-        )
+        forked = context()
+        self._out, out = forked.Pipe(duplex=False)
+        self._err, err = forked.Pipe(duplex=False)
+        given = (module, [str(argument) for argument in arguments], folder, dict(os.environ), out, err)
+        self._process = forked.Process(target=run_module, args=given)
+        self._process.start()
+        out.close()
+        err.close()
         self._read = {"out": b"", "err": b""}
 
     def line(self, stream: str, wanted: str = "") -> str:
         """The next line of `out` or `err` that contains `wanted`."""
-        pipe = self._pipe(stream)
+        pipe = self._out if stream == "out" else self._err
         deadline = time.monotonic() + PATIENCE_SECONDS
         line = b""
         while (left := deadline - time.monotonic()) > 0:
@@ -83,29 +82,41 @@ class Running:
         raise AssertionError(f"no line with {wanted!r} in {stream} after {PATIENCE_SECONDS:g} s: {self._read}")
 
     def signal(self, number: signal.Signals) -> None:
-        self._process.send_signal(number)
+        os.kill(self._pid, number)
 
     def children(self) -> dict[str, psutil.Process]:
-        return children_of(psutil.Process(self._process.pid))
+        return children_of(psutil.Process(self._pid))
 
     def wait(self) -> Done:
         """What it left behind, once it has ended."""
-        out, err = self._process.communicate(timeout=PATIENCE_SECONDS)
-        texts = ((self._read["out"] + out).decode(), (self._read["err"] + err).decode())
-        return Done(self._process.returncode, *texts)
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        pipes = {self._out: "out", self._err: "err"}
+        while pipes:
+            readable = select.select(list(pipes), [], [], max(0.0, deadline - time.monotonic()))[0]
+            assert readable, f"it has not ended after {PATIENCE_SECONDS:g} s: {self._read}"
+            for pipe in readable:
+                found = os.read(pipe.fileno(), 1 << 16)
+                self._read[pipes[pipe]] += found
+                if not found:
+                    del pipes[pipe]
+        self._process.join(max(0.0, deadline - time.monotonic()))
+        assert self._process.exitcode is not None, f"it has not ended after {PATIENCE_SECONDS:g} s: {self._read}"
+        return Done(self._process.exitcode, self._read["out"].decode(), self._read["err"].decode())
 
     def end(self) -> None:
         """Leave nothing behind, whatever the test came to."""
-        if self._process.poll() is None:
-            for child in psutil.Process(self._process.pid).children(recursive=True):
+        if self._process.is_alive():
+            for child in psutil.Process(self._pid).children(recursive=True):
                 child.kill()
             self._process.kill()
-            self._process.wait()
-        self._pipe("out").close()
-        self._pipe("err").close()
+        self._process.join()
+        self._out.close()
+        self._err.close()
 
-    def _pipe(self, stream: str) -> IO[bytes]:
-        return cast("IO[bytes]", self._process.stdout if stream == "out" else self._process.stderr)
+    @property
+    def _pid(self) -> int:
+        assert self._process.pid is not None
+        return self._process.pid
 
 
 Start = Callable[..., Running]

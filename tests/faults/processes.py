@@ -8,7 +8,7 @@ import signal
 import sys
 from collections.abc import Mapping, Sequence
 from multiprocessing.connection import Connection
-from multiprocessing.context import ForkServerContext, ForkServerProcess
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
@@ -21,23 +21,9 @@ from tests.faults.drivers import drive, journal_of
 from tests.faults.host import Ended, Ending, Running
 from tests.faults.injector import InProcess, Notice, Tell
 from tests.faults.plan import Fault, Plan, Point
+from tests.forkserver import context
 
-_PRELOADED = [
-    "torch",
-    "llmos_stream.roles.aggregator",
-    "llmos_stream.roles.client",
-    "llmos_stream.roles.evaluator",
-    "llmos_stream.broker",
-    "tests.faults.processes",
-]
 _TAIL_BYTES = 600
-
-
-def context() -> ForkServerContext:
-    """The server's own context: everything is imported there, and no thread runs there."""
-    forkserver = multiprocessing.get_context("forkserver")
-    forkserver.set_forkserver_preload(_PRELOADED)
-    return forkserver
 
 
 class InProcesses:

@@ -14,8 +14,9 @@ from tests.faults.host import Ended
 from tests.faults.injector import Notice
 from tests.faults.net import kill_and_start
 from tests.faults.plan import AGGREGATOR, BROKER, Fault, Plan, Point
-from tests.faults.processes import InProcesses, context
+from tests.faults.processes import InProcesses
 from tests.faults.trials import Trial, try_on_kafka
+from tests.forkserver import context
 
 OUTAGE_SECONDS = 5.0
 STOP_SECONDS = 30.0
