@@ -287,7 +287,10 @@ def test_readers_that_broke_off_are_opened_anew(monkeypatch: pytest.MonkeyPatch)
         assert (answer["version"], answer["sequence"]) == (1, int(sequence) + 1)
 
 
-@pytest.mark.parametrize("ending", ["", "raise SystemExit(3)", "raise ValueError('mine')"])
+@pytest.mark.parametrize(
+    "ending",
+    ["", *(pytest.param(how, marks=pytest.mark.full) for how in ("raise SystemExit(3)", "raise ValueError('mine')"))],
+)
 def test_a_script_that_never_closes_it_ends_by_itself(ending: str) -> None:
     script = f"""
 import torch

@@ -34,6 +34,7 @@ async def _expected(running: RunningFederation, settings: Settings, task: Task, 
     return found
 
 
+@pytest.mark.long_on_kafka
 async def test_twenty_versions_come_under_load_and_every_answer_is_that_of_the_version_it_names(
     broker: Broker, federation: str
 ) -> None:
