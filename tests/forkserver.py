@@ -1,6 +1,6 @@
 """A server that has everything imported forks processes of the package, so that one costs milliseconds.
 
-A new interpreter imports torch for seconds. That one can be started is seen where tests start `python -m` themselves.
+A new interpreter imports torch for seconds. Tests that show that one can be started ask for it (`exec_module`).
 """
 
 import multiprocessing
@@ -41,12 +41,32 @@ def run_module(
     err: Connection,
 ) -> None:
     """Be `python -m module` with these arguments, folder, environment and output."""
-    for end, standard in ((out, 1), (err, 2)):
-        os.dup2(end.fileno(), standard)
-        end.close()
-    os.chdir(folder)
+    _settle(folder, out, err)
     os.environ.clear()
     os.environ.update(environment)
     sys.path.insert(0, str(folder))
     sys.argv[1:] = arguments
     runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+def exec_module(
+    module: str,
+    arguments: Sequence[str],
+    folder: Path,
+    environment: Mapping[str, str],
+    out: Connection,
+    err: Connection,
+) -> None:
+    """Be a new interpreter that does the same: for the package itself, the `llmos-stream` that is installed."""
+    _settle(folder, out, err)
+    installed = Path(sys.executable).with_name("llmos-stream")
+    command = [str(installed)] if module == "llmos_stream" else [sys.executable, "-m", module]
+    os.execve(command[0], [*command, *arguments], dict(environment))  # noqa: S606
+
+
+def _settle(folder: Path, out: Connection, err: Connection) -> None:
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    for end, standard in ((out, 1), (err, 2)):
+        os.dup2(end.fileno(), standard)
+        end.close()
+    os.chdir(folder)

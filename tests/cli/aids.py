@@ -19,7 +19,7 @@ from llmos_stream.log import wait_for_topics
 from llmos_stream.runtime import Shutdown
 from llmos_stream.types import Event, EventKind
 from llmos_stream.wire import load_event
-from tests.forkserver import context, run_module
+from tests.forkserver import context, exec_module, run_module
 
 PATIENCE_SECONDS = 90.0
 """How long a test waits for what must come; several processes that import torch on a busy machine take their time."""
@@ -50,14 +50,16 @@ Run = Callable[..., Done]
 
 
 class Running:
-    """A command in a process of its own."""
+    """A command in a process of its own: forked from one that has everything imported, or a `new` interpreter."""
 
-    def __init__(self, arguments: Iterable[object], folder: Path, module: str = "llmos_stream") -> None:
+    def __init__(
+        self, arguments: Iterable[object], folder: Path, module: str = "llmos_stream", *, new: bool = False
+    ) -> None:
         forked = context()
         self._out, out = forked.Pipe(duplex=False)
         self._err, err = forked.Pipe(duplex=False)
         given = (module, [str(argument) for argument in arguments], folder, dict(os.environ), out, err)
-        self._process = forked.Process(target=run_module, args=given)
+        self._process = forked.Process(target=exec_module if new else run_module, args=given)
         self._process.start()
         out.close()
         err.close()

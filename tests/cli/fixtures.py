@@ -43,11 +43,11 @@ def llmos(capsys: pytest.CaptureFixture[str]) -> Run:
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
-    """Start a command in a process of its own, which does not outlive the test."""
+    """Start a command in a process of its own (see `Running`), which does not outlive the test."""
     started: list[Running] = []
 
-    def run(*arguments: object) -> Running:
-        started.append(Running(arguments, tmp_path))
+    def run(*arguments: object, new: bool = False) -> Running:
+        started.append(Running(arguments, tmp_path, new=new))
         return started[-1]
 
     yield run

@@ -19,7 +19,7 @@ def _listens(port: int) -> bool:
 @pytest.mark.kafka
 def test_it_says_where_it_is_until_it_is_stopped_and_keeps_its_log(start: Start, llmos: Run, tmp_path: Path) -> None:
     need_a_local_kafka()
-    broker = start("broker", "--data", tmp_path / "data")
+    broker = start("broker", "--data", tmp_path / "data", new=True)
     name, _, address = broker.line("out").removeprefix("export ").partition("=")
     assert name == "LLMOS_BROKER__BOOTSTRAP_SERVERS"
     port = int(address.removeprefix("127.0.0.1:"))
@@ -31,7 +31,7 @@ def test_it_says_where_it_is_until_it_is_stopped_and_keeps_its_log(start: Start,
     assert "Ctrl-C stops it" in done.err
     assert not _listens(port)
 
-    broker = start("broker", "start", "--data", tmp_path / "data", "--port", port, "--json")
+    broker = start("broker", "start", "--data", tmp_path / "data", "--port", port, "--json", new=True)
     assert broker.line("out") == f'{{"bootstrap_servers":"{address}"}}'
     kept = llmos("topics", "list", "--json", "--broker.bootstrap-servers", address).json()
     assert [topic["name"] for topic in kept] == [topic["name"] for topic in created]

@@ -105,7 +105,7 @@ def test_a_version_that_the_log_no_longer_has_is_exported_from_the_registry(
 
 
 def test_archive_keeps_what_is_promoted_and_stops_in_order(llmos: Run, start: Start, registry: Path) -> None:
-    running = start("archive", "--registry.keep", "promoted", "--json")
+    running = start("archive", "--registry.keep", "promoted", "--json", new=True)
     assert llmos("versions", "promote", "1").status == 0
     assert json.loads(_stop_once_archived(running, 1)) == {"archived": [1]}
     settings = load()

@@ -37,9 +37,17 @@ def test_no_broker_at_the_address(llmos: Run, nobody: str, command: list[str]) -
     assert "Traceback" not in done.err
 
 
-@pytest.mark.parametrize("command", _WAITING, ids=" ".join)
+_ELSEWHERE = (["archive", "--registry.url", "memory://"], ["monitor"], ["serve", "--task.entry", "blobs"])
+
+
+@pytest.mark.parametrize(
+    "command",
+    [*_WAITING, *(pytest.param(command, marks=pytest.mark.full) for command in _ELSEWHERE)],
+    ids=lambda command: command[0],
+)
 def test_a_role_waits_for_its_broker_and_can_be_stopped(start: Start, nobody: str, command: list[str]) -> None:
-    role = start(*command, "--json", "--broker.bootstrap-servers", nobody, "--broker.connect-timeout-seconds", "0.3")
+    flags = ("--json", "--broker.bootstrap-servers", nobody, "--broker.connect-timeout-seconds", "0.3")
+    role = start(*command, *flags, new=True)
     said = role.line("err", "no Kafka answers")
     assert f"no Kafka answers at {nobody} after 0.3 s" in said
     assert "start one with `llmos-stream broker start`; connecting again in 0.5 s" in said
@@ -48,7 +56,20 @@ def test_a_role_waits_for_its_broker_and_can_be_stopped(start: Start, nobody: st
     done = role.wait()
     assert done.status == 0, done
     assert "Traceback" not in done.err
-    assert set(done.json().values()) <= {0, None, "stopped"}
+    assert all(value in (0, None, [], {}, "stopped") for value in done.json().values()), done
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    "command",
+    ["audit 1", "demo", "inspect updates", "pause", "replay", "resume", "topics list", "versions list"],
+)
+def test_each_other_command_as_it_is_installed(start: Start, nobody: str, command: str) -> None:
+    """In an interpreter that has imported nothing else before."""
+    flags = ("--broker.bootstrap-servers", nobody, "--broker.connect-timeout-seconds", "0.3")
+    done = start(*command.split(), *flags, new=True).wait()
+    assert (done.status, done.out) == (3, "")
+    assert f"error: no Kafka answers at {nobody}" in done.err
 
 
 @pytest.mark.full

@@ -77,7 +77,7 @@ def test_the_table_fits_80_columns(llmos: Run, tmp_path: Path) -> None:
 
 def test_ctrl_c_ends_it_with_what_there_is(start: Start, tmp_path: Path) -> None:
     endless = ("--stop.target", "none", "--stop.patience", "none", "--stop.max-seconds", "none")
-    demo = start("demo", "--json", *_QUICK, *_TWO, *endless, "--report", "page.html")
+    demo = start("demo", "--json", *_QUICK, *_TWO, *endless, "--report", "page.html", new=True)
     while int(demo.line("err", "version ").split()[1]) < 1:
         pass
     demo.signal(signal.SIGINT)

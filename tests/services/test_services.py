@@ -3,8 +3,6 @@
 import json
 import re
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -23,9 +21,9 @@ ROLES = ("aggregator", "client", "evaluator", "monitor")
 class Service:
     """A service in a process of its own, asked over HTTP."""
 
-    def __init__(self, name: str, folder: Path, *arguments: str) -> None:
+    def __init__(self, name: str, folder: Path, *arguments: str, new: bool) -> None:
         self.name = name
-        self.process = Running(arguments, folder, f"services.{name}")
+        self.process = Running(arguments, folder, f"services.{name}", new=new)
         self._port = self.port("answering /health")
 
     def port(self, wanted: str) -> int:
@@ -76,8 +74,8 @@ def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
     started: list[Service] = []
 
-    def run(name: str, *arguments: str) -> Service:
-        started.append(Service(name, tmp_path, *arguments))
+    def run(name: str, *arguments: str, new: bool = False) -> Service:
+        started.append(Service(name, tmp_path, *arguments, new=new))
         return started[-1]
 
     yield run
@@ -212,7 +210,7 @@ def test_a_service_started_before_its_broker_waits_and_can_be_stopped(
     monkeypatch.setenv("LLMOS_BROKER__BOOTSTRAP_SERVERS", nobody)
     monkeypatch.setenv("LLMOS_BROKER__CONNECT_TIMEOUT_SECONDS", "0.3")
     monkeypatch.setenv("LLMOS_DASHBOARD__TOKEN", "let-me-in")
-    monitor = serve("monitor")
+    monitor = serve("monitor", new=True)
     page = monitor.port("the live page is on")
     _until(lambda: "no Kafka answers" in monitor.ask("/ready")[1], "it says what is missing")
     assert monitor.ask("/health")[0] == 200
@@ -243,9 +241,11 @@ def test_an_archiver_is_ready_while_its_store_is(
     assert (done.status, json.loads(done.out)) == (0, {"archived": [0]})
 
 
-def test_settings_that_make_no_sense_end_it_at_once(serve: Serve, tmp_path: Path) -> None:
-    """A new interpreter, as in a container; the others are forked."""
-    command = [sys.executable, "-m", "services.monitor", "--operations.port", "70000"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert "operations.port" in done.stderr
+@pytest.mark.usefixtures("serve")
+@pytest.mark.parametrize("name", ["aggregator", "archiver", "client", "evaluator", "inference", "monitor"])
+def test_settings_that_make_no_sense_end_it_at_once(name: str, tmp_path: Path) -> None:
+    running = Running(["--operations.port", "70000"], tmp_path, f"services.{name}", new=True)
+    done = running.wait()
+    assert done.status == 2
+    assert "operations.port" in done.err
+    running.end()
