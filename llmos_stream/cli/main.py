@@ -16,6 +16,7 @@ from llmos_stream.cli import (
     pausing,
     registry,
     replay,
+    report,
     roles,
     serve,
     settings,
@@ -38,6 +39,7 @@ a federation on your Kafka:
   llmos-stream client --client.shard 0  one for each shard of the data
   llmos-stream evaluate                 measures every version
   llmos-stream monitor                  what happens, live or for Prometheus
+  llmos-stream report                   what has happened so far, as a page
   llmos-stream serve                    answers predictions over HTTP
   llmos-stream archive                  keeps versions past retention
   llmos-stream versions list            what the log holds
@@ -85,7 +87,22 @@ def _dashed(text: str) -> str:
     return f"{name.replace('_', '-')}{equals}{value}" if name.startswith("--") else text
 
 
-_COMMANDS = (demo, roles, monitor, serve, registry, topics, pausing, versions, audit, replay, inspect, broker, settings)
+_COMMANDS = (
+    demo,
+    roles,
+    monitor,
+    report,
+    serve,
+    registry,
+    topics,
+    pausing,
+    versions,
+    audit,
+    replay,
+    inspect,
+    broker,
+    settings,
+)
 
 
 def _parser() -> Parser:

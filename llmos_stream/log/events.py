@@ -1,7 +1,7 @@
 """`<f>.events`: how a role writes to it, and how it is followed."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 
 from llmos_stream.broker import Broker, Producer, TopicPartition, Topics
@@ -28,6 +28,16 @@ def event_key(entry: Event) -> bytes:
     """The key of an event's record: its client, or the role."""
     client = entry.data.get("client_id")
     return (client if isinstance(client, str) else entry.role).encode()
+
+
+async def read_events(broker: Broker, topics: Topics) -> AsyncIterator[Event]:
+    """Every event from the oldest kept to the present end. Raises TopicMissing."""
+    async with broker.reader([topics.events], start="earliest") as reader:
+        stream = EventStream(reader, on_gap=go_on("events"))
+        ends = await reader.end_offsets()
+        while any([await reader.position(at) < end for at, end in ends.items()]):
+            for event in await stream.events(_POLL_SECONDS):
+                yield event
 
 
 async def follow_events(broker: Broker, topics: Topics, take: Callable[[Event], object], shutdown: Shutdown) -> None:

@@ -38,17 +38,24 @@ def require_plotly() -> str:
 
 
 def write_report(
-    history: History, path: Path, *, title: str, settings: Mapping[str, object], environment: Mapping[str, object]
+    history: History,
+    path: Path,
+    *,
+    title: str,
+    settings: Mapping[str, object],
+    environment: Mapping[str, object],
+    standing: str = "",
+    now_ms: int | None = None,
 ) -> None:
-    """Write the report to `path`, whole or not at all, and make missing folders.
-
-    The report lists `settings` and `environment`, nested ones with dotted names.
+    """Write the report to `path`, whole or not at all, and make missing folders. See `render_report`.
 
     Raises:
         LlmosError: plotly is not installed.
         OSError: The file cannot be written.
     """
-    text = render_report(history, title=title, settings=settings, environment=environment)
+    text = render_report(
+        history, title=title, settings=settings, environment=environment, standing=standing, now_ms=now_ms
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
@@ -59,24 +66,38 @@ def write_report(
 
 
 def render_report(
-    history: History, *, title: str, settings: Mapping[str, object], environment: Mapping[str, object]
+    history: History,
+    *,
+    title: str,
+    settings: Mapping[str, object],
+    environment: Mapping[str, object],
+    standing: str = "",
+    now_ms: int | None = None,
 ) -> str:
     """Return the report as text.
+
+    Args:
+        history: The run.
+        title: The page's title.
+        settings: Listed in the page; nested ones get dotted names.
+        environment: Listed in the page.
+        standing: How a run stands that has not finished, in a sentence.
+        now_ms: When the page is written. Clients that are silent then are late; by default as of the last event.
 
     Raises:
         LlmosError: plotly is not installed.
     """
     scripts = [_inline(require_plotly()), _inline(template.SCRIPT)]
-    rows = history.rows()
+    rows = history.rows(now_ms)
     colours, time = Colours.of_rows(rows), TimeAxis.of(history)
     model = [scores_by_version(history), scores_by_time(history, time)]
     people = [weights(history, rows, colours), counts(history, rows, colours), timeline(history, rows, colours, time)]
     flow = [staleness(history, colours), traffic(history, time)]
     body = [
-        heading(history, title),
+        heading(history, title, standing),
         '<main id="report">',
         "<noscript><p>Charts need JavaScript; the words under each title say what its chart shows.</p></noscript>",
-        section("Summary", tiles(history)),
+        section("Summary", tiles(history, rows)),
         section("Accuracy and loss", _charts(model)),
         section("Clients", _charts(people) + clients_table(history, rows, colours)),
         section("Staleness and bytes", _charts(flow)),

@@ -27,8 +27,8 @@ def section(title: str, content: str) -> str:
     return f'<section aria-labelledby="{name}"><h2 id="{name}">{escaped(title)}</h2>{content}</section>'
 
 
-def heading(history: History, title: str) -> str:
-    """Return the title and when the run started and ended."""
+def heading(history: History, title: str, standing: str) -> str:
+    """Return the title, when the run started and ended, and how a run stands that has not."""
     if history.start_ms is None:
         said = "Nothing happened: no event was seen."
     else:
@@ -36,24 +36,25 @@ def heading(history: History, title: str) -> str:
         lasted = wording.duration(history.seconds)
         said = f"Started {start:%Y-%m-%d %H:%M:%S} UTC. "
         if history.finish is None:
-            said += f"Not finished after {lasted}, when this page was written."
+            said += f"Not finished after {lasted}."
         else:
             why = ": ".join(part for part in (history.finish.reason, history.finish.detail) if part)
             said += f"Finished after {lasted}" + (f" ({why})." if why else ".")
     return (
         f'<a class="skip" href="#report">Skip to the report</a>\n'
-        f'<header><h1>{escaped(title)}</h1><p class="muted">{escaped(said)}</p></header>'
+        f'<header><h1>{escaped(title)}</h1><p class="muted">{escaped(said)}</p>'
+        + (f'<p class="notice">{escaped(standing)}</p>' if standing else "")
+        + "</header>"
     )
 
 
-def tiles(history: History) -> str:
+def tiles(history: History, rows: Sequence[ClientRow]) -> str:
     """Return the run in eight numbers."""
     scores, traffic, rate = history.scores, history.traffic, history.updates_per_second
     last = scores.last.metrics if scores.last else {}
     best = scores.best
     refused = history.rejections.total
-    states = [row.state for row in history.rows()]
-    trouble = troubles(states)
+    trouble = troubles([row.state for row in rows])
     saved, mean = traffic.saved_percent, history.staleness.value
     found = [
         (

@@ -64,6 +64,10 @@ h2 { margin: 2.25rem 0 .75rem; font-size: 1.25rem; }
 h3 { margin: 0; font-size: 1rem; line-height: 1.35; overflow-wrap: anywhere; }
 p { margin: .25rem 0; }
 .muted { color: var(--muted); overflow-wrap: anywhere; }
+.notice {
+  margin: .75rem 0 0; padding: .5rem .9rem; background: var(--card); border-left: 4px solid var(--c1);
+  border-radius: .25rem; overflow-wrap: anywhere;
+}
 .skip { position: absolute; left: -999rem; }
 .skip:focus { left: 1rem; top: .5rem; padding: .25rem .75rem; background: var(--card); color: var(--link); }
 :focus-visible { outline: 2px solid var(--link); outline-offset: 2px; }

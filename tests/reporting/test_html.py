@@ -320,6 +320,20 @@ def test_a_report_can_be_written_at_any_moment(count: int) -> None:
     assert "Not finished after" in Page(report(history)).text
 
 
+def test_a_run_under_way_is_marked_and_its_clients_are_as_of_now() -> None:
+    history = History()
+    for event in sorted(Federation().events, key=lambda event: event.time_ms)[:60]:
+        history.add(event)
+    standing = "This run was still going <now>."
+    now_ms = (history.end_ms or 0) + 600_000
+    text = render_report(history, title="t", settings={}, environment={}, standing=standing, now_ms=now_ms)
+    page = Page(text)
+    assert standing in page.text
+    assert [attrs for attrs in page.all("p") if attrs.get("class") == "notice"]
+    assert " late " in page.text
+    assert " late " not in Page(report(history)).text
+
+
 @pytest.mark.parametrize("kind", EventKind)
 def test_one_event_alone_makes_a_page(kind: EventKind) -> None:
     history = History()
