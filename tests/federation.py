@@ -1,7 +1,10 @@
 """A federation as the roles are given it."""
 
-from llmos_stream.broker import Broker, Topics
-from llmos_stream.config import Settings
+from collections.abc import AsyncIterator
+
+from llmos_stream.broker import Broker, Reader, Topics
+from llmos_stream.config import Settings, WireSettings
+from llmos_stream.log import Follower, Version, read_versions
 from llmos_stream.log.federation import Federation
 from llmos_stream.runtime import SYSTEM_CLOCK, Offload, Shutdown
 from llmos_stream.types import Event, EventKind
@@ -15,3 +18,14 @@ def federation_of(broker: Broker, settings: Settings, offload: Offload, shutdown
 def event(kind: EventKind, role: str, **data: object) -> Event:
     """What happened now."""
     return Event(kind, role, SYSTEM_CLOCK.time_ms(), data)
+
+
+async def decoded_versions(reader: Reader, wire: WireSettings) -> AsyncIterator[Version]:
+    """Every version from the reader's position to the present end. A version's weights are good until the next one.
+
+    Deltas before the first full version are passed over. Raises Rejected for one that cannot be decoded.
+    """
+    follower = Follower()
+    async for logged in read_versions(reader, wire):
+        if (version := follower.take(logged.head, logged.parts)) is not None:
+            yield version

@@ -73,12 +73,9 @@ class Codec(Protocol):
         """
         ...
 
-    def dequantize(
-        self, quantized: Tensor, count: int, begin: int, end: int, workspace: Workspace, factor: float | None = None
-    ) -> Tensor:
-        """The values (1-D float32) from `begin`, a multiple of STEP, to `end`, times `factor` where there is one.
+    def dequantize(self, quantized: Tensor, count: int, begin: int, end: int, workspace: Workspace) -> Tensor:
+        """The values (1-D float32) from `begin`, a multiple of STEP, to `end`: bit for bit what `decode` writes there.
 
-        Without a factor they are what `decode` writes there, bit for bit. They must not be changed, and are valid
-        until the next call with this workspace.
+        They must not be changed, and are valid until the next call with this workspace.
         """
         ...

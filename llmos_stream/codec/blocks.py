@@ -25,7 +25,7 @@ from torch.nn import functional
 
 from llmos_stream.codec import byte_shuffle
 from llmos_stream.codec.base import STEP
-from llmos_stream.codec.workspace import Workspace, scaled
+from llmos_stream.codec.workspace import Workspace
 
 _MAX = torch.finfo(torch.float32).max
 _LEAST_SCALE_BITS = 0x0080
@@ -85,14 +85,12 @@ class Blocks:
         # The step below the least that is ever written can stand in the bytes all the same.
         return float(bits.view(torch.bfloat16).abs().max()) * (1 << self.bits - 1)
 
-    def dequantize(
-        self, quantized: Tensor, count: int, begin: int, end: int, workspace: Workspace, factor: float | None = None
-    ) -> Tensor:
+    def dequantize(self, quantized: Tensor, count: int, begin: int, end: int, workspace: Workspace) -> Tensor:
         size = self._scales_size(count)
         scales = quantized[:size].view(torch.bfloat16)[begin // self.block : -(-end // self.block)].float()
         values = workspace.take("values", end - begin, torch.float32)
         _multiply(quantized[size + begin : size + end].view(torch.int8), scales, self.block, values)
-        return scaled(values, factor, workspace)
+        return values
 
     def _scales_size(self, count: int) -> int:
         return 2 * -(-count // self.block)

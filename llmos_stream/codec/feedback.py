@@ -22,7 +22,7 @@ _PASS_ALL = frozenset({CodecId.FLOAT32, CodecId.FLOAT16, CodecId.BFLOAT16})
 class ErrorFeedback:
     """The residual of one client for a layout of `numel` elements.
 
-    `encode` and `frames` leave the residual as it is; `commit` puts the new one in its place once the update is
+    `frames` leaves the residual as it is; `commit` puts the new one in its place once the update is
     durable, and `rollback` drops the new one if it is not. Not for use by two threads at a time.
 
     Two vectors are used in turn, since fresh pages cost several times what the arithmetic does: a residual that was
@@ -63,24 +63,17 @@ class ErrorFeedback:
         """The residual that `commit` would put in place (not a copy), or None where there is none."""
         return self._pending
 
-    def encode(
-        self, delta: Tensor, spec: CodecSpec, *, level: int = 1, generator: Generator | None = None
-    ) -> list[bytes]:
-        """The payload of `delta` (a flat vector, not changed) plus the residual.
-
-        Raises:
-            ValueError: The delta has another length, or NaN or infinity, or the last payload has been neither committed
-                nor rolled back. Nothing has changed.
-        """
-        return list(self.frames(delta, spec, level=level, generator=generator))
-
     def frames(
         self, delta: Tensor, spec: CodecSpec, *, level: int = 1, generator: Generator | None = None
     ) -> Iterator[bytes]:
-        """As `encode`, each frame made when it is asked for.
+        """The payload of `delta` (a flat vector, not changed) plus the residual, each frame made when it is asked for.
 
-        NaN and infinity are found when it is their slice's turn. The new residual is there to commit once all frames
-        have been drawn; before, and after an error, nothing has changed. `delta` must not change meanwhile.
+        The new residual is there to commit once all frames have been drawn; before, and after an error, nothing has
+        changed. `delta` must not change meanwhile.
+
+        Raises:
+            ValueError: The delta has another length, or the last payload has been neither committed nor rolled back;
+                and, when it is their slice's turn, it has NaN or infinity.
         """
         if self._pending is not None:
             raise ValueError("commit or roll back the last update before encoding the next")

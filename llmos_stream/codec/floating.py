@@ -18,7 +18,7 @@ import torch
 from torch import Generator, Tensor
 
 from llmos_stream.codec import byte_shuffle
-from llmos_stream.codec.workspace import Workspace, scaled
+from llmos_stream.codec.workspace import Workspace
 
 _BITS = {torch.float32: torch.int32, torch.float16: torch.int16, torch.bfloat16: torch.int16}
 
@@ -61,13 +61,11 @@ class Floating:
         byte_shuffle.unshuffle(body, quantized.view(_BITS[self.dtype]), workspace)
         return math.inf
 
-    def dequantize(
-        self, quantized: Tensor, count: int, begin: int, end: int, workspace: Workspace, factor: float | None = None
-    ) -> Tensor:
+    def dequantize(self, quantized: Tensor, count: int, begin: int, end: int, workspace: Workspace) -> Tensor:
         values = quantized.view(self.dtype)[begin:end]
-        if self.dtype != torch.float32:
-            values = workspace.take("values", end - begin, torch.float32).copy_(values)
-        return scaled(values, factor, workspace)
+        if self.dtype == torch.float32:
+            return values
+        return workspace.take("values", end - begin, torch.float32).copy_(values)
 
     def _narrow(self, values: Tensor, workspace: Workspace) -> Tensor:
         narrow = workspace.take("narrow", values.numel(), self.dtype)

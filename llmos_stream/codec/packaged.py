@@ -27,7 +27,7 @@ import torch
 from torch import Generator, Tensor
 
 from llmos_stream.codec.layout import is_finite
-from llmos_stream.codec.workspace import Workspace, scaled
+from llmos_stream.codec.workspace import Workspace
 from llmos_stream.config.plugins import CODECS, Plugin, installed_plugins
 from llmos_stream.errors import ConfigError, Reason, Rejected
 
@@ -89,10 +89,8 @@ class Packaged:
         self.decode(body, quantized.view(torch.float32), workspace)
         return math.inf
 
-    def dequantize(
-        self, quantized: Tensor, count: int, begin: int, end: int, workspace: Workspace, factor: float | None = None
-    ) -> Tensor:
-        return scaled(quantized.view(torch.float32)[begin:end], factor, workspace)
+    def dequantize(self, quantized: Tensor, count: int, begin: int, end: int, workspace: Workspace) -> Tensor:
+        return quantized.view(torch.float32)[begin:end]
 
 
 @cache

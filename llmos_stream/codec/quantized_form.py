@@ -93,7 +93,10 @@ def dequantized(
 ) -> Iterator[Tensor]:
     """The values of one slice's quantized form, times `factor`, STEP elements at a time."""
     for begin in range(0, count, STEP):
-        yield codec.dequantize(quantized, count, begin, min(begin + STEP, count), workspace, factor)
+        values = codec.dequantize(quantized, count, begin, min(begin + STEP, count), workspace)
+        if factor is not None:
+            values = torch.mul(values, factor, out=workspace.take("values", values.numel(), torch.float32))
+        yield values
 
 
 def unpacked_values(

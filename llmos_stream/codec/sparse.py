@@ -22,7 +22,7 @@ from torch import Generator, Tensor
 
 from llmos_stream.codec import byte_shuffle
 from llmos_stream.codec.blocks import dequantize_blocks, quantize_blocks, rounding_noise, subtract_decoded
-from llmos_stream.codec.workspace import Workspace, scaled
+from llmos_stream.codec.workspace import Workspace
 from llmos_stream.errors import Reason, Rejected
 
 _BLOCK = 4096
@@ -88,16 +88,14 @@ class TopK:
         indices.view(torch.int32).numpy()[:] = self._read(body, count, kept, workspace)
         return float(kept.abs().max())
 
-    def dequantize(
-        self, quantized: Tensor, count: int, begin: int, end: int, workspace: Workspace, factor: float | None = None
-    ) -> Tensor:
+    def dequantize(self, quantized: Tensor, count: int, begin: int, end: int, workspace: Workspace) -> Tensor:
         if self._is_dense(count):
-            return scaled(quantized.view(torch.float32)[begin:end], factor, workspace)
+            return quantized.view(torch.float32)[begin:end]
         kept, indices = quantized.view(torch.int32).view(2, -1).numpy()
         first, last = np.searchsorted(indices, (begin, end))
         values = workspace.take("values", end - begin, torch.float32).zero_()
         values.numpy()[indices[first:last] - begin] = kept.view(np.float32)[first:last]
-        return scaled(values, factor, workspace)
+        return values
 
     def _read(self, body: Tensor, total: int, kept: Tensor, workspace: Workspace) -> NDArray[np.int64]:
         """Write the kept values into `kept` and return their indices."""

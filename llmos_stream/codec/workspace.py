@@ -40,13 +40,3 @@ def borrowed() -> Iterator[Workspace]:
         yield workspace
     finally:
         _SPARE.append(workspace)
-
-
-def scaled(values: Tensor, factor: float | None, workspace: Workspace) -> Tensor:
-    """`values` (1-D float32) times `factor`, in the workspace's buffer "values"; `values` themselves for None.
-
-    `values` may lie in that buffer already.
-    """
-    if factor is None:
-        return values
-    return torch.mul(values, factor, out=workspace.take("values", values.numel(), torch.float32))

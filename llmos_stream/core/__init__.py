@@ -11,7 +11,7 @@ from llmos_stream.core.state import State, release, start
 from llmos_stream.core.step import next_deadline, step, tick
 from llmos_stream.core.stopping import Stop, StopRule, make_stop_rule
 from llmos_stream.core.strategy import Strategy
-from llmos_stream.core.validate import Update, check_and_clip, check_delta, check_head, clip_factor
+from llmos_stream.core.validate import Update, check_and_clip, check_head, clip_factor
 
 __all__ = [
     "Changes",
@@ -34,7 +34,6 @@ __all__ = [
     "Update",
     "Whole",
     "check_and_clip",
-    "check_delta",
     "check_head",
     "clip_factor",
     "device_for",

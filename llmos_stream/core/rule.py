@@ -28,7 +28,6 @@ from llmos_stream.config.plugins import (
 )
 from llmos_stream.core import optimizer, staleness
 from llmos_stream.core.fedasync import FedAsync
-from llmos_stream.core.fedbuff import FedBuff
 from llmos_stream.core.pipeline import Pipeline, capacity_of, history_of
 from llmos_stream.core.robust import Krum, Median, MultiKrum, NormBound, TrimmedMean
 from llmos_stream.core.strategy import Strategy
@@ -38,7 +37,7 @@ Changes = Mapping[str, Mapping[str, object]]
 """Settings in place of the recorded ones: section, field, value."""
 
 STRATEGIES_BUILT_IN: Mapping[str, type[Strategy]] = {
-    "fedbuff": FedBuff,
+    "fedbuff": Strategy,
     "fedasync": FedAsync,
     "median": Median,
     "trimmed_mean": TrimmedMean,

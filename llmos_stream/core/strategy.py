@@ -44,9 +44,11 @@ class Stretch:
 
 
 class Strategy:
-    """One rule of aggregation. Subclass it and override what differs; as it stands it is FedBuff (see `fedbuff`).
+    """One rule of aggregation. Subclass it and override what differs.
 
-    It keeps nothing from version to version: what does is the server optimiser.
+    As it stands it is FedBuff (Nguyen et al. 2022), which is FedAvg (McMahan et al. 2017) when every tau is 0. It
+    divides by the examples and not by the weights: a stale buffer gives a smaller step, not a full one in a stale
+    direction. It keeps nothing from version to version: what does is the server optimiser.
     """
 
     Options: ClassVar[type[Any]] = NoOptions

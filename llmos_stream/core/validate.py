@@ -62,38 +62,21 @@ def check_head(
     return staleness_of(head.base_version, version, staleness)
 
 
-def check_delta(delta: Tensor | Delta, numel: int) -> float:
-    """L2 norm of a delta, which also proves that every element is finite.
-
-    Raises Rejected: WRONG_LAYOUT if there are not `numel` elements, NOT_FINITE, or what decoding only now raises.
-    Raises ValueError for a tensor that is no flat vector, which is the decoder's fault and not the client's.
-    """
-    return _norm(_as_long(delta, numel))
-
-
 def check_and_clip(delta: Tensor | Delta, numel: int, limit: float | None) -> float:
-    """`clip_factor(check_delta(delta, numel), limit)`, without the norm where its bound shows that it is small enough.
+    """The clip factor of a delta, every element of which is finite: without its norm where its bound is small enough.
 
-    Raises as the two do.
+    Raises Rejected: WRONG_LAYOUT if there are not `numel` elements, NOT_FINITE (see `clip_factor` too), or what
+    decoding only now raises. Raises ValueError for a tensor that is no flat vector, which is the decoder's fault.
     """
-    delta = _as_long(delta, numel)
-    if delta.bound() * _MARGIN <= min(LARGEST_NORM, math.inf if limit is None else limit):
-        return 1.0
-    return clip_factor(_norm(delta), limit)
-
-
-def _as_long(delta: Tensor | Delta, numel: int) -> Delta:
     delta = as_delta(delta)
     if delta.numel != numel:
         raise Rejected(Reason.WRONG_LAYOUT, f"{delta.numel} elements, the layout has {numel}")
-    return delta
-
-
-def _norm(delta: Delta) -> float:
+    if delta.bound() * _MARGIN <= min(LARGEST_NORM, math.inf if limit is None else limit):
+        return 1.0
     norm = delta.norm()
     if not math.isfinite(norm):
         raise Rejected(Reason.NOT_FINITE, "the delta holds NaN or infinity")
-    return norm
+    return clip_factor(norm, limit)
 
 
 def clip_factor(norm: float, limit: float | None) -> float:

@@ -4,7 +4,7 @@ from llmos_stream.log.control import ControlView, Pointer, Promotion, RunEnd
 from llmos_stream.log.federation import Federation
 from llmos_stream.log.index import VersionIndex, version_index
 from llmos_stream.log.pausing import set_paused, updates_kept_hours
-from llmos_stream.log.replica import Follower, Replica, decoded_versions
+from llmos_stream.log.replica import Follower, Replica
 from llmos_stream.log.scan import LoggedVersion, read_versions
 from llmos_stream.log.topics import wait_for_topics
 from llmos_stream.log.versions import Version, decode_version
@@ -21,7 +21,6 @@ __all__ = [
     "Version",
     "VersionIndex",
     "decode_version",
-    "decoded_versions",
     "read_versions",
     "set_paused",
     "updates_kept_hours",

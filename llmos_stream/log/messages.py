@@ -30,10 +30,6 @@ async def fetch_message(
     # A seek throws away what has been fetched ahead.
     if await reader.position(at) != offset:
         reader.seek(at, offset)
-    before, deadline = stream.positions.get(at), clock.monotonic() + timeout_seconds
-    while (left := deadline - clock.monotonic()) > 0:
-        if (message := await stream.next(left)) is not None:
-            return message
-        if stream.positions.get(at) != before:  # a slow link may take its time
-            before, deadline = stream.positions.get(at), clock.monotonic() + timeout_seconds
+    if (message := await stream.awaited(at, timeout_seconds)) is not None:
+        return message
     raise BrokerUnavailable(f"the message at offset {offset} of {at.topic} did not arrive within {timeout_seconds:g} s")

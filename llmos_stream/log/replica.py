@@ -4,13 +4,12 @@ A version costs its reader its own message alone while the reader follows; whoev
 lost its place, reads the newest full version and the deltas since.
 """
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import Iterable
 
 from llmos_stream.broker import Reader, TopicPartition
 from llmos_stream.config import WireSettings
 from llmos_stream.errors import BrokerUnavailable, Reason, Rejected
 from llmos_stream.log.record_tracing import version_attributes
-from llmos_stream.log.scan import read_versions
 from llmos_stream.log.stream import MessageStream, foreign
 from llmos_stream.log.versions import Version, apply_version, decode_version, version_assembler, version_head
 from llmos_stream.runtime import SYSTEM_CLOCK, Clock, Offload
@@ -18,8 +17,6 @@ from llmos_stream.telemetry.tracing import TraceParent, follow
 from llmos_stream.types import Part, VersionHead, VersionKind
 from llmos_stream.wire import Message, Refusal
 from llmos_stream.wire.control import Pointer
-
-_POLL_SECONDS = 1.0
 
 
 class Follower:
@@ -42,18 +39,6 @@ class Follower:
         return self.version
 
 
-async def decoded_versions(reader: Reader, wire: WireSettings) -> AsyncIterator[Version]:
-    """Every version from the reader's position to the present end, decoded here and now.
-
-    A version's weights are good until the next one. Deltas before the first full version are passed over.
-    Raises Rejected for one that cannot be decoded.
-    """
-    follower = Follower()
-    async for logged in read_versions(reader, wire):
-        if (version := follower.take(logged.head, logged.parts)) is not None:
-            yield version
-
-
 def take_message(follower: Follower, message: Message) -> Version | None:
     """The version in `message`, whose parts are given back. Works for a while, raises as `Follower.take`."""
     try:
@@ -71,7 +56,6 @@ class Replica:
         self._stream = MessageStream(reader, version_assembler(wire), clock=clock, on_refusal=self._refused)
         self._topic = topic
         self._offload = offload
-        self._clock = clock
         self._follower = Follower()
         self._wanted: Pointer | None = None
         self._next = 0  # where the message after the version held begins
@@ -97,18 +81,9 @@ class Replica:
         elif not self._in_place:
             self._stream.seek(at, self._next)
         self._in_place, self._wanted = False, pointer
-        version = await self._read_up_to(pointer, at, timeout_seconds)
-        self._in_place = True
-        return version
-
-    async def _read_up_to(self, pointer: Pointer, at: TopicPartition, timeout_seconds: float) -> Version:
-        before = self._stream.positions.get(at)
-        deadline = self._clock.monotonic() + timeout_seconds
-        while (left := deadline - self._clock.monotonic()) > 0:
-            message = await self._stream.next(min(left, _POLL_SECONDS))  # or nobody notices that the broker is gone
-            if self._stream.positions.get(at) != before:  # a slow link may take its time
-                before, deadline = self._stream.positions.get(at), self._clock.monotonic() + timeout_seconds
-            if message is not None and (version := await self._take(message, pointer)) is not None:
+        while (message := await self._stream.awaited(at, timeout_seconds)) is not None:
+            if (version := await self._take(message, pointer)) is not None:
+                self._in_place = True
                 return version
         raise BrokerUnavailable(f"version {pointer.version} of {self._topic} did not arrive in {timeout_seconds:g} s")
 

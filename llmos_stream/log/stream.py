@@ -184,6 +184,17 @@ class MessageStream(RecordStream):
                 self._outcomes += self._push(self._records.popleft())
         return None
 
+    async def awaited(self, at: TopicPartition, timeout_seconds: float) -> Message | None:
+        """The next message; None once nothing of it has come for `timeout_seconds`. Raises as `poll` does."""
+        before, deadline = self.positions.get(at), self._clock.monotonic() + timeout_seconds
+        while (left := deadline - self._clock.monotonic()) > 0:
+            message = await self.next(min(left, _POLL_SECONDS))  # or nobody notices that the broker is gone
+            if message is not None:
+                return message
+            if self.positions.get(at) != before:  # a slow link may take its time
+                before, deadline = self.positions.get(at), self._clock.monotonic() + timeout_seconds
+        return None
+
     async def to_end(self) -> AsyncIterator[Message]:
         """Every message up to where the topic ends now. Raises as `poll` does."""
         ends = await self._reader.end_offsets()

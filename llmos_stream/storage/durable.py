@@ -3,7 +3,7 @@
 import errno
 import os
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
 
@@ -17,7 +17,7 @@ class DurableFile:
     """A file that is written once, from its beginning, and then read by position.
 
     It stays readable when its name is deleted. What it holds is on the disk once `sync` returns, its name once
-    `sync_folder` does.
+    `replace` has put a file beside it.
     """
 
     def __init__(self, path: Path, descriptor: int) -> None:
@@ -87,31 +87,21 @@ def read_exactly(descriptor: int, size: int, offset: int) -> bytes:
     return data
 
 
-def write_parts(path: Path, parts: Iterable[Part]) -> None:
-    """Write a file; its bytes are on the disk, its name is once `sync_folder` returns."""
-    with path.open("wb") as file:
-        for part in parts:
-            file.write(part)
-        file.flush()
-        os.fsync(file.fileno())
-
-
 def replace(path: Path, data: bytes) -> None:
     """Put `data` in the place of the file, with all that was written to its folder before: all of it or nothing."""
     fresh = path.with_suffix(".new")
-    write_parts(fresh, [data])
-    sync_folder(path.parent)
+    with fresh.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    _sync_folder(path.parent)
     fresh.replace(path)
-    sync_folder(path.parent)  # or a loss of power brings the old file back
+    _sync_folder(path.parent)  # or a loss of power brings the old file back
 
 
-def sync_folder(folder: Path) -> None:
+def _sync_folder(folder: Path) -> None:
     """Names of new files in the folder are on the disk too."""
-    _sync(folder)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
+    handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

@@ -7,7 +7,6 @@ from llmos_stream.wire.chunks import (
     Chunk,
     message_id,
     read_chunk,
-    record_size_bound,
     split,
 )
 from llmos_stream.wire.describe import describe
@@ -52,7 +51,6 @@ __all__ = [
     "payload_digest",
     "prelude_needs",
     "read_chunk",
-    "record_size_bound",
     "split",
     "unpack_prelude",
 ]

@@ -28,6 +28,7 @@ _TAG = b"\x94\xa2LC\xc4\x10"
 _HEADER = struct.Struct(">6s16sBIBI")
 _UINT32 = 0xCE
 CHUNK_OVERHEAD = _HEADER.size
+"""What the value of a record is longer than its part of the message."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +49,6 @@ def message_id(sender: str, identity: int, attempt: int = 0) -> bytes:
     """
     # The numbers come first, so that no sender's name can run into them.
     return hashlib.blake2b(f"{identity} {attempt} {sender}".encode(), digest_size=MESSAGE_ID_BYTES).digest()
-
-
-def record_size_bound(chunk_bytes: int) -> int:
-    """The most bytes the value of a record can have when a chunk carries `chunk_bytes` of the message."""
-    return CHUNK_OVERHEAD + chunk_bytes
 
 
 def split(

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 
 from llmos_stream.types import Contribution, Head, Number, TensorSpec, UpdateHead, VersionHead
@@ -66,21 +67,12 @@ def _version(head: VersionHead, full: bool) -> dict[str, object]:
 
 
 def _contribution(item: Contribution) -> dict[str, object]:
-    return {
-        "client_id": item.client_id,
-        "sequence": item.sequence,
-        "partition": item.partition,
-        "offset": item.offset,
-        "num_examples": item.num_examples,
-        "staleness": item.staleness,
-        "weight": _number(item.weight),
-        "clip": _number(item.clip),
-        "payload_digest": item.payload_digest.hex(),
-    }
+    numbers = {"weight": _number(item.weight), "clip": _number(item.clip)}
+    return asdict(item) | numbers | {"payload_digest": item.payload_digest.hex()}
 
 
 def _tensor(item: TensorSpec) -> dict[str, object]:
-    return {"name": item.name, "shape": list(item.shape), "dtype": item.dtype}
+    return item._asdict() | {"shape": list(item.shape)}
 
 
 def _numbers(values: Mapping[str, Number]) -> dict[str, Number | str]:

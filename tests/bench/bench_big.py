@@ -18,7 +18,7 @@ from rich.progress import Progress
 
 from llmos_stream.broker import LocalKafka, connect
 from llmos_stream.config import BrokerSettings, load
-from llmos_stream.wire import record_size_bound
+from llmos_stream.wire import CHUNK_OVERHEAD
 from tests.bench.children import BenchmarkFailed
 from tests.bench.common import add_flags, show, write_json
 from tests.bench.pipe_cells import IDLE_NUMEL, Cell, Codec, cell_settings, millions, number, write_delta
@@ -83,7 +83,7 @@ async def _measure(
         (folder / "idle").mkdir()
         idle = await idle_memory(broker, idle_settings, folder / "idle", write_delta(folder, IDLE_NUMEL))
         topic = f"bench-{uuid.uuid4().hex[:8]}.raw"
-        record_bytes = record_size_bound(load().wire.chunk_bytes)
+        record_bytes = CHUNK_OVERHEAD + load().wire.chunk_bytes
         async with raw_kafka(broker, servers, topic, 1, record_bytes, folder) as raw:
             await raw.mb_per_second(cell.model_bytes, 1)
             reference = await raw.mb_per_second(cell.model_bytes, 1)

@@ -24,7 +24,7 @@ from rich.progress import Progress, TaskID
 
 from llmos_stream.broker import Broker, LocalKafka, connect
 from llmos_stream.config import BrokerSettings, load
-from llmos_stream.wire import record_size_bound
+from llmos_stream.wire import CHUNK_OVERHEAD
 from tests.bench.children import BenchmarkFailed
 from tests.bench.common import add_flags, write_json
 from tests.bench.pipe_cells import (
@@ -153,7 +153,7 @@ class _Bench:
         ):
             cell = self._fitting(cell)
             topic = f"bench-{uuid.uuid4().hex[:8]}.raw"
-            record_bytes = record_size_bound(load().wire.chunk_bytes)
+            record_bytes = CHUNK_OVERHEAD + load().wire.chunk_bytes
             async with raw_kafka(broker, self._servers, topic, cell.clients, record_bytes, self._folder) as raw:
                 await raw.mb_per_second(cell.model_bytes, 1)
                 return await self._cell(broker, raw, cell, delta)

@@ -23,7 +23,7 @@ from torch import Tensor
 from llmos_stream.broker import Broker, LocalKafka, Topics, connect
 from llmos_stream.config import Settings, load
 from llmos_stream.inference.model_pool import load_model
-from llmos_stream.log import ControlView, decoded_versions
+from llmos_stream.log import ControlView
 from llmos_stream.roles.aggregator import initial_of
 from llmos_stream.runtime import run_all
 from llmos_stream.training import Task, load_task
@@ -31,6 +31,7 @@ from tests.bench.children import BenchmarkFailed
 from tests.bench.common import add_flags, show, write_json
 from tests.bench.federation import Updates, said, start_role
 from tests.bench.pipe_rows import percentile
+from tests.federation import decoded_versions
 
 _ROWS = 64
 _WARM_UP = 200

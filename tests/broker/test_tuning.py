@@ -14,7 +14,7 @@ from llmos_stream.broker.kafka.tuning import fetch_options, produce_options
 from llmos_stream.broker.placement import MAX_RECORD_BYTES
 from llmos_stream.config import BrokerSettings, WireSettings
 from llmos_stream.errors import ConfigError
-from llmos_stream.wire import record_size_bound
+from llmos_stream.wire import CHUNK_OVERHEAD
 from tests.broker.helpers import make_topic, read_all, take, values
 from tests.conftest import KafkaNode
 
@@ -71,7 +71,7 @@ def test_a_compression_that_is_not_installed_is_a_setting_to_make(monkeypatch: p
 
 def test_a_fetch_takes_two_whole_chunks_and_little_more() -> None:
     """What is left over is the beginning of a third, which comes once more with the next fetch."""
-    chunk = record_size_bound(WireSettings().chunk_bytes)
+    chunk = CHUNK_OVERHEAD + WireSettings().chunk_bytes
     left = _settings().max_partition_fetch_bytes - 2 * chunk
     assert 0 <= left < chunk // 100
 

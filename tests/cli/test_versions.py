@@ -11,10 +11,11 @@ from safetensors.torch import load_file
 
 from llmos_stream.broker import Topics, connect
 from llmos_stream.config import load
-from llmos_stream.log import Version, decoded_versions
+from llmos_stream.log import Version
 from tests.cli.aids import Run
 from tests.cli.logged import WEIGHT, Logged
 from tests.conftest import KafkaNode
+from tests.federation import decoded_versions
 
 pytestmark = pytest.mark.kafka
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmos_stream.config import AggregationSettings, StalenessSettings
-from llmos_stream.core import check_delta, check_head, clip_factor
+from llmos_stream.core import check_and_clip, check_head, clip_factor
 from llmos_stream.core.validate import LARGEST_NORM
 from llmos_stream.errors import Reason, Rejected
 from llmos_stream.types import UpdateHead
@@ -54,28 +54,29 @@ def test_a_bad_head_is_refused_with_its_reason(bad: UpdateHead, reason: Reason) 
 def test_a_delta_passes_exactly_when_all_of_it_is_finite(values: list[float]) -> None:
     delta = torch.tensor(values)
     before = delta.clone()
-    if all(math.isfinite(value) for value in values):
-        assert check_delta(delta, len(values)) >= 0
+    if all(math.isfinite(value) for value in values) and math.hypot(*values) <= LARGEST_NORM:
+        assert check_and_clip(delta, len(values), None) == 1.0
     else:
         with pytest.raises(Rejected) as caught:
-            check_delta(delta, len(values))
+            check_and_clip(delta, len(values), None)
         assert caught.value.reason is Reason.NOT_FINITE
     assert same_bytes(delta, before)
 
 
 def test_a_delta_of_another_length_is_refused() -> None:
     with pytest.raises(Rejected) as caught:
-        check_delta(torch.zeros(3), 4)
+        check_and_clip(torch.zeros(3), 4, None)
     assert caught.value.reason is Reason.WRONG_LAYOUT
 
 
 def test_a_delta_of_another_type_is_the_decoders_fault() -> None:
     with pytest.raises(ValueError, match="float32"):
-        check_delta(torch.zeros(4, dtype=torch.float64), 4)
+        check_and_clip(torch.zeros(4, dtype=torch.float64), 4, None)
 
 
 def test_a_huge_delta_that_is_finite_has_a_norm() -> None:
-    assert check_delta(torch.full((100,), 3e38), 100) == pytest.approx(3e39, rel=1e-5)
+    with pytest.raises(Rejected, match=r"L2 norm 3e\+39"):
+        check_and_clip(torch.full((100,), 3e38), 100, None)
 
 
 @given(st.floats(0, 1e15), st.floats(1e-6, 1e6))

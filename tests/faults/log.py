@@ -10,9 +10,10 @@ from torch import Tensor
 from llmos_stream.broker import Broker, Record, Topics
 from llmos_stream.codec import decode
 from llmos_stream.config import Settings
-from llmos_stream.log import Version, decoded_versions
+from llmos_stream.log import Version
 from llmos_stream.types import UpdateHead
 from llmos_stream.wire import Assembler, Message
+from tests.federation import decoded_versions
 
 _PENDING_BYTES = 1 << 28
 _POLL_SECONDS = 1.0

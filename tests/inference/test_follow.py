@@ -12,10 +12,11 @@ from llmos_stream.broker import Broker, MemoryBroker
 from llmos_stream.config import Settings
 from llmos_stream.errors import BrokerUnavailable, ConfigError
 from llmos_stream.inference.model_pool import load_model
-from llmos_stream.log import Version, decoded_versions
+from llmos_stream.log import Version
 from llmos_stream.runtime import BROKER, retry
 from llmos_stream.testing import Call, FaultyBroker, RunningFederation
 from llmos_stream.training import Task, load_task
+from tests.federation import decoded_versions
 from tests.inference.aids import until
 from tests.inference.following import Serving, promote_in_log, publish, serving_of, settings_of, task_of
 from tests.replay.aids import running_from

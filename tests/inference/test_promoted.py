@@ -22,14 +22,14 @@ from llmos_stream.inference import follow, run_inference
 from llmos_stream.inference import promoted as module
 from llmos_stream.inference.model_pool import load_archived, load_model
 from llmos_stream.inference.promoted import Promoted
-from llmos_stream.log import decoded_versions, version_index
+from llmos_stream.log import version_index
 from llmos_stream.registry import StoreUnavailable, VersionStore, promote
 from llmos_stream.roles.aggregator import Initial
 from llmos_stream.runtime import Offload, Shutdown, run_while
 from llmos_stream.testing import ManualClock
 from llmos_stream.training import shared_tensors
 from tests.conftest import KafkaNode
-from tests.federation import federation_of
+from tests.federation import decoded_versions, federation_of
 from tests.inference.aids import SECONDS, until
 from tests.inference.following import promote_in_log, publish, serving_of, settings_of, task_of
 from tests.registry.aids import AT, store_of, version_of

@@ -13,12 +13,12 @@ import torch
 from llmos_stream.broker import Broker, MemoryBroker, Topics
 from llmos_stream.config import Settings
 from llmos_stream.errors import ConfigError
-from llmos_stream.log import decoded_versions
 from llmos_stream.registry import StoreUnavailable, VersionStore, promote, roll_back, run_archiver
 from llmos_stream.roles.aggregator import initial_of
 from llmos_stream.runtime import Offload, Shutdown, retry
 from llmos_stream.testing import FaultyBroker, RunningFederation
 from llmos_stream.training import load_task
+from tests.federation import decoded_versions
 from tests.losing import LosesVersions
 from tests.registry.aids import AT, Folder, registry_settings, store_of, version_of
 from tests.replay.aids import running_from

@@ -12,7 +12,6 @@ from llmos_stream.codec import Layout
 from llmos_stream.config import Settings
 from llmos_stream.core import NewVersion
 from llmos_stream.errors import ConfigError
-from llmos_stream.log import decoded_versions
 from llmos_stream.log.replica import Follower
 from llmos_stream.log.versions import local_rule
 from llmos_stream.roles.aggregator.preflight import check_fits
@@ -21,6 +20,7 @@ from llmos_stream.runtime import Offload
 from llmos_stream.storage.spool import Spools
 from llmos_stream.types import VersionKind
 from llmos_stream.wire.control import Pointer
+from tests.federation import decoded_versions
 from tests.roles.aids import LAYOUT, NUMEL, aggregator, delta_of, settings_for, update
 
 

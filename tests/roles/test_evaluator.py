@@ -11,7 +11,7 @@ import torch
 from llmos_stream.broker import Broker, MemoryBroker, Topics
 from llmos_stream.codec import Layout
 from llmos_stream.config import Settings
-from llmos_stream.log import ControlView, Pointer, decoded_versions
+from llmos_stream.log import ControlView, Pointer
 from llmos_stream.roles.aggregator import Initial, initial_of
 from llmos_stream.roles.evaluator import run_evaluator
 from llmos_stream.runtime import Offload, Shutdown, retry
@@ -20,6 +20,7 @@ from llmos_stream.training import Batch, Task, load_task
 from llmos_stream.training.model_evaluator import ModelEvaluator
 from llmos_stream.types import Event
 from llmos_stream.wire import load_event
+from tests.federation import decoded_versions
 from tests.losing import LosesVersions
 from tests.replay.aids import running_from
 from tests.roles.aids import settings_for, update
