@@ -3,7 +3,7 @@
 import random
 from pathlib import Path
 
-from llmos_stream.broker import Broker
+from llmos_stream.broker import Broker, Topics
 from llmos_stream.config import Settings
 from llmos_stream.errors import FederationFinished
 from llmos_stream.log.federation import Federation
@@ -11,8 +11,9 @@ from llmos_stream.roles.aggregator import run_aggregator
 from llmos_stream.roles.client import Client, ClientState
 from llmos_stream.runtime import Offload, Shutdown
 from llmos_stream.runtime.retry import keep_trying
+from llmos_stream.testing import FaultyBroker
 from llmos_stream.training.shared_model import Trained
-from tests.faults.faulty import FaultyBroker
+from tests.faults.faulty import Strikes
 from tests.faults.injector import Injector
 from tests.faults.journal import Journal
 from tests.faults.model import delta_of, examples_of, initial_of, layout_of
@@ -33,25 +34,28 @@ async def drive(
     role: str, broker: Broker, injector: Injector, settings: Settings, plan: Plan, folder: Path, shutdown: Shutdown
 ) -> None:
     """Run one role to its end: an aggregator until it is asked to stop, a client until its updates are published."""
-    faulty = FaultyBroker(broker, injector, settings.federation.name)
+    strikes = Strikes(injector, Topics(settings.federation.name))
+    injector.broker = faulty = FaultyBroker(broker, strikes)
     try:
         if role.startswith(AGGREGATOR):
             async with Offload(1) as offload:
                 await run_aggregator(faulty, settings, lambda: initial_of(plan), offload, shutdown)
         else:
             await keep_trying(
-                lambda: _publish_all(role, faulty, settings, plan, folder, shutdown), shutdown, "starting again"
+                lambda: _publish_all(role, faulty, strikes, settings, plan, folder, shutdown),
+                shutdown,
+                "starting again",
             )
     except FederationFinished:
         pass  # that is an end too, for one who comes back after it
 
 
 async def _publish_all(
-    name: str, broker: FaultyBroker, settings: Settings, plan: Plan, folder: Path, shutdown: Shutdown
+    name: str, broker: FaultyBroker, strikes: Strikes, settings: Settings, plan: Plan, folder: Path, shutdown: Shutdown
 ) -> None:
     journal = journal_of(folder, name)
     async with Offload(1) as offload:
-        federation = Federation(broker, broker.topics, settings.wire, offload, shutdown)
+        federation = Federation(broker, strikes.topics, settings.wire, offload, shutdown)
         if not await federation.wait_for_topics():
             return
         with ClientState(name, state_of(folder, name)) as state:
@@ -80,6 +84,6 @@ async def _publish_all(
                     journal.write("published", number)
                     patience = random.Random(f"{plan.seed} {name} {number}").choice(_PATIENCE_SECONDS)  # noqa: S311
                     version = await client.newest(version.head.number, patience) or version
-    if broker.holds:
+    if strikes.holds:
         async with broker.inner.producer() as producer:
-            await broker.send_held(producer)
+            await strikes.send_held(producer)

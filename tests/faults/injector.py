@@ -1,6 +1,6 @@
 """When a fault strikes one role, and how: a real process is killed or stopped, a role in this process comes to a halt.
 
-The decorator in `faulty` reports what the role is doing; here it is compared with the role's points.
+The hook in `faulty` reports what the role is doing; here it is compared with the role's points.
 """
 
 import asyncio
@@ -9,8 +9,8 @@ import signal
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from llmos_stream.testing import FaultyBroker
 from tests.faults.journal import Journal
 from tests.faults.plan import OF_CLIENT, Fault, Point
 
@@ -41,7 +41,7 @@ class Injector(ABC):
         self._versions = 0
         self._in_version = False
         self._sends = 0
-        self.graveyard: list[Any] = []  # what a killed role had open: collecting it would tidy up after it
+        self.broker: FaultyBroker | None = None  # it has what a killed role left open: collecting it would tidy up
 
     @abstractmethod
     async def gate(self) -> None:
@@ -101,7 +101,7 @@ class Injector(ABC):
         return next((point for point in self._points if point.fault in OF_CLIENT and point.at == number), None)
 
     def done(self, point: Point) -> None:
-        """A fault that the decorator itself has made."""
+        """A fault that the hook itself has made."""
         self._points.remove(point)
         self._tell(Notice("struck", point))
 
