@@ -47,8 +47,8 @@ class FaultyBroker:
     which ask nothing of a broker, pass by it. `around` may be exchanged at any time.
 
     A hook that raises at `commit_transaction` or `abort_transaction` without proceeding leaves the transaction open, as
-    a process does that dies: until a newer producer of its id opens, or its time is over. Its producer is closed with
-    the FaultyBroker, for which `async with` is needed on a real Kafka.
+    a process does that dies: until a newer producer of its id opens, its time is over, or `give_up_transactions`.
+    Closing the FaultyBroker does that too.
     """
 
     def __init__(self, inner: Broker, around: Hook = _proceed) -> None:
@@ -94,11 +94,15 @@ class FaultyBroker:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        await self.give_up_transactions()
+        await self.inner.__aexit__(kind, error, trace)
+
+    async def give_up_transactions(self) -> None:
+        """Abort what hooks left open, where no newer producer has, and close its producers."""
         while self._left_open:
             transaction, producer = self._left_open.pop()
             await transaction.__aexit__(_LeftOpen, _LeftOpen(), None)
             await producer.__aexit__(None, None, None)
-        await self.inner.__aexit__(kind, error, trace)
 
     async def _ask(
         self,

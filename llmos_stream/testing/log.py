@@ -36,10 +36,14 @@ async def until(condition: Callable[[], bool | Awaitable[bool]], seconds: float 
     """
     try:
         async with asyncio.timeout(seconds):
-            while not (await held if isawaitable(held := condition()) else held):  # noqa: ASYNC110 (none to wait for)
-                await asyncio.sleep(_LOOK_SECONDS)
+            await _hold(condition)
     except TimeoutError:
         raise TimeoutError(f"the condition did not hold within {seconds:g} s") from None
+
+
+async def _hold(condition: Callable[[], bool | Awaitable[bool]]) -> None:
+    while not (await held if isawaitable(held := condition()) else held):  # noqa: ASYNC110 (no event to wait for)
+        await asyncio.sleep(_LOOK_SECONDS)
 
 
 class WatchedLog:
@@ -91,7 +95,7 @@ class WatchedLog:
         """All events of the log, as soon as they are enough."""
         await self._wait(
             self._read(self.topics.events, lambda records: enough(self._parsed(records))),
-            lambda: f"the events: there are {dict(Counter(event.kind for event in self._events))}",
+            lambda: f"events: there are {_count(self._events)}",
         )
         return list(self._events)
 
@@ -107,7 +111,7 @@ class WatchedLog:
 
     async def until(self, condition: Callable[[], bool | Awaitable[bool]]) -> None:
         """As the function `until`, unless the task fails before."""
-        await self._wait(until(condition, self._patience_seconds), lambda: "the condition")
+        await self._wait(_hold(condition), lambda: "a condition that did not come to hold")
 
     async def _wait(self, work: Coroutine[Any, Any, T], what: Callable[[], str]) -> T:
         limit = asyncio.timeout(self._patience_seconds)
@@ -164,3 +168,7 @@ class WatchedLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self._stack.aclose()
+
+
+def _count(events: list[Event]) -> str:
+    return ", ".join(f"{count} {kind}" for kind, count in Counter(event.kind for event in events).items()) or "none"
