@@ -7,17 +7,33 @@ from typing import Any
 import pytest
 import torch
 
-from llmos_stream.broker import Broker, MemoryBroker, Transaction, connect
+from llmos_stream.broker import Broker, MemoryBroker, Topics, Transaction, connect
 from llmos_stream.errors import Fenced
 from llmos_stream.log import ControlView, RunEnd
 from llmos_stream.roles.aggregator import lifecycle as aggregation
 from llmos_stream.roles.aggregator.loop import Folding
 from llmos_stream.roles.aggregator.publisher import Publisher
 from llmos_stream.roles.aggregator.recovery import fetch_newest
-from llmos_stream.testing import RunningFederation
+from llmos_stream.runtime.clock import SystemClock
+from llmos_stream.testing import Call, FaultyBroker, RunningFederation
 from llmos_stream.types import Event
 from tests.conftest import KafkaNode
 from tests.roles.aids import aggregator, delta_of, settings_for, update
+
+
+class _HeldClock(SystemClock):
+    """Time stands still until `release`: a standby waits with all its patience, however slow the machine is."""
+
+    def __init__(self) -> None:
+        self._held = True
+        self._skipped = monotonic()
+
+    def release(self) -> None:
+        self._held = False
+        self._skipped = monotonic()
+
+    def monotonic(self) -> float:
+        return 0.0 if self._held else monotonic() - self._skipped
 
 
 async def _control(running: RunningFederation) -> ControlView:
@@ -27,9 +43,9 @@ async def _control(running: RunningFederation) -> ControlView:
         return control
 
 
-async def _beats(running: RunningFederation, count: int) -> None:
+async def _beats(broker: Broker, federation: str, count: int) -> None:
     """Wait until the leader has been heard so often from now on."""
-    async with running.broker.reader([running.topics.control], start="latest") as reader:
+    async with broker.reader([Topics(federation).control], start="latest") as reader:
         control = ControlView(reader)
         while control.beats < count:
             await control.poll(0.1)
@@ -43,7 +59,7 @@ async def test_a_second_one_stands_by_until_the_first_leaves(broker: Broker, fed
         async with aggregator(broker, settings) as second:
             await first.send(update(delta_of(1.0), sequence=1, base_version=1))
             await first.version(2)
-            await _beats(first, 3)
+            await _beats(broker, federation, 3)
             leader = (await _control(first)).leader
             assert leader is not None
             assert (leader.term, leader.left) == (1, False)
@@ -59,13 +75,17 @@ async def test_a_second_one_stands_by_until_the_first_leaves(broker: Broker, fed
 
 async def test_it_takes_over_from_one_that_died(broker: Broker, federation: str) -> None:
     settings = settings_for(federation, aggregation={"buffer_size": 2})
-    async with aggregator(broker, settings) as first, aggregator(broker, settings) as second:
-        for sequence in range(3):  # the third waits in the buffer of the one that dies
-            await first.send(update(delta_of(1.0), sequence=sequence))
-        await first.version(1)
-        await first.kill()
-        await second.send(update(delta_of(1.0), sequence=3, base_version=1))
-        version = await second.version(2)
+    clock = _HeldClock()
+    async with aggregator(broker, settings) as first:
+        await first.version(0)  # it leads
+        async with aggregator(broker, settings, clock) as second:
+            for sequence in range(3):  # the third waits in the buffer of the one that dies
+                await first.send(update(delta_of(1.0), sequence=sequence))
+            await first.version(1)
+            await first.kill()
+            clock.release()
+            await second.send(update(delta_of(1.0), sequence=3, base_version=1))
+            version = await second.version(2)
     assert [item.sequence for item in version.head.manifest] == [2, 3]
     assert torch.equal(version.weights, delta_of(2.0))
 
@@ -103,7 +123,7 @@ async def test_a_long_recovery_is_no_hang(broker: Broker, federation: str, monke
         await running.version(0)
 
     async def long(*given: Any) -> Any:
-        await _beats(running, 8)  # beats come every 0.1 s, and the loop would count as hung after 0.1 s
+        await _beats(broker, federation, 8)  # beats come every 0.1 s, and the loop would count as hung after 0.1 s
         return await fetch_newest(*given)
 
     monkeypatch.setattr(aggregation, "fetch_newest", long)
@@ -112,15 +132,28 @@ async def test_a_long_recovery_is_no_hang(broker: Broker, federation: str, monke
         await running.version(1)
 
 
+async def test_a_leader_is_heard_while_it_opens_what_it_reads(broker: Broker, federation: str) -> None:
+    """On a broker that is slow to answer a standby would take over, and be as slow."""
+
+    async def slow(call: Call) -> Any:
+        if call.operation == "open" and call.topics == (Topics(federation).updates,):
+            await _beats(broker, federation, 3)
+        return await call.proceed()
+
+    async with aggregator(FaultyBroker(broker, slow), settings_for(federation)) as running:
+        await running.send(update(delta_of(1.0)))
+        await running.version(1)
+
+
 async def test_a_machine_that_stood_still_is_no_silence(federation: str) -> None:
     """Leader and standby on it stood still together: the time in which nobody could speak does not count."""
     broker, settings = MemoryBroker(), settings_for(federation)
     async with aggregator(broker, settings) as first, aggregator(broker, settings) as second:
-        await _beats(first, 3)
+        await _beats(broker, federation, 3)
         until = monotonic() + 1.5 * settings.aggregator.takeover_seconds
         while monotonic() < until:
             pass  # nothing in this process gets to run
-        await _beats(first, 3)
+        await _beats(broker, federation, 3)
         leader = (await _control(first)).leader
         assert not first.task.done()
         assert not second.task.done()
@@ -129,30 +162,32 @@ async def test_a_machine_that_stood_still_is_no_silence(federation: str) -> None
 
 
 async def test_of_two_that_stand_by_one_leads(broker: Broker, federation: str) -> None:
-    settings = settings_for(federation)
-    async with (
-        aggregator(broker, settings) as first,
-        aggregator(broker, settings) as a,
-        aggregator(broker, settings) as b,
-    ):
-        await first.send(update(delta_of(1.0)))
-        await first.version(1)
-        await first.kill()
-        await a.send(update(delta_of(1.0), sequence=1, base_version=1))
-        version = await a.version(2)
-        await _beats(a, 5)
-        assert not a.task.done()
-        assert not b.task.done()
+    # Of the two one goes on standing by: a real Kafka has more time to let the other one be heard.
+    patience = 1.0 if isinstance(broker, MemoryBroker) else 5.0
+    settings = settings_for(federation, aggregator={"takeover_seconds": patience})
+    async with aggregator(broker, settings) as first:
+        await first.version(0)  # it leads
+        async with aggregator(broker, settings) as a, aggregator(broker, settings) as b:
+            await first.send(update(delta_of(1.0)))
+            await first.version(1)
+            await first.kill()
+            await a.send(update(delta_of(1.0), sequence=1, base_version=1))
+            version = await a.version(2)
+            await _beats(broker, federation, 5)
+            assert not a.task.done()
+            assert not b.task.done()
     assert torch.equal(version.weights, delta_of(2.0))
 
 
 async def test_the_end_of_the_run_ends_the_standby_too(broker: Broker, federation: str) -> None:
     settings = settings_for(federation, stop={"max_versions": 1})
-    async with aggregator(broker, settings) as first, aggregator(broker, settings) as second:
-        await first.send(update(delta_of(1.0)))
-        end = await first.task
-        assert end is not None
-        assert await second.task == end
+    async with aggregator(broker, settings) as first:
+        await first.version(0)  # it leads
+        async with aggregator(broker, settings, _HeldClock()) as second:
+            await first.send(update(delta_of(1.0)))
+            end = await first.task
+            assert end is not None
+            assert await second.task == end
 
 
 @pytest.mark.kafka

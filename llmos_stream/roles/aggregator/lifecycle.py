@@ -11,7 +11,7 @@ from llmos_stream.errors import BrokerError, FederationFinished, Fenced, Transac
 from llmos_stream.log.control import ControlView, Pointer, RunEnd
 from llmos_stream.log.federation import Federation
 from llmos_stream.log.versions import local_rule
-from llmos_stream.roles.aggregator.leadership import Leadership, leading
+from llmos_stream.roles.aggregator.leadership import Leadership, Load, leading
 from llmos_stream.roles.aggregator.loop import Folding
 from llmos_stream.roles.aggregator.publisher import Publisher, group_of
 from llmos_stream.roles.aggregator.recovery import fetch_newest, recover
@@ -30,6 +30,7 @@ class Aggregation(ABC):
         self._settings = settings
         self._leadership = Leadership(federation, settings.aggregator)
         self._first = True
+        self._folding: Folding | None = None
 
     async def run(self) -> RunEnd | None:
         """Until the run has ended (returned) or a stop is asked for (None), through broker trouble.
@@ -48,7 +49,10 @@ class Aggregation(ABC):
 
     @abstractmethod
     async def _lead(self, stack: AsyncExitStack, publisher: Publisher, control: ControlView) -> RunEnd | None:
-        """Aggregate, after this process's claim: what older ones wrote is settled, and `control` knows it."""
+        """Aggregate, after this process's claim: what older ones wrote is settled, and `control` knows it.
+
+        From the claim on standbys hear this process, however long it takes to open what it reads.
+        """
 
     async def _attempt(self) -> RunEnd | None:
         federation = self._federation
@@ -74,7 +78,10 @@ class Aggregation(ABC):
                 stack.enter_context(leading())
                 # The run may have ended in the last transaction of the one that led before.
                 publisher = Publisher(federation, producer)
-                end = control.finished or await self._lead(stack, publisher, control)
+                self._folding = None
+                end = control.finished or await run_while(
+                    self._lead(stack, publisher, control), self._leadership.beat(control, self._load)
+                )
             except Fenced as error:
                 settled = self._leadership.is_settled
                 if await self._leadership.superseded():
@@ -96,16 +103,16 @@ class Aggregation(ABC):
     async def _fold(
         self, folding: Folding, control: ControlView, begin: Callable[[Folding], Awaitable[None]]
     ) -> RunEnd | None:
-        """Go on from what the log holds, or `begin` where there is nothing, then fold; and say so all the while."""
+        """Go on from what the log holds, or `begin` where there is nothing, then fold."""
+        self._folding = folding
+        if control.latest is None:
+            await begin(folding)
+        else:
+            await self._resume(folding, control, control.latest)
+        return await folding.run(lambda: control.paused)
 
-        async def main() -> RunEnd | None:
-            if control.latest is None:
-                await begin(folding)
-            else:
-                await self._resume(folding, control, control.latest)
-            return await folding.run(lambda: control.paused)
-
-        return await run_while(main(), self._leadership.beat(control, folding.load))
+    def _load(self) -> Load | None:
+        return Load() if self._folding is None else self._folding.load()
 
     async def _resume(self, folding: Folding, control: ControlView, pointer: Pointer) -> None:
         logger.info("going on from version %d", pointer.version)
