@@ -1,5 +1,6 @@
 """Frozen records that several rooms share. Plain data: no tensors, no I/O, no behaviour beyond names."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum, unique
@@ -41,12 +42,36 @@ class CodecSpec:
             return f"unknown ({self.id})"
 
 
+@unique
+class TensorKind(StrEnum):
+    """Whether a tensor is trained, or measured in the course of training (batch-norm statistics, observers, masks).
+
+    A parameter travels as a delta, through a codec that may lose something, and the server optimiser moves it. A buffer
+    travels as its value, at full precision, and is averaged.
+    """
+
+    PARAMETER = "parameter"
+    BUFFER = "buffer"
+
+
 class TensorSpec(NamedTuple):
-    """One shared tensor: its name, shape and torch dtype name (such as `float32`)."""
+    """One shared tensor: its name, shape, torch dtype name (such as `float32`) and kind."""
 
     name: str
     shape: tuple[int, ...]
     dtype: str
+    kind: TensorKind = TensorKind.PARAMETER
+
+    @property
+    def numel(self) -> int:
+        """How many elements it has."""
+        return math.prod(self.shape)
+
+    @property
+    def row(self) -> list[object]:
+        """It as lists and strings. A parameter has no fourth item, as in releases that knew no other kind."""
+        row: list[object] = [self.name, list(self.shape), self.dtype]
+        return [*row, self.kind.value] if self.kind is TensorKind.BUFFER else row
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from llmos_stream.codec.base import Codec
 from llmos_stream.codec.decoding import Decoding, prepare_quantized, prepare_visit, slices
 from llmos_stream.codec.feedback import ErrorFeedback
 from llmos_stream.codec.layout import Layout, check_flat, is_finite
-from llmos_stream.codec.payload import SLICE, decode, encode, max_payload_size, weights_digest
+from llmos_stream.codec.payload import SLICE, VALUES, decode, encode, max_payload_size, weights_digest, with_buffers
 from llmos_stream.codec.quantized_form import QuantizedForm, quantized_bytes
 from llmos_stream.codec.table import codec_for, spec_of
 from llmos_stream.codec.version_delta import (
@@ -19,6 +19,7 @@ from llmos_stream.codec.workspace import Workspace
 
 __all__ = [
     "SLICE",
+    "VALUES",
     "Codec",
     "Decoding",
     "DeltaEncoding",
@@ -43,4 +44,5 @@ __all__ = [
     "slices",
     "spec_of",
     "weights_digest",
+    "with_buffers",
 ]

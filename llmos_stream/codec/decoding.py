@@ -13,7 +13,7 @@ import zstandard
 from torch import Tensor
 
 from llmos_stream.codec.frames import PartReader, decompress, read_frame, take_frame
-from llmos_stream.codec.payload import SLICE
+from llmos_stream.codec.payload import SLICE, read_buffers
 from llmos_stream.codec.quantized_form import QuantizedForm, unpacked_values
 from llmos_stream.codec.table import codec_for
 from llmos_stream.codec.workspace import Workspace, borrowed
@@ -29,14 +29,23 @@ class Decoding:
     """One payload being decoded: `work` in as many threads as there are to spare, then `finish`.
 
     `body_buffer(begin, count, workspace)` says where the body of a slice goes and `put(begin, count, body, workspace)`
-    takes the body; several threads call both at once. Of several errors the one that lies first in the payload is
-    raised, so that the outcome depends on the payload alone.
+    takes the body; several threads call both at once. `buffers` receives the values that follow the last slice. Of
+    several errors the one that lies first in the payload is raised, so that the outcome depends on the payload alone.
     """
 
-    def __init__(self, parts: Iterable[Part], spec: CodecSpec, numel: int, body_buffer: _BodyBuffer, put: _Put) -> None:
+    def __init__(
+        self,
+        parts: Iterable[Part],
+        spec: CodecSpec,
+        numel: int,
+        body_buffer: _BodyBuffer,
+        put: _Put,
+        buffers: Tensor | None = None,
+    ) -> None:
         self._codec = codec_for(spec)
         self._numel = numel
         self._body_buffer, self._put = body_buffer, put
+        self._buffers = buffers
         self._reader = PartReader(parts)
         self._lock = Lock()
         self._next = 0
@@ -80,7 +89,7 @@ class Decoding:
             try:
                 if not count:
                     self._next = self._numel + 1
-                    self._reader.finish()
+                    read_buffers(self._reader, self._buffers)
                     return None
                 frame = take_frame(self._reader, self._codec.bounds(count)[1])
             except BaseException as error:  # noqa: BLE001 (raised by `finish`)
@@ -95,7 +104,12 @@ class Decoding:
 
 
 def prepare_quantized(
-    parts: Iterable[Part], spec: CodecSpec, numel: int, buffer: Tensor, visit: Visit | None = None
+    parts: Iterable[Part],
+    spec: CodecSpec,
+    numel: int,
+    buffer: Tensor,
+    visit: Visit | None = None,
+    buffers: Tensor | None = None,
 ) -> tuple[Decoding, QuantizedForm]:
     """Prepare to decode into the quantized form, which is whole when the decoding has finished.
 
@@ -113,10 +127,12 @@ def prepare_quantized(
                 visit(begin, values)
                 begin += values.numel()
 
-    return Decoding(parts, spec, numel, quantized.body_buffer, put), quantized
+    return Decoding(parts, spec, numel, quantized.body_buffer, put, buffers), quantized
 
 
-def prepare_visit(parts: Iterable[Part], spec: CodecSpec, numel: int, visit: Visit) -> Decoding:
+def prepare_visit(
+    parts: Iterable[Part], spec: CodecSpec, numel: int, visit: Visit, buffers: Tensor | None = None
+) -> Decoding:
     """Prepare to decode for `visit` alone, STEP elements at a time (a slice's last run may be shorter)."""
     codec = codec_for(spec)
 
@@ -128,13 +144,16 @@ def prepare_visit(parts: Iterable[Part], spec: CodecSpec, numel: int, visit: Vis
             visit(begin, values)
             begin += values.numel()
 
-    return Decoding(parts, spec, numel, body_buffer, put)
+    return Decoding(parts, spec, numel, body_buffer, put, buffers)
 
 
-def slices(parts: Iterable[Part], spec: CodecSpec, numel: int, factor: float | None = None) -> Iterator[Tensor]:
+def slices(
+    parts: Iterable[Part], spec: CodecSpec, numel: int, factor: float | None = None, buffers: int = 0
+) -> Iterator[Tensor]:
     """The flat vector, times `factor`, STEP elements at a time (a slice's last run may be shorter).
 
-    A run must not be changed, and is valid until the next is drawn. Holds one slice.
+    A run must not be changed, and is valid until the next is drawn. Holds one slice. The values of `buffers` more
+    elements follow, which are passed over.
 
     Raises:
         Rejected: As `payload.decode`, while runs are drawn.
@@ -145,4 +164,4 @@ def slices(parts: Iterable[Part], spec: CodecSpec, numel: int, factor: float | N
             count = min(SLICE, numel - begin)
             body = read_frame(reader, zstd, *codec.bounds(count), workspace)
             yield from unpacked_values(body, codec, count, workspace, factor)
-    reader.finish()
+    read_buffers(reader, torch.empty(buffers, dtype=torch.float32))

@@ -1,14 +1,15 @@
 """The layout: which tensors travel, in which order, and how they become one flat float32 vector and back.
 
 Everything between training and the log speaks of the flat vector alone: one contiguous 1-D float32 CPU tensor with
-the shared tensors end to end in layout order, each in row-major order. Two ends agree on a layout when their digests
-are equal.
+the shared tensors end to end in layout order, each in row-major order: first the parameters, then the buffers (see
+`types.TensorKind`). Two ends agree on a layout when their digests are equal. Of a release that knew no buffers, all
+tensors are parameters.
 """
 
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Self
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from llmos_stream.errors import Reason, Rejected
-from llmos_stream.types import TensorSpec
+from llmos_stream.types import TensorKind, TensorSpec
 
 DTYPES: Mapping[str, torch.dtype] = {
     "float16": torch.float16,
@@ -35,7 +36,7 @@ MAX_NAME = 1024
 
 @dataclass(frozen=True)
 class Layout:
-    """Ordered names, shapes and dtypes of the shared tensors. Raises ValueError for specs that make no sense."""
+    """Ordered specs of the shared tensors, parameters first. Raises ValueError for specs that make no sense."""
 
     tensors: tuple[TensorSpec, ...]
 
@@ -44,36 +45,57 @@ class Layout:
             raise ValueError(problem)
 
     @classmethod
-    def of(cls, named: Mapping[str, Tensor]) -> Self:
-        """The layout of `named`, in its order.
+    def of(cls, named: Mapping[str, Tensor], buffers: Collection[str] = ()) -> Self:
+        """The layout of `named`, in its order, but those that `buffers` names come last.
 
         Raises:
             ValueError: A tensor is not floating; the error names it.
         """
-        return cls(tuple(TensorSpec(name, tuple(tensor.shape), _name_of(tensor)) for name, tensor in named.items()))
+        kinds = {name: TensorKind.BUFFER if name in buffers else TensorKind.PARAMETER for name in named}
+        specs = [TensorSpec(name, tuple(named[name].shape), _name_of(named[name]), kinds[name]) for name in named]
+        return cls(tuple(sorted(specs, key=lambda spec: spec.kind is TensorKind.BUFFER)))
 
     @classmethod
     def from_specs(cls, specs: Iterable[TensorSpec]) -> Self:
-        """A layout that arrived from outside; a spec may be any sequence of name, shape and dtype name.
+        """A layout that arrived from outside; a spec may be any sequence as `TensorSpec.row`.
 
         Raises:
-            Rejected: WRONG_LAYOUT for a spec of another form, a duplicate name, an unknown dtype, a negative dimension,
-                or sizes past this module's limits.
+            Rejected: WRONG_LAYOUT for a spec of another form, a duplicate name, an unknown dtype or kind, a negative
+                dimension, a parameter behind a buffer, or sizes past this module's limits.
         """
         try:
-            return cls(tuple(TensorSpec(name, tuple(shape), dtype) for name, shape, dtype in specs))
+            return cls(
+                tuple(
+                    TensorSpec(name, tuple(shape), dtype, *map(TensorKind, kind)) for name, shape, dtype, *kind in specs
+                )
+            )
         except (TypeError, ValueError) as error:
             raise Rejected(Reason.WRONG_LAYOUT, str(error)) from None
 
     @cached_property
     def numel(self) -> int:
         """Elements of the flat vector."""
-        return sum(math.prod(spec.shape) for spec in self.tensors)
+        return sum(spec.numel for spec in self.tensors)
+
+    @cached_property
+    def buffers(self) -> tuple[TensorSpec, ...]:
+        """The specs of the buffers."""
+        return tuple(spec for spec in self.tensors if spec.kind is TensorKind.BUFFER)
+
+    @cached_property
+    def parameters(self) -> int:
+        """Elements of the flat vector's first part, the parameters."""
+        return self.numel - sum(spec.numel for spec in self.buffers)
+
+    def has_tensors_of(self, other: "Layout") -> bool:
+        """Whether both have the same tensors, in whatever order and of whatever kinds."""
+        here, there = ({spec[:3] for spec in layout.tensors} for layout in (self, other))
+        return here == there
 
     @cached_property
     def digest(self) -> bytes:
-        """SHA-256 over `[[name, [dimension, ...], dtype], ...]` as ASCII JSON without spaces."""
-        rows = [[spec.name, list(spec.shape), spec.dtype] for spec in self.tensors]
+        """SHA-256 over the rows of the tensors (see `TensorSpec.row`), as ASCII JSON without spaces."""
+        rows = [spec.row for spec in self.tensors]
         return hashlib.sha256(json.dumps(rows, separators=(",", ":"), ensure_ascii=True).encode()).digest()
 
     def flatten(self, named: Mapping[str, Tensor], out: Tensor | None = None) -> Tensor:
@@ -89,7 +111,7 @@ class Layout:
         if unknown := next((name for name in named if name not in names), None):
             raise ValueError(f"tensor {unknown!r} is not in the layout")
         at = 0
-        for name, shape, _ in self.tensors:
+        for name, shape, _, _ in self.tensors:
             if (tensor := named.get(name)) is None:
                 raise ValueError(f"tensor {name!r} is missing")
             if tuple(tensor.shape) != shape or not tensor.is_floating_point():
@@ -101,10 +123,10 @@ class Layout:
     def unflatten(self, flat: Tensor) -> dict[str, Tensor]:
         """Cut the flat vector into named tensors: views of it where the dtype is float32, conversions otherwise."""
         check_flat(flat, self.numel)
-        sizes = [math.prod(spec.shape) for spec in self.tensors]
+        pieces = torch.split(flat, [spec.numel for spec in self.tensors])
         return {
-            name: piece.view(shape).to(DTYPES[dtype])
-            for (name, shape, dtype), piece in zip(self.tensors, torch.split(flat, sizes), strict=True)
+            spec.name: piece.view(spec.shape).to(DTYPES[spec.dtype])
+            for spec, piece in zip(self.tensors, pieces, strict=True)
         }
 
 
@@ -131,10 +153,11 @@ def _name_of(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
-def _problems(tensors: Iterable[tuple[Any, Any, Any]]) -> Iterator[str]:
+def _problems(tensors: Iterable[tuple[Any, Any, Any, TensorKind]]) -> Iterator[str]:
     names: set[str] = set()
     total = 0
-    for name, shape, dtype in tensors:
+    before = TensorKind.PARAMETER
+    for name, shape, dtype, kind in tensors:
         if not isinstance(name, str) or not 0 < len(name) <= MAX_NAME:
             yield f"{_short(name)} is not a tensor name of 1 to {MAX_NAME} characters"
         elif name in names:
@@ -143,11 +166,14 @@ def _problems(tensors: Iterable[tuple[Any, Any, Any]]) -> Iterator[str]:
             yield f"tensor {name!r}: dtype {_short(dtype)} is not one of {', '.join(DTYPES)}"
         elif len(shape) > MAX_DIMS or not all(type(size) is int and 0 <= size <= MAX_NUMEL for size in shape):
             yield f"tensor {name!r}: {_short(shape)} is not a shape"
+        elif before is TensorKind.BUFFER and kind is TensorKind.PARAMETER:
+            yield f"tensor {name!r} is a parameter behind a buffer"
         else:
             # A zero beside an absurd dimension would hide it: torch multiplies the others too.
             total += math.prod(max(size, 1) for size in shape)
             if total > MAX_NUMEL:
                 yield f"tensor {name!r}: more than {MAX_NUMEL} elements in all"
+        before = kind
         names.add(name)
         if len(names) > MAX_TENSORS:
             yield f"more than {MAX_TENSORS} tensors"

@@ -12,6 +12,9 @@ What is compressed is the slice's body as the codec writes it (`floating`, `bloc
 from codec and slice length, exactly or (top-k) within bounds. Codec, parameters and number of elements do not stand
 in the payload: the head names the first two and the layout the third.
 
+Where the layout has buffers, the payload of an update and of a delta version goes on with frames of their values, in
+the float32 codec: what a codec may lose is lost of parameters alone.
+
 Frames are independent of one another, so both directions hold one slice at a time beside input and output.
 """
 
@@ -27,10 +30,12 @@ from llmos_stream.codec.frames import LENGTH, PartReader, compress, compressor, 
 from llmos_stream.codec.layout import check_flat
 from llmos_stream.codec.table import codec_for
 from llmos_stream.codec.workspace import borrowed
-from llmos_stream.types import CodecSpec, Part
+from llmos_stream.types import CodecId, CodecSpec, Part
 
 SLICE = 1 << 20
 """Elements of a slice. Part of the format."""
+VALUES = CodecSpec(CodecId.FLOAT32)
+"""How buffers travel."""
 
 
 def encode(
@@ -69,8 +74,18 @@ def _frames(
         yield frame
 
 
-def decode(parts: Iterable[Part], spec: CodecSpec, numel: int, out: Tensor | None = None) -> Tensor:
+def with_buffers(frames: Iterable[bytes], buffers: Tensor) -> Iterator[bytes]:
+    """The frames of parameters, then those of `buffers` (a flat vector), made as they are asked for."""
+    yield from frames
+    yield from encode(buffers, VALUES)
+
+
+def decode(
+    parts: Iterable[Part], spec: CodecSpec, numel: int, out: Tensor | None = None, buffers: Tensor | None = None
+) -> Tensor:
     """The flat vector of `numel` elements that `parts`, cut anywhere, hold; `out`, where given, is filled.
+
+    `buffers`, a flat vector, is filled with the values that follow; without it nothing may follow.
 
     Nothing is allocated by what the payload claims beyond what `spec` and `numel` imply. The result may hold NaN or
     infinity if the sender put them there. After an error the contents of `out` are undefined.
@@ -82,22 +97,39 @@ def decode(parts: Iterable[Part], spec: CodecSpec, numel: int, out: Tensor | Non
     codec = codec_for(spec)
     flat = torch.empty(numel, dtype=torch.float32) if out is None else check_flat(out, numel)
     reader = PartReader(parts)
-    zstd = zstandard.ZstdDecompressor()
-    with borrowed() as workspace:
-        for begin in range(0, numel, SLICE):
-            values = flat[begin : begin + SLICE]
-            least, most = codec.bounds(values.numel())
-            codec.decode(read_frame(reader, zstd, least, most, workspace), values, workspace)
-    reader.finish()
+    _read(reader, codec, flat)
+    read_buffers(reader, buffers)
     return flat
 
 
-def max_payload_size(spec: CodecSpec, numel: int) -> int:
-    """An upper bound, in bytes, of the payload of `numel` elements.
+def read_buffers(reader: PartReader, buffers: Tensor | None) -> None:
+    """Fill `buffers` (a flat vector) from the frames that follow those of the parameters; nothing may follow them.
+
+    Raises:
+        Rejected: As `decode`.
+    """
+    if buffers is not None:
+        _read(reader, codec_for(VALUES), check_flat(buffers))
+    reader.finish()
+
+
+def _read(reader: PartReader, codec: Codec, flat: Tensor) -> None:
+    zstd = zstandard.ZstdDecompressor()
+    with borrowed() as workspace:
+        for begin in range(0, flat.numel(), SLICE):
+            values = flat[begin : begin + SLICE]
+            least, most = codec.bounds(values.numel())
+            codec.decode(read_frame(reader, zstd, least, most, workspace), values, workspace)
+
+
+def max_payload_size(spec: CodecSpec, numel: int, buffers: int = 0) -> int:
+    """An upper bound, in bytes, of the payload of `numel` elements, followed by the values of `buffers` more.
 
     Raises:
         Rejected: As `codec_for`.
     """
+    if buffers:
+        return max_payload_size(spec, numel) + max_payload_size(VALUES, buffers)
     codec = codec_for(spec)
     whole, rest = divmod(numel, SLICE)
     return whole * _max_frame(codec, SLICE) + (_max_frame(codec, rest) if rest else 0)

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from llmos_stream.codec.frames import PartReader, compress, compressor, decompress, take_frame
 from llmos_stream.codec.layout import check_flat
-from llmos_stream.codec.payload import SLICE
+from llmos_stream.codec.payload import SLICE, read_buffers
 from llmos_stream.codec.quantized_form import unpacked_values
 from llmos_stream.codec.table import codec_for
 from llmos_stream.codec.workspace import Workspace, borrowed
@@ -154,8 +154,10 @@ def add_residual(weights: Tensor, residual: Residual | None) -> None:
         apply_delta(weights, residual.parts, residual.codec)
 
 
-def apply_delta(weights: Tensor, parts: Iterable[Part], spec: CodecSpec) -> None:
+def apply_delta(weights: Tensor, parts: Iterable[Part], spec: CodecSpec, buffers: Tensor | None = None) -> None:
     """Add the payload `parts` to `weights` (flat, in place), slice by slice. After an error they are undefined.
+
+    `buffers` (flat) is overwritten with the values that follow.
 
     Raises:
         Rejected: As `payload.decode`.
@@ -164,7 +166,7 @@ def apply_delta(weights: Tensor, parts: Iterable[Part], spec: CodecSpec) -> None
     with borrowed() as workspace:
         for values in torch.split(check_flat(weights), SLICE):
             payload.add(payload.take(values.numel()), values, workspace)
-    payload.finish()
+    payload.finish(buffers)
 
 
 class _Payload:
@@ -186,5 +188,5 @@ class _Payload:
             values[at : at + decoded.numel()].add_(decoded)
             at += decoded.numel()
 
-    def finish(self) -> None:
-        self._reader.finish()
+    def finish(self, buffers: Tensor | None = None) -> None:
+        read_buffers(self._reader, buffers)

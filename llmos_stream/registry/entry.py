@@ -4,7 +4,8 @@ format      1
 federation  its name
 version     the number
 head        the version's head with its manifest, as `wire.describe` writes it; digests in hex
-layout      [[name, [dimension, ...], dtype], ...], also where the head is a delta's, which has none
+layout      [[name, [dimension, ...], dtype], ...], "buffer" as a fourth item where it is one; also where the head is a
+            delta's, which has none
 model       {"size": bytes, "sha256": hex} of model.safetensors
 log         where the version lay in `<f>.models`, as in the control record `latest`
 created     time of archiving, ISO 8601
@@ -83,7 +84,7 @@ def dump_entry(entry: ArchivedVersion) -> bytes:
         "federation": entry.federation,
         "version": entry.version,
         "head": entry.head,
-        "layout": [list(spec) for spec in entry.layout.tensors],
+        "layout": [spec.row for spec in entry.layout.tensors],
         "model": {"size": entry.size, "sha256": entry.sha256.hex()},
         "log": orjson.Fragment(dump_latest(entry.at)),
         "created": entry.created,

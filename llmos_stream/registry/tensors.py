@@ -33,7 +33,7 @@ def file_header(layout: Layout, metadata: Mapping[str, str]) -> bytes:
     entries: dict[str, object] = {_METADATA: dict(metadata)}
     at = 0
     for index in _order(layout):
-        name, shape, dtype = layout.tensors[index]
+        name, shape, dtype, _ = layout.tensors[index]
         if name == _METADATA:
             raise ConfigError(f"task.share: a tensor named {_METADATA} cannot be written as safetensors; rename it")
         end = at + math.prod(shape) * _DTYPES[dtype].itemsize
@@ -46,7 +46,7 @@ def file_header(layout: Layout, metadata: Mapping[str, str]) -> bytes:
 
 def data_size(layout: Layout) -> int:
     """Return the number of bytes after the header."""
-    return sum(math.prod(shape) * _DTYPES[dtype].itemsize for _, shape, dtype in layout.tensors)
+    return sum(spec.numel * _DTYPES[spec.dtype].itemsize for spec in layout.tensors)
 
 
 def file_pieces(weights: Tensor, layout: Layout, metadata: Mapping[str, str]) -> Iterator[bytes | memoryview]:
@@ -67,7 +67,7 @@ def read_buffers(weights: Tensor, layout: Layout) -> Iterator[memoryview]:
 
 def is_exact(layout: Layout) -> bool:
     """Whether the file holds the float32 weights exactly, with no tensor rounded to a narrower dtype."""
-    return all(_DTYPES[dtype].itemsize >= 4 for _, _, dtype in layout.tensors)
+    return all(_DTYPES[spec.dtype].itemsize >= 4 for spec in layout.tensors)
 
 
 def _order(layout: Layout) -> list[int]:
@@ -76,7 +76,7 @@ def _order(layout: Layout) -> list[int]:
 
 
 def _slices(weights: Tensor, layout: Layout) -> Iterator[tuple[Tensor, torch.dtype]]:
-    pieces = torch.split(weights, [math.prod(shape) for _, shape, _ in layout.tensors])
+    pieces = torch.split(weights, [spec.numel for spec in layout.tensors])
     for index in _order(layout):
         yield pieces[index], _DTYPES[layout.tensors[index].dtype]
 

@@ -76,11 +76,11 @@ def read_fields(data: memoryview, known: Collection[str], lists: Collection[str]
     return fields
 
 
-def row(item: object, names: Sequence[str], what: str) -> dict[str, object]:
-    """An array in a fixed order, as fields. Items past the known ones are ignored, as unknown keys are."""
+def row(item: object, names: Sequence[str], what: str, *more: str) -> dict[str, object]:
+    """An array in a fixed order, as fields; `more` may be missing. Further items are ignored, as unknown keys are."""
     if not isinstance(item, list) or len(item) < len(names):
         raise malformed(f"an entry of {what} is not an array of {len(names)} or more")
-    return dict(zip(names, item, strict=False))
+    return dict(zip((*names, *more), item, strict=False))
 
 
 def integer(fields: Fields, key: str, low: int = -(2**63), high: int = MAX_INT) -> int:

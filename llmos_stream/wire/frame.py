@@ -46,7 +46,9 @@ of 1 to 64 characters. Fields marked * may be left out.
     time       int >= 0   server time, milliseconds since the epoch, up to the year 9999
     manifest * array      one array for each contribution, in folding order:
                           [client, seq, partition, offset, n, staleness, weight, clip, digest]
-    tensors *  array      one array for each tensor, in layout order: [name, [dimensions], dtype];
+    tensors *  array      one array for each tensor, in layout order: [name, [dimensions], dtype],
+                          and "buffer" as a fourth item where it is one: buffers come last, and their
+                          values end the payloads of updates and delta versions (see `codec.payload`);
                           a full version must have it; a tensor's name may have 512 characters
     rule *     map        aggregation settings: what JSON can say, at most 8 levels
     build *    map        strings to strings: what computed this version

@@ -1,7 +1,7 @@
 """The head maps of an update, a version and a snapshot, to and from bytes (fields: see `wire.frame`)."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import msgpack  # type: ignore[import-untyped]
 
@@ -11,6 +11,7 @@ from llmos_stream.types import (
     Contribution,
     Head,
     SnapshotHead,
+    TensorKind,
     TensorSpec,
     UpdateHead,
     VersionHead,
@@ -28,6 +29,8 @@ _LISTS = frozenset({"manifest", "tensors"})
 _VERSION = frozenset({"number", "parent", "kind", "weights", "time", "rule", "build", *_PAYLOAD, *_LISTS})
 _CONTRIBUTION = ("client", "seq", "partition", "offset", "n", "staleness", "weight", "clip", "digest")
 _TENSOR = ("name", "shape", "dtype")
+
+K = TypeVar("K", VersionKind, TensorKind)
 
 
 def pack_update(head: UpdateHead) -> bytes:
@@ -74,7 +77,7 @@ def pack_version(head: VersionHead) -> bytes:
         ],
     }
     if head.tensors is not None:
-        packed["tensors"] = head.tensors
+        packed["tensors"] = [spec.row for spec in head.tensors]
     return _pack(packed)
 
 
@@ -105,7 +108,7 @@ def unpack_version(data: memoryview) -> VersionHead:
     number = f.integer(found, "number", low=0)
     # Below its own number, so that following parents always ends.
     parent = None if found.get("parent") is None else f.integer(found, "parent", low=0, high=number - 1)
-    kind = _version_kind(f.name(found, "kind"))
+    kind = _one_of(VersionKind, f.name(found, "kind"), "version")
     if kind is VersionKind.DELTA and parent is None:
         raise f.malformed("a delta names no parent")
     if kind is VersionKind.FULL and "tensors" not in found:
@@ -164,11 +167,11 @@ def _codec(found: f.Fields) -> CodecSpec:
     return CodecSpec(id=f.integer(found, "codec", low=0), params=f.numbers(found, "params", MAX_CODEC_PARAMS))
 
 
-def _version_kind(value: str) -> VersionKind:
+def _one_of(kinds: type[K], value: str, what: str) -> K:
     try:
-        return VersionKind(value)
+        return kinds(value)
     except ValueError:
-        raise Rejected(Reason.UNSUPPORTED, f"version of an unknown kind {value!r}") from None
+        raise Rejected(Reason.UNSUPPORTED, f"{what} of an unknown kind {value!r}") from None
 
 
 def _contribution(item: object) -> Contribution:
@@ -187,6 +190,8 @@ def _contribution(item: object) -> Contribution:
 
 
 def _tensor(item: object) -> TensorSpec:
-    found = f.row(item, _TENSOR, "tensors")
+    found = f.row(item, _TENSOR, "tensors", "kind")
     shape = [f.integer({"dimension": size}, "dimension", low=0) for size in f.items(found, "shape")]
-    return TensorSpec(f.name(found, "name", f.MAX_TENSOR_NAME_CHARS), tuple(shape), f.name(found, "dtype"))
+    name, dtype = f.name(found, "name", f.MAX_TENSOR_NAME_CHARS), f.name(found, "dtype")
+    kind = _one_of(TensorKind, f.name(found, "kind"), "tensor") if "kind" in found else TensorKind.PARAMETER
+    return TensorSpec(name, tuple(shape), dtype, kind)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from llmos_stream.codec import Layout
 from llmos_stream.codec.layout import MAX_NUMEL
 from llmos_stream.errors import Reason, Rejected
-from llmos_stream.types import TensorSpec
+from llmos_stream.types import TensorKind, TensorSpec
 from tests.codec.samples import generator, normal
 
 
@@ -30,6 +30,41 @@ def test_of_keeps_names_shapes_dtypes_and_order() -> None:
         TensorSpec("half", (2,), "bfloat16"),
     )
     assert layout.numel == 9
+
+
+def test_of_puts_buffers_last() -> None:
+    layout = Layout.of(_named(), ["scale", "weight"])
+    assert layout.tensors == (
+        TensorSpec("none", (0, 4), "float32"),
+        TensorSpec("half", (2,), "bfloat16"),
+        TensorSpec("weight", (2, 3), "float32", TensorKind.BUFFER),
+        TensorSpec("scale", (), "float64", TensorKind.BUFFER),
+    )
+    assert (layout.numel, layout.parameters) == (9, 2)
+    assert layout.buffers == layout.tensors[2:]
+    assert layout.flatten(_named()).tolist() == [1.5, -2.0, 0, 1, 2, 3, 4, 5, 0.5]
+    assert Layout.from_specs([spec.row for spec in layout.tensors]) == layout  # type: ignore[misc]
+    text = (
+        b'[["none",[0,4],"float32"],["half",[2],"bfloat16"],["weight",[2,3],"float32","buffer"],'
+        b'["scale",[],"float64","buffer"]]'
+    )
+    assert layout.digest == hashlib.sha256(text).digest()
+    assert layout.has_tensors_of(Layout.of(_named()))
+    assert not layout.has_tensors_of(Layout.of({"weight": torch.zeros(2, 3)}))
+
+
+@pytest.mark.parametrize(
+    "specs",
+    [
+        [("a", (1,), "float32", "buffer"), ("b", (1,), "float32")],
+        [("a", (1,), "float32", "gradient")],
+        [("a", (1,), "float32", "buffer", "more")],
+    ],
+)
+def test_kinds_from_outside_that_make_no_sense(specs: list[tuple[str, tuple[int, ...], str]]) -> None:
+    with pytest.raises(Rejected) as caught:
+        Layout.from_specs(specs)  # type: ignore[arg-type]
+    assert caught.value.reason is Reason.WRONG_LAYOUT
 
 
 def test_digest_is_that_of_the_canonical_json() -> None:

@@ -7,7 +7,16 @@ from typing import Any
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from llmos_stream.types import CodecSpec, Contribution, SnapshotHead, TensorSpec, UpdateHead, VersionHead, VersionKind
+from llmos_stream.types import (
+    CodecSpec,
+    Contribution,
+    SnapshotHead,
+    TensorKind,
+    TensorSpec,
+    UpdateHead,
+    VersionHead,
+    VersionKind,
+)
 
 PROPERTY = settings(deadline=None, max_examples=150)  # no deadline: the machine may be busy with other things
 
@@ -74,7 +83,7 @@ json_like = st.recursive(
     max_leaves=8,
 )
 contributions = st.builds(Contribution, client_ids, ints, ints, ints, any_ints, ints, finite, finite, digests)
-tensors = st.builds(TensorSpec, names, st.lists(ints, max_size=6).map(tuple), names)
+tensors = st.builds(TensorSpec, names, st.lists(ints, max_size=6).map(tuple), names, st.sampled_from(TensorKind))
 updates = st.builds(
     UpdateHead,
     client_id=client_ids,

@@ -51,7 +51,7 @@ def test_version() -> None:
                 "payload_digest": "22" * 32,
             }
         ],
-        "tensors": [{"name": "w", "shape": [2, 3], "dtype": "float32"}],
+        "tensors": [{"name": "w", "shape": [2, 3], "dtype": "float32", "kind": "parameter"}],
         "rule": {"clip_norm": None, "staleness": {"kind": "polynomial", "a": 0.5}},
         "build": {"torch": "2.4.0", "cpu": "x86"},
         "layout_digest": "11" * 32,

@@ -19,6 +19,7 @@ from llmos_stream.types import (
     Head,
     Part,
     SnapshotHead,
+    TensorKind,
     TensorSpec,
     UpdateHead,
     VersionHead,
@@ -74,6 +75,12 @@ GOLDEN_VERSION = (
     f"cb4000000000000000 cb3ff0000000000000 {TWENTYTWO}"  # weight 2.0, clip 1.0, digest
     "a7 74656e736f7273 91 93 a1 77 92 02 03 a7 666c6f61743332"  # tensors: w [2, 3] float32
     "c0"
+)
+
+BUFFERED = version(tensors=(*(VERSION.tensors or ()), TensorSpec("b", (4,), "float16", TensorKind.BUFFER)))
+GOLDEN_BUFFERED = GOLDEN_VERSION.replace("c6 00000165", "c6 00000179").replace(
+    "91 93 a1 77 92 02 03 a7 666c6f61743332",  # tensors: w [2, 3] float32
+    "92 93 a1 77 92 02 03 a7 666c6f61743332 94 a1 62 91 04 a7 666c6f61743136 a6 627566666572",  # b [4] float16 buffer
 )
 
 GOLDEN_SNAPSHOT = (
@@ -155,7 +162,13 @@ def refused(data: bytes | memoryview) -> Reason:
 
 
 @pytest.mark.parametrize(
-    ("head", "golden"), [(UPDATE, GOLDEN_UPDATE), (VERSION, GOLDEN_VERSION), (SNAPSHOT, GOLDEN_SNAPSHOT)]
+    ("head", "golden"),
+    [
+        (UPDATE, GOLDEN_UPDATE),
+        (VERSION, GOLDEN_VERSION),
+        (BUFFERED, GOLDEN_BUFFERED),
+        (SNAPSHOT, GOLDEN_SNAPSHOT),
+    ],
 )
 def test_golden_bytes(head: Head, golden: str) -> None:
     data = bytes.fromhex(golden)
@@ -223,6 +236,11 @@ def test_metrics_need_not_be_finite() -> None:
     assert (head.metrics["b"], head.metrics["c"]) == (math.inf, -math.inf)
 
 
+def test_a_tensor_of_a_kind_that_this_release_does_not_know_is_unsupported() -> None:
+    data = frame(version_map(tensors=[["w", [2, 3], "float32", "gradient"]]), kind=2)
+    assert refused(data) is Reason.UNSUPPORTED
+
+
 def test_optional_fields_may_be_left_out() -> None:
     assert read(frame(without(update_map(), "metrics", "params"))) == update(metrics={}, codec=CodecSpec(4))
     bare = without(version_map(kind="delta"), "params", "manifest", "tensors", "rule", "build")
@@ -244,7 +262,8 @@ def test_unknown_keys_are_ignored_whatever_they_hold(value: object) -> None:
 
 def test_items_after_the_known_ones_are_ignored() -> None:
     longer = version_map(
-        manifest=[[*version_map()["manifest"][0], "later", 1]], tensors=[["w", [2, 3], "float32", {"later": 1}]]
+        manifest=[[*version_map()["manifest"][0], "later", 1]],
+        tensors=[["w", [2, 3], "float32", "parameter", {"later": 1}]],
     )
     assert read(frame(longer, kind=2)) == VERSION
 
