@@ -6,6 +6,8 @@ from pydantic import AfterValidator, Field, SecretStr, model_validator
 
 from llmos_stream.config.base import Count, Section, no_password, none_where_empty
 
+Hosts = Annotated[str | None, Field(pattern=r"^(\*|[\w.-]+( *, *[\w.-]+)*)?$")]
+
 
 class InferenceSettings(Section):
     host: str = "127.0.0.1"
@@ -25,12 +27,20 @@ class InferenceSettings(Section):
     max_waiting: Count = 1024
     """Most examples that wait; a request beyond that is refused (503)."""
     max_body_bytes: Annotated[int, Field(ge=1024, le=1 << 30)] = 8 << 20
-    """Most bytes of a request's body, which must arrive within a minute."""
+    """Most bytes of a request's body, which must arrive within a minute and never pause for 10 seconds."""
+    max_bodies_bytes: Annotated[int, Field(ge=1024)] = 64 << 20
+    """Most bytes of all bodies that are read or being answered at a time. Beyond that the one that has waited longest
+    for more of itself is broken off (503)."""
+    allowed_hosts: Hosts = None
+    """Host names, separated by commas, under which the API is answered. Addresses, localhost, this machine's name,
+    names without a dot and those of Kubernetes services are always allowed. *: any name."""
 
     @model_validator(mode="after")
     def _a_batch_may_wait(self) -> Self:
         if self.max_waiting < self.max_batch:
             raise ValueError(f"max_waiting must be at least max_batch ({self.max_batch})")
+        if self.max_bodies_bytes < self.max_body_bytes:
+            raise ValueError(f"max_bodies_bytes must be at least max_body_bytes ({self.max_body_bytes})")
         return self
 
 
@@ -53,7 +63,7 @@ class DashboardSettings(Section):
     """Show the live page on this port (0: any that is free). Unset: not at all."""
     host: str = "127.0.0.1"
     """Address of the live page; 0.0.0.0 for all, as in a container. Whoever reaches it may look."""
-    allowed_hosts: Annotated[str | None, Field(pattern=r"^(\*|[\w.-]+( *, *[\w.-]+)*)?$")] = None
+    allowed_hosts: Hosts = None
     """Host names, separated by commas, under which browsers may open the page. Addresses, localhost, this machine's
     name, names without a dot and those of Kubernetes services are always allowed. *: any name."""
     token: Annotated[SecretStr | None, AfterValidator(none_where_empty)] = None

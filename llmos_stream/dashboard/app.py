@@ -24,7 +24,8 @@ from llmos_stream.dashboard.state_stream import StateStream
 from llmos_stream.errors import BrokerUnavailable, ConfigError, FederationFinished, LlmosError, TopicMissing
 from llmos_stream.log.scan import LoggedHead
 from llmos_stream.types import VersionHead
-from llmos_stream.web.guards import BodyLimit, HostCheck, bearer_of, check_bearer
+from llmos_stream.web.bodies import BodyLimit
+from llmos_stream.web.guards import HostCheck, bearer_of, check_bearer
 
 _MAX_BODY_BYTES = 4096
 _MAX_HEADER_BYTES = 32 << 10
@@ -127,7 +128,6 @@ def make_app(
         await _outcome(operator.promote(number))
         return _json(200, orjson.dumps({"promoted": number}))
 
-    allowed = [settings.host, *(name.strip() for name in (settings.allowed_hosts or "").split(","))]
     app = Starlette(
         routes=[
             Route("/", _with_errors(page)),
@@ -141,7 +141,7 @@ def make_app(
         ],
         middleware=[
             Middleware(_Headers),
-            Middleware(HostCheck, allowed=allowed, setting=_HOSTS),
+            Middleware(HostCheck, host=settings.host, allowed=settings.allowed_hosts, setting=_HOSTS),
             Middleware(BodyLimit, max_bytes=_MAX_BODY_BYTES),
         ],
     )

@@ -14,13 +14,17 @@ from torch import Tensor
 from llmos_stream.config import InferenceSettings, explain
 from llmos_stream.inference.answers import Answer, Models, NewRoute, Question, models_of, question_schema
 from llmos_stream.inference.batching import Batcher, Busy, PredictionFailed
-from llmos_stream.inference.inputs import BadInput, InputSpec, read_inputs
+from llmos_stream.inference.inputs import BadInput, InputSpec, check_counts, read_inputs
 from llmos_stream.inference.metrics import InferenceMetrics
 from llmos_stream.inference.model_pool import ModelPool, NotLoaded
 from llmos_stream.runtime import Offload
-from llmos_stream.web.guards import BodyLimit, check_bearer
+from llmos_stream.web.bodies import BodyLimit
+from llmos_stream.web.guards import HostCheck, check_bearer
 
+_PREDICT = "/v1/predict"
+_SMALL_BODY = 4096  # of all other paths: they are parsed before their token is looked at
 _LARGE_BODY = 1 << 16
+_HOSTS = "inference.allowed_hosts (LLMOS_INFERENCE__ALLOWED_HOSTS)"
 _ERRORS: dict[int | str, dict[str, Any]] = {
     404: {"description": "No such version is held."},
     413: {"description": "The body is too large."},
@@ -49,12 +53,16 @@ def make_app(
         description="Predictions by the versions of a federation. Every answer names the version that gave it.",
         swagger_ui_parameters={"validatorUrl": None},  # no picture from elsewhere
     )
-    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    app.add_middleware(
+        BodyLimit,
+        max_bytes=min(_SMALL_BODY, settings.max_body_bytes),
+        larger={_PREDICT: settings.max_body_bytes},
+        held_bytes=settings.max_bodies_bytes,
+    )
+    app.add_middleware(HostCheck, host=settings.host, allowed=settings.allowed_hosts, setting=_HOSTS)
     operator = [Depends(_only_with(settings.token))]
 
-    @app.post(
-        "/v1/predict", response_model=Answer, responses=_ERRORS, openapi_extra={"requestBody": question_schema(spec)}
-    )
+    @app.post(_PREDICT, response_model=Answer, responses=_ERRORS, openapi_extra={"requestBody": question_schema(spec)})
     async def predict(request: Request) -> Response:
         """Outputs of the model for a list of examples."""
         begun, version, status = perf_counter(), None, 500
@@ -114,6 +122,7 @@ def make_app(
 
 def _read(body: bytes, spec: InputSpec, max_examples: int) -> tuple[int | None, Tensor]:
     """Return the version that the question names, and its inputs."""
+    check_counts(body, spec, max_examples)
     try:
         question = Question.model_validate_json(body)
     except ValidationError as error:

@@ -1,5 +1,6 @@
 """What inputs the model takes, from the task's own test data, and a request's inputs as such a tensor."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,6 +9,8 @@ from torch import Tensor
 
 from llmos_stream.errors import ConfigError, LlmosError
 from llmos_stream.training import Task
+
+_SLACK = 10_000  # so that a small body gets the message that says most
 
 
 class BadInput(LlmosError):
@@ -52,6 +55,20 @@ def input_spec(task: Task) -> InputSpec:
     if not isinstance(inputs, Tensor) or inputs.ndim < 1 or inputs.is_complex():
         raise ConfigError("task.entry: only a model whose inputs are one tensor of real numbers can be served")
     return InputSpec(tuple(inputs.shape[1:]), inputs.dtype)
+
+
+def check_counts(body: bytes, spec: InputSpec, max_examples: int) -> None:
+    """Look whether a body may hold no more than `max_examples`, before it is parsed.
+
+    An empty list is two characters in a body and takes 64 bytes once it is parsed.
+
+    Raises:
+        BadInput: It has more lists or more values.
+    """
+    lists = 1 + max_examples * sum(math.prod(spec.shape[:depth]) for depth in range(len(spec.shape)))
+    values = lists + max_examples * math.prod(spec.shape)
+    if body.count(b"[") > lists + _SLACK or body.count(b",") > values + _SLACK:
+        raise BadInput(f"inputs: expected {spec}; got more lists or numbers than {max_examples} examples have")
 
 
 def read_inputs(values: list[Any], spec: InputSpec, max_examples: int) -> Tensor:

@@ -1,18 +1,17 @@
-"""What a request must pass before it is handled: its host name, the size of its body, a bearer token.
+"""What a request must pass before it is handled: its host name, a bearer token.
 
 Host names: a site whose DNS name leads to this machine (DNS rebinding) has the same origin as this server for a
 browser, and its page could read every answer. The browser still sends the site's own name in the `Host` header, so
 that a server which answers to its own names only is safe.
 """
 
-from collections.abc import Iterable
 from ipaddress import ip_address
 from secrets import compare_digest
 from socket import gethostname
 from typing import NamedTuple
 
 from starlette.responses import JSONResponse
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 ANY_HOST = "*"
 _MISDIRECTED = 421
@@ -28,9 +27,10 @@ class HostCheck:
     `allowed`. The answer names `setting`, which lists them.
     """
 
-    def __init__(self, app: ASGIApp, allowed: Iterable[str], setting: str) -> None:
+    def __init__(self, app: ASGIApp, host: str, allowed: str | None, setting: str) -> None:
+        """`host` is where the server listens; `allowed` lists names, separated by commas."""
         self._app = app
-        self._allowed = {gethostname().lower(), *(name.lower() for name in allowed)}
+        self._allowed = {gethostname().lower(), host.lower(), *(n.strip().lower() for n in (allowed or "").split(","))}
         self._setting = setting
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -62,41 +62,6 @@ def _is_address(name: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-class BodyLimit:
-    """ASGI middleware that reads the whole body before anything is parsed, and answers 413 above `max_bytes`."""
-
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
-        self._app = app
-        self._max_bytes = max_bytes
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        declared = dict(scope["headers"]).get(b"content-length", b"")
-        size = int(declared) if declared.isdigit() else 0
-        body = bytearray()
-        more = size <= self._max_bytes
-        while more:
-            message = await receive()
-            if message["type"] != "http.request":
-                return  # the client left before the end of its body
-            body += message.get("body", b"")
-            size = max(size, len(body))
-            more = message.get("more_body", False) and size <= self._max_bytes
-        if size > self._max_bytes:
-            answer = JSONResponse({"detail": f"the body has more than {self._max_bytes} bytes, the limit"}, 413)
-            answer.headers["connection"] = "close"  # the rest of the body is not read
-            await answer(scope, receive, send)
-            return
-        whole: list[Message] = [{"type": "http.request", "body": bytes(body), "more_body": False}]
-
-        async def replay() -> Message:
-            return whole.pop() if whole else await receive()
-
-        await self._app(scope, replay, send)
 
 
 class Denied(NamedTuple):

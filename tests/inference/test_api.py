@@ -3,6 +3,7 @@
 import asyncio
 import re
 import threading
+import tracemalloc
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -58,6 +59,36 @@ async def test_bad_input_is_refused_with_what_was_expected(body: str, status: in
         answer = await here.http.post("/v1/predict", content=body)
         assert answer.status_code == status
         assert said in answer.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    "values", ["[]," * 2_700_000 + "[]", "0," * 4_000_000 + "0", "[[[" + "[[]]," * 1_000_000 + "0]]]"]
+)
+async def test_what_no_examples_have_is_refused_before_it_is_parsed(values: str) -> None:
+    """Millions of empty lists fit into a body, and take a hundred times the memory of the examples that may come."""
+    body = f'{{"inputs": [{values}]}}'.encode()
+    async with served(max_batch=4, max_body_bytes=len(body)) as here:
+        here.pool.publish(loaded(1))
+        tracemalloc.start()
+        try:
+            answer = await here.http.post("/v1/predict", content=body)
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert answer.status_code == 422
+    assert "got more lists or numbers than 4 examples have" in answer.json()["detail"]
+    assert peak < 3 * len(body)  # the body itself, on its way through
+
+
+@pytest.mark.parametrize("path", ["/v1/models", "/v1/predict", "/docs", "/openapi.json"])
+async def test_no_page_of_another_site_reads_the_answers(path: str) -> None:
+    async with served(allowed_hosts="models.example.org") as here:
+        here.pool.publish(loaded(1))
+        answer = await here.http.post(path, json=_ASK, headers={"host": "evil.example"})
+        assert answer.status_code == 421
+        assert "inference.allowed_hosts" in answer.json()["detail"]
+        good = await here.http.post("/v1/predict", json=_ASK, headers={"host": "models.example.org:8000"})
+        assert good.status_code == 200
 
 
 async def test_an_answer_never_repeats_a_bad_value() -> None:

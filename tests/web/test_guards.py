@@ -14,7 +14,7 @@ def _machine(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def _ask(host: str, *allowed: str) -> httpx.Response:
-    app = HostCheck(Response("here"), allowed, "some.setting")
+    app = HostCheck(Response("here"), "127.0.0.1", ", ".join(allowed), "some.setting")
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as http:
         return await http.get("/", headers={b"host": host.encode()})
 
