@@ -28,10 +28,15 @@ def none_where_empty(token: SecretStr | None) -> SecretStr | None:
     return token if token is not None and token.get_secret_value() else None
 
 
-def no_password(value: str) -> str:
-    """Return the URL `value`; raise ValueError if it carries a user or a password."""
-    if "@" in urlsplit(value).netloc:
-        raise ValueError("leave user and password out of it; give them as the store's own variables or files")
+def no_secret(value: str) -> str:
+    """Return the URL `value`, which is printed and logged; raise ValueError if it carries a user or a query."""
+    # fsspec chains URLs, as in simplecache::https://host/path.
+    for part in value.split("::"):
+        url = urlsplit(part)
+        if "@" in url.netloc:
+            raise ValueError("leave user and password out of it; give them as the store's own variables or files")
+        if url.scheme and url.scheme != "file" and (url.query or url.fragment):
+            raise ValueError("leave out what follows ? or #; give a token as the store's own variables or files")
     return value
 
 

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from llmos_stream.config.base import Positive, Section, no_password
+from llmos_stream.config.base import Positive, Section, no_secret
 
 
 class RuntimeSettings(Section):
@@ -39,5 +39,5 @@ class TracingSettings(Section):
     @model_validator(mode="after")
     def _endpoint_without_password(self) -> Self:
         if self.endpoint is not None:
-            no_password(self.endpoint)
+            no_secret(self.endpoint)
         return self

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, SecretStr, model_validator
 
-from llmos_stream.config.base import Count, Section, no_password, none_where_empty
+from llmos_stream.config.base import Count, Section, no_secret, none_where_empty
 
 Hosts = Annotated[str | None, Field(pattern=r"^(\*|[\w.-]+( *, *[\w.-]+)*)?$")]
 
@@ -45,7 +45,7 @@ class InferenceSettings(Section):
 
 
 class RegistrySettings(Section):
-    url: Annotated[str, Field(min_length=1), AfterValidator(no_password)] | None = None
+    url: Annotated[str, Field(min_length=1), AfterValidator(no_secret)] | None = None
     """Where versions are archived: a folder or a URL of fsspec, as in file:///srv/models or s3://bucket/path. Unset:
     nowhere."""
     keep: Literal["every", "last", "promoted"] = "every"

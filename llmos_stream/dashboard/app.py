@@ -87,9 +87,7 @@ def make_app(
         return _json(200, states.snapshot())
 
     async def events(request: Request) -> Response:
-        if states.viewers >= settings.viewers:
-            raise HttpError(503, f"{settings.viewers} pages are open already (dashboard.viewers); try again later")
-        return EventResponse(states)
+        return EventResponse(states, None if request.client is None else request.client.host)
 
     async def version(request: Request) -> Response:
         asked = request.path_params["number"]

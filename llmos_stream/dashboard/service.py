@@ -42,7 +42,9 @@ class LivePage:
         """
         ours, view, topics = self._settings.dashboard, self._view, Topics(self._settings.federation.name)
         may_operate = ours.token is not None
-        states = StateStream(lambda: page_state(view, may_operate), lambda: view.changes, lambda: view.now_ms)
+        states = StateStream(
+            lambda: page_state(view, may_operate), lambda: view.changes, lambda: view.now_ms, ours.viewers
+        )
         address = ListenAddress("dashboard", ours.host, ours.port or 0)
         drain = self._settings.runtime.stop_seconds * _DRAIN
         async with Offload(_WORKERS) as offload:

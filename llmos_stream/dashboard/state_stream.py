@@ -6,13 +6,14 @@ where too many of them are gone. So a slow page costs no more memory than a quic
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from time import monotonic
 
 import orjson
 
 from llmos_stream.dashboard.changes import Json, difference
+from llmos_stream.dashboard.viewers import Viewers
 from llmos_stream.runtime import Shutdown
 
 _SECONDS = 0.4
@@ -28,9 +29,16 @@ class StateStream:
         make: Returns the present state. It is called while a page is open, and for `refresh`.
         changes: Returns a number that rises with each change.
         now_ms: Returns the time that each message carries.
+        most_viewers: How many pages are sent states at a time.
     """
 
-    def __init__(self, make: Callable[[], Json], changes: Callable[[], int], now_ms: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        make: Callable[[], Json],
+        changes: Callable[[], int],
+        now_ms: Callable[[], int],
+        most_viewers: int = 100,
+    ) -> None:
         self._make = make
         self._changes = changes
         self._now_ms = now_ms
@@ -42,7 +50,7 @@ class StateStream:
         self._snapshot: tuple[int, bytes] = (-1, b"")
         self._news = asyncio.Event()
         self._over = asyncio.Event()
-        self.viewers = 0
+        self.viewers = Viewers(most_viewers)
 
     def refresh(self) -> None:
         """Make the state anew and note its difference from the last one; at most a few times a second."""
@@ -71,7 +79,7 @@ class StateStream:
         while not await shutdown.wait(_SECONDS):
             waited += _SECONDS
             # Silence changes the page without any event: it shows who is late.
-            if self.viewers and (self._changes() != self._made_from or waited >= _IDLE_SECONDS):
+            if len(self.viewers) and (self._changes() != self._made_from or waited >= _IDLE_SECONDS):
                 waited = 0.0
                 self.refresh()
         self.close()
@@ -80,15 +88,6 @@ class StateStream:
         """End all streams."""
         self._over.set()
         self._news.set()
-
-    @contextmanager
-    def watched(self) -> Iterator[None]:
-        """Count one more viewer meanwhile."""
-        self.viewers += 1
-        try:
-            yield
-        finally:
-            self.viewers -= 1
 
     async def messages(self) -> AsyncIterator[bytes]:
         """Yield server-sent events for one page until `close`, each made when the one before was taken."""

@@ -56,7 +56,9 @@ def open_store(settings: RegistrySettings, federation: str) -> "VersionStore":
     try:
         fs, root = url_to_fs(url)
     except (ImportError, ValueError) as error:
-        raise ConfigError(f"registry.url: {error}") from None
+        raise ConfigError(f"registry.url: {_on_one_line(error)}") from None
+    except Exception as error:  # every kind of store raises its own
+        raise ConfigError(f"registry.url: {type(error).__name__}: {_on_one_line(error)}") from error
     return VersionStore(fs, root, federation)
 
 
@@ -234,4 +236,9 @@ class VersionStore:
         except LlmosError:
             raise
         except Exception as error:  # every kind of store raises its own
-            raise StoreUnavailable(f"the registry at {path}: {type(error).__name__}: {error}") from error
+            said = f"{type(error).__name__}: {_on_one_line(error)}"
+            raise StoreUnavailable(f"the registry at {path}: {said}") from error
+
+
+def _on_one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

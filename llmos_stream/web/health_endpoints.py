@@ -22,6 +22,7 @@ from prometheus_client.registry import Collector
 from llmos_stream.config import OperationsSettings
 from llmos_stream.errors import ConfigError
 from llmos_stream.runtime.health import Health
+from llmos_stream.web.addresses import reason_of, shown
 from llmos_stream.web.threaded import ThreadedServer
 
 logger = logging.getLogger(__name__)
@@ -94,16 +95,15 @@ def serve_health_endpoints(
         return
     try:
         server = ThreadedServer((settings.host, settings.port), request_seconds)
-    except OSError as error:
-        raise ConfigError(
-            f"operations.host, operations.port: cannot listen on {settings.host}:{settings.port} ({error.strerror})"
-        ) from error
+    except (OSError, UnicodeError) as error:
+        where = shown(settings.host, settings.port)
+        raise ConfigError(f"operations.host, operations.port: cannot listen on {where} ({reason_of(error)})") from error
     server.set_app(endpoints)
     thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1}, name="operations", daemon=True)
     with server, endpoints.exported():
         thread.start()
         port: int = server.server_address[1]
-        logger.info("answering %s on %s:%d", ", ".join(_PATHS), settings.host, port)
+        logger.info("answering %s on %s", ", ".join(_PATHS), shown(settings.host, port))
         try:
             yield port
         finally:

@@ -15,6 +15,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from llmos_stream.errors import ConfigError
 from llmos_stream.runtime.shutdown import Shutdown
 from llmos_stream.runtime.tasks import run_while
+from llmos_stream.web.addresses import family_of, reason_of, shown, takes_both, unbracketed
 from llmos_stream.web.timeouts import ConnectionLimits, with_limits
 
 logger = logging.getLogger(__name__)
@@ -85,7 +86,7 @@ async def serve_http(
             server.should_exit = True
 
         host, port = listener.getsockname()[:2]
-        logger.info("%s on %s:%d", what, host, port)
+        logger.info("%s on %s", what, shown(host, port))
         await run_while(server.serve([listener]), stop())
 
 
@@ -97,11 +98,15 @@ def listening(address: ListenAddress) -> Iterator[socket.socket]:
         ConfigError: The port cannot be opened.
     """
     try:
-        family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-        listener = socket.create_server((address.host, address.port), family=family, backlog=_BACKLOG)
-    except OSError as error:
-        names, where = f"{address.section}.host, {address.section}.port", f"{address.host}:{address.port}"
-        raise ConfigError(f"{names}: cannot listen on {where} ({error.strerror})") from error
+        listener = socket.create_server(
+            (unbracketed(address.host), address.port),
+            family=family_of(address.host),
+            backlog=_BACKLOG,
+            dualstack_ipv6=takes_both(address.host),
+        )
+    except (OSError, UnicodeError) as error:
+        names, where = f"{address.section}.host, {address.section}.port", shown(address.host, address.port)
+        raise ConfigError(f"{names}: cannot listen on {where} ({reason_of(error)})") from error
     with listener:
         # Connections inherit it. asyncio sets it only on sockets that name their protocol. Without it an answer, which
         # goes out in two writes, waits 40 ms for the client's delayed acknowledgement.

@@ -2,12 +2,14 @@
 
 import logging
 from contextlib import suppress
-from socket import SHUT_RDWR, SO_REUSEADDR, SOL_SOCKET, socket
+from socket import AF_INET6, IPPROTO_IPV6, IPV6_V6ONLY, SHUT_RDWR, SO_REUSEADDR, SOL_SOCKET, socket
 from socketserver import ThreadingMixIn
 from threading import Lock
 from time import monotonic
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
+
+from llmos_stream.web.addresses import family_of, takes_both, unbracketed
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +31,10 @@ class ThreadedServer(ThreadingMixIn, WSGIServer):
         self._request_seconds = request_seconds
         self._lock = Lock()
         self._open: dict[socket, float] = {}  # time of opening, the oldest first
-        super().__init__(where, _Handler)
+        host, port = where
+        self.address_family = family_of(host)
+        self._takes_both = takes_both(host)
+        super().__init__((unbracketed(host), port), _Handler)
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Note a new connection, and close the oldest where there are too many."""
@@ -57,6 +62,8 @@ class ThreadedServer(ThreadingMixIn, WSGIServer):
         """Bind without WSGIServer's look-up of this host's name, which may take seconds."""
         self.allow_reuse_address = True
         self.socket.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
+        if self.address_family == AF_INET6:
+            self.socket.setsockopt(IPPROTO_IPV6, IPV6_V6ONLY, not self._takes_both)
         self.socket.bind(self.server_address)
         self.server_address = self.socket.getsockname()
         self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]

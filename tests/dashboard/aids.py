@@ -78,7 +78,7 @@ async def shown(log: Callable[[], Broker] = _no_broker, **fields: Any) -> AsyncI
     settings = DashboardSettings(**{"port": 0, "token": TOKEN, **fields})
     view = FederationView("trial", clock=lambda: NOW)
     may = settings.token is not None
-    states = StateStream(lambda: page_state(view, may), lambda: view.changes, lambda: view.now_ms)
+    states = StateStream(lambda: page_state(view, may), lambda: view.changes, lambda: view.now_ms, settings.viewers)
     acts = Acts()
     async with Offload(1) as offload:
         operator = OperatorActions(acts.set_paused, acts.promote)
@@ -147,13 +147,13 @@ class Stream:
     """The server-sent events of one viewer, decoded."""
 
     def __init__(self, response: httpx.Response) -> None:
-        self._lines = response.aiter_lines()
+        self.lines = response.aiter_lines()
 
     async def next(self) -> tuple[str, Any]:
         """The next event but for beats: its name and its data."""
         name = ""
         async with asyncio.timeout(SECONDS):
-            async for line in self._lines:
+            async for line in self.lines:
                 if line.startswith("event: "):
                     name = line.removeprefix("event: ")
                 elif line.startswith("data: ") and name != "beat":

@@ -193,15 +193,6 @@ async def test_a_finished_run_is_not_paused_but_its_versions_are_promoted() -> N
         assert (await here.post("/api/promote", {"version": 1})).status_code == 200
 
 
-async def test_no_more_pages_than_the_settings_say() -> None:
-    async with shown(viewers=1) as here:
-        with here.states.watched():
-            answer = await here.http.get("/api/events")
-        assert answer.status_code == 503
-        assert "dashboard.viewers" in answer.json()["detail"]
-        assert answer.headers["retry-after"]
-
-
 async def test_the_clock_is_the_servers() -> None:
     async with shown() as here:
         assert here.view.now_ms == int(NOW * 1000)

@@ -1,6 +1,7 @@
 """Pages are kept up to date over a real port: a snapshot, then changes; slow ones are let go, and all at the end."""
 
 import asyncio
+import contextlib
 import socket
 from itertools import count
 from urllib.parse import urlsplit
@@ -41,8 +42,8 @@ async def test_a_snapshot_and_then_what_changed() -> None:
                         for change in changes:
                             states[index] = apply(states[index], change)
             assert states[0] == states[1] == (await http.get(f"{where}/api/state")).json()
-            assert here.states.viewers == 2
-        await until(lambda: here.states.viewers == 0)
+            assert len(here.states.viewers) == 2
+        await until(lambda: len(here.states.viewers) == 0)
 
 
 async def test_many_events_are_few_messages() -> None:
@@ -87,17 +88,17 @@ async def test_a_slow_viewer_is_let_go_and_others_are_not_held_up(monkeypatch: p
 
     first = asyncio.create_task(EventResponse(states, stall_seconds=0.1)({}, stays, slow))
     second = asyncio.create_task(EventResponse(states)({}, stays, quick))
-    await until(lambda: states.viewers == 2)
+    await until(lambda: len(states.viewers) == 2)
     while not first.done():
         numbers[0] += 1
         states.refresh()
         await asyncio.sleep(0.001)
     await first
-    assert states.viewers == 1
+    assert len(states.viewers) == 1
     await until(lambda: str(numbers[0]).encode() in taken[-1])
     states.close()
     await second
-    assert states.viewers == 0
+    assert len(states.viewers) == 0
     assert len(states._kept) <= 16
 
 
@@ -115,7 +116,7 @@ async def test_a_viewer_who_leaves_is_not_counted() -> None:
 
     async with asyncio.timeout(SECONDS):
         await EventResponse(states)({}, leaves, take)
-    assert states.viewers == 0
+    assert len(states.viewers) == 0
 
 
 async def test_a_viewer_far_behind_gets_the_whole_and_nothing_is_queued(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,7 +157,7 @@ async def test_at_the_end_pages_are_let_go() -> None:
             shutdown.request()
             async with asyncio.timeout(SECONDS):
                 assert [line async for line in lines][-1] == ""
-        await until(lambda: here.states.viewers == 0)
+        await until(lambda: len(here.states.viewers) == 0)
 
 
 async def test_a_request_with_endless_headers_is_refused() -> None:
@@ -194,11 +195,34 @@ async def test_a_viewer_who_reads_nothing_is_released(monkeypatch: pytest.Monkey
         at = urlsplit(where)
         with socket.create_connection((at.hostname or "", at.port or 0)) as stalled:
             stalled.sendall(b"GET /api/events HTTP/1.1\r\nhost: x\r\n\r\n")
-            await until(lambda: here.states.viewers == 1)
+            await until(lambda: len(here.states.viewers) == 1)
             numbers = count()
             monkeypatch.setattr(here.states, "_make", lambda: str(next(numbers)) * (1 << 20))
             async with asyncio.timeout(0.5 * _STALL_SECONDS):  # sooner than its stream alone would be ended
-                while here.states.viewers:
+                while len(here.states.viewers):
                     here.view.changes += 1
                     await asyncio.sleep(0.001)
         assert (await http.get(f"{where}/api/state")).status_code == 200
+
+
+async def test_the_next_viewer_is_let_in_however_many_streams_one_holds() -> None:
+    async with (
+        shown(viewers=5) as here,
+        on_a_port(here, Shutdown()) as where,
+        contextlib.AsyncExitStack() as stack,
+    ):
+        begun = []
+        for address in ["127.0.0.2", *["127.0.0.1"] * 12, "127.0.0.3"]:
+            transport = httpx.AsyncHTTPTransport(local_address=address)
+            http = await stack.enter_async_context(httpx.AsyncClient(transport=transport, timeout=SECONDS))
+            response = await stack.enter_async_context(http.stream("GET", f"{where}/api/events"))
+            assert response.status_code == 200
+            begun.append(Stream(response))
+            assert (await begun[-1].next())[0] == "snapshot"
+        await until(lambda: len(here.states.viewers) == 5)
+        here.view.add_event(event(EventKind.VERSION_PUBLISHED, version=1))
+        for stream in (begun[0], begun[-1], begun[-2]):  # another one's, the newest, and the newest of the many
+            name, _ = await stream.next()
+            assert name in ("changes", "snapshot")
+        async with asyncio.timeout(SECONDS):
+            assert not [line async for line in begun[1].lines if line.startswith("event: snapshot")]

@@ -305,6 +305,14 @@ def test_a_file_where_a_version_would_be_is_no_version(folder: Folder) -> None:
         (None, "say where versions are archived"),
         ("nonsense://x", "registry.url: Protocol not known: nonsense"),
         ("ftp://me:secret@host/x", "leave user and password out of it"),
+        ("https://secret@host/x", "leave user and password out of it"),
+        ("simplecache::https://me:secret@host/x", "leave user and password out of it"),
+        ("simplecache::s3://bucket/x::ftp://me:secret@host", "leave user and password out of it"),
+        ("s3://bucket/x?token=secret", "leave out what follows"),
+        ("https://host/x#secret", "leave out what follows"),
+        ("https://[host/secret", "Invalid IPv6 URL"),
+        ("github://", "registry.url: "),
+        ("zip://a.zip", "registry.url: "),
         ("", "at least 1 character"),
     ],
 )
@@ -312,6 +320,7 @@ def test_a_url_that_makes_no_sense(url: str | None, reason: str) -> None:
     with pytest.raises(ConfigError, match=reason) as caught:
         open_store(load_settings({"registry": {"url": url}}).registry, "ward")
     assert "secret" not in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
 
 
 def test_a_plain_path_is_a_folder(tmp_path: Path) -> None:

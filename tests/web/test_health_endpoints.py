@@ -1,6 +1,7 @@
 """What operators ask over HTTP, and that a process which hangs still answers."""
 
 import json
+import logging
 import select
 import socket
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from llmos_stream.config import OperationsSettings
 from llmos_stream.errors import ConfigError
 from llmos_stream.runtime import Health
 from llmos_stream.web.health_endpoints import HealthEndpoints, serve_health_endpoints
+from llmos_stream.web.server import ListenAddress, listening
 from llmos_stream.web.threaded import _MAX_CONNECTIONS
 
 FACTS = {"role": "client", "federation": "f", "version": "1"}
@@ -37,8 +39,8 @@ def port(health: Health) -> Iterator[int]:
         yield port
 
 
-def _ask(port: int, path: str, method: str = "GET") -> tuple[int, str]:
-    connection = HTTPConnection("127.0.0.1", port, timeout=10)
+def _ask(port: int, path: str, method: str = "GET", host: str = "127.0.0.1") -> tuple[int, str]:
+    connection = HTTPConnection(host, port, timeout=10)
     try:
         connection.request(method, path)
         response = connection.getresponse()
@@ -126,6 +128,44 @@ def test_a_port_that_is_taken_is_named(port: int, health: Health) -> None:
         serve_health_endpoints(OperationsSettings(port=port), operations),
     ):
         pass
+
+
+@pytest.mark.parametrize(
+    ("host", "asked"),
+    [("::1", ["::1"]), ("[::1]", ["::1"]), ("::", ["::1", "127.0.0.1"]), ("localhost", ["127.0.0.1"])],
+)
+def test_it_listens_on_ipv6_too(health: Health, host: str, asked: list[str], caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    operations = HealthEndpoints(health, FACTS, CollectorRegistry())
+    with serve_health_endpoints(OperationsSettings(port=0, host=host), operations) as port:
+        assert port is not None
+        for path in ("/health", "/metrics"):
+            assert [_ask(port, path, host=where)[0] for where in asked] == [200] * len(asked)
+    url = f"[{host.strip('[]')}]" if ":" in host else host
+    assert f"on {url}:{port}" in caplog.text
+
+
+@pytest.mark.parametrize("host", ["no-such-host.invalid", "::1::1", "[::1", "x" * 300, "a..b", "256.0.0.1"])
+def test_an_address_that_is_none_is_told_in_one_line(health: Health, host: str) -> None:
+    operations = HealthEndpoints(health, FACTS, CollectorRegistry())
+    with (
+        pytest.raises(ConfigError, match=r"^operations.host, operations.port: cannot listen on .* \(.+\)$"),
+        serve_health_endpoints(OperationsSettings(port=0, host=host), operations),
+    ):
+        pass
+    with (
+        pytest.raises(ConfigError, match=r"^dashboard.host, dashboard.port: cannot listen on .* \(.+\)$"),
+        listening(ListenAddress("dashboard", host, 0)),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("host", ["::1", "[::1]", "::", "localhost"])
+def test_so_do_the_other_servers(host: str) -> None:
+    with listening(ListenAddress("dashboard", host, 0)) as listener:
+        port = listener.getsockname()[1]
+        for where in ("::1",) if "1" in host else ("::1", "127.0.0.1") if host == "::" else ("127.0.0.1",):
+            socket.create_connection((where, port), timeout=10).close()
 
 
 def test_without_a_port_nothing_listens(health: Health) -> None:
