@@ -22,7 +22,7 @@ _LOG = _GROUND | _PURE_ROOMS | {"broker", "storage", "log"}
 _MAY: dict[str, tuple[set[str], set[str]]] = {
     "errors": (set(), set()),
     "types": (set(), set()),
-    "config": ({"pydantic", "pydantic_settings"}, {"errors"}),
+    "config": ({"pydantic"}, {"errors"}),
     "codec": ({"torch", "numpy", "zstandard"}, _BASE),
     "wire": ({"msgpack", "orjson"}, _BASE),
     "core": ({"torch"}, _BASE),

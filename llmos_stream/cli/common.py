@@ -2,7 +2,8 @@
 
 import argparse
 import sys
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Mapping, Sequence
+from functools import partial
 from io import TextIOBase
 from typing import Any, NoReturn, TextIO, TypeAlias, cast
 
@@ -12,8 +13,8 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from llmos_stream.cli.flags import add_settings, given_settings, is_setting
-from llmos_stream.config import Settings, load
+from llmos_stream.cli.flags import add_settings, explain_unknown, given_settings, setting_of, settings_of
+from llmos_stream.config import Settings, did_you_mean, load
 from llmos_stream.reporting.wording import as_text
 from llmos_stream.runtime import ExitCode, configure_logging
 
@@ -21,20 +22,56 @@ _UNBOUNDED = 1 << 20
 Commands: TypeAlias = "argparse._SubParsersAction[Parser]"
 Defaults: TypeAlias = Mapping[str, Mapping[str, Any]]
 NO_DEFAULTS: Defaults = {}
+_ALWAYS_SHOWN = {"federation.name", "broker.bootstrap_servers", "task.entry"}
 
 
 class Parser(argparse.ArgumentParser):
-    """An argparse parser whose errors are one line."""
+    """An argparse parser whose errors are one line, with what may have been meant."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(ExitCode.CONFIG, f"error: {message} (see {self.prog} --help)\n")
+
+    def refuse(self, unknown: Sequence[str]) -> NoReturn:
+        """End with an error about words that nobody understood."""
+        flag = next((word.partition("=")[0] for word in unknown if word.startswith("-")), None)
+        hint = explain_unknown(flag, self.prog.split()[-1], self._option_string_actions) if flag else ""
+        self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """As argparse does, which offers no other place for it."""
+        if action.choices is not None and value not in action.choices:
+            known = [str(choice) for choice in action.choices]
+            hint = did_you_mean(str(value), known) or f" (choose from {', '.join(known)})"
+            raise argparse.ArgumentError(action, f"invalid choice: {str(value)!r}{hint}")
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):
     """Leaves the settings out of the usage line: forty of them would bury the rest. They are listed below it."""
 
     def add_usage(self, usage: Any, actions: Any, groups: Any, prefix: str | None = None) -> None:
-        super().add_usage(usage, [action for action in actions if not is_setting(action.dest)], groups, prefix)
+        super().add_usage(usage, [action for action in actions if not setting_of(action.dest)], groups, prefix)
+
+
+class _ShortHelp(_Help):
+    """Leaves out the settings that few people need."""
+
+    def __init__(self, prog: str, shown: Container[str]) -> None:
+        super().__init__(prog)
+        self._shown = shown
+
+    def add_argument(self, action: argparse.Action) -> None:
+        setting = setting_of(action.dest)
+        if setting is None or setting in self._shown:
+            super().add_argument(action)
+
+
+class _HelpAll(argparse.Action):
+    """Shows the help with every setting."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        parser.formatter_class = _Help
+        parser.print_help()
+        parser.exit()
 
 
 class _StandardError(TextIOBase):
@@ -70,17 +107,20 @@ def add_command(
 ) -> Parser:
     """Declare a command: its help, its settings' flags, `--json` and what runs it with its settings.
 
-    `defaults` are the command's own, below all that a person says; the help has those that are `shown` as well.
+    `defaults` are the command's own, below all that a person says; the help has those that are `shown` as well. The
+    short help has the settings of the `examples`.
     """
+    needed = {setting.name for setting in settings_of(sections) if f"{setting.flag} " in examples} | _ALWAYS_SHOWN
     parser = commands.add_parser(
         name,
         help=text,
         description=text[0].upper() + text[1:] + ".",
         epilog=f"examples:\n{examples}",
-        formatter_class=_Help,
+        formatter_class=partial(_ShortHelp, shown=needed),
         allow_abbrev=False,
     )
     parser.add_argument("--json", action="store_true", help="print JSON on standard output, for scripts")
+    parser.add_argument("--help-all", action=_HelpAll, nargs=0, help="show this help with every setting")
     add_settings(parser, sections, {**defaults, **shown})
     parser.set_defaults(run=run, parser=parser, defaults=defaults)
     return parser

@@ -7,12 +7,14 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import TemporaryFile
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from llmos_stream import __version__
 from llmos_stream.cli.common import Commands, add_command, err, note, print_json, say, show_table
-from llmos_stream.config import Settings
+from llmos_stream.cli.flags import path
+from llmos_stream.config import SECTIONS, Settings
 from llmos_stream.errors import ConfigError, LlmosError
 from llmos_stream.runtime import ExitCode, Shutdown, run_process
 from llmos_stream.telemetry.tracing import traced
@@ -30,19 +32,6 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
 }
 """The demonstration's own defaults, below flags, environment and file."""
 
-_SECTIONS = (
-    "federation",
-    "broker",
-    "task",
-    "client",
-    "codec",
-    "aggregation",
-    "staleness",
-    "server_optimizer",
-    "stop",
-    "runtime",
-    "tracing",
-)
 _NAME = "demo"
 
 
@@ -53,7 +42,7 @@ def add(commands: Commands) -> None:
         "demo",
         _run,
         text="train one model with eight unequal clients and write report.html",
-        sections=_SECTIONS,
+        sections=tuple(SECTIONS),
         defaults=DEFAULTS,
         shown={"federation": {"name": _NAME}},
         examples=(
@@ -73,7 +62,9 @@ def add(commands: Commands) -> None:
     parser.add_argument("--slow", type=int, help="how many of them are ten times slower (default: 2 of 8)")
     parser.add_argument("--late", type=int, help="how many of them join late (default: 1 of 8)")
     parser.add_argument("--leaving", type=int, help="how many of them leave early (default: 1 of 8)")
-    parser.add_argument("--report", type=Path, default=Path("report.html"), metavar="FILE", help="default: report.html")
+    report = parser.add_mutually_exclusive_group()
+    report.add_argument("--report", type=path, metavar="FILE", help="where the report goes; default: report.html")
+    report.add_argument("--no-report", action="store_true", help="write no report")
 
 
 def _run(arguments: argparse.Namespace, settings: Settings) -> int:
@@ -81,13 +72,14 @@ def _run(arguments: argparse.Namespace, settings: Settings) -> int:
     from llmos_stream.cli.progress import ProgressDisplay
     from llmos_stream.demo import ClientMix, make_scenario, run_processes
     from llmos_stream.federated.embedded import run_embedded
-    from llmos_stream.reporting import History, require_plotly
+    from llmos_stream.reporting import History, final_table, require_plotly
 
     settings = _fitting(settings, arguments.clients)
     mix = ClientMix.fitting(arguments.clients, arguments.slow, arguments.late, arguments.leaving)
-    require_plotly()  # before the work, not after it
-    if arguments.report.is_dir():
-        raise ConfigError(f"--report: {arguments.report} is a folder")
+    report = None if arguments.no_report else arguments.report or Path("report.html")
+    if report is not None:  # before the work, not after it
+        require_plotly()
+        _check_report(report)
     on_kafka = (arguments.broker or ("kafka" if settings.broker.bootstrap_servers else "embedded")) == "kafka"
     console = err()
     history = History()
@@ -117,7 +109,17 @@ def _run(arguments: argparse.Namespace, settings: Settings) -> int:
             code = run_process(run_roles)
         seconds = monotonic() - begun
     if code is ExitCode.DONE:
-        _report(arguments, settings, history, "kafka" if on_kafka else "embedded", seconds)
+        broker = "kafka" if on_kafka else "embedded"
+        summary = history.summary() | {"broker": broker, "seconds": round(seconds, 2)}
+        summary["report"] = None if report is None else str(report)
+        if arguments.json:
+            print_json(summary)
+        else:
+            show_table(final_table(history))
+        if report is not None:
+            _write_report(report, settings, history, broker)
+            if not arguments.json:
+                say(f"wrote {report}: open it in a browser")
     return code
 
 
@@ -145,28 +147,30 @@ def _new_name() -> str:
     return name
 
 
-def _report(arguments: argparse.Namespace, settings: Settings, history: "History", broker: str, seconds: float) -> None:
-    """The page, and the table or the JSON."""
-    from llmos_stream.reporting import final_table, write_report
+def _check_report(path: Path) -> None:
+    """Look whether the page can be written, by writing a file beside where it will be. Raises ConfigError."""
+    if path.is_dir():
+        raise ConfigError(f"--report: {path} is a folder")
+    folder = next(folder for folder in path.absolute().parents if folder.exists())
+    try:
+        if path.exists():
+            path.open("ab").close()
+        else:
+            TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise ConfigError(f"--report: cannot write {path}: {error.strerror}; --no-report goes without") from None
 
-    summary = history.summary() | {"broker": broker, "seconds": round(seconds, 2), "report": str(arguments.report)}
+
+def _write_report(path: Path, settings: Settings, history: "History", broker: str) -> None:
+    from llmos_stream.reporting import write_report
+
+    title = f"Federation {settings.federation.name}"
     try:
         write_report(
-            history,
-            arguments.report,
-            title=f"Federation {settings.federation.name}",
-            settings=settings.model_dump(mode="json"),
-            environment=_environment(broker),
+            history, path, title=title, settings=settings.model_dump(mode="json"), environment=_environment(broker)
         )
     except OSError as error:
-        raise LlmosError(f"--report: cannot write {arguments.report}: {error.strerror or error}") from error
-    finally:  # what was learnt is worth telling without a page, too
-        if arguments.json:
-            print_json(summary)
-        else:
-            show_table(final_table(history))
-    if not arguments.json:
-        say(f"wrote {arguments.report}: open it in a browser")
+        raise LlmosError(f"--report: cannot write {path}: {error.strerror or error}") from error
 
 
 def _environment(broker: str) -> dict[str, str]:

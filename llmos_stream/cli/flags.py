@@ -11,7 +11,7 @@ from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from llmos_stream.config import SECTIONS
+from llmos_stream.config import SECTIONS, did_you_mean, expanded
 from llmos_stream.config.plugins import Kind
 
 _DEST = "setting:"
@@ -30,6 +30,10 @@ class Setting:
     secret: bool
 
     @property
+    def name(self) -> str:
+        return f"{self.section}.{self.field}"
+
+    @property
     def flag(self) -> str:
         return f"--{self.section.replace('_', '-')}.{self.field.replace('_', '-')}"
 
@@ -46,9 +50,17 @@ def settings_of(sections: Iterable[str] | None = None) -> Iterator[Setting]:
             yield Setting(section, name, _kind_of(field), _default(field), field.description or "", secret)
 
 
-def is_setting(dest: str) -> bool:
-    """Whether an argument's destination is a setting's."""
-    return dest.startswith(_DEST)
+def setting_of(dest: str) -> str | None:
+    """The setting, as `section.field`, that an argument's destination stands for."""
+    return dest.removeprefix(_DEST) if dest.startswith(_DEST) else None
+
+
+def path(text: str) -> Path | None:
+    """A file that an argument names, with `~` expanded; None where it is empty, as for settings."""
+    try:
+        return expanded(Path(text)) if text.strip() else None
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def add_settings(
@@ -58,7 +70,7 @@ def add_settings(
 
     `defaults` are shown in place of the general ones.
     """
-    parser.add_argument("--config", type=Path, metavar="FILE", help="settings file (TOML); default $LLMOS_CONFIG")
+    parser.add_argument("--config", type=path, metavar="FILE", help="settings file (TOML); default $LLMOS_CONFIG")
     for section in sections:
         group = parser.add_argument_group(f"settings: {section}")
         for setting in settings_of([section]):
@@ -72,12 +84,20 @@ def add_settings(
                 group.add_argument(setting.flag, dest=dest, metavar=kind, default=None, help=text)
 
 
+def explain_unknown(flag: str, command: str, flags: Iterable[str]) -> str:
+    """What to do about a flag that a command, which has these `flags`, does not know; may be nothing."""
+    setting = next((setting for setting in settings_of() if setting.flag == flag), None)
+    if setting is None:
+        return did_you_mean(flag, flags)
+    return f"; a secret has no flag: set {setting.variable}" if setting.secret else f"; {command} does not use it"
+
+
 def given_settings(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """What flags alone say, by section and field, not validated yet."""
     given: dict[str, dict[str, Any]] = {}
     for dest, value in vars(arguments).items():
-        if is_setting(dest) and value is not None:
-            section, field = dest.removeprefix(_DEST).split(".")
+        if (setting := setting_of(dest)) and value is not None:
+            section, field = setting.split(".")
             given.setdefault(section, {})[field] = _parsed(section, field, value)
     return given
 

@@ -59,9 +59,12 @@ def run(argv: Sequence[str] | None = None) -> NoReturn:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Returns the process's exit status."""
     parser = _parser()
-    arguments, unknown = parser.parse_known_args([_dashed(text) for text in (sys.argv[1:] if argv is None else argv)])
+    words = [_dashed(text) for text in (sys.argv[1:] if argv is None else argv)]
+    if words[1:] and words[0].startswith("--") and words[0] not in {"--help", "--version"}:
+        parser.error(f"a command comes before its flags: llmos-stream COMMAND {words[0]} ...")
+    arguments, unknown = parser.parse_known_args(words)
     if unknown:
-        arguments.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+        arguments.parser.refuse(unknown)
     try:
         return run_command(arguments)
     except LlmosError as error:

@@ -3,7 +3,6 @@
 import argparse
 import asyncio
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmos_stream.cli.common import (
@@ -15,6 +14,7 @@ from llmos_stream.cli.common import (
     show_fields,
     show_table,
 )
+from llmos_stream.cli.flags import path
 from llmos_stream.cli.registry import find_in_log, nothing_in_log, run_export, run_promotion
 from llmos_stream.config import Settings
 from llmos_stream.errors import ConfigError
@@ -45,7 +45,7 @@ def add(commands: Commands) -> None:
         "number", nargs="?", type=int, help="which version (promote needs one; show, export: the newest)"
     )
     parser.add_argument(
-        "--to", type=Path, metavar="FILE", help="where export writes; default: FEDERATION-vN.safetensors"
+        "--to", type=path, metavar="FILE", help="where export writes; default: FEDERATION-vN.safetensors"
     )
 
 

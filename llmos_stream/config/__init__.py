@@ -12,16 +12,16 @@ from llmos_stream.config.aggregation import (
     StopSettings,
     VersionSettings,
 )
-from llmos_stream.config.base import NAME_PATTERN, Section, explain
+from llmos_stream.config.base import NAME_PATTERN, Section, expanded, explain
 from llmos_stream.config.broker import BrokerSettings, FederationSettings, TopicSettings, WireSettings
 from llmos_stream.config.client import ClientSettings, CodecSettings, EvaluatorSettings, TaskSettings
-from llmos_stream.config.load import CONFIG_VARIABLE, load, to_environment
+from llmos_stream.config.load import load, to_environment
+from llmos_stream.config.names import did_you_mean
 from llmos_stream.config.operations import OperationsSettings, RuntimeSettings, TracingSettings
 from llmos_stream.config.serving import DashboardSettings, InferenceSettings, RegistrySettings
 from llmos_stream.config.settings import SECTIONS, Settings
 
 __all__ = [
-    "CONFIG_VARIABLE",
     "NAME_PATTERN",
     "SECTIONS",
     "AggregationSettings",
@@ -46,6 +46,8 @@ __all__ = [
     "TracingSettings",
     "VersionSettings",
     "WireSettings",
+    "did_you_mean",
+    "expanded",
     "explain",
     "load",
     "to_environment",

@@ -1,10 +1,14 @@
 """What the sections of the settings share: base class, ranges of fields, and messages for wrong values."""
 
+import re
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
-from pydantic_settings import SettingsError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError
+
+from llmos_stream.config.names import did_you_mean
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
@@ -40,13 +44,44 @@ def no_secret(value: str) -> str:
     return value
 
 
-def explain(error: ValidationError | SettingsError) -> str:
-    """One line a wrong field: its dotted name and the reason, without the value (it may be secret)."""
-    if not isinstance(error, ValidationError):
-        return f"settings: {error}"
+def expanded(path: Path) -> Path:
+    """`path` with `~` and `~user` as the folders that they stand for. Raises ValueError where nobody knows those."""
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise ValueError(f"nobody here knows the home folder of {path.parts[0]}; write the path in full") from None
+
+
+def host_name(host: str) -> str:
+    """`host` without blanks around it; raise ValueError if it is neither a name nor an address."""
+    host = host.strip()
+    try:
+        sound = re.fullmatch(r"[^\s/@,;?#\[\]]+", host) and host.encode("idna")
+    except UnicodeError:
+        sound = None
+    if not sound:
+        raise ValueError(f"{host!r} is no host name or address")
+    return host
+
+
+FilePath = Annotated[Path, AfterValidator(expanded)]
+Host = Annotated[str, AfterValidator(host_name)]
+
+
+def explain(error: ValidationError, known: Iterable[str] = ()) -> str:
+    """One line a wrong field: its dotted name and the reason, without the value (it may be secret).
+
+    For a name that there is not, it says which of the `known` comes near.
+    """
     lines = []
     for item in error.errors(include_url=False, include_input=False, include_context=False):
         name = ".".join(str(part) for part in item["loc"])
-        reason = item["msg"].removeprefix("Value error, ")
+        match item["type"]:
+            case "extra_forbidden":
+                reason = f"there is no such setting{did_you_mean(name, known)}"
+            case "model_type":
+                reason = "this is a section, which takes its settings by name"
+            case _:
+                reason = item["msg"].removeprefix("Value error, ")
         lines.append(f"{name}: {reason}" if name else reason)
     return "\n".join(lines)

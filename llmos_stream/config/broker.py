@@ -1,11 +1,11 @@
 """How a process reaches Kafka, what its topics keep, and how messages are cut into records."""
 
-from pathlib import Path
+import re
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, SecretStr, model_validator
+from pydantic import BeforeValidator, Field, SecretStr, model_validator
 
-from llmos_stream.config.base import NAME_PATTERN, Count, Positive, Section
+from llmos_stream.config.base import NAME_PATTERN, Count, FilePath, Positive, Section, host_name
 
 
 class FederationSettings(Section):
@@ -13,8 +13,32 @@ class FederationSettings(Section):
     """Name of the federation, and the prefix of its topics."""
 
 
+def _addresses(value: object) -> object:
+    """Addresses with commas between, from a text or a list, as they are handed to Kafka's client."""
+    if not isinstance(value, str | list | tuple):
+        return value
+    parts = value.split(",") if isinstance(value, str) else map(str, value)
+    return ",".join(_address(part.strip()) for part in parts if part.strip()) or None
+
+
+def _address(text: str) -> str:
+    if "@" in text:
+        raise ValueError("leave user and password out of it; they are broker.sasl_username and broker.sasl_password")
+    if " " in text:
+        raise ValueError(f"{text!r} is not HOST:PORT; several addresses have commas between them")
+    if "://" in text:
+        raise ValueError(f"{text!r} is not HOST:PORT; Kafka's addresses have no scheme")
+    host, colon, port = text.rpartition(":") if re.search(r":[^\]]*$", text) else (text, "", "")
+    if ":" in host and not re.fullmatch(r"\[[^\[\]]*\]", host):
+        raise ValueError(f"{text!r} is not HOST:PORT; an IPv6 address stands in brackets, as in [::1]:9092")
+    if colon and not (re.fullmatch(r"[0-9]{1,5}", port) and 0 < int(port) < 1 << 16):
+        raise ValueError(f"{text!r} is not HOST:PORT with a port from 1 to 65535")
+    host_name(host.removeprefix("[").removesuffix("]"))
+    return text
+
+
 class BrokerSettings(Section):
-    bootstrap_servers: str | None = None
+    bootstrap_servers: Annotated[str | None, BeforeValidator(_addresses)] = None
     """Kafka to join, as HOST:PORT[,HOST:PORT...]. Unset: a federation embedded in this process."""
     connect_timeout_seconds: Positive = 8.0
     """How long the first connection may take."""
@@ -30,11 +54,11 @@ class BrokerSettings(Section):
     """SASL user name."""
     sasl_password: SecretStr | None = None
     """SASL password; never logged."""
-    ssl_cafile: Path | None = None
+    ssl_cafile: FilePath | None = None
     """CA certificates (PEM) that the brokers' certificates must chain to."""
-    ssl_certfile: Path | None = None
+    ssl_certfile: FilePath | None = None
     """This client's certificate (PEM), for mutual TLS."""
-    ssl_keyfile: Path | None = None
+    ssl_keyfile: FilePath | None = None
     """The key of ssl_certfile (PEM)."""
     max_partition_fetch_bytes: Annotated[int, Field(ge=1024, le=1 << 30)] = 1924 * 1024
     """Bytes that one fetch takes from one partition; the default fits two records of wire.chunk_bytes. Raise it on
@@ -87,6 +111,6 @@ class WireSettings(Section):
     """Bytes of half-received messages that are held at most; then the one that has been idle longest is dropped."""
     memory_bytes: Annotated[int, Field(ge=0)] = 4 << 20
     """How much of pending_bytes is held in memory; the rest lies in a temporary file."""
-    spool_dir: Path | None = None
+    spool_dir: FilePath | None = None
     """Folder of that temporary file, on a disk with room for pending_bytes (/tmp may be memory). Unset: the system's
     folder for temporary files."""

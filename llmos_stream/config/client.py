@@ -1,11 +1,10 @@
 """What is learnt, and how a client trains and encodes its updates."""
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from llmos_stream.config.base import NAME_PATTERN, Count, Fraction, Positive, Section, power_of_two
+from llmos_stream.config.base import NAME_PATTERN, Count, FilePath, Fraction, Positive, Section, power_of_two
 from llmos_stream.config.rules import NO_OPTIONS, CodecName, Options
 
 
@@ -27,7 +26,7 @@ class ClientSettings(Section):
     """Name of this client, unique in the federation. Unset: this host's name and the shard."""
     shard: Annotated[int, Field(ge=0)] = 0
     """Which shard of the task's data this client holds."""
-    state_dir: Path | None = None
+    state_dir: FilePath | None = None
     """Folder for the sequence, the residual and the unsent update. Unset: one of its own in the user's state folder."""
     epochs: Count = 1
     """Local epochs between two updates."""

@@ -2,19 +2,16 @@
 
 import json
 import os
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from pydantic import SecretStr, ValidationError
-from pydantic_settings import SettingsError
 
-from llmos_stream.config.base import explain
-from llmos_stream.config.settings import SECTIONS, Settings
+from llmos_stream.config.base import expanded, explain
+from llmos_stream.config.settings import NAMES, SECTIONS, Settings
+from llmos_stream.config.sources import CONFIG_VARIABLE, read_environment, read_file
 from llmos_stream.errors import ConfigError
-
-CONFIG_VARIABLE = "LLMOS_CONFIG"
 
 
 def load(
@@ -24,30 +21,37 @@ def load(
 ) -> Settings:
     """Read all settings; `overrides` (nested, by section) win, `file` defaults to `$LLMOS_CONFIG`.
 
-    `defaults` are a command's own, below all that a person says.
+    `defaults` are a command's own, below all that a person says. A text that is empty counts as not given.
 
     Raises:
         ConfigError: Some fields are wrong; it lists each with the reason.
     """
-    path = file or (Path(os.environ[CONFIG_VARIABLE]) if os.environ.get(CONFIG_VARIABLE) else None)
-    from_file = {} if path is None else _read(path)
-
-    class Layered(Settings):
-        _below: ClassVar[tuple[Mapping[str, Any], ...]] = (from_file, defaults or {})
-
+    named = os.environ.get(CONFIG_VARIABLE, "").strip()
+    if file is None and named:
+        try:
+            file = expanded(Path(named))
+        except ValueError as error:
+            raise ConfigError(f"{CONFIG_VARIABLE}: {error}") from None
+    values: dict[str, Any] = {}
+    from_file = {} if file is None else read_file(file)
+    for layer in (defaults or {}, from_file, read_environment(os.environ), overrides or {}):
+        _lay_over(values, layer)
     try:
-        return Layered(**(overrides or {}))
-    except (ValidationError, SettingsError) as error:
-        raise ConfigError(explain(error)) from None
+        return Settings.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(explain(error, NAMES)) from None
 
 
-def _read(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise ConfigError(f"settings file {path} does not exist")
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"settings file {path} is not TOML: {error}") from None
+def _lay_over(values: dict[str, Any], layer: Mapping[str, Any]) -> None:
+    for name, value in layer.items():
+        section, dot, field = str(name).partition(".")
+        given = {field: value} if dot else value
+        if isinstance(given, Mapping):
+            given = {key: one for key, one in given.items() if not (isinstance(one, str) and not one.strip())}
+            below = values.get(section)
+            values[section] = {**below, **given} if isinstance(below, dict) else given
+        else:
+            values[section] = given
 
 
 def to_environment(settings: Settings) -> dict[str, str]:

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from llmos_stream.config.base import Positive, Section, no_secret
+from llmos_stream.config.base import Host, Positive, Section, no_secret
 
 
 class RuntimeSettings(Section):
@@ -23,7 +23,7 @@ class RuntimeSettings(Section):
 class OperationsSettings(Section):
     port: Annotated[int, Field(ge=0, le=65535)] | None = None
     """Answer /health, /ready and /metrics over HTTP on this port (0: any that is free). Unset: not at all."""
-    host: str = "127.0.0.1"
+    host: Host = "127.0.0.1"
     """Address to listen on; 0.0.0.0 for all, as in a container. There is no authentication."""
     stuck_seconds: Positive = 30.0
     """/health fails when the event loop has been blocked for this long."""

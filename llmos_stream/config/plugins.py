@@ -65,7 +65,7 @@ class Plugin:
         try:
             return model.model_validate(dict(given))
         except ValidationError as error:
-            raise ValueError(explain(error)) from None
+            raise ValueError(explain(error, model.model_fields)) from None
 
 
 class NoOptions(Section):

@@ -1,16 +1,17 @@
 """How versions are served, archived and shown."""
 
+from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, SecretStr, model_validator
 
-from llmos_stream.config.base import Count, Section, no_secret, none_where_empty
+from llmos_stream.config.base import Count, Host, Section, expanded, no_secret, none_where_empty
 
 Hosts = Annotated[str | None, Field(pattern=r"^(\*|[\w.-]+( *, *[\w.-]+)*)?$")]
 
 
 class InferenceSettings(Section):
-    host: str = "127.0.0.1"
+    host: Host = "127.0.0.1"
     """Address of the prediction API; 0.0.0.0 for all, as in a container."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     """Port of the prediction API (0: any that is free)."""
@@ -44,8 +45,14 @@ class InferenceSettings(Section):
         return self
 
 
+def _store(url: str) -> str:
+    """`~/models` and `file://~/models` name a folder."""
+    scheme, folder = ("file://", url.removeprefix("file://")) if url.startswith("file://~") else ("", url)
+    return f"{scheme}{expanded(Path(folder))}" if folder.startswith("~") else url
+
+
 class RegistrySettings(Section):
-    url: Annotated[str, Field(min_length=1), AfterValidator(no_secret)] | None = None
+    url: Annotated[str, AfterValidator(no_secret), AfterValidator(_store)] | None = None
     """Where versions are archived: a folder or a URL of fsspec, as in file:///srv/models or s3://bucket/path. Unset:
     nowhere."""
     keep: Literal["every", "last", "promoted"] = "every"
@@ -61,7 +68,7 @@ class RegistrySettings(Section):
 class DashboardSettings(Section):
     port: Annotated[int, Field(ge=0, le=65535)] | None = None
     """Show the live page on this port (0: any that is free). Unset: not at all."""
-    host: str = "127.0.0.1"
+    host: Host = "127.0.0.1"
     """Address of the live page; 0.0.0.0 for all, as in a container. Whoever reaches it may look."""
     allowed_hosts: Hosts = None
     """Host names, separated by commas, under which browsers may open the page. Addresses, localhost, this machine's

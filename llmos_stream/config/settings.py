@@ -1,10 +1,9 @@
 """All settings of a process: which sections there are, and what must hold between them."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Self
+from typing import Self
 
 from pydantic import model_validator
-from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from llmos_stream.config.aggregation import (
     AggregationSettings,
@@ -21,12 +20,8 @@ from llmos_stream.config.operations import OperationsSettings, RuntimeSettings, 
 from llmos_stream.config.serving import DashboardSettings, InferenceSettings, RegistrySettings
 
 
-class Settings(BaseSettings):
+class Settings(Section):
     """All settings of a process."""
-
-    model_config = SettingsConfigDict(
-        env_prefix="LLMOS_", env_nested_delimiter="__", frozen=True, extra="forbid", use_attribute_docstrings=True
-    )
 
     federation: FederationSettings = FederationSettings()
     broker: BrokerSettings = BrokerSettings()
@@ -62,24 +57,11 @@ class Settings(BaseSettings):
             )
         return self
 
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Flags before environment before what `load` says."""
-        below = (InitSettingsSource(settings_cls, dict(values)) for values in cls._below)
-        return (init_settings, env_settings, *below)
-
-    _below: ClassVar[tuple[Mapping[str, Any], ...]] = ()
-
 
 SECTIONS: Mapping[str, type[Section]] = {
     name: field.annotation
     for name, field in Settings.model_fields.items()
     if isinstance(field.annotation, type) and issubclass(field.annotation, Section)
 }
+NAMES = (*SECTIONS, *(f"{section}.{field}" for section, model in SECTIONS.items() for field in model.model_fields))
+"""What there is to name: sections, and settings as `section.field`."""

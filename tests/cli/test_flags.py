@@ -42,7 +42,7 @@ def test_each_setting_has_a_flag_that_sets_it_and_nothing_else(llmos: Run, secti
         done = llmos("settings", "--json", setting.flag, value)
         if setting.secret:
             assert done.status == 2
-            assert f"unrecognized arguments: {setting.flag}" in done.error()
+            assert f"{setting.flag} {value}; a secret has no flag: set {setting.variable}" in done.error()
         else:
             changed = {name: value for name, value in _flat(done.json()).items() if value != before[name]}
             assert changed.keys() == {(section, setting.field)}
@@ -107,10 +107,17 @@ def test_a_flag_may_be_written_with_underscores_as_in_files(llmos: Run) -> None:
         (["demo", "--clients", "0"], "--clients: 0 is not at least 1"),
         (["demo", "--clients", "few"], "argument --clients: invalid int value: 'few'"),
         (["settings", "--config", "nowhere.toml"], "settings file nowhere.toml does not exist"),
-        (["settings", "--codec.nmae", "int8"], "unrecognized arguments: --codec.nmae int8"),
-        (["evaluate", "--codec.name", "int8"], "unrecognized arguments: --codec.name int8"),
-        (["topics", "delete"], "argument action: invalid choice: 'delete'"),
-        (["topcis"], "argument COMMAND: invalid choice: 'topcis'"),
+        (["settings", "--codec.nmae", "int8"], "unrecognized arguments: --codec.nmae int8; did you mean --codec.name?"),
+        (["evaluate", "--codec.name", "int8"], "unrecognized arguments: --codec.name int8; evaluate does not use it"),
+        (["client", "--bootstrap-servers", "a:1"], "unrecognized arguments: --bootstrap-servers a:1; did you mean --b"),
+        (["client", "--codec-name=int4"], "unrecognized arguments: --codec-name=int4; did you mean --codec.name?"),
+        (["client", "--CODEC.NAME=int4"], "unrecognized arguments: --CODEC.NAME=int4; did you mean --codec.name?"),
+        (["replay", "--witout", "a"], "unrecognized arguments: --witout; did you mean --without?"),
+        (["topics", "lsit"], "argument action: invalid choice: 'lsit'; did you mean list?"),
+        (["topics", "frobnicate"], "argument action: invalid choice: 'frobnicate' (choose from create, "),
+        (["topcis"], "argument COMMAND: invalid choice: 'topcis'; did you mean topics?"),
+        (["evaluator"], "argument COMMAND: invalid choice: 'evaluator'; did you mean evaluate?"),
+        (["--federation.name", "a", "client"], "a command comes before its flags: llmos-stream COMMAND --f"),
         ([], "the following arguments are required: COMMAND"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -156,6 +163,6 @@ def test_every_section_is_a_flag_of_the_role_that_reads_it(capsys: pytest.Captur
     found = set()
     for command in ("aggregator", "archive", "client", "evaluate", "monitor", "serve", "topics"):
         with pytest.raises(SystemExit):
-            main([command, "--help"])
+            main([command, "--help-all"])
         found |= set(re.findall(r"--([a-z-]+)\.[a-z-]+", capsys.readouterr().out))
     assert {section.replace("_", "-") for section in SECTIONS} <= found

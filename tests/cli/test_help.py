@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from llmos_stream import __version__
+from llmos_stream.cli.flags import settings_of
 from tests.cli.aids import Run
 
 _COMMANDS = (
@@ -51,6 +52,23 @@ def test_the_help_names_every_command_and_where_to_start(llmos: Run) -> None:
         assert f"    {name} " in done.out or f"    {name}\n" in done.out
     assert "llmos-stream demo" in done.out
     assert "LLMOS_BROKER__BOOTSTRAP_SERVERS" in done.out
+
+
+@pytest.mark.parametrize("name", _COMMANDS)
+def test_the_help_is_short_and_the_whole_of_it_has_every_setting(llmos: Run, name: str) -> None:
+    short, whole = llmos(name, "--help"), llmos(name, "--help-all")
+    assert (short.status, whole.status) == (0, 0)
+    assert len(short.out.splitlines()) <= 80
+    assert max(map(len, whole.out.splitlines())) <= 80
+    assert "--help-all" in short.out
+    flags = {line.split()[0] for line in short.out.splitlines() if line.startswith("  --")}
+    assert flags <= {line.split()[0] for line in whole.out.splitlines() if line.startswith("  --")}
+    assert "--broker.request-timeout-seconds" not in short.out
+
+
+def test_the_demo_takes_every_setting(llmos: Run) -> None:
+    whole = llmos("demo", "--help-all").out
+    assert {setting.flag for setting in settings_of() if not setting.secret} <= set(whole.split())
 
 
 @pytest.mark.parametrize("name", _COMMANDS)

@@ -1,5 +1,6 @@
 """`llmos-stream demo` in one process: what it prints and writes, and how it is stopped."""
 
+import errno
 import signal
 from importlib.util import find_spec
 from pathlib import Path
@@ -131,14 +132,35 @@ def test_a_report_that_cannot_be_written_is_refused_before_the_work(llmos: Run, 
     assert (done.status, done.error()) == (2, f"--report: {tmp_path} is a folder")
 
 
-def test_a_report_that_turns_out_not_to_be_writable_costs_the_report_alone(llmos: Run, tmp_path: Path) -> None:
+def test_a_report_in_a_folder_that_cannot_be_written_is_refused_before_the_work(llmos: Run, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    done = llmos(
-        "demo", *_QUICK, *_TWO, "--stop.max-versions", "1", "--json", "--report", tmp_path / "file" / "report.html"
-    )
+    path = tmp_path / "file" / "new" / "report.html"
+    done = llmos("demo", "--report", path)
+    assert done.status == 2
+    assert done.error() == f"--report: cannot write {path}: Not a directory; --no-report goes without"
+    assert llmos("demo", "--report", "/proc/report.html").error().startswith("--report: cannot write /proc/report.html")
+    assert list(tmp_path.iterdir()) == [tmp_path / "file"]
+
+
+def test_a_report_that_turns_out_not_to_be_writable_costs_the_report_alone(
+    llmos: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("llmos_stream.reporting.write_report", full)
+    path = tmp_path / "report.html"
+    done = llmos("demo", *_QUICK, *_TWO, "--stop.max-versions", "1", "--json", "--report", path)
     assert done.status == 1
     assert done.json()["versions"] == 1
-    assert f"error: --report: cannot write {tmp_path / 'file' / 'report.html'}: " in done.err
+    assert done.err.endswith(f"error: --report: cannot write {path}: No space left on device\n")
+
+
+def test_the_demo_goes_without_a_report(llmos: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = llmos("demo", *_QUICK, *_TWO, "--stop.max-versions", "1", "--json", "--no-report")
+    assert (done.status, done.json()["report"]) == (0, None)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_task_that_cannot_be_loaded_is_one_line(llmos: Run, tmp_path: Path) -> None:
