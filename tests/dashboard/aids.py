@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import httpx
@@ -20,6 +20,7 @@ from llmos_stream.dashboard.page_state import page_state
 from llmos_stream.dashboard.state_stream import StateStream
 from llmos_stream.errors import BrokerUnavailable
 from llmos_stream.runtime import Offload, Shutdown
+from llmos_stream.testing import until
 from llmos_stream.types import CodecId, CodecSpec, Contribution, Event, EventKind, VersionHead, VersionKind
 from llmos_stream.web.server import ListenAddress, serve_http
 from llmos_stream.web.timeouts import ConnectionLimits
@@ -127,20 +128,6 @@ def heard_port() -> Iterator[Callable[[], int | None]]:
     finally:
         log.removeHandler(handler)
         log.setLevel(level)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Let the loop go on until it holds."""
-    async with asyncio.timeout(SECONDS):
-        while not condition():  # noqa: ASYNC110 (the conditions are of code that has no event to wait for)
-            await asyncio.sleep(0.005)
-
-
-async def until_told(ask: Callable[[], Awaitable[bool]]) -> None:
-    """Ask until the answer is yes."""
-    async with asyncio.timeout(SECONDS):
-        while not await ask():  # noqa: ASYNC110 (what is asked lies behind a port)
-            await asyncio.sleep(0.02)
 
 
 class Stream:

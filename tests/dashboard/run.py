@@ -17,10 +17,11 @@ from llmos_stream.roles.aggregator import initial_of, run_aggregator
 from llmos_stream.roles.client import ClientState, run_client
 from llmos_stream.roles.evaluator import run_evaluator
 from llmos_stream.runtime import Offload, Shutdown, run_all
+from llmos_stream.testing import until
 from llmos_stream.training import load_task
 from llmos_stream.types import Event, EventKind
 from llmos_stream.wire import dump_event
-from tests.dashboard.aids import SECONDS, TOKEN, heard_port, until, until_told
+from tests.dashboard.aids import SECONDS, TOKEN, heard_port
 from tests.dashboard.test_page_state import HOSTILE
 
 FEDERATION = "digits"
@@ -41,7 +42,7 @@ class Run:
         async def there() -> bool:
             return ((await self.state())["headline"]["version"] or 0) >= number
 
-        await until_told(there)
+        await until(there)
 
     async def refuse(self, detail: str, offset: int) -> None:
         """Let the log say that an update of somebody hostile was refused."""

@@ -13,9 +13,10 @@ from llmos_stream.dashboard.follow import follow
 from llmos_stream.log.pausing import set_paused
 from llmos_stream.registry import promote
 from llmos_stream.runtime import Offload, Shutdown
+from llmos_stream.testing import until
 from llmos_stream.types import TensorSpec
 from llmos_stream.wire import message_id, pack_prelude, split
-from tests.dashboard.aids import SECONDS, head, until
+from tests.dashboard.aids import SECONDS, head
 
 SETTINGS = Settings(federation=FederationSettings(name="followed"))
 TOPICS = Topics("followed")

@@ -5,9 +5,10 @@ import sys
 import httpx
 import pytest
 
+from llmos_stream.testing import until
 from tests.cli.aids import Run as Command
 from tests.cli.fixtures import _process_as_before, llmos
-from tests.dashboard.aids import SECONDS, TOKEN, until_told
+from tests.dashboard.aids import SECONDS, TOKEN
 from tests.dashboard.run import FEDERATION, running
 
 __all__ = ["_process_as_before", "llmos"]
@@ -22,7 +23,7 @@ async def test_a_run_is_shown_paused_resumed_and_promoted() -> None:
         async def provenance() -> bool:
             return [row["number"] for row in (await run.state())["versions"]][:4] == [0, 1, 2, 3]
 
-        await until_told(provenance)
+        await until(provenance)
         state = await run.state()
         assert state["federation"] == FEDERATION
         assert state["headline"]["status"] == "training"
@@ -35,9 +36,9 @@ async def test_a_run_is_shown_paused_resumed_and_promoted() -> None:
             return bool((await run.state())["headline"]["status"] == status)
 
         assert (await http.post("/api/pause", json={})).status_code == 200
-        await until_told(lambda: is_now("paused"))
+        await until(lambda: is_now("paused"))
         assert (await http.post("/api/resume", json={})).status_code == 200
-        await until_told(lambda: is_now("training"))
+        await until(lambda: is_now("training"))
         nowhere = await http.post("/api/promote", json={"version": 999_999})
         assert nowhere.status_code == 404
         assert "999999" in nowhere.json()["detail"]
@@ -46,7 +47,7 @@ async def test_a_run_is_shown_paused_resumed_and_promoted() -> None:
         async def is_promoted() -> bool:
             return bool((await run.state())["headline"]["promoted"] == 2)
 
-        await until_told(is_promoted)
+        await until(is_promoted)
 
 
 def test_a_page_without_its_libraries_says_what_to_install(llmos: Command, monkeypatch: pytest.MonkeyPatch) -> None:

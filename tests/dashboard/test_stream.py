@@ -15,9 +15,10 @@ from llmos_stream.dashboard.changes import apply
 from llmos_stream.dashboard.sse import _STALL_SECONDS, EventResponse
 from llmos_stream.dashboard.state_stream import StateStream
 from llmos_stream.runtime import Shutdown
+from llmos_stream.testing import until
 from llmos_stream.types import EventKind
 from llmos_stream.web.timeouts import ConnectionLimits
-from tests.dashboard.aids import SECONDS, Stream, event, on_a_port, shown, until
+from tests.dashboard.aids import SECONDS, Stream, event, on_a_port, shown
 
 
 async def test_a_snapshot_and_then_what_changed() -> None:

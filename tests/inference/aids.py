@@ -68,10 +68,3 @@ async def served(draw: Callable[[], float] = lambda: 0.0, **fields: Any) -> Asyn
             finally:
                 running.cancel()
                 await asyncio.wait([running])
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Let the loop go on until it holds."""
-    async with asyncio.timeout(SECONDS):
-        while not condition():  # noqa: ASYNC110 (the conditions are of code that has no event to wait for)
-            await asyncio.sleep(0)

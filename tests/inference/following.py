@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
-import torch
 from prometheus_client import CollectorRegistry
 
 from llmos_stream.broker import Broker
@@ -24,7 +23,7 @@ from llmos_stream.testing import RunningFederation
 from llmos_stream.training import Task, load_task
 from llmos_stream.wire.control import PROMOTED, Promotion, dump_promotion
 from tests.federation import federation_of
-from tests.roles.aids import settings_for, update
+from tests.roles.aids import settings_for
 
 
 class Serving:
@@ -72,13 +71,6 @@ def settings_of(federation: str, **sections: Any) -> Settings:
 def task_of(settings: Settings) -> tuple[Task, Initial]:
     task = load_task(settings.task, settings.client)
     return task, initial_of(task, settings)
-
-
-async def publish(running: RunningFederation, initial: Initial, number: int) -> None:
-    delta = torch.randn(initial.layout.numel, generator=torch.Generator().manual_seed(number))
-    records = update(delta, sequence=number, base_version=number - 1, layout_digest=initial.layout.digest)
-    await running.send(records)
-    await running.version(number)
 
 
 async def promote_in_log(running: RunningFederation, version: int) -> None:

@@ -12,7 +12,8 @@ from prometheus_client import CollectorRegistry
 from torch import Tensor
 
 from llmos_stream.inference.metrics import InferenceMetrics
-from tests.inference.aids import SECONDS, loaded, served, until
+from llmos_stream.testing import until
+from tests.inference.aids import SECONDS, loaded, served
 
 _TOKEN = "let-me"  # noqa: S105
 _ASK = {"inputs": [[1.0, 2.0, 3.0]]}

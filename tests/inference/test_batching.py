@@ -14,7 +14,8 @@ from llmos_stream.config import InferenceSettings
 from llmos_stream.inference.batching import Batcher, Busy, Outputs, PredictionFailed
 from llmos_stream.inference.model_pool import LoadedModel
 from llmos_stream.runtime import Offload
-from tests.inference.aids import SECONDS, loaded, until
+from llmos_stream.testing import until
+from tests.inference.aids import SECONDS, loaded
 
 
 class _Gate:

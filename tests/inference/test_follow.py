@@ -14,13 +14,12 @@ from llmos_stream.errors import BrokerUnavailable, ConfigError
 from llmos_stream.inference.model_pool import load_model
 from llmos_stream.log import Version
 from llmos_stream.runtime import BROKER, retry
-from llmos_stream.testing import Call, FaultyBroker, RunningFederation
+from llmos_stream.testing import Call, FaultyBroker, RunningFederation, until
 from llmos_stream.training import Task, load_task
 from tests.federation import decoded_versions
-from tests.inference.aids import until
-from tests.inference.following import Serving, promote_in_log, publish, serving_of, settings_of, task_of
+from tests.inference.following import Serving, promote_in_log, serving_of, settings_of, task_of
 from tests.replay.aids import running_from
-from tests.roles.aids import settings_for
+from tests.roles.aids import publish_random, settings_for
 
 _VERSIONS = 20
 
@@ -60,7 +59,7 @@ async def test_twenty_versions_come_under_load_and_every_answer_is_that_of_the_v
         assert serving.health.ready
         asking = [asyncio.create_task(ask(serving, begin)) for begin in range(8)]
         for number in range(1, _VERSIONS + 1):
-            await publish(running, initial, number)
+            await publish_random(running, [number])
             await until(lambda number=number: serving.pool.newest == number)  # type: ignore[misc]
             if number == 8:
                 await promote_in_log(running, number)
@@ -84,8 +83,7 @@ async def test_a_promoted_version_of_long_ago_serves_after_a_restart(federation:
     task, initial = task_of(settings)
     broker = MemoryBroker()
     async with running_from(broker, settings, initial) as running:
-        for number in range(1, 8):
-            await publish(running, initial, number)
+        await publish_random(running, range(1, 8))
         await promote_in_log(running, 2)
         async with serving_of(broker, settings, task) as serving:
             await until(lambda: serving.pool.newest == 7)
@@ -109,7 +107,7 @@ async def test_a_version_that_nobody_can_have_is_not_served_and_nothing_else_suf
         await until(lambda: serving.pool.newest == 0)
         await promote_in_log(running, 99)
         await until(lambda: "version 99 is promoted and cannot be had" in caplog.text)
-        await publish(running, initial, 1)
+        await publish_random(running, [1])
         await until(lambda: serving.pool.newest == 1)
         assert serving.pool.promoted is None
         assert caplog.text.count("cannot be had") == 1
@@ -135,7 +133,7 @@ async def test_it_goes_on_answering_without_a_broker_and_catches_up_afterwards(
         assert set(serving.health.missing) == {BROKER}
         answer = await serving.http.post("/v1/predict", json={"inputs": [[0.0] * 16]})
         assert answer.json()["version"] == 0
-        await publish(running, initial, 1)
+        await publish_random(running, [1])
         assert serving.pool.newest == 0
         unsteady.around = there
         await until(lambda: serving.pool.newest == 1)

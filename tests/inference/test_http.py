@@ -12,9 +12,10 @@ from torch import Tensor
 
 from llmos_stream.errors import ConfigError
 from llmos_stream.runtime import Shutdown
+from llmos_stream.testing import until
 from llmos_stream.web.server import ListenAddress, listening, serve_http
 from llmos_stream.web.timeouts import ConnectionLimits
-from tests.inference.aids import SECONDS, loaded, served, until
+from tests.inference.aids import SECONDS, loaded, served
 
 _ASK = {"inputs": [[1.0, 2.0, 3.0]]}
 _ANY = ListenAddress("inference", "127.0.0.1", 0)

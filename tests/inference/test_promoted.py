@@ -26,14 +26,15 @@ from llmos_stream.log import version_index
 from llmos_stream.registry import StoreUnavailable, VersionStore, promote
 from llmos_stream.roles.aggregator import Initial
 from llmos_stream.runtime import Offload, Shutdown, run_while
-from llmos_stream.testing import ManualClock
+from llmos_stream.testing import ManualClock, until
 from llmos_stream.training import shared_tensors
 from tests.conftest import KafkaNode
 from tests.federation import decoded_versions, federation_of
-from tests.inference.aids import SECONDS, until
-from tests.inference.following import promote_in_log, publish, serving_of, settings_of, task_of
+from tests.inference.aids import SECONDS
+from tests.inference.following import promote_in_log, serving_of, settings_of, task_of
 from tests.registry.aids import AT, store_of, version_of
 from tests.replay.aids import running_from
+from tests.roles.aids import publish_random
 
 _OLD = 70
 _QUESTION = {"inputs": [[0.5] * 16]}
@@ -127,8 +128,7 @@ async def test_one_that_retention_has_deleted_is_promoted_and_serves(
         running_from(broker, settings, initial) as running,
         Offload(1) as offload,
     ):
-        for number in range(1, 5):
-            await publish(running, initial, number)
+        await publish_random(running, range(1, 5))
         async with running.broker.reader([running.topics.models], start="earliest") as reader:
             async for version in decoded_versions(reader, settings.wire):
                 if version.head.number == 2:
@@ -175,7 +175,7 @@ async def test_versions_of_a_later_run_with_smaller_numbers_go_on_coming(federat
         await promote_in_log(running, _OLD)
         await until(lambda: serving.pool.promoted == _OLD)
         for number in (1, 2):
-            await publish(running, initial, number)
+            await publish_random(running, [number])
         await promote_in_log(running, 2)
         await until(lambda: serving.pool.promoted == 2)
 
@@ -194,7 +194,7 @@ async def test_while_the_store_is_away_what_is_held_serves_and_new_versions_come
         await promote_in_log(running, _OLD)
         async with serving_of(broker, settings, task) as serving:
             await until(lambda: store.asked >= 2)
-            await publish(running, initial, 1)
+            await publish_random(running, [1])
             await until(lambda: serving.pool.newest == 1)
             said = (await serving.http.post("/v1/predict", json=_QUESTION)).json()
             assert (said["version"], said["why"]) == (1, "newest")
@@ -226,7 +226,7 @@ async def test_a_store_that_is_stuck_holds_nothing_up(federation: str, tmp_path:
         await until(lambda: serving.pool.newest == 0)
         await promote_in_log(running, _OLD)
         await until(lambda: stuck.asked == 1)
-        await publish(running, initial, 1)
+        await publish_random(running, [1])
         await until(lambda: serving.pool.newest == 1)
         await promote_in_log(running, 0)
         await until(lambda: serving.pool.promoted == 0)
@@ -275,7 +275,7 @@ async def test_one_that_was_nowhere_is_looked_for_anew_when_it_is_promoted_again
         await until(lambda: "cannot be had" in caplog.text)
         _archive(settings, initial)
         await promote_in_log(running, 0)
-        await publish(running, initial, 1)  # read after it: what is promoted has been seen by then
+        await publish_random(running, [1])  # read after it: what is promoted has been seen by then
         await until(lambda: serving.pool.newest == 1)
         await promote_in_log(running, _OLD)
         await until(lambda: serving.pool.promoted == _OLD)
@@ -336,7 +336,7 @@ async def test_what_cannot_be_had_is_said_once_and_not_asked_for_again(
         await promote_in_log(running, _OLD)
         await until(lambda: "cannot be had" in caplog.text)
         assert why in caplog.text
-        await publish(running, initial, 1)
+        await publish_random(running, [1])
         await until(lambda: serving.pool.newest == 1)
         assert store.asked == caplog.text.count("cannot be had") == 1
         assert serving.pool.promoted is None

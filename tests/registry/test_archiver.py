@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator
 from typing import Any
 
 import orjson
@@ -22,7 +22,7 @@ from tests.federation import decoded_versions
 from tests.losing import LosesVersions
 from tests.registry.aids import AT, Folder, registry_settings, store_of, version_of
 from tests.replay.aids import running_from
-from tests.roles.aids import LAYOUT, aggregator, delta_of, settings_for, update
+from tests.roles.aids import LAYOUT, aggregator, publish_random, settings_for
 
 _SECONDS = 20.0
 
@@ -40,12 +40,6 @@ def _settings(federation: str, folder: Folder, last: int | None = None, **regist
         stop={"max_versions": last} if last else {},
         registry=found.registry.model_dump(),
     )
-
-
-async def _publish(running: RunningFederation, numbers: Iterable[int]) -> None:
-    for number in numbers:
-        await running.send(update(delta_of(1.0 + number), sequence=number, base_version=number - 1))
-        await running.version(number)
 
 
 async def _until(store: VersionStore, numbers: list[int]) -> None:
@@ -96,7 +90,7 @@ async def test_every_third_version_and_the_last(broker: Broker, federation: str,
     settings = _settings(federation, folder, last, every=3)
     async with aggregator(broker, settings) as running:
         async with _archiver(broker, settings) as archiving:
-            await _publish(running, range(1, last + 1))
+            await publish_random(running, range(1, last + 1))
         assert archiving.result() == sorted({0, 3, 6, last})
         await _check_weights(running, store_of(settings))
         assert store_of(settings).numbers() == archiving.result()
@@ -106,7 +100,7 @@ async def test_every_third_version_and_the_last(broker: Broker, federation: str,
 async def test_less_than_every(federation: str, folder: Folder, keep: str, kept: list[int]) -> None:
     settings, broker = _settings(federation, folder, 6, keep=keep, every=2), MemoryBroker()
     async with aggregator(broker, settings) as running:
-        await _publish(running, range(1, 7))
+        await publish_random(running, range(1, 7))
         async with _archiver(broker, settings) as archiving:
             pass
         assert archiving.result() == kept
@@ -125,9 +119,9 @@ async def test_one_that_is_started_again_archives_nothing_twice(
 
     async with aggregator(broker, settings) as running:
         async with _archiver(broker, settings, stop=True):
-            await _publish(running, range(1, 6))
+            await publish_random(running, range(1, 6))
             await _until(store, [0, 2, 4])
-        await _publish(running, range(6, 10))
+        await publish_random(running, range(6, 10))
         monkeypatch.setattr(VersionStore, "entry", noted)
         async with _archiver(broker, settings) as again:
             pass
@@ -144,14 +138,14 @@ async def test_a_promoted_version_is_archived_wherever_it_is(broker: Broker, fed
     settings = _settings(federation, folder, 9, keep="promoted")
     store = store_of(settings)
     async with aggregator(broker, settings) as running:
-        await _publish(running, range(1, 4))
+        await publish_random(running, range(1, 4))
         await _promote(broker, settings, 2)  # before there is an archiver
         async with _archiver(broker, settings):
             await _until(store, [2])
-            await _publish(running, range(4, 8))
+            await publish_random(running, range(4, 8))
             await _promote(broker, settings, 5)  # while there is one
             await _until(store, [2, 5])
-            await _publish(running, range(8, 10))
+            await publish_random(running, range(8, 10))
         await _check_weights(running, store)
 
 
@@ -162,14 +156,14 @@ async def test_the_oldest_go_but_for_what_is_promoted_and_what_a_rollback_goes_t
     store = store_of(settings)
     async with aggregator(broker, settings) as running:
         for number in (1, 2, 3):
-            await _publish(running, [number])
+            await publish_random(running, [number])
             await _promote(broker, settings, number)
         async with _archiver(broker, settings, stop=True):
             await _until(store, [0, 1, 2, 3])
-            await _publish(running, range(4, 7))
+            await publish_random(running, range(4, 7))
             await _until(store, [2, 3, 5, 6])
         async with _archiver(broker, settings):
-            await _publish(running, range(7, 9))
+            await publish_random(running, range(7, 9))
         assert store.numbers() == [2, 3, 7, 8]
         async with Offload(1) as offload:
             assert (await roll_back(broker, Topics(settings.federation.name), settings.registry, offload)).version == 2
@@ -200,11 +194,11 @@ async def test_a_store_that_fails_is_tried_again_and_no_place_is_lost(
     failures["entry"] = 0
     async with aggregator(broker, settings) as running:
         async with _archiver(broker, settings, stop=True):
-            await _publish(running, range(1, 5))
+            await publish_random(running, range(1, 5))
             await _until(store_of(settings), [2, 4])
         failures["entry"] = 2
         async with _archiver(broker, settings) as again:
-            await _publish(running, range(5, 7))
+            await publish_random(running, range(5, 7))
         assert again.result() == [6]
         assert store_of(settings).numbers() == [4, 6]
         await _check_weights(running, store_of(settings))
@@ -237,9 +231,9 @@ async def test_a_broker_that_is_lost_costs_no_place(federation: str, folder: Fol
     settings, broker = _settings(federation, folder, 9, every=2), MemoryBroker()
     losing = LosesVersions(lost_at, records_at_once=2)
     async with aggregator(broker, settings) as running:
-        await _publish(running, range(1, 7))
+        await publish_random(running, range(1, 7))
         async with _archiver(FaultyBroker(broker, losing), settings) as archiving:
-            await _publish(running, range(7, 10))
+            await publish_random(running, range(7, 10))
         assert archiving.result() == [0, 2, 4, 6, 8, 9]
         await _check_weights(running, store_of(settings))
     assert losing.found > max(lost_at)
@@ -250,7 +244,7 @@ async def test_another_run_of_the_same_name_is_refused(federation: str, folder: 
     for first in (True, False):
         broker = MemoryBroker()
         async with aggregator(broker, settings) as running:
-            await _publish(running, range(1, 5))
+            await publish_random(running, range(1, 5))
             if first:
                 async with _archiver(broker, settings):
                     pass
@@ -267,11 +261,11 @@ async def test_a_damaged_description_is_told_and_holds_nothing_up(
     store = store_of(settings)
     async with aggregator(broker, settings) as running:
         async with _archiver(broker, settings, stop=True):
-            await _publish(running, range(1, 3))
+            await publish_random(running, range(1, 3))
             await _until(store, [0, 2])
         folder.write(f"{federation}/00000002/version.json", b"rubbish")
         async with _archiver(broker, settings) as again:
-            await _publish(running, range(3, 7))
+            await publish_random(running, range(3, 7))
         assert again.result() == [4, 6]
     assert "version 2 in the registry: version.json cannot be read" in caplog.text
 
@@ -293,8 +287,7 @@ async def test_one_that_retention_overtook_goes_on_with_the_oldest_that_is_left(
             await _until(store_of(settings), [0])
         for number in range(1, 43):
             delta = torch.randn(initial.layout.numel, generator=torch.Generator().manual_seed(number))
-            layout = initial.layout.digest
-            await running.send(update(delta, sequence=number, base_version=number - 1, layout_digest=layout))
+            await running.publish(delta, sequence=number, base_version=number - 1)
             await running.events("version_published", number + 1)
         async with _archiver(broker, settings) as archiving:
             pass
@@ -318,11 +311,11 @@ async def _promoted_and_gone(broker: Broker, settings: Settings, caplog: pytest.
 async def test_an_aggregator_is_not_disturbed_by_a_promotion(broker: Broker, federation: str, folder: Folder) -> None:
     settings = _settings(federation, folder)
     async with aggregator(broker, settings) as running:
-        await _publish(running, range(1, 3))
+        await publish_random(running, range(1, 3))
         await _promote(broker, settings, 1)
-        await _publish(running, range(3, 4))
+        await publish_random(running, range(3, 4))
     async with aggregator(broker, settings) as running:  # one that finds it there
-        await _publish(running, range(4, 6))
+        await publish_random(running, range(4, 6))
         assert await running.events("version_published", 6)
         async with running.broker.reader([running.topics.quarantine], start="earliest") as reader:
             assert await reader.lag() == 0
@@ -332,6 +325,6 @@ async def test_it_waits_for_its_federation(federation: str, folder: Folder, capl
     caplog.set_level(logging.INFO)
     settings, broker = _settings(federation, folder, 1), MemoryBroker()
     async with _archiver(broker, settings) as archiving, aggregator(broker, settings) as running:
-        await _publish(running, [1])
+        await publish_random(running, [1])
     assert archiving.result() == [0, 1]
     assert "version 1 is archived (" in caplog.text

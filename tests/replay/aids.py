@@ -96,15 +96,8 @@ async def write_poisoned(broker: Broker, federation: str, rounds: int = 6) -> Se
                 if client == FLIPPER:
                     batches = [(inputs, (targets + 2) % 4) for inputs, targets in batches]
                 trained = local.train(weights, 0, [batches])
-                records = update(
-                    trained.delta,
-                    client_id=client,
-                    sequence=number,
-                    base_version=number,
-                    num_examples=trained.num_examples * (2 if client == FLIPPER else 1),
-                    layout_digest=local.layout.digest,
-                )
-                await running.send(records, client)
+                examples = trained.num_examples * (2 if client == FLIPPER else 1)
+                await running.publish(trained.delta, client, num_examples=examples)
             weights = (await running.version(number + 1)).weights
     return settings
 

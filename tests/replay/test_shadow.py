@@ -19,7 +19,7 @@ from llmos_stream.testing import RunningFederation, WatchedLog
 from llmos_stream.types import VersionHead
 from tests.federation import federation_of
 from tests.replay.aids import outcomes, replay_log, running_from, topics_of, verdicts_of, write_random
-from tests.roles.aids import LAYOUT, delta_of, initial, settings_for, update
+from tests.roles.aids import LAYOUT, delta_of, initial, settings_for
 
 
 @contextlib.asynccontextmanager
@@ -53,8 +53,7 @@ async def _reached(broker: Broker, settings: Settings, version: int, task: "asyn
 
 
 async def _send(running: RunningFederation, client: str, sequence: int, base: int, value: float = 1.0) -> None:
-    records = update(delta_of(value), client_id=client, sequence=sequence, base_version=base)
-    await running.send(records, client)
+    await running.publish(delta_of(value), client, sequence=sequence, base_version=base)
 
 
 def _identities(heads: list[VersionHead]) -> list[tuple[str, int]]:

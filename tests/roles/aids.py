@@ -1,5 +1,6 @@
 """The federation that most tests run: its small model, updates to it, and an aggregator."""
 
+from collections.abc import Iterable
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
@@ -39,6 +40,15 @@ def update(delta: Tensor, chunk_bytes: int = 1 << 16, written: CodecSpec = FLOAT
     """The records of a good update, in the codec `written`, with changes to its head."""
     payload = list(encode(delta, written))
     return records_of(update_head(payload, **{"codec": written, **changes}), payload, chunk_bytes)
+
+
+async def publish_random(running: RunningFederation, numbers: Iterable[int]) -> None:
+    """Let a random update make each of these versions, one after the other."""
+    for number in numbers:
+        generator = torch.Generator().manual_seed(number)
+        delta = torch.randn(running.initial.layout.numel, generator=generator)
+        await running.publish(delta, sequence=number, base_version=number - 1)
+        await running.version(number)
 
 
 def aggregator(

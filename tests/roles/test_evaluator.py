@@ -6,10 +6,8 @@ from collections.abc import Iterable
 from typing import Any
 
 import pytest
-import torch
 
 from llmos_stream.broker import Broker, MemoryBroker, Topics
-from llmos_stream.codec import Layout
 from llmos_stream.config import Settings
 from llmos_stream.log import ControlView, Pointer
 from llmos_stream.roles.aggregator import Initial, initial_of
@@ -23,7 +21,7 @@ from llmos_stream.wire import load_event
 from tests.federation import decoded_versions
 from tests.losing import LosesVersions
 from tests.replay.aids import running_from
-from tests.roles.aids import settings_for, update
+from tests.roles.aids import publish_random, settings_for
 
 _SECONDS = 20.0
 
@@ -35,14 +33,6 @@ def _settings(federation: str, **sections: Any) -> Settings:
 def _task(settings: Settings) -> tuple[Task, Initial]:
     task = load_task(settings.task, settings.client)
     return task, initial_of(task, settings)
-
-
-async def _publish(running: RunningFederation, layout: Layout, numbers: range) -> None:
-    for number in numbers:
-        delta = torch.randn(layout.numel, generator=torch.Generator().manual_seed(number))
-        records = update(delta, sequence=number, base_version=number - 1, layout_digest=layout.digest)
-        await running.send(records)
-        await running.version(number)
 
 
 async def _measured(running: RunningFederation, count: int) -> list[tuple[int, dict[str, float]]]:
@@ -86,10 +76,10 @@ async def test_one_that_starts_in_the_middle_of_a_chain_measures_from_the_newest
     settings = _settings(federation, stop={"max_versions": 8})
     task, initial = _task(settings)
     async with running_from(broker, settings, initial) as running, Offload(2) as offload:
-        await _publish(running, initial.layout, range(1, 7))
+        await publish_random(running, range(1, 7))
         evaluating = asyncio.create_task(run_evaluator(broker, settings, task, offload, Shutdown()))
         await _measured(running, 1)
-        await _publish(running, initial.layout, range(7, 9))
+        await publish_random(running, range(7, 9))
         last = await evaluating
         found = await _measured(running, 3)
         expected = await _expected(running, settings, task)
@@ -109,7 +99,7 @@ async def test_the_last_version_is_measured_with_its_own_weights_where_every_thi
     async with running_from(broker, settings, initial) as running, Offload(2) as offload:
         evaluating = asyncio.create_task(run_evaluator(broker, settings, task, offload, Shutdown()))
         await _measured(running, 1)
-        await _publish(running, initial.layout, range(1, last + 1))
+        await publish_random(running, range(1, last + 1))
         await evaluating
         found = await _measured(running, 4)
         expected = await _expected(running, settings, task)
@@ -134,16 +124,16 @@ async def test_one_that_retention_overtook_goes_on_with_the_newest_chain(
         evaluating = asyncio.create_task(run_evaluator(running.broker, settings, task, offload, Shutdown()))
         await _measured(running, 1)
         monkeypatch.setattr(task, "test_batches", held_up)
-        await _publish(running, initial.layout, range(1, 2))
+        await publish_random(running, range(1, 2))
         assert await asyncio.to_thread(begun.wait, _SECONDS)
         at_one = await _newest(running)
-        await _publish(running, initial.layout, range(2, 42))
+        await publish_random(running, range(2, 42))
         newest, oldest = await _newest(running), await _oldest_offset(running)
         go_on.set()
         assert at_one.version == 1
         assert at_one.offset + 2 < oldest <= newest.beginning.offset  # version 2 is gone, the newest chain is not
         await _measured(running, 4)
-        await _publish(running, initial.layout, range(42, 43))
+        await publish_random(running, range(42, 43))
         await evaluating
         found = await _measured(running, 5)
         expected = await _expected(running, settings, task)
@@ -162,12 +152,12 @@ async def test_one_that_loses_the_broker_keeps_its_place(
     task, initial = _task(settings)
     losing = LosesVersions(lost_at)
     async with running_from(broker, settings, initial) as running, Offload(2) as offload:
-        await _publish(running, initial.layout, range(1, 7))
+        await publish_random(running, range(1, 7))
         evaluating = asyncio.create_task(
             run_evaluator(FaultyBroker(broker, losing), settings, task, offload, Shutdown())
         )
         await _measured(running, 1)
-        await _publish(running, initial.layout, range(7, 10))
+        await publish_random(running, range(7, 10))
         await evaluating
         found = await _measured(running, 4)
         expected = await _expected(running, settings, task)
@@ -189,12 +179,12 @@ async def test_what_came_before_the_first_version_was_reached_is_measured_too(
     losing = LosesVersions({lost_at})
     losing.silence_over.clear()
     async with running_from(broker, settings, initial) as running, Offload(2) as offload:
-        await _publish(running, initial.layout, range(1, 7))
+        await publish_random(running, range(1, 7))
         evaluating = asyncio.create_task(
             run_evaluator(FaultyBroker(broker, losing), settings, task, offload, Shutdown())
         )
         await losing.lost.wait()
-        await _publish(running, initial.layout, range(7, 10))
+        await publish_random(running, range(7, 10))
         losing.silence_over.set()
         await evaluating
         found = await _all_measured(running)
@@ -220,7 +210,7 @@ async def test_one_that_was_there_before_the_first_version_measures_all_of_them(
         await losing.polled.wait()
         async with running_from(broker, settings, initial) as running:
             await losing.lost.wait()
-            await _publish(running, initial.layout, range(1, 6))
+            await publish_random(running, range(1, 6))
             losing.silence_over.set()
             await evaluating
             found = await _all_measured(running)
