@@ -23,6 +23,7 @@ def test_every_alert_fires_when_it_should_and_not_otherwise() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("expr", ["vector(1) > 2", "vector(1)"], ids=["never", "always"])
 def test_an_alert_that_fires_never_or_always_fails_its_tests(expr: str, tmp_path: Path) -> None:
     """There is a case of either kind for each."""
