@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from llmos_stream.broker import Broker, Producer, Reader, Record, Sent, TopicPartition, TopicSpec
 
-PATIENCE_SECONDS = 20.0
+PATIENCE_SECONDS = 40.0
 """How long a test waits for what must come; on a busy machine Kafka takes its time."""
 _LAST = b"the last record of the test"
 

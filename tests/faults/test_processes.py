@@ -19,7 +19,7 @@ from tests.faults.trials import Trial, try_on_kafka
 from tests.forkserver import context
 
 OUTAGE_SECONDS = 5.0
-STOP_SECONDS = 30.0
+STOP_SECONDS = 60.0
 
 
 def _count_threads_of_the_server(answers: Connection) -> None:

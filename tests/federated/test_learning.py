@@ -248,8 +248,8 @@ def test_the_garbage_collector_may_close_it() -> None:
         ended.set()
 
     membership._background.start(collect())
-    assert ended.wait(10)
-    membership._background._thread.join(10)
+    assert ended.wait(60)
+    membership._background._thread.join(60)
     assert membership._background.closed
     with pytest.raises(Closed):
         fl.train(0)
@@ -303,7 +303,7 @@ print(fl.train(0)["version"])
 {ending}
 """
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", script], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-W", "error", "-c", script], capture_output=True, text=True, timeout=110, check=False
     )
     assert done.stdout == "0\n"
     assert done.returncode == {"": 0, "raise SystemExit(3)": 3}.get(ending, 1)
@@ -348,7 +348,7 @@ def running(
     future = background.start(aggregate())
     yield settings
     background.call(shutdown.request)
-    future.result(timeout=30)
+    future.result(timeout=60)
     background.close()
 
 

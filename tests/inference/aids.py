@@ -20,7 +20,7 @@ from llmos_stream.inference.model_pool import LoadedModel, ModelPool
 from llmos_stream.runtime import Offload
 
 SPEC = InputSpec((3,), torch.float32)
-SECONDS = 20.0
+SECONDS = 60.0
 
 
 class Times(nn.Module):

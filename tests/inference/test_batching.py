@@ -33,7 +33,7 @@ class _Gate:
 @contextlib.asynccontextmanager
 async def _batching(workers: int = 1, **fields: Any) -> AsyncIterator[Batcher]:
     async with Offload(workers) as offload:
-        batcher = Batcher(InferenceSettings(**fields), offload)
+        batcher = Batcher(InferenceSettings().model_copy(update=fields), offload)
         running = asyncio.create_task(batcher.run())
         try:
             yield batcher
@@ -62,7 +62,7 @@ async def test_what_comes_while_a_pass_runs_shares_the_next_and_everyone_gets_th
 
 
 async def test_a_full_batch_does_not_wait_for_the_delay() -> None:
-    async with asyncio.timeout(SECONDS), _batching(max_batch=4, max_delay_ms=10_000.0) as batcher:
+    async with asyncio.timeout(SECONDS), _batching(max_batch=4, max_delay_ms=600_000.0) as batcher:
         version = loaded(2)
         asked = [_ask(batcher, version, 1.0) for _ in range(4)]
         assert await asyncio.gather(*asked) == [[[2.0]]] * 4
@@ -126,7 +126,7 @@ async def test_a_request_that_the_model_fails_on_spoils_none_that_shared_its_pas
 
 
 async def test_numbers_that_are_not_finite_are_no_answer_to_who_asked_for_them() -> None:
-    async with asyncio.timeout(SECONDS), _batching(max_batch=4, max_delay_ms=10_000.0) as batcher:
+    async with asyncio.timeout(SECONDS), _batching(max_batch=4, max_delay_ms=600_000.0) as batcher:
         version = loaded(2)
         bad, good = _ask(batcher, version, 3e38, 1.0), _ask(batcher, version, 1.0, 2.0)
         with pytest.raises(PredictionFailed, match="not finite"):

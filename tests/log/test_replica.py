@@ -19,7 +19,7 @@ from llmos_stream.wire import message_id, pack_prelude, split
 from tests.federation import decoded_versions
 from tests.roles.aids import NUMEL, aggregator, settings_for, update
 
-_SECONDS = 20.0
+_SECONDS = 60.0
 
 
 def _settings(federation: str) -> Settings:

@@ -22,4 +22,4 @@ def program(name: str) -> str:
 def promtool(*arguments: str | Path, text: str | None = None) -> subprocess.CompletedProcess[str]:
     """Run promtool; what it says is the caller's to judge."""
     command = [program("promtool"), *map(str, arguments)]
-    return subprocess.run(command, input=text, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, input=text, capture_output=True, text=True, timeout=110, check=False)

@@ -24,7 +24,7 @@ from tests.registry.aids import AT, Folder, registry_settings, store_of, version
 from tests.replay.aids import running_from
 from tests.roles.aids import LAYOUT, aggregator, publish_random, settings_for
 
-_SECONDS = 20.0
+_SECONDS = 60.0
 
 
 @pytest.fixture(autouse=True)

@@ -23,7 +23,7 @@ from tests.losing import LosesVersions
 from tests.replay.aids import running_from
 from tests.roles.aids import publish_random, settings_for
 
-_SECONDS = 20.0
+_SECONDS = 60.0
 
 
 def _settings(federation: str, **sections: Any) -> Settings:

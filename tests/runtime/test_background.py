@@ -35,7 +35,7 @@ def test_started_work_goes_on_beside() -> None:
 
     future = background.start(gate.wait())
     background.run(open_gate())
-    assert future.result(timeout=10) is True
+    assert future.result(timeout=60) is True
     background.close()
 
 
@@ -76,7 +76,7 @@ def test_what_still_runs_at_the_end_is_cancelled_and_awaited() -> None:
             cleaned.append(True)
 
     background.start(forever())
-    assert begun.wait(10)
+    assert begun.wait(60)
     background.close(_answer())
     assert cleaned == [True]
     with pytest.raises(RuntimeError, match="closed"):
@@ -94,6 +94,6 @@ def test_its_own_thread_may_close_it() -> None:
         background.close(finish())
 
     background.run(close_from_inside())
-    background._thread.join(10)
+    background._thread.join(60)
     assert background.closed
     assert last == [1]

@@ -96,8 +96,9 @@ def test_a_forced_end_waits_for_no_thread(status: ExitCode, waits: bool, tmp_pat
         "import sys, time\n"
         "from concurrent.futures import ThreadPoolExecutor\n"
         "from llmos_stream.runtime.process import exit_process\n"
-        "ThreadPoolExecutor(1).submit(lambda: print(open(sys.argv[1]).read()))\n"
-        "print('said before')\n"
+        "say = sys.stdout.write  # a line at once: print writes its end apart, and the two threads get mixed up\n"
+        "ThreadPoolExecutor(1).submit(lambda: say(open(sys.argv[1]).read() + chr(10)))\n"
+        "say('said before' + chr(10))\n"
         "exit_process(int(sys.argv[2]))\n"
     )
     started = subprocess.Popen(

@@ -31,7 +31,7 @@ class Service:
         return int(json.loads(self.process.line("err", wanted))["message"].rpartition(":")[2])
 
     def ask(self, path: str) -> tuple[int, str]:
-        connection = HTTPConnection("127.0.0.1", self._port, timeout=10)
+        connection = HTTPConnection("127.0.0.1", self._port, timeout=60)
         try:
             connection.request("GET", path)
             response = connection.getresponse()
@@ -117,7 +117,7 @@ def test_a_federation_of_services(serve: Serve, on_kafka: str) -> None:
 
 def _http(port: int, method: str, path: str, body: object = None, token: str = "") -> tuple[int, Any]:
     headers = {"content-type": "application/json", "authorization": f"Bearer {token}"} if token else {}
-    connection = HTTPConnection("127.0.0.1", port, timeout=10)
+    connection = HTTPConnection("127.0.0.1", port, timeout=60)
     try:
         connection.request(method, path, None if body is None else json.dumps(body), headers)
         response = connection.getresponse()

@@ -10,7 +10,7 @@ from llmos_stream.broker import Broker, Record, TopicPartition, TopicSpec
 from llmos_stream.errors import BrokerUnavailable
 from llmos_stream.testing import Call, FaultyBroker
 
-_SECONDS = 20.0
+_SECONDS = 60.0
 
 
 @pytest.fixture

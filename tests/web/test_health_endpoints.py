@@ -40,7 +40,7 @@ def port(health: Health) -> Iterator[int]:
 
 
 def _ask(port: int, path: str, method: str = "GET", host: str = "127.0.0.1") -> tuple[int, str]:
-    connection = HTTPConnection(host, port, timeout=10)
+    connection = HTTPConnection(host, port, timeout=60)
     try:
         connection.request(method, path)
         response = connection.getresponse()
@@ -93,7 +93,7 @@ def test_who_brings_half_a_request_is_let_go(health: Health, half: bytes) -> Non
     operations = HealthEndpoints(health, FACTS, CollectorRegistry())
     with serve_health_endpoints(OperationsSettings(port=0), operations, request_seconds=0.3) as port:
         assert port is not None
-        with socket.create_connection(("127.0.0.1", port), timeout=10) as slow:
+        with socket.create_connection(("127.0.0.1", port), timeout=60) as slow:
             slow.sendall(half)
             slow.settimeout(0.02)
             while True:  # byte by byte, which gains no time

@@ -16,7 +16,7 @@ from llmos_stream.web.bodies import BodyLimit
 from llmos_stream.web.server import ListenAddress, serve_http
 from llmos_stream.web.timeouts import ConnectionLimits, TimedConnection, with_limits
 
-SECONDS = 20.0
+SECONDS = 60.0
 WHOLE = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"
 POST = b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 4\r\n\r\n"
 HALVES = {
@@ -104,7 +104,7 @@ async def _is_answered(where: tuple[str, int], times: int = 1) -> None:
 @both
 @pytest.mark.parametrize("half", HALVES.values(), ids=HALVES.keys())
 async def test_who_brings_half_a_request_is_let_go(half: bytes, strict: bool, caplog: pytest.LogCaptureFixture) -> None:
-    async with answering(App(), _limits(0.05, 0.05, 60), strict, caplog) as where:
+    async with answering(App(), _limits(0.25, 0.25, 600), strict, caplog) as where:
         reader, writer = await asyncio.open_connection(*where)
         writer.write(half)
         assert (await _to_the_end(reader)).count(b" 200 ") == half.count(WHOLE)
@@ -114,7 +114,7 @@ async def test_who_brings_half_a_request_is_let_go(half: bytes, strict: bool, ca
 
 @both
 async def test_half_a_request_after_a_whole_one_is_let_go(strict: bool, caplog: pytest.LogCaptureFixture) -> None:
-    async with answering(App(), _limits(0.05, 0.05, 60), strict, caplog) as where:
+    async with answering(App(), _limits(0.25, 0.25, 600), strict, caplog) as where:
         for half in HALVES.values():
             if not half:
                 continue  # it is idle then, which is another time limit's
@@ -129,7 +129,7 @@ async def test_half_a_request_after_a_whole_one_is_let_go(strict: bool, caplog: 
 
 @both
 async def test_who_sends_byte_by_byte_gains_no_time(strict: bool, caplog: pytest.LogCaptureFixture) -> None:
-    async with answering(App(), _limits(0.2, 60, 60), strict, caplog) as where:
+    async with answering(App(), _limits(0.2, 600, 600), strict, caplog) as where:
         reader, writer = await asyncio.open_connection(*where)
         writer.write(b"GET / HTTP/1.1\r\nx: ")
         ended = asyncio.ensure_future(_to_the_end(reader))
@@ -145,7 +145,7 @@ async def test_who_sends_byte_by_byte_gains_no_time(strict: bool, caplog: pytest
 async def test_streams_and_idle_connections_are_left_in_peace(strict: bool, caplog: pytest.LogCaptureFixture) -> None:
     """The deadlines are of what is owed: a stream that lasts, and a connection between two requests, owe nothing."""
     app = App()
-    async with answering(app, _limits(0.05, 0.05, 0.05), strict, caplog) as where:
+    async with answering(app, _limits(0.25, 0.25, 0.25), strict, caplog) as where:
         reader, writer = await asyncio.open_connection(*where)
         writer.write(b"GET /stream HTTP/1.1\r\nhost: x\r\n\r\n")
         idle_reader, idle_writer = await asyncio.open_connection(*where)
@@ -167,7 +167,7 @@ async def test_streams_and_idle_connections_are_left_in_peace(strict: bool, capl
 async def test_one_who_does_not_read_is_let_go(strict: bool, caplog: pytest.LogCaptureFixture) -> None:
     """Its system still acknowledges what comes, with no room: TCP alone waits for as long as it does."""
     app = App()
-    async with answering(app, _limits(60, 60, 0.1), strict, caplog) as where:
+    async with answering(app, _limits(600, 600, 0.1), strict, caplog) as where:
         with socket.create_connection(where) as stalled:
             stalled.sendall(b"GET /endless HTTP/1.1\r\nhost: x\r\n\r\n")
             async with asyncio.timeout(SECONDS):
@@ -205,7 +205,7 @@ async def test_who_takes_as_much_as_is_written_anew_is_not_taken_for_stalled() -
 @both
 async def test_of_too_many_the_oldest_silent_ones_go(strict: bool, caplog: pytest.LogCaptureFixture) -> None:
     most = 8
-    async with answering(App(), _limits(60, 60, 60, connections=most), strict, caplog) as where:
+    async with answering(App(), _limits(600, 600, 600, connections=most), strict, caplog) as where:
         silent = [await asyncio.open_connection(*where) for _ in range(3 * most)]
         for reader, _ in silent[: 2 * most]:
             assert await _to_the_end(reader) == b""
