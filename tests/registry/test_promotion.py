@@ -10,7 +10,7 @@ from llmos_stream.registry import promote, promoted, roll_back
 from llmos_stream.runtime import Offload
 from llmos_stream.wire.control import PROMOTED, dump_promotion, load_promotion
 from tests.registry.aids import AT, Folder, registry_settings, store_of, version_of
-from tests.roles.aids import LAYOUT, aggregator, delta_of, settings_for, update
+from tests.roles.aids import LAYOUT, aggregator, control_of, delta_of, settings_for, update
 
 
 def test_a_promotion_remembers_those_before_it() -> None:
@@ -103,9 +103,7 @@ async def test_a_version_is_found_with_what_it_stands_on(broker: Broker, federat
         for number in (1, 2, 3, 4):
             await running.send(update(delta_of(1.0), sequence=number, base_version=number - 1))
             await running.version(number)
-        async with broker.reader([running.topics.control], start="earliest") as reader:
-            control = ControlView(reader)
-            await control.catch_up()
+        control = await control_of(running)
         async with version_index(broker, running.topics.models) as index:
             assert await index.pointer() == control.latest
             first, second, none = [await index.pointer(number) for number in (0, 2, 5)]

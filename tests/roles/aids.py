@@ -10,6 +10,7 @@ from torch import Tensor
 from llmos_stream.broker import Broker
 from llmos_stream.codec import Layout, encode
 from llmos_stream.config import Settings
+from llmos_stream.log import ControlView
 from llmos_stream.roles.aggregator import Initial
 from llmos_stream.runtime import SYSTEM_CLOCK, Clock
 from llmos_stream.testing import RunningFederation, quick_settings, running_federation
@@ -49,6 +50,12 @@ async def publish_random(running: RunningFederation, numbers: Iterable[int]) -> 
         delta = torch.randn(running.initial.layout.numel, generator=generator)
         await running.publish(delta, sequence=number, base_version=number - 1)
         await running.version(number)
+
+
+async def control_of(running: RunningFederation, *, with_sequences: bool = False) -> ControlView:
+    """The control topic as it is now."""
+    async with running.federation.control(with_sequences=with_sequences) as control:
+        return control
 
 
 def aggregator(

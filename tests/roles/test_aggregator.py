@@ -9,7 +9,6 @@ import torch
 from llmos_stream.broker import Broker, MemoryBroker, TopicPartition
 from llmos_stream.codec import Layout
 from llmos_stream.errors import BrokerUnavailable, ConfigError, FederationFinished
-from llmos_stream.log import ControlView
 from llmos_stream.log.events import emit
 from llmos_stream.roles.aggregator import Initial, run_aggregator
 from llmos_stream.roles.aggregator.publisher import Publisher, group_of
@@ -17,7 +16,7 @@ from llmos_stream.runtime import Offload, Shutdown
 from llmos_stream.testing import Call, FaultyBroker
 from llmos_stream.types import EventKind, TensorSpec
 from tests.federation import event
-from tests.roles.aids import LAYOUT, aggregator, delta_of, initial, settings_for, update
+from tests.roles.aids import LAYOUT, aggregator, control_of, delta_of, initial, settings_for, update
 
 
 async def test_version_0_is_the_initial_weights(broker: Broker, federation: str) -> None:
@@ -137,9 +136,7 @@ async def test_sequences_of_clients_long_gone_leave_the_log(broker: Broker, fede
                 update(delta_of(1.0), client_id="here", sequence=sequence, base_version=sequence + 1), "here"
             )
             await running.version(sequence + 2)
-        async with broker.reader([running.topics.control], start="earliest") as reader:
-            control = ControlView(reader, with_sequences=True)
-            await control.catch_up(10.0)
+        control = await control_of(running, with_sequences=True)
     assert list(control.sequences) == ["here"]
     assert control.sequences["here"][:2] == [2, 3]
 
@@ -151,9 +148,7 @@ async def test_the_run_ends_at_the_version_cap_and_says_so(broker: Broker, feder
             await running.send(update(delta_of(1.0), sequence=sequence))
         end = await running.task
         finished = await running.events("run_finished", 1)
-        async with broker.reader([running.topics.control], start="earliest") as reader:
-            control = ControlView(reader)
-            await control.catch_up(10.0)
+        control = await control_of(running)
     assert end is not None
     assert (end.reason, end.version) == ("max_versions", 2)
     assert control.finished == end
@@ -355,9 +350,7 @@ async def test_an_end_whose_acknowledgement_was_lost_is_the_end(
         for sequence in range(5):
             await running.send(update(delta_of(1.0), sequence=sequence))
         end = await running.task
-        async with broker.reader([running.topics.control], start="earliest") as reader:
-            control = ControlView(reader)
-            await control.catch_up()
+        control = await control_of(running)
     assert end is not None
     assert end == control.finished
     assert control.latest is not None

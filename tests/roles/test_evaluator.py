@@ -9,7 +9,7 @@ import pytest
 
 from llmos_stream.broker import Broker, MemoryBroker, Topics
 from llmos_stream.config import Settings
-from llmos_stream.log import ControlView, Pointer
+from llmos_stream.log import Pointer
 from llmos_stream.roles.aggregator import Initial, initial_of
 from llmos_stream.roles.evaluator import run_evaluator
 from llmos_stream.runtime import Offload, Shutdown, retry
@@ -21,7 +21,7 @@ from llmos_stream.wire import load_event
 from tests.federation import decoded_versions
 from tests.losing import LosesVersions
 from tests.replay.aids import running_from
-from tests.roles.aids import publish_random, settings_for
+from tests.roles.aids import control_of, publish_random, settings_for
 
 _SECONDS = 60.0
 
@@ -58,9 +58,7 @@ async def _expected(running: RunningFederation, settings: Settings, task: Task) 
 
 
 async def _newest(running: RunningFederation) -> Pointer:
-    async with running.broker.reader([running.topics.control], start="earliest") as reader:
-        control = ControlView(reader)
-        await control.catch_up()
+    control = await control_of(running)
     assert control.latest is not None
     return control.latest
 

@@ -1,6 +1,5 @@
 """An aggregator that starts finds its state in the log, on both brokers: it goes on as if it had never stopped."""
 
-import asyncio
 from typing import Any
 
 import pytest
@@ -9,18 +8,18 @@ import torch
 from llmos_stream.broker import Broker, Topics, connect
 from llmos_stream.codec import Layout
 from llmos_stream.config import Settings
-from llmos_stream.log import ControlView, Pointer, version_index, wait_for_topics
+from llmos_stream.log import Pointer, version_index
 from llmos_stream.log.events import emit
 from llmos_stream.log.versions import local_rule
-from llmos_stream.roles.aggregator import Initial, run_aggregator
+from llmos_stream.roles.aggregator import Initial
 from llmos_stream.roles.aggregator.recovery import fetch_newest, recover
-from llmos_stream.runtime import Offload, Shutdown
+from llmos_stream.runtime import Offload
 from llmos_stream.runtime.clock import SystemClock
-from llmos_stream.testing import RunningFederation
+from llmos_stream.testing import RunningFederation, running_federation
 from llmos_stream.types import EventKind
 from tests.conftest import KafkaNode
 from tests.federation import event, federation_of
-from tests.roles.aids import aggregator, delta_of, settings_for, update
+from tests.roles.aids import aggregator, control_of, delta_of, settings_for, update
 
 RULES = {
     "momentum": {"server_optimizer": {"name": "sgd", "momentum": 0.9}},
@@ -133,9 +132,7 @@ async def test_what_recovery_needs_of_a_chain_begins_with_its_full_version(broke
         for sequence in range(12):
             await running.send(update(delta_of(1.0), sequence=sequence, base_version=sequence))
             await running.version(sequence + 1)
-        async with broker.reader([running.topics.control], start="earliest") as reader:
-            control = ControlView(reader)
-            await control.catch_up(10.0)
+        control = await control_of(running)
         fifth, tenth = await _offset(running, 5), await _offset(running, 10)
     assert control.checkpoint is not None
     assert control.checkpoint.bases == fifth  # what version 9 stands on
@@ -149,9 +146,7 @@ async def test_what_recovery_needs_does_not_grow_with_the_history(broker: Broker
         for sequence in range(12):
             await running.send(update(delta_of(1.0), sequence=sequence, base_version=sequence))
             await running.version(sequence + 1)
-        async with broker.reader([running.topics.control], start="earliest") as reader:
-            control = ControlView(reader, with_sequences=True)
-            await control.catch_up(10.0)
+        control = await control_of(running, with_sequences=True)
         ninth = await _offset(running, 9)
     assert control.checkpoint is not None
     assert control.checkpoint.version == 12
@@ -165,18 +160,11 @@ async def test_a_version_of_a_hundred_megabytes_is_one_transaction(kafka: KafkaN
     weights = torch.randn(25_000_000, generator=torch.Generator().manual_seed(0))
     layout = Layout.of({"w": weights})
     settings = settings_for(federation, server_optimizer={"name": "adam"})
-    topics, shutdown = Topics(federation), Shutdown()
+    topics, start = Topics(federation), Initial(layout, weights)
     async with connect(kafka.settings()) as broker, Offload(2) as offload:
-        task = asyncio.create_task(
-            run_aggregator(broker, settings, lambda: Initial(layout, weights), offload, shutdown)
-        )
-        await wait_for_topics(broker, topics, shutdown)
-        async with broker.reader([topics.control], start="earliest") as reader:
-            control = ControlView(reader)
-            while control.latest is None and not task.done():
-                await control.poll(1.0)
-        shutdown.request()
-        await task
+        async with running_federation(start, settings, broker, patience_seconds=100.0) as running:
+            await running.events("version_published")
+            control = await control_of(running)
         assert control.latest is not None
         assert control.checkpoint is not None
         here = federation_of(broker, settings, offload)

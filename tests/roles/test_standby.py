@@ -15,10 +15,10 @@ from llmos_stream.roles.aggregator.loop import Folding
 from llmos_stream.roles.aggregator.publisher import Publisher
 from llmos_stream.roles.aggregator.recovery import fetch_newest
 from llmos_stream.runtime.clock import SystemClock
-from llmos_stream.testing import Call, FaultyBroker, RunningFederation
+from llmos_stream.testing import Call, FaultyBroker
 from llmos_stream.types import Event
 from tests.conftest import KafkaNode
-from tests.roles.aids import aggregator, delta_of, settings_for, update
+from tests.roles.aids import aggregator, control_of, delta_of, settings_for, update
 
 
 class _HeldClock(SystemClock):
@@ -34,13 +34,6 @@ class _HeldClock(SystemClock):
 
     def monotonic(self) -> float:
         return 0.0 if self._held else monotonic() - self._skipped
-
-
-async def _control(running: RunningFederation) -> ControlView:
-    async with running.broker.reader([running.topics.control], start="earliest") as reader:
-        control = ControlView(reader)
-        await control.catch_up(10.0)
-        return control
 
 
 async def _beats(broker: Broker, federation: str, count: int) -> None:
@@ -60,14 +53,14 @@ async def test_a_second_one_stands_by_until_the_first_leaves(broker: Broker, fed
             await first.send(update(delta_of(1.0), sequence=1, base_version=1))
             await first.version(2)
             await _beats(broker, federation, 3)
-            leader = (await _control(first)).leader
+            leader = (await control_of(first)).leader
             assert leader is not None
             assert (leader.term, leader.left) == (1, False)
             assert await first.stop() is None
             # At once: the first said that it leaves.
             await second.send(update(delta_of(1.0), sequence=2, base_version=2))
             version = await second.version(3)
-            leader = (await _control(second)).leader
+            leader = (await control_of(second)).leader
     assert leader is not None
     assert leader.term == 2
     assert torch.equal(version.weights, delta_of(3.0))
@@ -154,7 +147,7 @@ async def test_a_machine_that_stood_still_is_no_silence(federation: str) -> None
         while monotonic() < until:
             pass  # nothing in this process gets to run
         await _beats(broker, federation, 3)
-        leader = (await _control(first)).leader
+        leader = (await control_of(first)).leader
         assert not first.task.done()
         assert not second.task.done()
     assert leader is not None
