@@ -6,15 +6,12 @@ for epoch in range(num_epochs):
 global_model = fl.get_global_model()
 """
 
-import copy
 import logging
 import weakref
-from collections.abc import Iterable
 from types import TracebackType
 from typing import Self
 
-from torch import nn
-from torch.nn.functional import cross_entropy
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from llmos_stream import __version__
@@ -23,8 +20,11 @@ from llmos_stream.errors import Rejected
 from llmos_stream.federated.membership import Membership
 from llmos_stream.log import Version
 from llmos_stream.telemetry.tracing import Tracer, open_tracer, span, tracing_to
-from llmos_stream.training import Batch, LocalTrainer, Loss
+from llmos_stream.training import LocalTrainer, Loss, default_loss
+from llmos_stream.training.batches import Batches, reiterable
+from llmos_stream.training.copies import copy_model, why_not_copied
 from llmos_stream.training.shared_model import LocalModel
+from llmos_stream.training.states import load_state
 
 logger = logging.getLogger(__name__)
 
@@ -36,27 +36,31 @@ class FederatedLearning:
     that runs there; without, it is alone with an aggregator of its own in this process, and `model`
     is version 0.
 
-    `data_loader` is any iterable of `(inputs, targets)` that can be gone through once an epoch;
-    `optimizer` any torch optimiser over the model's parameters: new weights are copied into the
-    parameters in place, so it keeps its settings and its state. `settings` are read from the
-    environment and `$LLMOS_CONFIG` unless given.
+    `data_loader` is any iterable of batches that can be gone through once an epoch, or a function that gives one:
+    `(inputs, targets)`, or mappings with labels, as Hugging Face models take them (see `training.batches`).
+    `optimizer` is any torch optimiser over the model's parameters: new weights are copied into the
+    parameters in place, so it keeps its settings and its state. `loss(outputs, targets)` is by default the loss that
+    the outputs carry, or else cross entropy. `settings` are read from the environment and `$LLMOS_CONFIG` unless given.
 
-    Raises ConfigError for settings that make no sense and BrokerUnavailable when no broker answers.
+    Raises ConfigError for settings that make no sense, TaskError for a model or batches that cannot be used, and
+    BrokerUnavailable when no broker answers.
     Close it, or use it as a context manager; at the latest it is closed when the process ends.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        data_loader: Iterable[Batch],
+        data_loader: Batches,
         optimizer: Optimizer,
         *,
-        loss: Loss = cross_entropy,
+        loss: Loss = default_loss,
         settings: Settings | None = None,
     ) -> None:
         self._settings = settings or load()
-        self._data_loader = data_loader
+        self._batches = reiterable(data_loader)
         self._local = LocalModel(LocalTrainer(model, optimizer, loss), self._settings.task.share)
+        if (why := why_not_copied(model)) is not None:
+            logger.warning("%s", why)
         facts = {"role": "client", "federation": self._settings.federation.name, "version": __version__}
         self._tracer = open_tracer(self._settings.tracing, facts)
         try:
@@ -93,7 +97,7 @@ class FederatedLearning:
 
     def _update(self, epoch: int, version: Version) -> dict[str, float | int | str]:
         with span("client.train"):
-            trained = self._local.train(version.weights, version.head.number, [self._data_loader])
+            trained = self._local.train(version.weights, version.head.number, [self._batches])
         told: dict[str, float | int | str] = {
             "epoch": epoch,
             **trained.metrics,
@@ -113,15 +117,33 @@ class FederatedLearning:
         }
 
     def get_global_model(self) -> nn.Module:
-        """A copy of the model with the newest version's weights; what is not shared is this client's own."""
-        with tracing_to(self._tracer):
-            version = self._membership.newest()
-        trainer = self._local.trainer
-        clone = copy.deepcopy(trainer.model)
-        LocalModel(LocalTrainer(clone, trainer.optimizer, trainer.loss), self._settings.task.share).load(
-            version.weights
-        )
+        """A copy of the model with the newest version's weights; what is not shared is this client's own.
+
+        Raises:
+            TaskError: the model cannot be copied, as was logged at the start.
+        """
+        clone = copy_model(self._local.trainer.model)
+        self.load_into(clone)
         return clone
+
+    def global_state(self) -> dict[str, Tensor]:
+        """The newest version as a state dict of the plain model: for `load_state_dict`, or to be saved.
+
+        What is not shared is this client's own. Wrappers (`torch.compile`, `DataParallel`) are not in the names.
+        """
+        return {name: tensor.clone() for name, tensor in self._local.state(self._newest().weights).items()}
+
+    def load_into(self, model: nn.Module) -> None:
+        """Copy the newest version into a model of the same kind, in place, wrapped or not.
+
+        Raises:
+            TaskError: it is a model of another kind. Nothing was written then.
+        """
+        load_state(model, self._local.state(self._newest().weights))
+
+    def _newest(self) -> Version:
+        with tracing_to(self._tracer):
+            return self._membership.newest()
 
     def close(self) -> None:
         """Leave the federation and release everything. May be called more than once."""

@@ -1,6 +1,7 @@
 """What inputs the model takes, from the task's own test data, and a request's inputs as such a tensor."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,7 +52,7 @@ def input_spec(task: Task) -> InputSpec:
     batch = next(iter(task.test_batches(1)), None)
     if batch is None:
         raise ConfigError("task.entry: the task has no test batch to learn from what its model takes")
-    inputs = batch[0]
+    inputs = None if isinstance(batch, Mapping) else batch[0]
     if not isinstance(inputs, Tensor) or inputs.ndim < 1 or inputs.is_complex():
         raise ConfigError("task.entry: only a model whose inputs are one tensor of real numbers can be served")
     return InputSpec(tuple(inputs.shape[1:]), inputs.dtype)

@@ -1,6 +1,8 @@
 """Local training: the task, its data and model, and one epoch on one machine."""
 
-from llmos_stream.training.local import Batch, LocalTrainer, Loss, evaluate, use_threads
+from llmos_stream.training.batches import Batch
+from llmos_stream.training.local import LocalTrainer, evaluate, use_threads
+from llmos_stream.training.losses import Loss, default_loss
 from llmos_stream.training.partition import dirichlet_split, stratified_holdout
 from llmos_stream.training.seeds import derive_seed
 from llmos_stream.training.sharing import load_, shared_tensors
@@ -15,6 +17,7 @@ __all__ = [
     "Loss",
     "Task",
     "TensorTask",
+    "default_loss",
     "derive_seed",
     "dirichlet_split",
     "evaluate",

@@ -1,28 +1,24 @@
 """Training and evaluating one model on one machine, whatever the model and wherever its batches come from.
 
-A batch is `(inputs, targets)`. Inputs are a tensor, a sequence of them (`model(*inputs)`) or a mapping
-(`model(**inputs)`); targets are a tensor whose first dimension counts the examples. The loss is
-`loss(outputs, targets)`, one number, the mean over the batch.
+What a batch may look like: see `batches`. The loss is `loss(outputs, targets)`, one number, the mean over the batch.
 """
 
+import inspect
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 
 from llmos_stream.config import RuntimeSettings
 from llmos_stream.errors import TaskError
-
-Inputs = Tensor | Sequence[Any] | Mapping[str, Any]
-Batch = tuple[Inputs, Tensor]
-Loss = Callable[[Any, Tensor], Tensor]
+from llmos_stream.training.batches import Batch, Prepared, call, prepare
+from llmos_stream.training.losses import Loss, check_classes, default_loss, logits_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +45,12 @@ def use_threads(settings: RuntimeSettings) -> None:
 class LocalTrainer:
     """Trains `model` in place with `optimizer`, on the device of the model's first parameter.
 
-    Accuracy is counted where the outputs are logits of shape (N, C) or (N, C, ...) with C of two or more,
-    and the targets are class numbers of shape (N) or (N, ...). Negative targets are padding: they are not
-    counted (cross entropy's own `ignore_index` is -100).
+    An optimiser whose `step` demands a closure (L-BFGS) is given one. Accuracy is counted where the outputs are logits
+    of shape (N, C) or (N, C, ...) with C of two or more, and the targets are class numbers of shape (N) or (N, ...).
+    Negative targets are padding: they are not counted (cross entropy's own `ignore_index` is -100).
     """
 
-    def __init__(self, model: nn.Module, optimizer: Optimizer, loss: Loss = cross_entropy) -> None:
+    def __init__(self, model: nn.Module, optimizer: Optimizer, loss: Loss = default_loss) -> None:
         self.model = model
         self.optimizer = optimizer
         self.loss = loss
@@ -69,33 +65,75 @@ class LocalTrainer:
             should_stop: Asked after each batch, so that at least one is trained.
 
         Raises:
-            TaskError: There is no batch, a batch has the wrong form, or the loss is not finite. In the last case no
-                step was taken on the batch, but the weights are those that led to it: load a good version.
+            TaskError: There is no batch, a batch has the wrong form, nothing can be trained, or the loss is not finite.
+                In the last case no step was taken on the batch, but the weights are those that led to it: load a good
+                version.
         """
         started = perf_counter()
+        self._check()
         device = _device_of(self.model)
         tally = _Tally()
         stopped = False
         with _mode(self.model, training=True):
             for number, batch in enumerate(batches, start=1):
-                self.optimizer.zero_grad()
-                outputs, targets, loss = _forward(self.model, self.loss, batch, device, number)
-                value = float(loss.detach())
-                if not math.isfinite(value):
-                    raise TaskError(f"the loss became {value} in batch {number}; lower client.lr or check the data")
-                loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it without types
-                self.optimizer.step()
-                tally.add(outputs, targets, value)
+                tally.num_batches = number
+                if (prepared := prepare(self.model, batch, device, number)) is None:
+                    continue
+                tally.add(self._step(prepared, number, is_first=not tally.num_examples))
                 if should_stop is not None and should_stop():
                     stopped = True
                     break
         self.optimizer.zero_grad()  # a client that waits for the next version need not hold gradients
         loss_mean, accuracy = tally.result()
-        seconds = perf_counter() - started
-        return EpochMetrics(loss_mean, accuracy, tally.num_examples, seconds, stopped)
+        return EpochMetrics(loss_mean, accuracy, tally.num_examples, perf_counter() - started, stopped)
+
+    def _check(self) -> None:
+        """Raise TaskError where no step could change the model."""
+        parameters = list(self.model.parameters())
+        if parameters and not any(parameter.requires_grad for parameter in parameters):
+            raise TaskError("all parameters of the model are frozen (requires_grad is False): nothing can be trained")
+        held = {id(parameter) for group in self.optimizer.param_groups for parameter in group["params"]}
+        if held.isdisjoint(map(id, parameters)):
+            raise TaskError(
+                "the optimizer holds no parameter of the model: "
+                "it was made over another model, or over parameters that were replaced since"
+            )
+
+    def _step(self, batch: Prepared, number: int, *, is_first: bool) -> "_Forwarded":
+        forwarded: list[_Forwarded] = []
+
+        def closure() -> Tensor:
+            self.optimizer.zero_grad()
+            with torch.enable_grad():
+                new = _forward(self.model, self.loss, batch)
+            if not forwarded:
+                self._check_loss(new, number, is_first=is_first)
+                forwarded.append(new)
+            new.loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it without types
+            return new.loss.detach()
+
+        if _demands_closure(self.optimizer):
+            self.optimizer.step(closure)  # type: ignore[arg-type]  # torch says float, its own L-BFGS takes tensors
+        else:
+            closure()
+            self.optimizer.step()
+        return forwarded[0]
+
+    def _check_loss(self, done: "_Forwarded", number: int, *, is_first: bool) -> None:
+        if is_first:
+            check_classes(self.loss, done.outputs, done.targets)
+            if not done.loss.requires_grad:
+                raise TaskError("the loss does not depend on a parameter: was it made under no_grad, or detached?")
+        value = float(done.loss.detach())
+        if not math.isfinite(value):
+            bad = next(
+                (n for n, p in self.model.named_parameters() if p.requires_grad and not p.isfinite().all()), None
+            )
+            held = "" if bad is None else f" ({bad} of the model is not finite)"
+            raise TaskError(f"the loss became {value} in batch {number}{held}; lower client.lr or check the data")
 
 
-def evaluate(model: nn.Module, batches: Iterable[Batch], loss: Loss = cross_entropy) -> dict[str, float]:
+def evaluate(model: nn.Module, batches: Iterable[Batch], loss: Loss = default_loss) -> dict[str, float]:
     """`loss`, `num_examples` and, where the model classifies, `accuracy` over all batches; the model is not changed.
 
     Runs in eval mode without gradients; each module is back in its own mode afterwards. A loss that is not
@@ -108,70 +146,66 @@ def evaluate(model: nn.Module, batches: Iterable[Batch], loss: Loss = cross_entr
     tally = _Tally()
     with _mode(model, training=False), torch.no_grad():
         for number, batch in enumerate(batches, start=1):
-            outputs, targets, value = _forward(model, loss, batch, device, number)
-            tally.add(outputs, targets, float(value))
+            tally.num_batches = number
+            if (prepared := prepare(model, batch, device, number)) is not None:
+                tally.add(_forward(model, loss, prepared))
     loss_mean, accuracy = tally.result()
     metrics = {"loss": loss_mean, "num_examples": float(tally.num_examples)}
     return metrics if accuracy is None else {**metrics, "accuracy": accuracy}
+
+
+class _Forwarded(NamedTuple):
+    outputs: Any
+    targets: Any
+    loss: Tensor
+    num_examples: int
 
 
 class _Tally:
     """Sums over the batches. Correct answers stay on the device, so that counting them does not wait for it."""
 
     def __init__(self) -> None:
+        self.num_batches = 0
         self.num_examples = 0
         self._loss_sum = 0.0
         self._correct: Tensor | None = None
         self._counted: Tensor | None = None
 
-    def add(self, outputs: object, targets: Tensor, loss: float) -> None:
-        self.num_examples += len(targets)
-        self._loss_sum += loss * len(targets)
-        if isinstance(outputs, Tensor) and _are_logits(outputs, targets):
-            counted = targets >= 0
-            correct = (outputs.detach().argmax(dim=1) == targets).sum()  # never true of padding
+    def add(self, done: _Forwarded) -> None:
+        self.num_examples += done.num_examples
+        self._loss_sum += float(done.loss.detach()) * done.num_examples
+        if (logits := logits_of(done.outputs, done.targets)) is not None:
+            counted = done.targets >= 0
+            correct = (logits.detach().argmax(dim=1) == done.targets).sum()  # never true of padding
             self._correct = correct if self._correct is None else self._correct + correct
             self._counted = counted.sum() if self._counted is None else self._counted + counted.sum()
 
     def result(self) -> tuple[float, float | None]:
-        if not self.num_examples:
+        if not self.num_batches:
             raise TaskError("there is no batch: the loader is empty, or a generator that has already been used up")
+        if not self.num_examples:
+            raise TaskError(f"there is no example in {self.num_batches} batches")
         accuracy = None
         if self._correct is not None and self._counted is not None and int(self._counted):
             accuracy = int(self._correct) / int(self._counted)
         return self._loss_sum / self.num_examples, accuracy
 
 
-def _are_logits(outputs: Tensor, targets: Tensor) -> bool:
-    return (
-        not (targets.is_floating_point() or targets.is_complex() or targets.dtype is torch.bool)
-        and outputs.ndim == targets.ndim + 1
-        and outputs.shape[1] >= 2
-        and (outputs.shape[0], *outputs.shape[2:]) == tuple(targets.shape)
-    )
+def _forward(model: nn.Module, loss: Loss, batch: Prepared) -> _Forwarded:
+    outputs = call(model, batch.inputs)
+    value = loss(outputs, batch.targets)
+    if not isinstance(value, Tensor) or value.numel() != 1:
+        shape = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+        raise TaskError(f"the loss must be one number in a tensor, the mean over the batch; got {shape}")
+    return _Forwarded(outputs, batch.targets, value, batch.num_examples)
 
 
-def _forward(model: nn.Module, loss: Loss, batch: Any, device: torch.device, number: int) -> tuple[Any, Tensor, Tensor]:
-    if not isinstance(batch, Sequence) or len(batch) != 2 or not isinstance(batch[1], Tensor):
-        raise TaskError(f"batch {number} is not a pair (inputs, targets) with targets a tensor")
-    inputs, targets = batch[0], batch[1].to(device, non_blocking=True)
-    if not targets.ndim or not len(targets):
-        raise TaskError(f"batch {number} has no examples: its targets have shape {tuple(targets.shape)}")
-    match inputs:
-        case Tensor():
-            outputs = model(_move(inputs, device))
-        case Mapping():
-            outputs = model(**{name: _move(value, device) for name, value in inputs.items()})
-        case _:
-            outputs = model(*(_move(value, device) for value in inputs))
-    value = loss(outputs, targets)
-    if value.numel() != 1:
-        raise TaskError(f"the loss must be one number, the mean over the batch; got shape {tuple(value.shape)}")
-    return outputs, targets, value
-
-
-def _move(value: Any, device: torch.device) -> Any:
-    return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+def _demands_closure(optimizer: Optimizer) -> bool:
+    try:
+        closure = inspect.signature(optimizer.step).parameters.get("closure")
+    except (TypeError, ValueError):
+        return False
+    return closure is not None and closure.default is inspect.Parameter.empty
 
 
 def _device_of(model: nn.Module) -> torch.device:

@@ -1,13 +1,19 @@
 """A client's model between versions: takes weights in, trains on them, tells what changed."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-from llmos_stream.codec import Layout
-from llmos_stream.training.local import Batch, EpochMetrics, LocalTrainer
-from llmos_stream.training.sharing import load_, shared_tensors
+from llmos_stream.codec import Layout, is_finite
+from llmos_stream.errors import TaskError
+from llmos_stream.training.batches import Batch
+from llmos_stream.training.local import EpochMetrics, LocalTrainer
+from llmos_stream.training.sharing import load_, shared_tensors, tied_names
+from llmos_stream.training.states import state_of
+from llmos_stream.types import TensorSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +49,28 @@ class LocalModel:
 
         That differs from `weights` where the model is of lower precision than float32; deltas are taken
         from it, so that this rounding is not mistaken for training.
+
+        Raises:
+            TaskError: A tensor's own dtype cannot hold its values.
         """
         load_(self._shared(), self.layout.unflatten(weights))
-        return self.weights()
+        loaded = self.weights()
+        if not is_finite(loaded) and (marked := loaded.isfinite() != weights.isfinite()).any():
+            spec, at = self._first(marked)
+            raise TaskError(f"the version has {float(weights[at]):g} in {spec.name}, which {spec.dtype} cannot hold")
+        return loaded
+
+    def state(self, weights: Tensor) -> dict[str, Tensor]:
+        """The plain model's state with the weights of a version; what is not shared is as the model has it.
+
+        No tensor is a copy: they are good until the weights or the model change.
+        """
+        state = state_of(self.trainer.model)
+        tied = tied_names(self.trainer.model)
+        for name, value in self.layout.unflatten(weights).items():
+            for each in (name, *tied.get(name, ())):
+                state[each] = value
+        return state
 
     def train(
         self,
@@ -64,13 +89,39 @@ class LocalModel:
         last = done[-1]
         metrics = {"loss": last.loss} | ({} if last.accuracy is None else {"accuracy": last.accuracy})
         return Trained(
-            delta=self.weights().sub_(base),
+            delta=self._changes(base),
             base_version=base_version,
             num_examples=last.num_examples,
             metrics=metrics,
             seconds=sum(epoch.seconds for epoch in done),
             stopped=last.stopped,
         )
+
+    def _changes(self, base: Tensor) -> Tensor:
+        """What was added to `base`, which the model had before. Nothing was, where an infinity is still the same.
+
+        Raises:
+            TaskError: A change is not finite.
+        """
+        delta = self.weights().sub_(base)
+        if is_finite(delta):
+            return delta
+        after = self.weights()
+        delta.masked_fill_(after.view(torch.int32) == base.view(torch.int32), 0.0)
+        if (marked := delta.isfinite().logical_not()).any():
+            spec, at = self._first(marked)
+            was, became = float(base[at]), float(after[at])
+            raise TaskError(f"training made {spec.name} not finite: {was:g} became {became:g}; lower client.lr")
+        return delta
+
+    def _first(self, marked: Tensor) -> tuple[TensorSpec, int]:
+        """The first element of the flat vector that is marked: in which tensor, and where in the vector."""
+        at, end = int(marked.nonzero()[0]), 0
+        for spec in self.layout.tensors:
+            end += math.prod(spec.shape)
+            if at < end:
+                break
+        return spec, at
 
     def _shared(self) -> dict[str, Tensor]:
         return shared_tensors(self.trainer.model, self._share)

@@ -2,7 +2,11 @@
 
 Only floating point tensors are ever shared: parameters, and buffers that are part of the state dict
 (batch-norm statistics). Integer buffers such as `num_batches_tracked` are not averaged, and buffers
-that are not persistent are not state. Tied parameters are one tensor, under the first of their names.
+that are not persistent are not state. Tied tensors are one, under the first of their names. Names are those of the
+plain model (see `wrappers`).
+
+Tensors of other kinds (complex, sparse, expanded and so on) cannot travel. Where nobody trains them they stay as they
+are; where `requires_grad` says that they are trained, they are refused by name.
 
 | share | what it takes |
 | --- | --- |
@@ -18,7 +22,7 @@ initial model) and share `*lora_B*` (FFA-LoRA, Sun et al. 2024).
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -26,7 +30,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from llmos_stream.codec.layout import DTYPES
 from llmos_stream.errors import TaskError
+from llmos_stream.training.states import is_writable
+from llmos_stream.training.wrappers import plain_name
 
 _ADAPTER_MARKS = ("lora_", "adapter")
 _NORM_CLASS = re.compile(r"Norm([123]d)?$")
@@ -39,6 +46,7 @@ class _Candidate:
     tensor: Tensor
     is_parameter: bool
     in_norm: bool
+    problem: str | None  # why it cannot travel
 
     def matches(self, pattern: str) -> bool:
         return any(fnmatchcase(name, pattern) for name in self.names)
@@ -52,8 +60,17 @@ def shared_tensors(model: nn.Module, share: str) -> dict[str, Tensor]:
     the model first.
 
     Raises:
-        TaskError: Nothing matches, or one of several globs matches nothing, or a lazy parameter has no shape yet.
+        TaskError: Nothing matches, or one of several globs matches nothing, or a tensor that is trained cannot travel.
     """
+    return {item.names[0]: item.tensor.detach() for item in _chosen(model, share)}
+
+
+def tied_names(model: nn.Module) -> dict[str, list[str]]:
+    """The further names of each tied tensor of `model`, under the first."""
+    return {item.names[0]: list(item.names[1:]) for item in _candidates(model) if len(item.names) > 1}
+
+
+def _chosen(model: nn.Module, share: str) -> list[_Candidate]:
     candidates = list(_candidates(model))
     match share:
         case "all":
@@ -66,12 +83,13 @@ def shared_tensors(model: nn.Module, share: str) -> dict[str, Tensor]:
             chosen = [item for item in candidates if not item.in_norm]
         case _:
             chosen = _matching(candidates, share)
+    for item in chosen:
+        if item.problem is not None and (item.tensor.requires_grad or is_lazy(item.tensor)):
+            raise TaskError(f"task.share: {item.names[0]} cannot be shared: it {item.problem}")
+    chosen = [item for item in chosen if item.problem is None]
     if not chosen:
         raise TaskError(f"task.share: {share!r} matches no tensor of the model, which has {_some_names(candidates)}")
-    for item in chosen:
-        if is_lazy(item.tensor):
-            raise TaskError(f"{item.names[0]} is a lazy parameter without a shape; run a batch through the model first")
-    return {item.names[0]: item.tensor.detach() for item in chosen}
+    return chosen
 
 
 def load_(tensors: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
@@ -99,15 +117,51 @@ def _candidates(model: nn.Module) -> Iterator[_Candidate]:
         for module in model.modules()
         for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False))
     }
-    names: dict[int, list[str]] = {}
-    tensors: dict[int, Tensor] = {}
-    # keep_vars: the very parameters, so that tied ones and their owners are known by identity.
+    names: dict[Hashable, list[str]] = {}
+    tensors: dict[Hashable, Tensor] = {}
+    # keep_vars: the very parameters, so that their owners are known by identity.
     for name, tensor in model.state_dict(keep_vars=True).items():
-        if id(tensor) in owners and tensor.is_floating_point():
-            names.setdefault(id(tensor), []).append(name)
-            tensors[id(tensor)] = tensor
+        if id(tensor) in owners and (tensor.is_floating_point() or tensor.is_complex()):
+            key = _memory(tensor)
+            names.setdefault(key, []).append(plain_name(model, name))
+            tensors.setdefault(key, tensor)
     for key, tensor in tensors.items():
-        yield _Candidate(tuple(names[key]), tensor, isinstance(tensor, nn.Parameter), _is_norm(owners[key]))
+        in_norm = _is_norm(owners[id(tensor)])
+        yield _Candidate(tuple(names[key]), tensor, isinstance(tensor, nn.Parameter), in_norm, _problem(tensor))
+    held = {id(tensor) for tensor in tensors.values()}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and id(parameter) not in held and _memory(parameter) not in tensors:
+            yield _Candidate((plain_name(model, name),), parameter, True, False, "is not in the model's state dict")
+
+
+def _memory(tensor: Tensor) -> Hashable:
+    """What two tensors have in common that are one: parameters may be tied by their memory alone."""
+    if is_lazy(tensor) or not is_writable(tensor) or tensor.is_meta or not tensor.numel():
+        return id(tensor)
+    return tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
+
+
+def _problem(tensor: Tensor) -> str | None:
+    """Why a tensor cannot travel, as the end of a sentence about it."""
+    if is_lazy(tensor):
+        return "is a lazy parameter without a shape; run a batch through the model first"
+    if tensor.is_complex():
+        return f"is complex ({_short(tensor.dtype)}); hold it as real numbers, with torch.view_as_complex in `forward`"
+    if tensor.is_nested:
+        return "is a nested tensor; hold it as one padded tensor"
+    if tensor.layout is not torch.strided:
+        return f"is sparse ({_short(tensor.layout)}); hold its values as a dense parameter, or freeze it"
+    if _short(tensor.dtype) not in DTYPES:
+        return f"is of dtype {_short(tensor.dtype)}, not one of {', '.join(DTYPES)}"
+    if tensor.is_meta:
+        return "is on the meta device and has no values; give the model memory first (`model.to_empty`) and weights"
+    if not is_writable(tensor):
+        return "is expanded, so that several of its elements are one; hold it before `expand`, or a copy (`clone`)"
+    return None
+
+
+def _short(kind: torch.dtype | torch.layout) -> str:
+    return str(kind).removeprefix("torch.")
 
 
 def _is_norm(module: nn.Module) -> bool:

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from llmos_stream.config import ClientSettings, TaskSettings
 from llmos_stream.errors import TaskError
-from llmos_stream.training.local import Batch
+from llmos_stream.training.batches import Batch
 from llmos_stream.training.models import mlp
 from llmos_stream.training.seeds import derive_seed
 from llmos_stream.training.tensor_task import TensorTask

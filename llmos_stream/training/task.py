@@ -14,8 +14,8 @@ from torch.optim import Optimizer
 from llmos_stream.config import ClientSettings, TaskSettings
 from llmos_stream.config.plugins import import_path, is_path
 from llmos_stream.errors import ConfigError, TaskError
+from llmos_stream.training.batches import Batch
 from llmos_stream.training.digits import DigitsTask
-from llmos_stream.training.local import Batch
 from llmos_stream.training.synthetic import BlobsTask, NoopTask
 from llmos_stream.training.task_errors import described
 

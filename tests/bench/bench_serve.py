@@ -150,7 +150,7 @@ def _port(line: str) -> int:
 
 
 def _inputs(task: Task) -> Tensor:
-    inputs = next(iter(task.test_batches(_ROWS)))[0]
+    inputs, _ = next(iter(task.test_batches(_ROWS)))
     if not isinstance(inputs, Tensor):
         raise BenchmarkFailed("this task's inputs are not one tensor")
     return inputs

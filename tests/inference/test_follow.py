@@ -40,7 +40,7 @@ async def test_twenty_versions_come_under_load_and_every_answer_is_that_of_the_v
 ) -> None:
     settings = settings_of(federation, inference={"canary": 0.3, "max_batch": 8, "max_delay_ms": 0.5})
     task, initial = task_of(settings)
-    inputs = next(iter(task.test_batches(16)))[0]
+    inputs, _ = next(iter(task.test_batches(16)))
     assert isinstance(inputs, Tensor)
     answers: list[tuple[int, int, list[float]]] = []  # row asked, version, outputs
     done = asyncio.Event()

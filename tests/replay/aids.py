@@ -14,7 +14,7 @@ from llmos_stream.replay import Rebuilder, RebuildOutcome, ReplayLog, Verdict
 from llmos_stream.roles.aggregator import Initial, initial_of
 from llmos_stream.runtime import Offload
 from llmos_stream.testing import RunningFederation, running_federation
-from llmos_stream.training import Batch, LocalTrainer, Task, load_task
+from llmos_stream.training import LocalTrainer, Task, load_task
 from llmos_stream.training.shared_model import LocalModel
 from llmos_stream.types import CodecSpec
 from tests.federation import federation_of
@@ -92,9 +92,9 @@ async def write_poisoned(broker: Broker, federation: str, rounds: int = 6) -> Se
     async with running_from(broker, settings, initial) as running:
         for number in range(rounds):
             for shard, (client, local) in enumerate(clients.items()):
-                batches: list[Batch] = list(task.train_batches(shard % 2))
-                if client == FLIPPER:
-                    batches = [(inputs, (targets + 2) % 4) for inputs, targets in batches]
+                shift = 2 if client == FLIPPER else 0
+                pairs = [batch for batch in task.train_batches(shard % 2) if isinstance(batch, tuple)]
+                batches = [(inputs, (targets + shift) % 4) for inputs, targets in pairs]
                 trained = local.train(weights, 0, [batches])
                 examples = trained.num_examples * (2 if client == FLIPPER else 1)
                 await running.publish(trained.delta, client, num_examples=examples)

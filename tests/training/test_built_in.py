@@ -75,8 +75,10 @@ def test_shards_and_test_set_are_disjoint_and_the_same_for_clients_with_other_se
 
 def test_the_test_set_of_the_digits_is_a_fifth_of_each_class() -> None:
     (batch,) = _load("digits").test_batches(1000)
-    assert len(batch[1]) == 359
-    assert torch.bincount(batch[1]).tolist() == [36, 36, 35, 37, 36, 36, 36, 36, 35, 36]
+    assert isinstance(batch, tuple)
+    labels = batch[1]
+    assert len(labels) == 359
+    assert torch.bincount(labels).tolist() == [36, 36, 35, 37, 36, 36, 36, 36, 35, 36]
 
 
 def test_the_digits_are_standardised() -> None:

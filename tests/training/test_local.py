@@ -180,11 +180,10 @@ def test_should_stop_ends_the_epoch_after_the_current_batch() -> None:
     [
         ([], "there is no batch"),
         (iter(()), "there is no batch"),
-        ([(POINTS, LABELS), {"inputs": POINTS, "labels": LABELS}], r"batch 2 is not a pair"),
-        ([(POINTS, LABELS, LABELS)], "batch 1 is not a pair"),
-        ([(POINTS, [0, 1, 1])], "batch 1 is not a pair"),
-        ([(POINTS[:0], LABELS[:0])], r"batch 1 has no examples: its targets have shape \(0,\)"),
-        ([(POINTS, torch.tensor(0))], r"batch 1 has no examples: its targets have shape \(\)"),
+        ([(POINTS, LABELS), POINTS], r"batch 2 is a tensor of shape \(3, 2\), not a pair"),
+        ([(POINTS, LABELS, LABELS)], r"batch 1 is a tuple of 3, not a pair .* go as \(\(first, second\), targets\)"),
+        ([(POINTS[:0], LABELS[:0])] * 2, "there is no example in 2 batches"),
+        ([(POINTS, torch.tensor(0))], r"no first dimension .* targets are a tensor of shape \(\)"),
     ],
 )
 def test_batches_of_the_wrong_form_are_named(run: Any, batches: Any, message: str) -> None:

@@ -145,7 +145,7 @@ def test_a_model_without_tensors_says_so() -> None:
 
 
 def test_a_lazy_parameter_is_refused_by_name() -> None:
-    with pytest.raises(TaskError, match=r"1\.weight is a lazy parameter"):
+    with pytest.raises(TaskError, match=r"1\.weight cannot be shared: it is a lazy parameter"):
         shared_tensors(nn.Sequential(nn.Linear(2, 2), nn.LazyLinear(2)), "all")
 
 
