@@ -8,6 +8,7 @@ from torch import Tensor
 from llmos_stream.codec import Layout
 from llmos_stream.config import TaskSettings
 from llmos_stream.errors import ConfigError
+from llmos_stream.training.differences import difference
 from llmos_stream.training.local import LocalTrainer, evaluate
 from llmos_stream.training.shared_model import LocalModel
 from llmos_stream.training.task import Task
@@ -45,7 +46,10 @@ class ModelEvaluator:
         """
         begun = perf_counter()
         if layout.digest != self._local.layout.digest:
-            raise ConfigError("task.entry, task.share: the task's shared tensors are not the federation's")
+            raise ConfigError(
+                "task.entry, task.share: the task's shared tensors are not the federation's "
+                f"({difference(self._local.layout, layout)})"
+            )
         self._local.load(weights)
         with task_errors(self._entry):
             metrics = evaluate(self._local.trainer.model, self._task.test_batches(self._batch_size), self._task.loss)

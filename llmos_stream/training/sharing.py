@@ -65,6 +65,11 @@ def shared_tensors(model: nn.Module, share: str) -> dict[str, Tensor]:
     return {item.names[0]: item.tensor.detach() for item in _chosen(model, share)}
 
 
+def shared_buffers(model: nn.Module, share: str) -> set[str]:
+    """The names among `shared_tensors` that are buffers: measurements, which are averaged as values."""
+    return {item.names[0] for item in _chosen(model, share) if not item.is_parameter}
+
+
 def tied_names(model: nn.Module) -> dict[str, list[str]]:
     """The further names of each tied tensor of `model`, under the first."""
     return {item.names[0]: list(item.names[1:]) for item in _candidates(model) if len(item.names) > 1}

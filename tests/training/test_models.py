@@ -30,6 +30,6 @@ def test_a_hugging_face_model_trains_on_the_batches_of_its_own_collators() -> No
     rows = torch.randint(0, 64, (4, 8))
     batch = transformers.BatchEncoding({"input_ids": rows, "attention_mask": torch.ones_like(rows), "labels": rows})
     with FederatedLearning(model, [batch], torch.optim.AdamW(model.parameters(), lr=1e-2)) as federation:
-        losses = [federation.train(epoch)["loss"] for epoch in range(3)]
+        losses = [float(federation.train(epoch)["loss"]) for epoch in range(3)]
         transformers.GPT2LMHeadModel(config).load_state_dict(federation.global_state())
     assert losses[2] < losses[0]

@@ -36,6 +36,8 @@ class _Around(nn.Module):
 class _Attention(_Around):
     """With a causal mask of minus infinity in its state, as GPT-2's first port had."""
 
+    mask: Tensor
+
     def __init__(self) -> None:
         super().__init__(mask=torch.full((FEATURES, FEATURES), -torch.inf).triu(1))
 
@@ -83,7 +85,7 @@ class _Recurrent(nn.Module):
 class _Locked(_Around):
     def __init__(self) -> None:
         super().__init__()
-        self.log = (line for line in ())
+        self.log = iter(line for line in list[str]())
 
 
 class _Output(dict[str, Any]):
@@ -108,6 +110,10 @@ def _with(layer: nn.Module) -> nn.Module:
 def _first(model: nn.Sequential, change: Callable[[nn.Module], object]) -> nn.Module:
     change(model[0])
     return model
+
+
+def _pruned(layer: nn.Module) -> None:
+    prune.l1_unstructured(layer, "weight", 0.5)  # type: ignore[no-untyped-call]  # torch leaves it without types
 
 
 def _plain() -> nn.Sequential:
@@ -156,7 +162,7 @@ KINDS: dict[str, Kind] = {
     "weight_norm, as a parametrization": Kind(lambda: _first(_plain(), parametrizations.weight_norm)),
     "spectral_norm, by hooks": Kind(lambda: _first(_plain(), nn.utils.spectral_norm)),
     "spectral_norm, as a parametrization": Kind(lambda: _first(_plain(), parametrizations.spectral_norm)),
-    "pruned": Kind(lambda: _first(_plain(), lambda layer: prune.l1_unstructured(layer, "weight", 0.5))),
+    "pruned": Kind(lambda: _first(_plain(), _pruned)),
     "tied weights": Kind(_Tied),
     "a trained parameter without dimensions": Kind(lambda: _Scaled(scale=nn.Parameter(torch.tensor(2.0)))),
     "an empty parameter": Kind(lambda: _Around(empty=nn.Parameter(torch.empty(0, 3)))),

@@ -10,6 +10,7 @@ from llmos_stream.log.control import ControlView, Pointer
 from llmos_stream.log.federation import Federation
 from llmos_stream.log.versions import Version
 from llmos_stream.telemetry.tracing import TraceParent
+from llmos_stream.training.differences import difference
 
 _FETCH_SECONDS = 120.0
 
@@ -56,7 +57,7 @@ class VersionReceiver:
         if version.layout.digest != self._layout.digest:
             raise ConfigError(
                 "task.entry, task.share: this client's shared tensors are not the federation's "
-                f"({_difference(self._layout, version.layout)})"
+                f"({difference(self._layout, version.layout)})"
             )
         self._max_staleness = max_staleness_of(version.head.rule)
         return version
@@ -86,11 +87,3 @@ def max_staleness_of(rule: Mapping[str, object]) -> int | None:
     staleness = rule.get("staleness")
     maximum = staleness.get("maximum") if isinstance(staleness, Mapping) else None
     return maximum if isinstance(maximum, int) and not isinstance(maximum, bool) and maximum >= 0 else None
-
-
-def _difference(mine: Layout, theirs: Layout) -> str:
-    here, there = ({spec.name: spec for spec in layout.tensors} for layout in (mine, theirs))
-    for name in here.keys() | there.keys():
-        if here.get(name) != there.get(name):
-            return f"{name}: {here.get(name, 'absent')} here, {there.get(name, 'absent')} there"
-    return "another order"
