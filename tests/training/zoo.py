@@ -204,9 +204,7 @@ KINDS: dict[str, Kind] = {
     "batches of three": Kind(_plain, lambda: [(x, y, y) for x, y in _pairs()]),
     "batches of numpy arrays": Kind(_plain, lambda: [(x.double().numpy(), y.int().numpy()) for x, y in _pairs()]),
     "batches by name, for a model without names": Kind(_plain, lambda: [{"image": x, "label": y} for x, y in _pairs()]),
-    "some batches empty (Poisson sampling)": Kind(
-        _plain, lambda: [(x[:n], y[:n]) for n, (x, y) in enumerate(_pairs())]
-    ),
+    "empty batches (Poisson sampling)": Kind(_plain, lambda: [(x[:n], y[:n]) for n, (x, y) in enumerate(_pairs())]),
     "a generator for a loader": Kind(_plain, lambda: (pair for pair in _pairs())),
     "a function that gives a generator, for a loader": Kind(_plain, lambda: lambda: (pair for pair in _pairs())),
 }
