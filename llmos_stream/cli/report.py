@@ -28,8 +28,8 @@ class _Past:
 
     history: "History"
     newest: "VersionHead | None"
-    standing: str
-    """How it stands; empty where it has finished."""
+    notices: list[str]
+    """How it stands where it has not finished, and what is wrong."""
     now_ms: int
 
 
@@ -65,7 +65,7 @@ def _run(arguments: argparse.Namespace, settings: Settings) -> int:
             title=f"Federation {settings.federation.name}",
             settings={} if past.newest is None else past.newest.rule,
             environment=_environment(settings, past),
-            standing=past.standing,
+            notices=past.notices,
             now_ms=past.now_ms,
         )
     except OSError as error:
@@ -85,7 +85,9 @@ async def _read(settings: Settings) -> _Past:
     from llmos_stream.log import version_index
     from llmos_stream.log.past import past_events
     from llmos_stream.reporting import History
+    from llmos_stream.reporting.notices import notices
     from llmos_stream.runtime import Offload
+    from llmos_stream.telemetry.process_metrics import passed_over
 
     history = History()
     async with connect(settings.broker) as broker, Offload(1) as offload:
@@ -96,8 +98,9 @@ async def _read(settings: Settings) -> _Past:
                 history.add(event)
             async with version_index(broker, federation.topics.models) as index:
                 newest = await index.newest()
-            standing = "" if history.finish is not None else _standing(history, control, now_ms)
-    return _Past(history, None if newest is None else newest.head, standing, now_ms)
+            standing = [] if history.finish is not None else [_standing(history, control, now_ms)]
+    said = [*standing, *notices(history, passed_over())]
+    return _Past(history, None if newest is None else newest.head, said, now_ms)
 
 
 def _standing(history: "History", control: "ControlView", now_ms: int) -> str:

@@ -13,6 +13,8 @@ from llmos_stream.log.scan import LoggedHead
 from llmos_stream.reporting import wording
 from llmos_stream.reporting.history.clients import ClientStats, ClientStatus
 from llmos_stream.reporting.history.records import ClientRow, RejectedUpdate
+from llmos_stream.reporting.notices import notices
+from llmos_stream.telemetry.process_metrics import passed_over
 from llmos_stream.types import VersionHead
 
 Json = dict[str, object]
@@ -30,6 +32,7 @@ def page_state(view: FederationView, may_operate: bool) -> Json:
         "federation": view.federation,
         "may_operate": may_operate,
         "headline": _headline(view, Counter(row.state for row in rows.values())),
+        "notices": notices(view.history, passed_over()),
         "charts": charts(view.history),
         "clients": {"rows": listed, "more": len(view.history.clients) - len(listed)},
         "versions": [_version(view, logged) for logged in view.versions],

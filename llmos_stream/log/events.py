@@ -3,11 +3,14 @@
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
+from functools import partial
 
 from llmos_stream.broker import Broker, Producer, TopicPartition, Topics
-from llmos_stream.log.stream import EventStream, go_on
+from llmos_stream.log.control import ControlView
+from llmos_stream.log.event_check import EventCheck
+from llmos_stream.log.stream import EventStream, event_key, foreign, go_on
 from llmos_stream.log.topics import wait_for_topics
-from llmos_stream.runtime import Shutdown
+from llmos_stream.runtime import SYSTEM_CLOCK, Shutdown
 from llmos_stream.runtime.retry import keep_trying, until_stop
 from llmos_stream.telemetry.event_metrics import OWN
 from llmos_stream.types import Event
@@ -24,28 +27,29 @@ async def emit(producer: Producer, topic: str, entry: Event) -> None:
     OWN.observe(entry)
 
 
-def event_key(entry: Event) -> bytes:
-    """The key of an event's record: its client, or the role."""
-    client = entry.data.get("client_id")
-    return (client if isinstance(client, str) else entry.role).encode()
-
-
 async def read_events(broker: Broker, topics: Topics) -> AsyncIterator[Event]:
-    """Every event from the oldest kept to the present end. Raises TopicMissing."""
-    async with broker.reader([topics.events], start="earliest") as reader:
-        stream = EventStream(reader, on_gap=go_on("events"))
-        ends = await reader.end_offsets()
+    """Every event from the oldest kept to the present end that can be of this run. Raises TopicMissing."""
+    check = EventCheck(SYSTEM_CLOCK, partial(foreign, topics.events))
+    async with AsyncExitStack() as stack:
+        reader = await stack.enter_async_context(broker.reader([topics.events], start="earliest"))
+        stream, ends = EventStream(reader, on_gap=go_on("events")), await reader.end_offsets()
+        control = ControlView(await stack.enter_async_context(broker.reader([topics.control], start="earliest")))
+        await control.catch_up()  # after the end is known: so it knows of every version before that
         while any([await reader.position(at) < end for at, end in ends.items()]):
-            for event in await stream.events(_POLL_SECONDS):
+            for event in check.take(await stream.placed_events(_POLL_SECONDS), control):
                 yield event
+        await control.catch_up()
+        for event in check.rest(control):
+            yield event
 
 
 async def follow_events(broker: Broker, topics: Topics, take: Callable[[Event], object], shutdown: Shutdown) -> None:
-    """Give every event of the log, from the oldest kept, to `take`, each once; until a stop is asked for.
+    """Give every event that can be of this run, from the oldest kept, to `take`, each once; until a stop is asked for.
 
     What is in the log when the stop comes is still handed on. While the broker does not answer it keeps trying.
     """
     positions: dict[TopicPartition, int] = {}
+    check = EventCheck(SYSTEM_CLOCK, partial(foreign, topics.events))
 
     async def follow() -> None:
         if not await wait_for_topics(broker, topics, shutdown):
@@ -55,9 +59,17 @@ async def follow_events(broker: Broker, topics: Topics, take: Callable[[Event], 
             stream = EventStream(await until_stop(opening, shutdown), on_gap=go_on("events"))
             for at, offset in positions.items():
                 stream.seek(at, offset)
+            opening = stack.enter_async_context(broker.reader([topics.control], start="earliest"))
+            control = ControlView(await until_stop(opening, shutdown))
+            await until_stop(control.catch_up(), shutdown)
             while not (shutdown.requested and await until_stop(stream.at_end(), shutdown)):
-                for event in await stream.events(_POLL_SECONDS):
+                found = await stream.placed_events(_POLL_SECONDS)
+                await control.poll(0)
+                for event in check.take(found, control):
                     take(event)
                 positions.update(stream.positions)
+            await until_stop(control.catch_up(), shutdown)
+            for event in check.rest(control):
+                take(event)
 
     await keep_trying(follow, shutdown, "following the events again")

@@ -49,6 +49,12 @@ def foreign(topic: str, offset: int, why: str) -> None:
     logger.warning("passed over what is at offset %d of %s: %s", offset, topic, why)
 
 
+def event_key(entry: Event) -> bytes:
+    """The key of an event's record: its client, or the role."""
+    client = entry.data.get("client_id")
+    return (client if isinstance(client, str) else entry.role).encode("utf-8", "surrogatepass")
+
+
 async def _skip_deleted(reader: Reader) -> dict[TopicPartition, int]:
     """After OffsetGone: go on with the oldest record left where the next one was deleted, elsewhere as before.
 
@@ -132,13 +138,22 @@ class EventStream(RecordStream):
 
     async def events(self, seconds: float) -> list[Event]:
         """Those that come within this time, as soon as there are some. Raises as `poll` does."""
+        return [event for _, event in await self.placed_events(seconds)]
+
+    async def placed_events(self, seconds: float) -> list[tuple[int, Event]]:
+        """Do as `events`, and give the offset of each. What names another client than its record's key is foreign."""
         found = []
         for record in await self.poll(seconds):
             self.positions[TopicPartition(record.topic, record.partition)] = record.offset + 1
             try:
-                found.append(load_event(value_of(record)))
+                event = load_event(value_of(record))
             except Rejected as error:
                 foreign(record.topic, record.offset, error.detail)
+                continue
+            if record.key not in (None, event_key(event)):
+                foreign(record.topic, record.offset, "its key is not that of who it tells of")
+            else:
+                found.append((record.offset, event))
         return found
 
 

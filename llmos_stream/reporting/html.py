@@ -6,7 +6,7 @@ page's policy allows its own two scripts only, and loads nothing.
 
 import secrets
 from base64 import b64encode
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 
@@ -44,7 +44,7 @@ def write_report(
     title: str,
     settings: Mapping[str, object],
     environment: Mapping[str, object],
-    standing: str = "",
+    notices: Sequence[str] = (),
     now_ms: int | None = None,
 ) -> None:
     """Write the report to `path`, whole or not at all, and make missing folders. See `render_report`.
@@ -54,7 +54,7 @@ def write_report(
         OSError: The file cannot be written.
     """
     text = render_report(
-        history, title=title, settings=settings, environment=environment, standing=standing, now_ms=now_ms
+        history, title=title, settings=settings, environment=environment, notices=notices, now_ms=now_ms
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
@@ -71,7 +71,7 @@ def render_report(
     title: str,
     settings: Mapping[str, object],
     environment: Mapping[str, object],
-    standing: str = "",
+    notices: Sequence[str] = (),
     now_ms: int | None = None,
 ) -> str:
     """Return the report as text.
@@ -81,7 +81,7 @@ def render_report(
         title: The page's title.
         settings: Listed in the page; nested ones get dotted names.
         environment: Listed in the page.
-        standing: How a run stands that has not finished, in a sentence.
+        notices: What to know first, in sentences: how a run stands that has not finished, and what is wrong.
         now_ms: When the page is written. Clients that are silent then are late; by default as of the last event.
 
     Raises:
@@ -94,7 +94,7 @@ def render_report(
     people = [weights(history, rows, colours), counts(history, rows, colours), timeline(history, rows, colours, time)]
     flow = [staleness(history, colours), traffic(history, time)]
     body = [
-        heading(history, title, standing),
+        heading(history, title, notices),
         '<main id="report">',
         "<noscript><p>Charts need JavaScript; the words under each title say what its chart shows.</p></noscript>",
         section("Summary", tiles(history, rows)),

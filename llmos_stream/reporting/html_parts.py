@@ -27,8 +27,8 @@ def section(title: str, content: str) -> str:
     return f'<section aria-labelledby="{name}"><h2 id="{name}">{escaped(title)}</h2>{content}</section>'
 
 
-def heading(history: History, title: str, standing: str) -> str:
-    """Return the title, when the run started and ended, and how a run stands that has not."""
+def heading(history: History, title: str, notices: Sequence[str]) -> str:
+    """Return the title, when the run started and ended, and what to know first."""
     if history.start_ms is None:
         said = "Nothing happened: no event was seen."
     else:
@@ -43,7 +43,7 @@ def heading(history: History, title: str, standing: str) -> str:
     return (
         f'<a class="skip" href="#report">Skip to the report</a>\n'
         f'<header><h1>{escaped(title)}</h1><p class="muted">{escaped(said)}</p>'
-        + (f'<p class="notice">{escaped(standing)}</p>' if standing else "")
+        + "".join(f'<p class="notice">{escaped(text)}</p>' for text in notices)
         + "</header>"
     )
 

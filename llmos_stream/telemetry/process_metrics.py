@@ -3,7 +3,9 @@
 They are plain objects of the default registry, and the code that they measure writes them. A role without it shows 0.
 """
 
-from prometheus_client import Counter, Gauge, Histogram
+from collections.abc import Mapping
+
+from prometheus_client import REGISTRY, Counter, Gauge, Histogram
 
 _LAG_SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10)
 
@@ -12,8 +14,18 @@ BUSY_THREADS = Gauge("llmos_offload_busy_threads", "Threads at work off the even
 FOREIGN = Counter(
     "llmos_foreign_records", "Records passed over because no writer of this federation wrote them.", ("topic",)
 )
-for _topic in ("updates", "models", "snapshots", "events", "control", "quarantine"):
+_TOPICS = ("updates", "models", "snapshots", "events", "control", "quarantine")
+for _topic in _TOPICS:
     FOREIGN.labels(_topic)  # each is there from the start, so that a rate shows its first record
+
+
+def passed_over() -> Mapping[str, int]:
+    """How many records this process has passed over, by topic, where there was any."""
+    name = "llmos_foreign_records_total"
+    counts = {topic: int(REGISTRY.get_sample_value(name, {"topic": topic}) or 0) for topic in _TOPICS}
+    return {topic: count for topic, count in counts.items() if count}
+
+
 RETRIES = Counter("llmos_retries", "Times that work was begun again after trouble, by what was lost.", ("need",))
 LEADING = Gauge("llmos_leading", "1 while this aggregator leads, 0 while it stands by.")
 LEADERSHIPS = Counter("llmos_leaderships", "Times that this aggregator came to lead.")

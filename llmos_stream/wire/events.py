@@ -2,8 +2,8 @@
 
 `FIELDS` is the closed table. A field marked required is what gives the event its identity or its
 meaning; any other may be missing or null. A number that is not finite counts as null, which is what
-JSON makes of it. Keys that the table does not name are kept and not looked at, so an older reader
-takes a newer writer's events.
+JSON makes of it. Keys that the table does not name are left out by a reader, so an older one takes a
+newer writer's events.
 """
 
 import math
@@ -15,11 +15,14 @@ import orjson
 
 from llmos_stream.errors import Reason, Rejected
 from llmos_stream.types import Event, EventKind
-from llmos_stream.wire.fields import MAX_TIME_MS
+from llmos_stream.wire.fields import MAX_TIME_MS, is_client_id
 
 MAX_BYTES = 1 << 20
 """Kafka's default limit on a message: no event can honestly be longer."""
 _MAX_AMOUNT = 2**63
+_MAX_TEXT = 4096
+_MAX_NAME = 128
+_MAX_METRICS = 1024
 
 
 def text(value: object) -> str | None:
@@ -168,9 +171,10 @@ def load_event(data: bytes) -> Event:
     except ValueError:
         raise Rejected(Reason.MALFORMED, "an event of an unknown kind") from None
     event = Event(kind, record["role"], record["time_ms"], record["data"])
-    if fault := fault_of(event):
+    if fault := fault_of(event) or _out_of_range(event):
         raise Rejected(Reason.MALFORMED, fault)
-    return event
+    fields = FIELDS[kind]
+    return Event(kind, event.role, event.time_ms, {name: event.data[name] for name in event.data if name in fields})
 
 
 def fault_of(event: Event) -> str | None:
@@ -189,6 +193,21 @@ def fault_of(event: Event) -> str | None:
                 return f"{event.kind} lacks {name}"
         elif field.read(value) is None:
             return f"{event.kind}.{name} must be {_MEANING[field.read]}"
+    return None
+
+
+def _out_of_range(event: Event) -> str | None:
+    """What about `event` no writer of a federation says, or takes more room than any needs."""
+    fields = FIELDS[event.kind]
+    if "client_id" in fields and fields["client_id"].required and not is_client_id(event.data["client_id"]):
+        return f"{event.kind}.client_id is none"
+    texts = {"role": event.role} | {name: value for name, value in event.data.items() if name in fields}
+    for name, value in texts.items():
+        limit = _MAX_TEXT if name in ("reason", "detail") else _MAX_NAME
+        if isinstance(value, str) and len(value) > limit:
+            return f"{event.kind}.{name} has more than {limit} characters"
+        if isinstance(value, Mapping) and len(value) > _MAX_METRICS:
+            return f"{event.kind}.{name} has more than {_MAX_METRICS} names"
     return None
 
 

@@ -115,10 +115,15 @@ def name(fields: Fields, key: str, max_chars: int = MAX_NAME_CHARS) -> str:
     return value
 
 
+def is_client_id(value: object) -> TypeGuard[str]:
+    """Whether it is of the form that a client's id has."""
+    return isinstance(value, str) and _CLIENT_ID.fullmatch(value) is not None
+
+
 def client_id(fields: Fields, key: str) -> str:
     """A client id."""
     value = fields.get(key)
-    if not isinstance(value, str) or not _CLIENT_ID.fullmatch(value):
+    if not is_client_id(value):
         _wrong(key, value, "a client id (1 to 128 of A-Z a-z 0-9 . _ -, a letter or digit first)")
     return value
 

@@ -326,7 +326,7 @@ def test_a_run_under_way_is_marked_and_its_clients_are_as_of_now() -> None:
         history.add(event)
     standing = "This run was still going <now>."
     now_ms = (history.end_ms or 0) + 600_000
-    text = render_report(history, title="t", settings={}, environment={}, standing=standing, now_ms=now_ms)
+    text = render_report(history, title="t", settings={}, environment={}, notices=[standing], now_ms=now_ms)
     page = Page(text)
     assert standing in page.text
     assert [attrs for attrs in page.all("p") if attrs.get("class") == "notice"]

@@ -1,10 +1,11 @@
 // The state in a word, and the run in eight numbers.
 
-import { el, setClass, setText } from "./dom.js";
+import { el, place, setClass, setText } from "./dom.js";
 import { count, duration, fixed, number, percent, plural, size, time, told } from "./words.js";
 
 const status = document.getElementById("status");
 const title = document.getElementById("federation");
+const notices = document.getElementById("notices");
 const tiles = new Map();
 
 function words(now) {
@@ -49,6 +50,9 @@ export function headline(state) {
   const said = words(now);
   setText(status, said);
   setClass(status, `status ${now.status}`);
+  const wrong = state.notices.map((text, index) => notices.children[index] ?? el("p", { className: "notice" }));
+  place(notices, wrong);
+  for (const [index, node] of wrong.entries()) setText(node, state.notices[index]);
   document.title = `${said} · ${state.federation}`;
   for (const [index, [name, value, note]] of figures(now).entries()) {
     if (!tiles.has(index)) {

@@ -62,6 +62,10 @@ class ClientStats:
     last_update_ms: int | None = None
     duplicates: int = 0
     rejected: int = 0
+    refused_in_a_row: int = 0
+    """Refusals since an update of it was folded, and so the repeats."""
+    repeated_in_a_row: int = 0
+    last_reason: str = ""
     histogram: Counter[int] = field(default_factory=Counter)
     """Updates by staleness, capped at `STALENESS_CAP`."""
     staleness: Mean = field(default_factory=Mean)
@@ -88,12 +92,24 @@ class ClientStats:
 
     def note_folded(self, sequence: int, staleness: int | None, weight: float) -> None:
         self.folded += 1
+        self.refused_in_a_row = self.repeated_in_a_row = 0
         self.weight += weight
         self.staleness.add(staleness)
         if staleness is not None:
             self.histogram[min(staleness, STALENESS_CAP)] += 1
         if sequence > self.last_sequence:
             self.last_sequence, self.last_staleness = sequence, staleness
+
+    def note_refused(self, reason: str, time_ms: int) -> None:
+        self.rejected += 1
+        self.refused_in_a_row += 1
+        self.last_reason = reason
+        self.note_seen(time_ms)
+
+    def note_repeated(self, time_ms: int) -> None:
+        self.duplicates += 1
+        self.repeated_in_a_row += 1
+        self.note_seen(time_ms)
 
     def note_presence(self, time_ms: int, joined: bool) -> None:
         """Note a join or a leave; a repeated one counts once."""

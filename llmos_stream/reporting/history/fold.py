@@ -202,8 +202,7 @@ class History:
             return
         self.duplicates += 1
         if client := self.clients.get(text(data["client_id"]) or ""):
-            client.duplicates += 1
-            client.note_seen(time_ms)
+            client.note_repeated(time_ms)
 
     def _update_rejected(self, time_ms: int, data: Mapping[str, object]) -> None:
         if not self._is_new_place(EventKind.UPDATE_REJECTED, data):
@@ -212,8 +211,7 @@ class History:
         # A rejected message may name any client, so it adds no row.
         client = None if client_id is None else self.clients.get(client_id)
         if client is not None:
-            client.rejected += 1
-            client.note_seen(time_ms)
+            client.note_refused(reason[:_DETAIL_LENGTH], time_ms)
         self.rejections.add(
             RejectedUpdate(
                 time_ms,

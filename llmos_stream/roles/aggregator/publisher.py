@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 
 from llmos_stream.broker import Headers, Producer, Sent, TopicPartition, Topics, Transaction
 from llmos_stream.core import Refused
-from llmos_stream.log.events import event_key
 from llmos_stream.log.federation import Federation
 from llmos_stream.log.snapshots import EncodedSnapshot
+from llmos_stream.log.stream import event_key
 from llmos_stream.roles.aggregator.version_chain import Encoded
 from llmos_stream.runtime import run_all
 from llmos_stream.telemetry.event_metrics import OWN

@@ -1,0 +1,50 @@
+"""What an operator should look at, in sentences: for the page and the report."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from llmos_stream.reporting import wording
+from llmos_stream.reporting.history.clients import ClientStats
+from llmos_stream.reporting.history.fold import History
+
+_IN_A_ROW = 3
+_NAMED = 5
+
+
+def notices(history: History, passed_over: Mapping[str, int]) -> list[str]:
+    """List what is wrong. `passed_over` counts the records by topic that no writer of the federation wrote."""
+    return [*_refused(history), *_repeating(history), *_foreign(passed_over)]
+
+
+def _refused(history: History) -> Iterator[str]:
+    shut_out: dict[str, list[ClientStats]] = {}
+    for client in history.clients:
+        if client.refused_in_a_row >= _IN_A_ROW:
+            shut_out.setdefault(client.last_reason, []).append(client)
+    for reason, clients in shut_out.items():
+        hint = " (staleness.maximum may be too low for them)" if reason == "too_stale" else ""
+        yield (
+            f"Every update of {_names(clients)} has been refused lately: {wording.plain(reason, 60)}{hint}. "
+            "What such a client learns does not reach the model."
+        )
+
+
+def _repeating(history: History) -> Iterator[str]:
+    clients = [client for client in history.clients if client.repeated_in_a_row >= _IN_A_ROW]
+    if clients:
+        yield (
+            f"The updates of {_names(clients)} only repeat what was folded before, and are dropped. "
+            "Perhaps two machines have one client.id, or a client's state folder was put back to an older one."
+        )
+
+
+def _foreign(passed_over: Mapping[str, int]) -> Iterator[str]:
+    topics = [f"{count} in {topic}" for topic, count in passed_over.items() if count]
+    if topics:
+        records = wording.plural(sum(passed_over.values()), "record")
+        yield f"Passed over {records} that no writer of this federation wrote: {wording.listed(topics)}."
+
+
+def _names(clients: Sequence[ClientStats]) -> str:
+    names = [wording.plain(client.client_id, 40) for client in clients[:_NAMED]]
+    more = len(clients) - len(names)
+    return wording.listed([*names, *([f"{wording.count(more)} more"] if more else [])])

@@ -1,0 +1,51 @@
+"""What an operator is told first: clients that are shut out, names that two have, records that nobody wrote."""
+
+from llmos_stream.reporting import History
+from llmos_stream.reporting.notices import notices
+from llmos_stream.types import Event, EventKind
+
+
+def _history(*kinds: str, clients: int = 1) -> History:
+    """Each client joins, and then has updates refused (`r`), repeated (`d`) and folded (`f`)."""
+    history = History()
+    for number in range(clients):
+        name = {"client_id": f"site-{number}"}
+        history.add(Event(EventKind.CLIENT_JOINED, "client", 1, name))
+        for sequence, kind in enumerate(kinds):
+            place = {"partition": 0, "offset": 1000 * number + sequence}
+            data = {**name, **place, "sequence": sequence}
+            match kind:
+                case "r":
+                    history.add(Event(EventKind.UPDATE_REJECTED, "aggregator", 2, {**data, "reason": "too_stale"}))
+                case "d":
+                    history.add(Event(EventKind.UPDATE_DUPLICATE, "aggregator", 2, data))
+                case _:
+                    history.add(Event(EventKind.UPDATE_FOLDED, "aggregator", 2, data))
+    return history
+
+
+def test_a_client_whose_updates_never_count_is_named_with_the_reason() -> None:
+    (said,) = notices(_history("f", "r", "r", "r"), {})
+    assert "site-0" in said
+    assert "too_stale" in said
+    assert "staleness.maximum" in said
+    assert notices(_history("r", "r", "r", "f"), {}) == []
+    assert notices(_history("r", "r"), {}) == []
+
+
+def test_a_name_that_two_have_shows_as_repeats() -> None:
+    (said,) = notices(_history("f", "d", "d", "d"), {})
+    assert "site-0" in said
+    assert "client.id" in said
+    assert notices(_history("d", "d", "d", "f"), {}) == []
+
+
+def test_many_are_named_by_their_number() -> None:
+    (said,) = notices(_history("r", "r", "r", clients=40), {})
+    assert "site-0, site-1, site-2, site-3, site-4 and 35 more" in said
+
+
+def test_records_that_nobody_wrote_are_counted() -> None:
+    (said,) = notices(History(), {"models": 1, "events": 1200, "control": 0})
+    assert said.startswith("Passed over 1 201 records")
+    assert "1 in models and 1200 in events" in said
