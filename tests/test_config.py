@@ -122,3 +122,9 @@ def test_settings_do_not_change_during_a_run() -> None:
     settings = Settings()
     with pytest.raises(ValueError, match="frozen"):
         settings.codec.name = "int4"
+
+
+@pytest.mark.parametrize("host", ["[::1", "x" * 300, "a..b", "a b", "[]", "[localhost]"])
+def test_a_host_that_is_none_is_refused(host: str) -> None:
+    with pytest.raises(ConfigError, match=r"operations\.host"):
+        load({"operations": {"host": host}})

@@ -53,8 +53,10 @@ def expanded(path: Path) -> Path:
 
 
 def host_name(host: str) -> str:
-    """`host` without blanks around it; raise ValueError if it is neither a name nor an address."""
+    """`host` without blanks, and the brackets of an IPv6 address, around it; ValueError if it is no name or address."""
     host = host.strip()
+    if host.startswith("[") and host.endswith("]") and ":" in host:
+        host = host[1:-1]
     try:
         sound = re.fullmatch(r"[^\s/@,;?#\[\]]+", host) and host.encode("idna")
     except UnicodeError:

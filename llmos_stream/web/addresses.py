@@ -5,18 +5,13 @@ import socket
 ANY_IPV6 = "::"
 
 
-def unbracketed(host: str) -> str:
-    """Return an address as sockets take it: `[::1]` is `::1`."""
-    return host[1:-1] if host.startswith("[") and host.endswith("]") else host
-
-
 def family_of(host: str) -> socket.AddressFamily:
     """Return the family of an address, or of the first address that a name leads to.
 
     Raises:
         OSError: The name leads nowhere.
     """
-    found = socket.getaddrinfo(unbracketed(host) or None, 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    found = socket.getaddrinfo(host or None, 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     families = {family for family, *_ in found}
     # A name such as localhost leads to both: whoever asks under it tries IPv4 too.
     return socket.AF_INET if socket.AF_INET in families else socket.AF_INET6
@@ -24,12 +19,11 @@ def family_of(host: str) -> socket.AddressFamily:
 
 def takes_both(host: str) -> bool:
     """Whether a server that listens there is to answer IPv4 too."""
-    return unbracketed(host) == ANY_IPV6 and socket.has_dualstack_ipv6()
+    return host == ANY_IPV6 and socket.has_dualstack_ipv6()
 
 
 def shown(host: str, port: int) -> str:
     """Return HOST:PORT as it stands in a URL."""
-    host = unbracketed(host)
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 

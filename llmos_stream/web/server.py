@@ -15,7 +15,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from llmos_stream.errors import ConfigError
 from llmos_stream.runtime.shutdown import Shutdown
 from llmos_stream.runtime.tasks import run_while
-from llmos_stream.web.addresses import family_of, reason_of, shown, takes_both, unbracketed
+from llmos_stream.web.addresses import family_of, reason_of, shown, takes_both
 from llmos_stream.web.timeouts import ConnectionLimits, with_limits
 
 logger = logging.getLogger(__name__)
@@ -99,7 +99,7 @@ def listening(address: ListenAddress) -> Iterator[socket.socket]:
     """
     try:
         listener = socket.create_server(
-            (unbracketed(address.host), address.port),
+            (address.host, address.port),
             family=family_of(address.host),
             backlog=_BACKLOG,
             dualstack_ipv6=takes_both(address.host),

@@ -9,7 +9,7 @@ from time import monotonic
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
-from llmos_stream.web.addresses import family_of, takes_both, unbracketed
+from llmos_stream.web.addresses import family_of, takes_both
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ class ThreadedServer(ThreadingMixIn, WSGIServer):
         host, port = where
         self.address_family = family_of(host)
         self._takes_both = takes_both(host)
-        super().__init__((unbracketed(host), port), _Handler)
+        super().__init__((host, port), _Handler)
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Note a new connection, and close the oldest where there are too many."""

