@@ -7,6 +7,7 @@ from llmos_stream.testing.clock import ManualClock
 from llmos_stream.testing.faults import Call, FaultyBroker, Hook
 from llmos_stream.testing.federation import RunningFederation, quick_settings, running_federation
 from llmos_stream.testing.log import WatchedLog, until
+from llmos_stream.testing.role import RunningRole, running_role
 from llmos_stream.testing.virtual_time import LoopClock, VirtualTimeLoop, run_in_virtual_time
 
 __all__ = [
@@ -16,10 +17,12 @@ __all__ = [
     "LoopClock",
     "ManualClock",
     "RunningFederation",
+    "RunningRole",
     "VirtualTimeLoop",
     "WatchedLog",
     "quick_settings",
     "run_in_virtual_time",
     "running_federation",
+    "running_role",
     "until",
 ]

@@ -10,17 +10,14 @@ from torch import Tensor, nn
 from llmos_stream.broker import Broker, MemoryBroker, Producer, Topics
 from llmos_stream.codec import Layout, encode
 from llmos_stream.config import Settings, load
-from llmos_stream.errors import Fenced
 from llmos_stream.log import Federation, RunEnd, Version
 from llmos_stream.roles.aggregator import Initial, run_aggregator
-from llmos_stream.runtime import SYSTEM_CLOCK, Clock, Offload, Shutdown
-from llmos_stream.runtime.tasks import in_background
+from llmos_stream.runtime import SYSTEM_CLOCK, Clock
 from llmos_stream.testing.log import PATIENCE_SECONDS, WatchedLog
+from llmos_stream.testing.role import running_role
 from llmos_stream.testing.updates import FLOAT32, update_head, update_records
 from llmos_stream.training import shared_tensors
 from llmos_stream.types import CodecSpec
-
-_WORKERS = 2
 
 
 def quick_settings(federation: str = "test", **sections: Mapping[str, Any]) -> Settings:
@@ -143,23 +140,16 @@ async def running_federation(
     settings = settings or quick_settings()
     broker = broker or MemoryBroker()
     start = _initial(initial, settings) if isinstance(initial, nn.Module) else initial
-    shutdown = Shutdown()
-    async with Offload(_WORKERS) as offload:
-        role = run_aggregator(broker, settings, lambda: start, offload, shutdown, clock)
-        async with in_background(role) as task, broker.producer() as producer:
-            topics = Topics(settings.federation.name)
-            federation = Federation(broker, topics, settings.wire, offload, shutdown, clock)
-            async with RunningFederation(federation, settings, start, task, producer, patience_seconds) as running:
-                try:
-                    await running.ready()
-                    yield running
-                finally:
-                    shutdown.request()
-                    await asyncio.wait([task], timeout=patience_seconds)
-            if not task.done():
-                raise TimeoutError(f"the aggregator did not stop within {patience_seconds:g} s")
-    if not (task.cancelled() or isinstance(task.exception(), Fenced)):
-        task.result()
+    aggregating = running_role(
+        lambda offload, shutdown: run_aggregator(broker, settings, lambda: start, offload, shutdown, clock),
+        patience_seconds,
+    )
+    async with aggregating as role, broker.producer() as producer:
+        topics = Topics(settings.federation.name)
+        federation = Federation(broker, topics, settings.wire, role.offload, role.shutdown, clock)
+        async with RunningFederation(federation, settings, start, role.task, producer, patience_seconds) as running:
+            await running.ready()
+            yield running
 
 
 def _initial(model: nn.Module, settings: Settings) -> Initial:

@@ -1,6 +1,5 @@
 """Models that show which version they are, and the service put together without a broker."""
 
-import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -18,6 +17,7 @@ from llmos_stream.inference.inputs import InputSpec
 from llmos_stream.inference.metrics import InferenceMetrics
 from llmos_stream.inference.model_pool import LoadedModel, ModelPool
 from llmos_stream.runtime import Offload
+from llmos_stream.runtime.tasks import in_background
 
 SPEC = InputSpec((3,), torch.float32)
 SECONDS = 60.0
@@ -61,10 +61,5 @@ async def served(draw: Callable[[], float] = lambda: 0.0, **fields: Any) -> Asyn
     async with Offload(2) as offload:
         batcher = Batcher(settings, offload, metrics.batch)
         here = Served(make_app(settings, SPEC, pool, batcher, metrics, offload), pool, batcher, registry)
-        running = asyncio.create_task(batcher.run())
-        async with here.http:
-            try:
-                yield here
-            finally:
-                running.cancel()
-                await asyncio.wait([running])
+        async with here.http, in_background(batcher.run()):
+            yield here

@@ -14,6 +14,7 @@ from llmos_stream.config import InferenceSettings
 from llmos_stream.inference.batching import Batcher, Busy, Outputs, PredictionFailed
 from llmos_stream.inference.model_pool import LoadedModel
 from llmos_stream.runtime import Offload
+from llmos_stream.runtime.tasks import in_background
 from llmos_stream.testing import until
 from tests.inference.aids import SECONDS, loaded
 
@@ -34,12 +35,8 @@ class _Gate:
 async def _batching(workers: int = 1, **fields: Any) -> AsyncIterator[Batcher]:
     async with Offload(workers) as offload:
         batcher = Batcher(InferenceSettings().model_copy(update=fields), offload)
-        running = asyncio.create_task(batcher.run())
-        try:
+        async with in_background(batcher.run()):
             yield batcher
-        finally:
-            running.cancel()
-            await asyncio.wait([running])
 
 
 def _ask(batcher: Batcher, version: LoadedModel, *values: float) -> "asyncio.Task[Outputs]":

@@ -15,8 +15,8 @@ from llmos_stream.config import Settings
 from llmos_stream.errors import ConfigError
 from llmos_stream.registry import StoreUnavailable, VersionStore, promote, roll_back, run_archiver
 from llmos_stream.roles.aggregator import initial_of
-from llmos_stream.runtime import Offload, Shutdown, retry
-from llmos_stream.testing import FaultyBroker, RunningFederation
+from llmos_stream.runtime import Offload, retry
+from llmos_stream.testing import FaultyBroker, RunningFederation, running_role
 from llmos_stream.training import load_task
 from tests.federation import decoded_versions
 from tests.losing import LosesVersions
@@ -51,18 +51,12 @@ async def _until(store: VersionStore, numbers: list[int]) -> None:
 @contextlib.asynccontextmanager
 async def _archiver(broker: Broker, settings: Settings, stop: bool = False) -> AsyncIterator["asyncio.Task[list[int]]"]:
     """Run an archiver; at the end of the block wait for it, or stop it."""
-    shutdown = Shutdown()
-    async with Offload(2) as offload:
-        task = asyncio.create_task(run_archiver(broker, settings, store_of(settings), offload, shutdown))
-        try:
-            yield task
-            if not stop:
-                async with asyncio.timeout(_SECONDS):
-                    await asyncio.shield(task)
-        finally:
-            shutdown.request()
-            await asyncio.wait([task])
-    task.result()
+    store = store_of(settings)
+    async with running_role(lambda *given: run_archiver(broker, settings, store, *given)) as role:
+        yield role.task
+        if not stop:
+            async with asyncio.timeout(_SECONDS):
+                await asyncio.shield(role.task)
 
 
 async def _check_weights(running: RunningFederation, store: VersionStore) -> None:

@@ -15,7 +15,7 @@ from llmos_stream.log import RunEnd
 from llmos_stream.replay import RebuildOutcome, audit, run_shadow, shadow_settings
 from llmos_stream.replay.accepted import AcceptedUpdates
 from llmos_stream.runtime import Offload, Shutdown
-from llmos_stream.testing import RunningFederation, WatchedLog
+from llmos_stream.testing import RunningFederation, WatchedLog, running_role
 from llmos_stream.types import VersionHead
 from tests.federation import federation_of
 from tests.replay.aids import outcomes, replay_log, running_from, topics_of, verdicts_of, write_random
@@ -25,15 +25,8 @@ from tests.roles.aids import LAYOUT, delta_of, initial, settings_for
 @contextlib.asynccontextmanager
 async def _shadow(broker: Broker, settings: Settings, name: str = "s") -> AsyncIterator["asyncio.Task[RunEnd | None]"]:
     """A shadow until the block ends; then it is stopped in order."""
-    shutdown = Shutdown()
-    async with Offload(2) as offload:
-        task = asyncio.create_task(run_shadow(broker, settings, name, offload, shutdown))
-        try:
-            yield task
-        finally:
-            shutdown.request()
-            await asyncio.wait([task])
-    task.result()
+    async with running_role(lambda *given: run_shadow(broker, settings, name, *given)) as role:
+        yield role.task
 
 
 def _of(settings: Settings, name: str = "s") -> Settings:

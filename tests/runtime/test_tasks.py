@@ -8,6 +8,7 @@ import pytest
 
 from llmos_stream.errors import ConfigError, LlmosError
 from llmos_stream.runtime import run_all, run_while
+from llmos_stream.runtime.tasks import in_background
 
 
 async def test_results_come_in_order_and_together() -> None:
@@ -99,3 +100,14 @@ async def test_cancellation_travels_on() -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+
+
+async def test_what_runs_in_the_background_ends_with_the_block_and_keeps_its_error() -> None:
+    async def fails() -> None:
+        raise LlmosError("lost")
+
+    async with in_background(asyncio.Event().wait()) as endless, in_background(fails()) as failed:
+        await asyncio.wait([failed])
+        assert not endless.done()
+    assert endless.cancelled()
+    assert isinstance(failed.exception(), LlmosError)

@@ -9,7 +9,7 @@ from torch import nn
 
 from llmos_stream.broker import Broker, MemoryBroker
 from llmos_stream.errors import ConfigError
-from llmos_stream.testing import Call, FaultyBroker, quick_settings, running_federation, until
+from llmos_stream.testing import Call, FaultyBroker, quick_settings, running_federation, running_role, until
 from tests.roles.aids import LAYOUT, delta_of, initial
 
 
@@ -161,3 +161,15 @@ async def test_until_awaits_what_must_be_awaited() -> None:
 
     await until(ask)
     assert answers == []
+
+
+async def test_a_role_that_does_not_stop_is_cancelled() -> None:
+    before = asyncio.all_tasks()
+
+    async def meet() -> None:
+        async with running_role(lambda *_: asyncio.Event().wait(), 0.05):
+            pass
+
+    with pytest.raises(TimeoutError, match=r"did not stop within 0\.05 s"):
+        await meet()
+    assert asyncio.all_tasks() == before
