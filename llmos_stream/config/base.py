@@ -70,18 +70,18 @@ FilePath = Annotated[Path, AfterValidator(expanded)]
 Host = Annotated[str, AfterValidator(host_name)]
 
 
-def explain(error: ValidationError, known: Iterable[str] = ()) -> str:
+def explain(error: ValidationError, known: Iterable[str] | None = None) -> str:
     """One line a wrong field: its dotted name and the reason, without the value (it may be secret).
 
-    For a name that there is not, it says which of the `known` comes near.
+    Where the fields are settings, `known` are their names: for one that there is not, it says which comes near.
     """
     lines = []
     for item in error.errors(include_url=False, include_input=False, include_context=False):
         name = ".".join(str(part) for part in item["loc"])
         match item["type"]:
-            case "extra_forbidden":
+            case "extra_forbidden" if known is not None:
                 reason = f"there is no such setting{did_you_mean(name, known)}"
-            case "model_type":
+            case "model_type" if known is not None:
                 reason = "this is a section, which takes its settings by name"
             case _:
                 reason = item["msg"].removeprefix("Value error, ")
