@@ -117,7 +117,7 @@ def quantize_blocks(
     Raises:
         ValueError: `values` hold NaN or infinity.
     """
-    bits = torch.empty(-(-values.numel() // block), dtype=torch.int16)
+    bits = torch.empty(-(-values.numel() // block), dtype=torch.int16, device="cpu")
     steps = workspace.take("steps", values.numel(), torch.int8)
     for begin in range(0, values.numel(), STEP):
         some = values[begin : begin + STEP]
@@ -150,7 +150,7 @@ def _quantize(
 
 def dequantize_blocks(scale_bytes: Tensor, steps: Tensor, block: int, out: Tensor, workspace: Workspace) -> None:
     """Write steps x scales into `out` (1-D float32); `scale_bytes` are the low, then the high bytes."""
-    bits = torch.empty(scale_bytes.numel() // 2, dtype=torch.int16)
+    bits = torch.empty(scale_bytes.numel() // 2, dtype=torch.int16, device="cpu")
     byte_shuffle.unshuffle(scale_bytes, bits, workspace)
     scales = bits.view(torch.bfloat16).float()
     for begin in range(0, out.numel(), STEP):
@@ -182,7 +182,7 @@ def _scale_bits(largest: Tensor, levels: int) -> Tensor:
     # Adding all ones below the cut rounds the magnitude up, so that the largest element stays within the last step.
     bits = ((largest / levels).view(torch.int32) + 0xFFFF) >> 16
     # Rounded up, the scale of a block near the largest float would decode to infinity.
-    ceiling = int(torch.tensor(_MAX / levels).view(torch.int32)) >> 16
+    ceiling = int(torch.tensor(_MAX / levels, dtype=torch.float32, device="cpu").view(torch.int32)) >> 16
     return bits.clamp_(max=ceiling).masked_fill_(bits < _LEAST_SCALE_BITS, 0).to(torch.int16)
 
 

@@ -164,4 +164,4 @@ def slices(
             count = min(SLICE, numel - begin)
             body = read_frame(reader, zstd, *codec.bounds(count), workspace)
             yield from unpacked_values(body, codec, count, workspace, factor)
-    read_buffers(reader, torch.empty(buffers, dtype=torch.float32))
+    read_buffers(reader, torch.empty(buffers, dtype=torch.float32, device="cpu"))

@@ -78,7 +78,7 @@ class ErrorFeedback:
         if self._pending is not None:
             raise ValueError("commit or roll back the last update before encoding the next")
         delta = check_flat(delta, self._numel).detach()
-        total = torch.empty(self._numel) if self._spare is None else self._spare
+        total = torch.empty(self._numel, dtype=torch.float32, device="cpu") if self._spare is None else self._spare
         self._spare = None
         frames = encode(total, spec, level=level, generator=generator, residual=total)
         return self._drawn(delta, total, frames, passes_all=spec.id in _PASS_ALL)

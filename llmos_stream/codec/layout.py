@@ -106,7 +106,9 @@ class Layout:
         Raises:
             ValueError: A tensor is missing, not in the layout, or of another shape or kind.
         """
-        flat = torch.empty(self.numel, dtype=torch.float32) if out is None else check_flat(out, self.numel)
+        flat = (
+            torch.empty(self.numel, dtype=torch.float32, device="cpu") if out is None else check_flat(out, self.numel)
+        )
         names = {spec.name for spec in self.tensors}
         if unknown := next((name for name in named if name not in names), None):
             raise ValueError(f"tensor {unknown!r} is not in the layout")

@@ -95,7 +95,7 @@ def decode(
             more than spec and numel imply) or CORRUPT_PAYLOAD (bytes left over, or zstd or the codec objects).
     """
     codec = codec_for(spec)
-    flat = torch.empty(numel, dtype=torch.float32) if out is None else check_flat(out, numel)
+    flat = torch.empty(numel, dtype=torch.float32, device="cpu") if out is None else check_flat(out, numel)
     reader = PartReader(parts)
     _read(reader, codec, flat)
     read_buffers(reader, buffers)

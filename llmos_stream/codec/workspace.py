@@ -22,7 +22,7 @@ class Workspace:
         size = count * dtype.itemsize
         buffer = self._buffers.get(name)
         if buffer is None or buffer.numel() < size:
-            buffer = self._buffers[name] = torch.empty(size, dtype=torch.uint8)
+            buffer = self._buffers[name] = torch.empty(size, dtype=torch.uint8, device="cpu")
         return buffer[:size].view(dtype)
 
 

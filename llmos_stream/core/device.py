@@ -53,16 +53,16 @@ class _Stage:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._pinned = torch.empty(0)
-        self._there = torch.empty(0, device=device)
+        self._pinned = torch.empty(0, dtype=torch.float32, device="cpu")
+        self._there = torch.empty(0, dtype=torch.float32, device=device)
         self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
 
     def send(self, values: Tensor) -> Tensor:
         count = values.numel()
         self._copied.synchronize()
         if self._pinned.numel() < count:
-            self._pinned = torch.empty(BLOCK, pin_memory=True)
-            self._there = torch.empty(BLOCK, device=self._device)
+            self._pinned = torch.empty(BLOCK, dtype=torch.float32, device="cpu", pin_memory=True)
+            self._there = torch.empty(BLOCK, dtype=torch.float32, device=self._device)
         self._pinned[:count].copy_(values)
         # In the stream's order this comes after what was made of the values that lay there before.
         there = self._there[:count].copy_(self._pinned[:count], non_blocking=True)

@@ -62,7 +62,7 @@ class Held:
             return
         length = min(max(_CELLS // count // ROW, 1) * ROW, numel)
         walks = [_Walk(delta, factor) for delta, factor in zip(self.deltas, factors, strict=True)]
-        room = torch.empty((count, length), device=device)
+        room = torch.empty((count, length), dtype=torch.float32, device=device)
         for begin in range(0, numel, length):
             rows = room[:, : min(length, numel - begin)]
             for walk, row in zip(walks, rows, strict=True):
@@ -86,7 +86,7 @@ class _Walk:
     def __init__(self, delta: Delta, factor: float) -> None:
         self._numel = delta.numel
         self._slices = delta.slices(factor)
-        self._rest = torch.empty(0)
+        self._rest = torch.empty(0, dtype=torch.float32, device="cpu")
         self._seen = 0
 
     def fill(self, row: Tensor) -> None:

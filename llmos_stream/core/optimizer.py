@@ -46,7 +46,7 @@ class ServerOptimizer(ABC):
 
     def zeros(self) -> Tensor:
         """A new moment."""
-        return torch.zeros(self._numel, device=self._device)
+        return torch.zeros(self._numel, dtype=torch.float32, device=self._device)
 
     def apply(self, weights: Tensor, delta: Tensor, examples: float | None = None) -> Tensor:
         """The new weights, written over `delta`, which is theirs from now on. `weights` are only read.

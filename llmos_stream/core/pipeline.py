@@ -177,11 +177,11 @@ class Pipeline:
         if not held.manifest:
             return torch.zeros_like(weights) if strategy.uses_server_optimizer else weights.clone()
         bases = [self.history[version - item.staleness] for item in held.manifest] if strategy.needs_history else []
-        vector, room, at = torch.empty_like(weights), torch.empty(0, device=weights.device), 0
+        vector, room, at = torch.empty_like(weights), weights.new_empty(0), 0
         for rows in held.rows([strategy.scale(item) for item in held.manifest], self._device):
             end = at + rows.shape[1]
             if room.numel() < end - at:
-                room = torch.empty(end - at, device=weights.device)
+                room = weights.new_empty(end - at)
             here = [flat[at:end] for flat in (weights, *bases)]
             out = vector[at:end]
             found = strategy.combine(Stretch(rows, held.manifest, here[0], here[1:], out, room[: end - at]))

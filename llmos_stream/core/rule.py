@@ -146,7 +146,7 @@ class Rule:
     @property
     def moments(self) -> frozenset[str]:
         """Names of what the server optimiser remembers from version to version; empty where it remembers nothing."""
-        return frozenset(self.pipeline(0, torch.zeros(1)).state_tensors())
+        return frozenset(self.pipeline(0, torch.zeros(1, dtype=torch.float32, device="cpu")).state_tensors())
 
     def other_packages(self) -> str | None:
         """Which plug-ins are here in another version than the record says, in one line."""

@@ -21,7 +21,9 @@ class RunningSum:
         What a delta raises while it is walked through leaves a sum of no use: start again from the log.
         """
         first = self._total is None
-        total = torch.empty(delta.numel, device=self._device) if self._total is None else self._total
+        total = (
+            torch.empty(delta.numel, dtype=torch.float32, device=self._device) if self._total is None else self._total
+        )
         at = 0
         for part in self._upload.blocks(delta.slices(factor)):
             sums = total[at : at + part.numel()]

@@ -39,7 +39,7 @@ class InputSpec:
 
     def example(self) -> list[Any]:
         """Return one example of zeros, in a list."""
-        found: list[Any] = torch.zeros(1, *self.shape, dtype=self.dtype).tolist()
+        found: list[Any] = torch.zeros(1, *self.shape, dtype=self.dtype, device="cpu").tolist()
         return found
 
 
@@ -82,7 +82,7 @@ def read_inputs(values: list[Any], spec: InputSpec, max_examples: int) -> Tensor
         raise BadInput(f"inputs: {len(values)} examples, expected 1 to {max_examples} in one request")
     try:
         # No dtype for whole numbers: it would cut 1.5 down to 1.
-        raw = torch.tensor(values, dtype=torch.float64 if spec.dtype.is_floating_point else None)
+        raw = torch.tensor(values, dtype=torch.float64 if spec.dtype.is_floating_point else None, device="cpu")
     except (ValueError, TypeError, RuntimeError, OverflowError):
         raise BadInput(f"inputs: expected {spec}; got lists of different lengths, or what is no number") from None
     if tuple(raw.shape[1:]) != spec.shape:

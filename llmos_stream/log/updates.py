@@ -72,7 +72,9 @@ def decode_update(message: Message, numel: int) -> Update:
     delta: QuantizedDelta | Whole
     size = quantized_bytes(head.codec, numel)
     if size <= WORTH_QUANTIZED * numel:
-        decoding, quantized = prepare_quantized(message.parts, head.codec, numel, torch.empty(size, dtype=torch.uint8))
+        decoding, quantized = prepare_quantized(
+            message.parts, head.codec, numel, torch.empty(size, dtype=torch.uint8, device="cpu")
+        )
         decoding.work()
         decoding.finish()
         delta = QuantizedDelta(quantized)

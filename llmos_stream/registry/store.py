@@ -169,7 +169,7 @@ class VersionStore:
             if size != entry.size or file.read(len(header)) != header:
                 raise Damaged(f"{path} ({size} bytes) is not the file that was archived ({entry.size} bytes)")
             digest = hashlib.sha256(header)
-            weights = torch.empty(entry.layout.numel, dtype=torch.float32)
+            weights = torch.empty(entry.layout.numel, dtype=torch.float32, device="cpu")
             for buffer in read_buffers(weights, entry.layout):
                 for start in range(0, len(buffer), _PIECE_BYTES):
                     part = file.read(min(_PIECE_BYTES, len(buffer) - start))

@@ -59,7 +59,7 @@ def file_pieces(weights: Tensor, layout: Layout, metadata: Mapping[str, str]) ->
 def read_buffers(weights: Tensor, layout: Layout) -> Iterator[memoryview]:
     """Yield the buffers for a file's data, in its order. Fill each before the next; they make up `weights`."""
     for piece, dtype in _slices(weights, layout):
-        buffer = piece if dtype == torch.float32 else torch.empty(piece.numel(), dtype=dtype)
+        buffer = piece if dtype == torch.float32 else torch.empty(piece.numel(), dtype=dtype, device="cpu")
         yield _bytes_of(buffer)
         if buffer is not piece:
             piece.copy_(buffer)

@@ -136,12 +136,12 @@ def _moved(value: Any, device: torch.device, dtype: torch.dtype) -> Any:
 def _from_numpy(value: Any, dtype: torch.dtype) -> Tensor:
     array = np.asarray(value)
     if array.dtype.kind == "f":
-        return torch.tensor(np.ascontiguousarray(array, np.float64), dtype=dtype, device="cpu")
+        return torch.from_numpy(np.array(array, np.float64)).to(dtype)
     if array.dtype.kind not in "biuc":
         raise TaskError(f"a batch holds a numpy array of {array.dtype}, which no tensor can hold")
     # Losses and embeddings want class numbers and indices in 64 bits; bytes are images, as a rule.
     wide = array.dtype.kind in "iu" and array.dtype.itemsize > 1
-    return torch.tensor(np.ascontiguousarray(array, np.int64 if wide else None), device="cpu")
+    return torch.from_numpy(np.array(array, np.int64 if wide else None))
 
 
 def _numbers(targets: Any, device: torch.device, dtype: torch.dtype) -> Any:

@@ -29,10 +29,12 @@ class BlobsTask(TensorTask):
     """Four Gaussian blobs of unit variance in 16 dimensions, their centres 6 sqrt(2) apart: separable."""
 
     def __init__(self, task: TaskSettings, client: ClientSettings) -> None:
-        generator = torch.Generator().manual_seed(derive_seed(task.seed, "data"))
-        centres = 6 * torch.eye(_FEATURES)[:_CLASSES]
-        labels = torch.arange(_TRAIN_EXAMPLES + _TEST_EXAMPLES) % _CLASSES
-        points = centres[labels] + torch.randn(len(labels), _FEATURES, generator=generator)
+        generator = torch.Generator("cpu").manual_seed(derive_seed(task.seed, "data"))
+        centres = 6 * torch.eye(_FEATURES, dtype=torch.float32, device="cpu")[:_CLASSES]
+        labels = torch.arange(_TRAIN_EXAMPLES + _TEST_EXAMPLES, device="cpu") % _CLASSES
+        points = centres[labels] + torch.randn(
+            len(labels), _FEATURES, generator=generator, dtype=torch.float32, device="cpu"
+        )
         train, test = slice(_TRAIN_EXAMPLES), slice(_TRAIN_EXAMPLES, None)
         super().__init__("blobs", (points[train], labels[train]), (points[test], labels[test]), task, client)
 
@@ -64,7 +66,7 @@ class NoopTask:
         return cross_entropy(outputs, targets)
 
     def train_batches(self, shard: int) -> list[Batch]:
-        return [(torch.zeros(1, 2), torch.zeros(1, dtype=torch.long))]
+        return [(torch.zeros(1, 2, dtype=torch.float32, device="cpu"), torch.zeros(1, dtype=torch.long, device="cpu"))]
 
     def test_batches(self, batch_size: int) -> list[Batch]:
         return self.train_batches(0)
@@ -76,10 +78,13 @@ class NoopTask:
 class _Noop(nn.Module):
     def __init__(self, numel: int, seed: int) -> None:
         super().__init__()
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator("cpu").manual_seed(seed)
         size = numel // _NOOP_TENSORS
         sizes = [size] * (_NOOP_TENSORS - 1) + [numel - size * (_NOOP_TENSORS - 1)]
-        weights = (torch.empty(size).normal_(std=0.02, generator=generator) for size in sizes)
+        weights = (
+            torch.empty(size, dtype=torch.float32, device="cpu").normal_(std=0.02, generator=generator)
+            for size in sizes
+        )
         self.weights = nn.ParameterList(nn.Parameter(weight) for weight in weights)
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -90,7 +95,7 @@ class _Noop(nn.Module):
 class _Noise(Optimizer):
     def __init__(self, model: nn.Module, seed: int) -> None:
         super().__init__(model.parameters(), {})
-        self._generator = torch.Generator().manual_seed(seed)
+        self._generator = torch.Generator("cpu").manual_seed(seed)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]

@@ -37,9 +37,9 @@ class Batches:
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         inputs, targets = self._inputs, self._targets
         if self._shuffle_seed is not None:
-            generator = torch.Generator().manual_seed(derive_seed(self._shuffle_seed, "epoch", self._epoch))
+            generator = torch.Generator("cpu").manual_seed(derive_seed(self._shuffle_seed, "epoch", self._epoch))
             self._epoch += 1
-            order = torch.randperm(len(targets), generator=generator)
+            order = torch.randperm(len(targets), generator=generator, device="cpu")
             inputs, targets = inputs[order], targets[order]
         for start in self._starts:
             chosen = slice(start, start + self._starts.step)

@@ -38,7 +38,7 @@ class Decoder:
         self._room_bytes = room_bytes
         self._clips = clips
         # Pages of fresh memory cost more than decoding into them does.
-        self._room = torch.empty(0, dtype=torch.uint8)
+        self._room = torch.empty(0, dtype=torch.uint8, device="cpu")
         self._kept = False
 
     async def decode(self, message: Message) -> Update:
@@ -57,8 +57,10 @@ class Decoder:
         delta: _Borrowed | _Read
         if size <= min(self._room_bytes, WORTH_QUANTIZED * self._numel):
             if self._room.numel() < size:
-                self._room = torch.empty(0, dtype=torch.uint8)  # the old one goes before the new one comes
-                self._room = torch.empty(size, dtype=torch.uint8)
+                self._room = torch.empty(
+                    0, dtype=torch.uint8, device="cpu"
+                )  # the old one goes before the new one comes
+                self._room = torch.empty(size, dtype=torch.uint8, device="cpu")
             visit = rows.add if self._clips or head.codec.id not in _BOUNDED else None
             decoding, quantized = prepare_quantized(message.parts, head.codec, self._numel, self._room, visit)
             delta = _Borrowed(quantized, None if visit is None else rows, self._leave_room)
@@ -74,7 +76,7 @@ class Decoder:
             message.parts.close()
 
     def _leave_room(self) -> None:
-        self._room = torch.empty(0, dtype=torch.uint8)
+        self._room = torch.empty(0, dtype=torch.uint8, device="cpu")
 
     def _leave_parts(self) -> None:
         self._kept = True  # what lies there is given back with the last reference

@@ -131,4 +131,4 @@ def _not_finite() -> TaskError:
 def _generator(client_id: str, sequence: int) -> torch.Generator:
     """Randomness for stochastic rounding, the same whenever the same update is encoded."""
     seed = hashlib.blake2b(f"{client_id}\0{sequence}".encode(), digest_size=8).digest()
-    return torch.Generator().manual_seed(int.from_bytes(seed, "little") >> 1)
+    return torch.Generator("cpu").manual_seed(int.from_bytes(seed, "little") >> 1)
