@@ -7,6 +7,13 @@ See `FederatedLearning` for training from your own loop and `llmos-stream --help
 
 from typing import TYPE_CHECKING
 
+try:
+    import fcntl as _fcntl  # noqa: F401 (a state folder is locked by it)
+except ImportError:
+    raise ImportError(
+        "llmos_stream runs on Linux and macOS; on Windows run it in WSL 2 or in a container (docker/)"
+    ) from None
+
 if TYPE_CHECKING:
     from llmos_stream.federated import FederatedLearning
 

@@ -1,5 +1,5 @@
 """`python -m llmos_stream`: the same as the `llmos-stream` command."""
 
-from llmos_stream.cli.main import run
+from llmos_stream.cli.entry import run
 
 run()

@@ -13,8 +13,17 @@ class LlmosError(Exception):
     retriable: ClassVar[bool] = False
 
 
+def install(extra: str) -> str:
+    """How to install one of the package's extras: from its source, since no index has it."""
+    return f"install it from the clone: pip install -e '.[{extra}]'"
+
+
 class ConfigError(LlmosError):
     """A setting makes no sense; the message names the field and the reason."""
+
+
+class NotFound(LlmosError):
+    """What was asked for, such as a version, is not there; the message says what is."""
 
 
 class TaskError(LlmosError):

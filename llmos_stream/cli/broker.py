@@ -4,7 +4,7 @@ import argparse
 import socket
 
 from llmos_stream.cli.common import Commands, add_command, err, note, print_json, say
-from llmos_stream.cli.flags import path
+from llmos_stream.cli.flags import file_path
 from llmos_stream.config import Settings
 from llmos_stream.errors import BrokerError, ConfigError
 from llmos_stream.runtime import Shutdown, run_process
@@ -25,7 +25,9 @@ def add(commands: Commands) -> None:
     )
     parser.add_argument("action", nargs="?", choices=["start"], default="start", help="start it (the default)")
     parser.add_argument("--port", type=int, help="port on loopback (default: a free one)")
-    parser.add_argument("--data", type=path, metavar="DIR", help="folder that keeps the log (default: a temporary one)")
+    parser.add_argument(
+        "--data", type=file_path, metavar="DIR", help="folder that keeps the log (default: a temporary one)"
+    )
 
 
 def _run(arguments: argparse.Namespace, settings: Settings) -> int:

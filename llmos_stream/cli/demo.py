@@ -7,15 +7,15 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
-from tempfile import TemporaryFile
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from llmos_stream import __version__
 from llmos_stream.cli.common import Commands, add_command, err, note, print_json, say, show_table
-from llmos_stream.cli.flags import path
+from llmos_stream.cli.export import check_page
+from llmos_stream.cli.flags import file_path
 from llmos_stream.config import SECTIONS, Settings
-from llmos_stream.errors import ConfigError, LlmosError
+from llmos_stream.errors import LlmosError
 from llmos_stream.runtime import ExitCode, Shutdown, run_process
 from llmos_stream.telemetry.tracing import traced
 
@@ -63,7 +63,7 @@ def add(commands: Commands) -> None:
     parser.add_argument("--late", type=int, help="how many of them join late (default: 1 of 8)")
     parser.add_argument("--leaving", type=int, help="how many of them leave early (default: 1 of 8)")
     report = parser.add_mutually_exclusive_group()
-    report.add_argument("--report", type=path, metavar="FILE", help="where the report goes; default: report.html")
+    report.add_argument("--report", type=file_path, metavar="FILE", help="where the report goes; default: report.html")
     report.add_argument("--no-report", action="store_true", help="write no report")
 
 
@@ -79,7 +79,7 @@ def _run(arguments: argparse.Namespace, settings: Settings) -> int:
     report = None if arguments.no_report else arguments.report or Path("report.html")
     if report is not None:  # before the work, not after it
         require_plotly()
-        _check_report(report)
+        check_page("--report", report)
     on_kafka = (arguments.broker or ("kafka" if settings.broker.bootstrap_servers else "embedded")) == "kafka"
     console = err()
     history = History()
@@ -145,20 +145,6 @@ def _new_name() -> str:
     name = f"{_NAME}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
     note(f"federation {name}; afterwards: llmos-stream versions list --federation.name {name}")
     return name
-
-
-def _check_report(path: Path) -> None:
-    """Look whether the page can be written, by writing a file beside where it will be. Raises ConfigError."""
-    if path.is_dir():
-        raise ConfigError(f"--report: {path} is a folder")
-    folder = next(folder for folder in path.absolute().parents if folder.exists())
-    try:
-        if path.exists():
-            path.open("ab").close()
-        else:
-            TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise ConfigError(f"--report: cannot write {path}: {error.strerror}; --no-report goes without") from None
 
 
 def _write_report(path: Path, settings: Settings, history: "History", broker: str) -> None:

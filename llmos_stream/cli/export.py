@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING
 
 from llmos_stream.errors import ConfigError
@@ -18,6 +19,24 @@ def check_target(path: Path) -> None:
     """
     if not path.parent.is_dir():
         raise ConfigError(f"--to: there is no folder {path.parent}")
+
+
+def check_page(flag: str, path: Path) -> None:
+    """Look, before any work, whether a page can be written, in a folder that may have to be made for it.
+
+    Raises:
+        ConfigError: It cannot.
+    """
+    if path.is_dir():
+        raise ConfigError(f"{flag}: {path} is a folder")
+    folder = next(folder for folder in path.absolute().parents if folder.exists())
+    try:
+        if path.exists():
+            path.open("ab").close()
+        else:
+            TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise ConfigError(f"{flag}: cannot write {path}: {error.strerror}") from None
 
 
 def write_weights(version: "Version", path: Path, metadata: Mapping[str, str]) -> int:

@@ -55,7 +55,7 @@ def setting_of(dest: str) -> str | None:
     return dest.removeprefix(_DEST) if dest.startswith(_DEST) else None
 
 
-def path(text: str) -> Path | None:
+def file_path(text: str) -> Path | None:
     """A file that an argument names, with `~` expanded; None where it is empty, as for settings."""
     try:
         return expanded(Path(text)) if text.strip() else None
@@ -70,7 +70,7 @@ def add_settings(
 
     `defaults` are shown in place of the general ones.
     """
-    parser.add_argument("--config", type=path, metavar="FILE", help="settings file (TOML); default $LLMOS_CONFIG")
+    parser.add_argument("--config", type=file_path, metavar="FILE", help="settings file (TOML); default $LLMOS_CONFIG")
     for section in sections:
         group = parser.add_argument_group(f"settings: {section}")
         for setting in settings_of([section]):

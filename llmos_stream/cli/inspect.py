@@ -11,7 +11,7 @@ from rich.console import Console
 
 from llmos_stream.cli.common import Commands, add_command, print_json
 from llmos_stream.config import Settings
-from llmos_stream.errors import ConfigError, Rejected
+from llmos_stream.errors import ConfigError, NotFound, Rejected
 from llmos_stream.types import TopicKind
 
 if TYPE_CHECKING:
@@ -63,9 +63,8 @@ def _from_file(path: Path) -> dict[str, object]:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise ConfigError(
-            f"cannot read {path}: {error.strerror or error}; or name a topic ({', '.join(_TOPICS)})"
-        ) from None
+        said = f"cannot read {path}: {error.strerror or error}; or name a topic ({', '.join(_TOPICS)})"
+        raise (NotFound if isinstance(error, FileNotFoundError) else ConfigError)(said) from None
     try:
         return _explain(data)
     except ConfigError as error:
@@ -85,7 +84,7 @@ async def _from_topic(
         raise ConfigError(f"--last: {last} is below 1")
     async with connect(settings.broker) as broker, broker.reader([topic], start="earliest") as reader:
         if at not in reader.partitions:
-            raise ConfigError(f"--partition: {topic} has {len(reader.partitions)}, counted from 0, not {partition}")
+            raise NotFound(f"--partition: {topic} has {len(reader.partitions)}, counted from 0, not {partition}")
         if last is not None:
             found = await _newest(reader, at, last)
         else:
@@ -93,7 +92,7 @@ async def _from_topic(
                 reader.seek(at, offset)
             found = await _read(reader, at, 1)
     if not found:
-        raise ConfigError(f"{topic} has no record at or after offset {offset or 0} in partition {partition}")
+        raise NotFound(f"{topic} has no record at or after offset {offset or 0} in partition {partition}")
     return found
 
 

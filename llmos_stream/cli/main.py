@@ -1,10 +1,12 @@
 """`llmos-stream`: the commands, and how an error becomes one line and an exit status."""
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from pathlib import Path
+from typing import NoReturn, TextIO
 
 from llmos_stream import __version__
 from llmos_stream.cli import (
@@ -26,6 +28,8 @@ from llmos_stream.cli import (
 from llmos_stream.cli.common import Parser, run_command
 from llmos_stream.errors import LlmosError
 from llmos_stream.runtime.process import ExitCode, exit_code, exit_process
+
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 
 _EPILOG = """\
 start here:
@@ -53,35 +57,53 @@ all with their present values.
 
 def run(argv: Sequence[str] | None = None) -> NoReturn:
     """Run one command, and end the process with its exit status."""
+    # A closed stream (`>&-`) is none at all to Python.
+    sys.stdout, sys.stderr = (stream or _nowhere() for stream in (sys.stdout, sys.stderr))
     exit_process(main(argv))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Returns the process's exit status."""
+    try:
+        status = run_command(_parsed(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()
+    except LlmosError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return exit_code(error)
+    except KeyboardInterrupt:
+        return ExitCode.INTERRUPTED
+    except BrokenPipeError:
+        _drop_output()  # its reader has gone (`| head`)
+        return ExitCode.DONE
+    except OSError as error:
+        if error.filename is None and error.errno not in _NO_ROOM:
+            raise
+        if error.filename is None:
+            _drop_output()
+        # A file or a folder that a person named cannot be used.
+        sys.stderr.write(f"error: {error.filename or 'standard output'}: {error.strerror}\n")
+        return ExitCode.FAILED
+    return status
+
+
+def _nowhere() -> TextIO:
+    return Path(os.devnull).open("w", encoding="utf-8")
+
+
+def _drop_output() -> None:
+    """Give the interpreter nothing left to flush at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _parsed(argv: Sequence[str]) -> argparse.Namespace:
     parser = _parser()
-    words = [_dashed(text) for text in (sys.argv[1:] if argv is None else argv)]
+    words = [_dashed(text) for text in argv]
     if words[1:] and words[0].startswith("--") and words[0] not in {"--help", "--version"}:
         parser.error(f"a command comes before its flags: llmos-stream COMMAND {words[0]} ...")
     arguments, unknown = parser.parse_known_args(words)
     if unknown:
         arguments.parser.refuse(unknown)
-    try:
-        return run_command(arguments)
-    except LlmosError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return exit_code(error)
-    except KeyboardInterrupt:
-        return ExitCode.FORCED
-    except BrokenPipeError:
-        # The reader of the output has gone (`| head`); give the interpreter nothing left to flush.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return ExitCode.DONE
-    except OSError as error:
-        if error.filename is None:
-            raise
-        # A file or a folder that a person named cannot be used.
-        sys.stderr.write(f"error: {error.filename}: {error.strerror}\n")
-        return ExitCode.FAILED
+    return arguments
 
 
 def _dashed(text: str) -> str:

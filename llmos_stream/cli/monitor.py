@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 from llmos_stream.cli.common import Commands, add_command, answer, err
 from llmos_stream.cli.process import run_connected
 from llmos_stream.config import Settings
-from llmos_stream.errors import ConfigError
+from llmos_stream.errors import ConfigError, install
 from llmos_stream.reporting.wording import plural
-from llmos_stream.runtime import ExitCode, Offload, Shutdown
+from llmos_stream.runtime import Offload, Shutdown
 
 if TYPE_CHECKING:
     from llmos_stream.broker import Broker
@@ -64,11 +64,11 @@ def _run(arguments: argparse.Namespace, settings: Settings) -> int:
             else:
                 await page.follow(broker, take, shutdown)
 
-    code, _ = run_connected("monitor", settings, role, beside=None if page is None else page.show)
-    if code is ExitCode.DONE:
+    ended = run_connected("monitor", settings, role, beside=None if page is None else page.show, endless=True)
+    if ended.in_order:
         counts = {str(kind): count for kind, count in seen.items()}
         answer(arguments, {"events": counts}, f"{plural(seen.total(), 'event')} seen")
-    return code
+    return ended.status
 
 
 def _page(settings: Settings) -> "LivePage":
@@ -76,9 +76,7 @@ def _page(settings: Settings) -> "LivePage":
     try:
         from llmos_stream.dashboard import LivePage
     except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"dashboard.port: the live page needs {error.name}; install it with: pip install 'llmos-stream[dashboard]'"
-        ) from None
+        raise ConfigError(f"dashboard.port: the live page needs {error.name}; {install('dashboard')}") from None
     return LivePage(settings)
 
 

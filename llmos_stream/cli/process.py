@@ -2,9 +2,10 @@
 
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import gettempdir
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from llmos_stream import __version__
 from llmos_stream.config import Settings
@@ -18,6 +19,15 @@ if TYPE_CHECKING:
     from llmos_stream.training import Task
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Ended(Generic[T]):
+    """How a role ended: whether in good order, what it came to if it had begun, and the exit status."""
+
+    in_order: bool
+    result: T | None
+    status: ExitCode
 
 
 def federation_of(
@@ -37,7 +47,8 @@ def run_role(
     *,
     patient: bool = True,
     needs: Iterable[str] = (BROKER,),
-) -> tuple[ExitCode, T | None]:
+    endless: bool = False,
+) -> Ended[T]:
     """As `run_connected`, for a role that needs the task."""
 
     async def with_task(broker: "Broker", offload: Offload, shutdown: Shutdown) -> T:
@@ -45,7 +56,7 @@ def run_role(
 
         return await role(broker, await offload.run(load_task, settings.task, settings.client), offload, shutdown)
 
-    return run_connected(name, settings, with_task, patient=patient, needs=needs)
+    return run_connected(name, settings, with_task, patient=patient, needs=needs, endless=endless)
 
 
 def run_connected(
@@ -56,18 +67,19 @@ def run_connected(
     patient: bool = True,
     needs: Iterable[str] = (BROKER,),
     beside: Callable[[Shutdown], Coroutine[Any, Any, None]] | None = None,
-) -> tuple[ExitCode, T | None]:
+    endless: bool = False,
+) -> Ended[T]:
     """Connect and run the role under signals, answering operators meanwhile where a port is set.
-
-    Returns what the role came to too, None where it was stopped before it began.
 
     A role may be started before its broker and waits for it; one that is not `patient` fails with one clear error.
     It is ready while it has all that it `needs`. `beside` runs from the beginning, whether the broker answers or not,
-    until a stop is asked for.
+    until a stop is asked for. Ctrl-C is how an `endless` role ends; another one is interrupted by it.
     """
     result: list[T] = []
+    interrupted = False
 
     async def process(shutdown: Shutdown) -> None:
+        nonlocal interrupted
         from llmos_stream.broker import connect
         from llmos_stream.runtime.retry import keep_trying, until_stop
         from llmos_stream.training import use_threads
@@ -92,10 +104,13 @@ def run_connected(
 
             both = run_all(main(), beside(shutdown)) if beside else main()
             await run_while(both, health.beat())
+            interrupted = shutdown.interrupted and not endless
 
     facts = {"role": name, "federation": settings.federation.name, "version": __version__}
     with traced(settings.tracing, facts):
-        return run_process(process, settings.runtime.stop_seconds), result[0] if result else None
+        code = run_process(process, settings.runtime.stop_seconds)
+    in_order = code is ExitCode.DONE
+    return Ended(in_order, result[0] if result else None, ExitCode.INTERRUPTED if in_order and interrupted else code)
 
 
 def _folders(name: str, settings: Settings) -> dict[str, Path]:

@@ -11,9 +11,9 @@ from llmos_stream.cli.common import Commands, add_command, answer
 from llmos_stream.cli.export import check_target, write_file, write_weights
 from llmos_stream.cli.process import run_connected
 from llmos_stream.config import Settings
-from llmos_stream.errors import ConfigError, LlmosError, OffsetGone, Rejected, TopicMissing
+from llmos_stream.errors import LlmosError, NotFound, OffsetGone, Rejected, TopicMissing
 from llmos_stream.reporting.wording import plural
-from llmos_stream.runtime import BROKER, ExitCode, Offload, Shutdown
+from llmos_stream.runtime import BROKER, Offload, Shutdown
 
 if TYPE_CHECKING:
     from llmos_stream.broker import Broker
@@ -49,12 +49,12 @@ def _run_archive(arguments: argparse.Namespace, settings: Settings) -> int:
     async def role(broker: "Broker", offload: Offload, shutdown: Shutdown) -> Sequence[int]:
         return await run_archiver(broker, settings, store, offload, shutdown)
 
-    code, found = run_connected("archiver", settings, role, needs=(BROKER, STORE))
-    if code is ExitCode.DONE:
-        archived = found or []
+    ended = run_connected("archiver", settings, role, needs=(BROKER, STORE))
+    if ended.in_order:
+        archived = ended.result or []
         last = f", the last one {archived[-1]}" if archived else ""
         answer(arguments, {"archived": archived}, f"{plural(len(archived), 'version')} archived{last}")
-    return code
+    return ended.status
 
 
 def run_promotion(arguments: argparse.Namespace, settings: Settings) -> int:
@@ -91,15 +91,15 @@ async def find_in_log(index: "VersionIndex", settings: Settings, number: int | N
     """Return a version, by default the newest.
 
     Raises:
-        ConfigError: The log does not hold it.
+        NotFound: The log does not hold it.
     """
     found = await index.newest() if number is None else await index.find(number)
     if found is not None:
         return found
     oldest, newest = await index.oldest(), await index.newest()
     if oldest is None or newest is None:
-        raise ConfigError(nothing_in_log(settings))
-    raise ConfigError(f"version {number} is not in the log, which holds {oldest.head.number} to {newest.head.number}")
+        raise NotFound(nothing_in_log(settings))
+    raise NotFound(f"version {number} is not in the log, which holds {oldest.head.number} to {newest.head.number}")
 
 
 def nothing_in_log(settings: Settings) -> str:
@@ -122,7 +122,7 @@ async def _export(
 
     try:
         version = await _version(broker, offload, settings, number)
-    except (ConfigError, TopicMissing) as error:
+    except (NotFound, TopicMissing) as error:
         return *await _export_archived(offload, settings, number, to, error), "from the registry "
     number, digest = version.head.number, version.head.weights_digest
     path = to or _default_path(settings.federation.name, number)
@@ -132,7 +132,7 @@ async def _export(
 
 
 async def _version(broker: "Broker", offload: Offload, settings: Settings, number: int | None) -> "Version":
-    """A version with its weights, from the log. Raises ConfigError where they are not there, or cannot be read."""
+    """A version with its weights, from the log. Raises NotFound where they are not there, or cannot be read."""
     from llmos_stream.broker import Topics
     from llmos_stream.log import Replica, version_index
 
@@ -142,14 +142,14 @@ async def _version(broker: "Broker", offload: Offload, settings: Settings, numbe
         at = await index.stands_on(found)
     where = f"version {found.head.number} at {topic} offset {found.offset}"
     if at is None:
-        raise ConfigError(f"{where} stands on a full version that is no longer in the log")
+        raise NotFound(f"{where} stands on a full version that is no longer in the log")
     async with broker.reader([topic], start="latest", check_crcs=False) as reader:
         try:
             return await Replica(reader, topic, settings.wire, offload).move_to(at, _FETCH_SECONDS)
         except OffsetGone:
-            raise ConfigError(f"{where} has just been deleted") from None
+            raise NotFound(f"{where} has just been deleted") from None
         except Rejected as error:
-            raise ConfigError(f"{where} cannot be read: {error}") from None
+            raise NotFound(f"{where} cannot be read: {error}") from None
 
 
 async def _export_archived(
@@ -163,7 +163,7 @@ async def _export_archived(
     store = open_store(settings.registry, settings.federation.name)
     held = await offload.run(store.numbers)
     if not held or (number is not None and number not in held):
-        raise ConfigError(f"{why_not}; the registry holds {_listed(held)}")
+        raise NotFound(f"{why_not}; the registry holds {_listed(held)}")
     entry = await offload.run(store.entry, held[-1] if number is None else number)
     path = to or _default_path(settings.federation.name, entry.version)
     await offload.run(write_file, store.pieces(entry), path)

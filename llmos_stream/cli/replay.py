@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from llmos_stream.cli.common import Commands, add_command, note, plain_table, print_json, say, show_table
 from llmos_stream.cli.export import check_target, write_weights
-from llmos_stream.cli.flags import given_settings, path
+from llmos_stream.cli.flags import file_path, given_settings
 from llmos_stream.cli.replaying import bar, numbers_of, opened
 from llmos_stream.cli.whatif import run_what_if
 from llmos_stream.config import SECTIONS, Settings
@@ -52,7 +52,7 @@ def add(commands: Commands) -> None:
     parser.add_argument("--staleness", metavar="NAME", help="what if? Short for --staleness.kind, below")
     parser.add_argument("--every", type=int, metavar="N", help="what if: compare evaluations at every N-th version too")
     parser.add_argument("--no-evaluation", action="store_true", help="what if: compare weights alone; needs no task")
-    parser.add_argument("--to", type=path, metavar="FILE", help="write the resulting weights (safetensors)")
+    parser.add_argument("--to", type=file_path, metavar="FILE", help="write the resulting weights (safetensors)")
 
 
 def _run(arguments: argparse.Namespace, settings: Settings) -> int:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from llmos_stream.cli.common import err
 from llmos_stream.cli.process import federation_of
 from llmos_stream.config import Settings
-from llmos_stream.errors import ConfigError
+from llmos_stream.errors import ConfigError, NotFound
 
 if TYPE_CHECKING:
     from llmos_stream.replay import Index, ReplayLog
@@ -39,19 +39,20 @@ def numbers_of(text: str | None, index: "Index", federation: str) -> range:
     """Return the versions that `N` or `N-M` means; all without it.
 
     Raises:
-        ConfigError: The log does not hold them.
+        NotFound: The log does not hold them.
     """
     there = index.numbers
     if not there:
-        raise ConfigError(f"federation {federation} has no versions in the log; is its aggregator running?")
+        raise NotFound(f"federation {federation} has no versions in the log; is its aggregator running?")
     if text is None:
         return there
-    if (found := re.fullmatch(r"(\d+)(?:-(\d+))?", text)) is None:
+    found = re.fullmatch(r"(\d+)(?:-(\d+))?", text)
+    first, last = (int(found[1]), int(found[2] or found[1])) if found else (1, 0)
+    if found is None or first > last:
         raise ConfigError(f"versions are a number or a range such as 5-12, not {text!r}")
-    first, last = int(found[1]), int(found[2] or found[1])
-    if first > last or first not in there or last not in there:
+    if first not in there or last not in there:
         missing = f"versions {text} are not all" if found[2] else f"version {text} is not"
-        raise ConfigError(f"{missing} in the log, which holds {there.start} to {there.stop - 1}")
+        raise NotFound(f"{missing} in the log, which holds {there.start} to {there.stop - 1}")
     return range(first, last + 1)
 
 

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 
 from llmos_stream import __version__
 from llmos_stream.cli.common import Commands, add_command, err, print_json, say, show_table
+from llmos_stream.cli.export import check_page
+from llmos_stream.cli.flags import file_path
 from llmos_stream.config import Settings
-from llmos_stream.errors import ConfigError, LlmosError
+from llmos_stream.errors import LlmosError
 from llmos_stream.reporting.wording import duration
 
 if TYPE_CHECKING:
@@ -46,15 +48,14 @@ def add(commands: Commands) -> None:
             "  llmos-stream report --federation.name hospital --output hospital.html"
         ),
     )
-    parser.add_argument("--output", type=Path, default=Path("report.html"), metavar="FILE", help="default: report.html")
+    parser.add_argument("--output", type=file_path, metavar="FILE", help="default: report.html")
 
 
 def _run(arguments: argparse.Namespace, settings: Settings) -> int:
     from llmos_stream.reporting import final_table, require_plotly, write_report
 
-    path = arguments.output
-    if path.is_dir():
-        raise ConfigError(f"--output: {path} is a folder")
+    path = arguments.output or Path("report.html")
+    check_page("--output", path)
     require_plotly()  # before the log is read, not after it
     with err().status("reading the log ..."):
         past = asyncio.run(_read(settings))

@@ -9,7 +9,7 @@ from llmos_stream.cli.common import Commands, add_command, answer, err
 from llmos_stream.cli.process import run_connected, run_role
 from llmos_stream.config import Settings
 from llmos_stream.reporting.wording import plural
-from llmos_stream.runtime import ExitCode, Offload, Shutdown, run_while
+from llmos_stream.runtime import Offload, Shutdown, run_while
 
 if TYPE_CHECKING:
     from llmos_stream.broker import Broker
@@ -93,18 +93,18 @@ def _run_aggregator(arguments: argparse.Namespace, settings: Settings) -> int:
         shown = shadow_settings(settings, arguments.shadow)
         return await watched(broker, shown, run_shadow(broker, settings, arguments.shadow, offload, shutdown))
 
-    code, end = (
+    ended = (
         run_role("aggregator", settings, role)
         if arguments.shadow is None
         else run_connected("shadow", settings, shadow)
     )
-    if code is ExitCode.DONE:
-        if end:
+    if ended.in_order:
+        if end := ended.result:
             answer(arguments, asdict(end), f"version {end.version}: {end.detail}")
         else:
             stopped = {"reason": "stopped", "detail": None, "version": None}
             answer(arguments, stopped, "stopped; the next start goes on from the newest version")
-    return code
+    return ended.status
 
 
 def _run_client(arguments: argparse.Namespace, settings: Settings) -> int:
@@ -116,10 +116,11 @@ def _run_client(arguments: argparse.Namespace, settings: Settings) -> int:
         with ClientState(client_id, state_folder(settings.client, settings.federation.name, client_id)) as state:
             return await run_client(broker, settings, task, state, offload, shutdown)
 
-    code, sent = run_role("client", settings, role)
-    if code is ExitCode.DONE:
-        answer(arguments, {"updates": sent or 0}, f"{plural(sent or 0, 'update')} sent")
-    return code
+    ended = run_role("client", settings, role)
+    if ended.in_order:
+        sent = ended.result or 0
+        answer(arguments, {"updates": sent}, f"{plural(sent, 'update')} sent")
+    return ended.status
 
 
 def _run_evaluate(arguments: argparse.Namespace, settings: Settings) -> int:
@@ -130,13 +131,13 @@ def _run_evaluate(arguments: argparse.Namespace, settings: Settings) -> int:
         evaluate = evaluate_once if arguments.once else run_evaluator
         return await evaluate(broker, settings, task, offload, shutdown)
 
-    code, found = run_role("evaluator", settings, role, patient=not arguments.once)
-    if code is ExitCode.DONE:
-        if found:
+    ended = run_role("evaluator", settings, role, patient=not arguments.once)
+    if ended.in_order:
+        if found := ended.result:
             metrics = ", ".join(f"{name} {value:.4f}" for name, value in sorted(found.metrics.items()))
             told = f"version {found.version}: {metrics} on {found.num_examples} examples"
             answer(arguments, asdict(found), told)
         else:
             nothing = dict.fromkeys(("version", "metrics", "num_examples", "seconds"))
             answer(arguments, nothing, "stopped before there was a version")
-    return code
+    return ended.status

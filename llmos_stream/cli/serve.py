@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 from llmos_stream.cli.common import Commands, add_command, answer
 from llmos_stream.cli.process import run_role
 from llmos_stream.config import Settings
-from llmos_stream.errors import ConfigError
-from llmos_stream.runtime import MODEL, ExitCode, Offload, Shutdown
+from llmos_stream.errors import ConfigError, install
+from llmos_stream.runtime import MODEL, Offload, Shutdown
 
 if TYPE_CHECKING:
     from llmos_stream.broker import Broker
@@ -33,14 +33,15 @@ def _run(arguments: argparse.Namespace, settings: Settings) -> int:
     try:
         from llmos_stream.inference import run_inference
     except ModuleNotFoundError as error:
-        raise ConfigError(f"serve needs {error.name}; install it with: pip install 'llmos-stream[serve]'") from None
+        raise ConfigError(f"serve needs {error.name}; {install('serve')}") from None
 
     async def role(broker: "Broker", task: "Task", offload: Offload, shutdown: Shutdown) -> int | None:
         return await run_inference(broker, settings, task, offload, shutdown)
 
     # It goes on answering without a broker, so all that it needs is a version.
-    code, version = run_role("inference", settings, role, needs=(MODEL,))
-    if code is ExitCode.DONE:
+    ended = run_role("inference", settings, role, needs=(MODEL,), endless=True)
+    if ended.in_order:
+        version = ended.result
         told = "stopped before there was a version" if version is None else f"version {version} served last"
         answer(arguments, {"version": version}, told)
-    return code
+    return ended.status

@@ -3,8 +3,9 @@
 import argparse
 import asyncio
 
-from llmos_stream.cli.common import Commands, add_command, plain_table, print_json, say, show_table
+from llmos_stream.cli.common import Commands, add_command, plain_table, print_json, show_table
 from llmos_stream.config import Settings
+from llmos_stream.errors import NotFound
 
 
 def add(commands: Commands) -> None:
@@ -31,6 +32,11 @@ async def _topics(settings: Settings, action: str, as_json: bool) -> int:
     async with connect(settings.broker) as broker:
         created = await broker.create_topics(topics.specs(settings.topics)) if action == "create" else []
         found = [topic for topic in await broker.list_topics(f"{topics.federation}.") if topic.name in topics.names]
+    if not found:
+        raise NotFound(
+            f"federation {settings.federation.name} has no topics, or none that this user may see: "
+            "llmos-stream topics create"
+        )
     if as_json:
         print_json(
             [
@@ -43,9 +49,6 @@ async def _topics(settings: Settings, action: str, as_json: bool) -> int:
                 for topic in found
             ]
         )
-        return 0
-    if not found:
-        say(f"federation {settings.federation.name} has no topics: llmos-stream topics create")
         return 0
     table = plain_table("topic", "partitions")
     if action == "create":

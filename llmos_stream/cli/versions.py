@@ -14,7 +14,7 @@ from llmos_stream.cli.common import (
     show_fields,
     show_table,
 )
-from llmos_stream.cli.flags import path
+from llmos_stream.cli.flags import file_path
 from llmos_stream.cli.registry import find_in_log, nothing_in_log, run_export, run_promotion
 from llmos_stream.config import Settings
 from llmos_stream.errors import ConfigError
@@ -45,7 +45,7 @@ def add(commands: Commands) -> None:
         "number", nargs="?", type=int, help="which version (promote needs one; show, export: the newest)"
     )
     parser.add_argument(
-        "--to", type=path, metavar="FILE", help="where export writes; default: FEDERATION-vN.safetensors"
+        "--to", type=file_path, metavar="FILE", help="where export writes; default: FEDERATION-vN.safetensors"
     )
 
 

@@ -9,9 +9,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
-from importlib import import_module
+from importlib import import_module, invalidate_caches
 from importlib.metadata import EntryPoint, entry_points, packages_distributions, version
 from operator import attrgetter
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -133,9 +135,9 @@ def import_path(path: str) -> Callable[..., Any]:
     try:
         module = import_module(module_name)
     except ModuleNotFoundError as error:
-        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+        if not _is_absent(module_name, error):
             raise
-        raise ConfigError(f"there is no module {error.name}; is its folder on PYTHONPATH?") from error
+        module = _import_from_here(module_name)
     try:
         found = attrgetter(attribute)(module)
     except AttributeError:
@@ -143,6 +145,25 @@ def import_path(path: str) -> Callable[..., Any]:
     if not callable(found):
         raise ConfigError(f"{attribute} is a {type(found).__name__}, not a callable")
     return found  # type: ignore[no-any-return]
+
+
+def _is_absent(module_name: str, error: ModuleNotFoundError) -> bool:
+    """Whether it is the module that is not there, and not one that it imports."""
+    return error.name is not None and f"{module_name}.".startswith(f"{error.name}.")
+
+
+def _import_from_here(module_name: str) -> ModuleType:
+    """Import from the current folder, which a program has on its path only if it is run by `python -m`."""
+    here = str(Path.cwd())
+    sys.path.append(here)
+    invalidate_caches()
+    try:
+        return import_module(module_name)
+    except ModuleNotFoundError as error:
+        sys.path.remove(here)
+        if not _is_absent(module_name, error):
+            raise
+        raise ConfigError(f"there is no module {error.name}; is its folder on PYTHONPATH?") from error
 
 
 @cache

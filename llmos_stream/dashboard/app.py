@@ -21,7 +21,7 @@ from llmos_stream.dashboard.older import NotInLog, OlderVersions
 from llmos_stream.dashboard.page_state import version_details
 from llmos_stream.dashboard.sse import EventResponse
 from llmos_stream.dashboard.state_stream import StateStream
-from llmos_stream.errors import BrokerUnavailable, ConfigError, FederationFinished, LlmosError, TopicMissing
+from llmos_stream.errors import BrokerUnavailable, ConfigError, FederationFinished, LlmosError, NotFound, TopicMissing
 from llmos_stream.log.scan import LoggedHead
 from llmos_stream.types import VersionHead
 from llmos_stream.web.bodies import BodyLimit
@@ -174,7 +174,7 @@ async def _outcome(act: Awaitable[T]) -> T:
     """Await an action, and turn its errors into answers."""
     try:
         return await act
-    except ConfigError as error:
+    except (ConfigError, NotFound) as error:
         raise HttpError(404, str(error)) from None
     except FederationFinished as error:
         raise HttpError(409, str(error)) from None

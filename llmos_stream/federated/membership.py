@@ -6,6 +6,7 @@ same background loop.
 
 import asyncio
 import logging
+import os
 from collections.abc import Callable, Coroutine
 from contextlib import AbstractContextManager, AsyncExitStack
 from typing import Any, TypeVar
@@ -60,6 +61,7 @@ class Membership:
         self._entered = AsyncExitStack()  # holds the client, which is opened anew after broker trouble
         self._in_trouble = False
         self._make_client: Callable[[], Client]
+        self._process = os.getpid()
         self._shutdown = Shutdown()
         try:
             self._background.run(self._open())
@@ -75,6 +77,10 @@ class Membership:
 
     @property
     def _joined(self) -> Client:
+        if self._process != os.getpid():
+            raise Closed(
+                "this FederatedLearning object is of the process before a fork; make a new one in this process"
+            )
         if self._client is None or self._background.closed:
             raise Closed("this FederatedLearning object has been closed; make a new one to go on")
         return self._client

@@ -4,7 +4,7 @@ from time import time
 
 from llmos_stream.broker import Broker, Topics
 from llmos_stream.config import RegistrySettings
-from llmos_stream.errors import ConfigError
+from llmos_stream.errors import NotFound
 from llmos_stream.log import ControlView, Promotion, version_index
 from llmos_stream.registry.store import open_store
 from llmos_stream.runtime import Offload
@@ -42,15 +42,13 @@ async def roll_back(broker: Broker, topics: Topics, registry: RegistrySettings, 
     """Promote the version that was promoted before.
 
     Raises:
-        ConfigError: There was none, or it is gone.
+        NotFound: There was none, or it is gone.
     """
     before = await promoted(broker, topics)
     after = None if before is None else before.rolled_back(_now())
     if after is None:
         reason = "nothing is promoted" if before is None else f"version {before.version} is the first one promoted"
-        raise ConfigError(
-            f"there is nothing to go back to: {reason}; promote a version: llmos-stream versions promote N"
-        )
+        raise NotFound(f"there is nothing to go back to: {reason}; promote a version: llmos-stream versions promote N")
     return await _write(broker, topics, registry, after, offload)
 
 
@@ -62,9 +60,9 @@ async def _write(
     async with version_index(broker, topics.models) as index:
         in_log = await index.pointer(number) is not None
     if not in_log and registry.url is None:
-        raise ConfigError(f"version {number} is not in the log; name the registry that has it with registry.url")
+        raise NotFound(f"version {number} is not in the log; name the registry that has it with registry.url")
     if not in_log and not await offload.run(open_store(registry, topics.federation).has, number):
-        raise ConfigError(f"version {number} is neither in the log nor in the registry; see llmos-stream versions list")
+        raise NotFound(f"version {number} is neither in the log nor in the registry; see llmos-stream versions list")
     async with broker.producer() as producer:
         await producer.send(topics.control, dump_promotion(promotion), key=PROMOTED)
     return promotion

@@ -19,7 +19,7 @@ from torch import Tensor
 from llmos_stream.codec import Residual, add_residual, encode_delta, fits_delta, weights_digest
 from llmos_stream.core import Changes, Rule, Update
 from llmos_stream.core.replay import Replay
-from llmos_stream.errors import ConfigError, Rejected
+from llmos_stream.errors import ConfigError, NotFound, Rejected
 from llmos_stream.log import Version
 from llmos_stream.replay.index import Missing
 from llmos_stream.replay.rebuild import Difference, difference
@@ -142,7 +142,7 @@ class WhatIf:
     def _check_clients(self, heads: list[VersionHead]) -> None:
         there = {item.client_id for head in heads for item in head.manifest}
         if unknown := sorted(self._change.without - there):
-            raise ConfigError(f"--without: no contribution of {', '.join(unknown)} in these versions")
+            raise NotFound(f"--without: no contribution of {', '.join(unknown)} in these versions")
 
     def _count_bases(self, heads: list[VersionHead]) -> None:
         for head in heads:

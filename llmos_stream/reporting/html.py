@@ -12,7 +12,7 @@ from pathlib import Path
 
 import orjson
 
-from llmos_stream.errors import LlmosError
+from llmos_stream.errors import LlmosError, install
 from llmos_stream.reporting import template
 from llmos_stream.reporting.client_charts import counts, staleness, weights
 from llmos_stream.reporting.figures import Chart, Colours, TimeAxis
@@ -33,7 +33,7 @@ def require_plotly() -> str:
     try:
         from plotly.offline import get_plotlyjs  # noqa: PLC0415 (an extra)
     except ImportError:
-        raise LlmosError("the HTML report needs plotly: pip install 'llmos-stream[demo]'") from None
+        raise LlmosError(f"the HTML report needs plotly; {install('demo')}") from None
     return str(get_plotlyjs())
 
 

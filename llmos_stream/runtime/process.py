@@ -12,7 +12,7 @@ from contextlib import suppress
 from enum import IntEnum
 from typing import NoReturn
 
-from llmos_stream.errors import BrokerUnavailable, ConfigError, Fenced, LlmosError
+from llmos_stream.errors import BrokerUnavailable, ConfigError, Fenced, LlmosError, NotFound, OffsetGone, TopicMissing
 from llmos_stream.runtime.logs import report_end
 from llmos_stream.runtime.shutdown import Shutdown
 
@@ -27,7 +27,9 @@ class ExitCode(IntEnum):
     CONFIG = 2  # settings or arguments that make no sense
     UNAVAILABLE = 3  # no broker answered
     FENCED = 4  # a newer aggregator has taken over
+    NOT_FOUND = 5  # what was asked for is not there
     FORCED = 130  # a second signal cut the drain short
+    INTERRUPTED = 130  # Ctrl-C, before the work had ended
 
 
 def exit_code(error: LlmosError) -> ExitCode:
@@ -39,6 +41,8 @@ def exit_code(error: LlmosError) -> ExitCode:
             return ExitCode.UNAVAILABLE
         case Fenced():
             return ExitCode.FENCED
+        case NotFound() | TopicMissing() | OffsetGone():
+            return ExitCode.NOT_FOUND
         case _:
             return ExitCode.FAILED
 
@@ -88,6 +92,7 @@ async def _supervise(role: Callable[[Shutdown], Awaitable[object]], stop_seconds
             task.cancel()
         else:
             logger.info("%s: stopping; once more to force", name)
+            shutdown.interrupted = name == signal.SIGINT.name
             shutdown.request()
             if task is not None and stop_seconds < math.inf:
                 deadlines.append(loop.call_later(stop_seconds, cut_short, task))

@@ -15,6 +15,8 @@ class Shutdown:
 
     def __init__(self) -> None:
         self._event = asyncio.Event()
+        self.interrupted = False
+        """Whether it was Ctrl-C that asked."""
 
     @property
     def requested(self) -> bool:

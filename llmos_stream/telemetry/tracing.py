@@ -13,7 +13,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, NamedTuple, Protocol, Self
 
 from llmos_stream.config import TracingSettings
-from llmos_stream.errors import ConfigError
+from llmos_stream.errors import ConfigError, install
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace.export import SpanExporter
@@ -164,9 +164,7 @@ def open_tracer(
     try:
         from llmos_stream.telemetry.otlp import OpenTelemetry  # noqa: PLC0415 (an extra)
     except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"tracing.endpoint needs {error.name}; install it with: pip install 'llmos-stream[tracing]'"
-        ) from None
+        raise ConfigError(f"tracing.endpoint needs {error.name}; {install('tracing')}") from None
     return OpenTelemetry(settings, facts, exporter)
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from llmos_stream.config import ClientSettings, TaskSettings
-from llmos_stream.errors import TaskError
+from llmos_stream.errors import TaskError, install
 from llmos_stream.training.models import small_convnet
 from llmos_stream.training.partition import stratified_holdout
 from llmos_stream.training.seeds import derive_seed
@@ -30,7 +30,7 @@ class DigitsTask(TensorTask):
         try:
             from sklearn.datasets import load_digits  # noqa: PLC0415  # only this task needs the extra
         except ImportError as error:
-            raise TaskError(f"needs scikit-learn ({error}): pip install 'llmos-stream[demo]'") from error
+            raise TaskError(f"needs scikit-learn ({error}); {install('demo')}") from error
         pixels, labels = load_digits(return_X_y=True)
         scaled = torch.from_numpy(pixels).float() / _GREY_LEVELS
         images = ((scaled - _PIXEL_MEAN) / _PIXEL_STD).reshape(-1, 1, 8, 8)

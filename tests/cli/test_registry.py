@@ -29,7 +29,7 @@ def registry(kafka: KafkaNode, on_kafka: str, tmp_path: Path, monkeypatch: pytes
 def test_promote_list_and_rollback(llmos: Run, registry: Path) -> None:
     assert not any(row["promoted"] for row in llmos("versions", "list", "--json").json())
     done = llmos("versions", "rollback")
-    assert done.status == 2
+    assert done.status == 5
     assert done.error().startswith("there is nothing to go back to: nothing is promoted")
 
     done = llmos("versions", "promote", "1")
@@ -45,21 +45,21 @@ def test_promote_list_and_rollback(llmos: Run, registry: Path) -> None:
 
     assert llmos("versions", "rollback", "--json").json()["version"] == 1
     done = llmos("versions", "rollback")
-    assert done.status == 2
+    assert done.status == 5
     assert "version 1 is the first one promoted" in done.error()
 
 
 def test_what_makes_no_sense(llmos: Run, registry: Path) -> None:
-    for arguments, said in (
-        (["promote"], "promote needs the number of a version"),
-        (["rollback", "1"], "rollback goes to the version promoted before"),
-        (["promote", "99"], "version 99 is neither in the log nor in the registry"),
-        (["promote", "99", "--registry.url", "none"], "version 99 is not in the log; name the registry"),
-        (["export", "99"], "version 99 is not in the log, which holds 0 to 1; the registry holds none"),
-        (["export", "99", "--registry.url", "none"], "version 99 is not in the log, which holds 0 to 1"),
+    for arguments, said, status in (
+        (["promote"], "promote needs the number of a version", 2),
+        (["rollback", "1"], "rollback goes to the version promoted before", 2),
+        (["promote", "99"], "version 99 is neither in the log nor in the registry", 5),
+        (["promote", "99", "--registry.url", "none"], "version 99 is not in the log; name the registry", 5),
+        (["export", "99"], "version 99 is not in the log, which holds 0 to 1; the registry holds none", 5),
+        (["export", "99", "--registry.url", "none"], "version 99 is not in the log, which holds 0 to 1", 5),
     ):
         done = llmos("versions", *arguments)
-        assert done.status == 2
+        assert done.status == status
         assert done.error().startswith(said)
     done = llmos("archive", "--registry.url", "none")
     assert done.status == 2
@@ -100,7 +100,7 @@ def test_a_version_that_the_log_no_longer_has_is_exported_from_the_registry(
     assert "its SHA-256 differs" in done.error()
     assert not list(tmp_path.glob("damaged*"))
     done = llmos("versions", "export", "7")
-    assert done.status == 2
+    assert done.status == 5
     assert done.error().endswith("the registry holds 0, 1")
 
 

@@ -103,12 +103,12 @@ def test_export_to_where_nothing_can_be_written(llmos: Run, logged: Logged, tmp_
 @pytest.mark.parametrize("action", ["show", "export"])
 def test_a_version_that_is_not_there(llmos: Run, logged: Logged, action: str) -> None:
     done = llmos("versions", action, "99")
-    assert (done.status, done.error()) == (2, "version 99 is not in the log, which holds 0 to 1")
+    assert (done.status, done.error()) == (5, "version 99 is not in the log, which holds 0 to 1")
 
 
 def test_an_empty_federation(llmos: Run, on_kafka: str) -> None:
     done = llmos("versions", "list")
-    assert done.status == 1
+    assert done.status == 5
     assert done.error().startswith(f"topic {on_kafka}.models does not exist; create")
     llmos("topics", "create")
     assert llmos("versions", "list", "--json").json() == []
@@ -117,5 +117,5 @@ def test_an_empty_federation(llmos: Run, on_kafka: str) -> None:
     assert done.out.startswith(f"federation {on_kafka} has no versions in the log")
     for number in ([], ["3"]):
         done = llmos("versions", "show", *number)
-        assert done.status == 2
+        assert done.status == 5
         assert done.error().startswith(f"federation {on_kafka} has no versions in the log")

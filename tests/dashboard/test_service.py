@@ -57,7 +57,7 @@ def test_a_page_without_its_libraries_says_what_to_install(llmos: Command, monke
     monkeypatch.setitem(sys.modules, "starlette.applications", None)
     done = llmos("monitor", "--dashboard.port", "0")
     assert done.status == 2
-    assert "pip install 'llmos-stream[dashboard]'" in done.error()
+    assert "pip install -e '.[dashboard]'" in done.error()
 
 
 def test_the_token_is_no_flag(llmos: Command) -> None:

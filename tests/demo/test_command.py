@@ -27,7 +27,7 @@ def test_the_demo_as_it_is_learns_to_read_digits(llmos: Run, tmp_path: Path) -> 
     if find_spec("sklearn") is None:
         if IN_CI:
             pytest.fail("CI must run the real demo: scikit-learn is not installed")
-        pytest.skip("the demo's digits need scikit-learn: pip install 'llmos-stream[demo]'")
+        pytest.skip("the demo's digits need scikit-learn: pip install -e '.[demo]'")
     done = llmos("demo", "--json", "--report", tmp_path / "report.html")
     assert done.status == 0, done
     found = done.json()

@@ -4,6 +4,7 @@ import asyncio
 import copy
 import gc
 import math
+import os
 import subprocess
 import sys
 import threading
@@ -198,6 +199,30 @@ def test_closing_leaves_no_thread_and_refuses_more() -> None:
     assert threading.active_count() == before
     with pytest.raises(Closed, match="make a new one"):
         fl.train(1)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_forked_process_is_told_to_make_its_own() -> None:
+    model = _model()
+    with FederatedLearning(model, _batches(1), torch.optim.SGD(model.parameters(), lr=0.1)) as fl:
+        fl.train(0)
+        read, write = os.pipe()
+        child = os.fork()
+        if child == 0:
+            try:
+                fl.train(1)
+            except Closed as error:
+                os.write(write, f"{type(error).__name__}: {error}".encode())
+            finally:
+                fl.close()
+                os._exit(7)
+        os.close(write)
+        with os.fdopen(read) as told:
+            said = told.read()
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+        assert said.startswith("Closed: this FederatedLearning object ")
+        assert "fork" in said
+        assert "loss" in fl.train(1)
 
 
 def test_the_end_of_the_run_is_told(tmp_path: Path) -> None:

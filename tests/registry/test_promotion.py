@@ -4,7 +4,7 @@ import orjson
 import pytest
 
 from llmos_stream.broker import Broker, Topics
-from llmos_stream.errors import ConfigError
+from llmos_stream.errors import NotFound
 from llmos_stream.log import ControlView, Pointer, Promotion, version_index
 from llmos_stream.registry import promote, promoted, roll_back
 from llmos_stream.runtime import Offload
@@ -51,7 +51,7 @@ async def test_promote_and_roll_back(broker: Broker, federation: str) -> None:
             await running.send(update(delta_of(1.0), sequence=number, base_version=number - 1))
             await running.version(number)
         assert await promoted(broker, Topics(settings.federation.name)) is None
-        with pytest.raises(ConfigError, match="nothing to go back to: nothing is promoted"):
+        with pytest.raises(NotFound, match="nothing to go back to: nothing is promoted"):
             await roll_back(broker, Topics(settings.federation.name), settings.registry, offload)
         for number in (1, 3, 2):
             await promote(broker, Topics(settings.federation.name), settings.registry, number, offload)
@@ -60,10 +60,10 @@ async def test_promote_and_roll_back(broker: Broker, federation: str) -> None:
         assert await promoted(broker, Topics(settings.federation.name)) == again
         assert (await roll_back(broker, Topics(settings.federation.name), settings.registry, offload)).version == 3
         assert (await roll_back(broker, Topics(settings.federation.name), settings.registry, offload)).version == 1
-        with pytest.raises(ConfigError, match="version 1 is the first one promoted"):
+        with pytest.raises(NotFound, match="version 1 is the first one promoted"):
             await roll_back(broker, Topics(settings.federation.name), settings.registry, offload)
         for number in (4, -1):
-            with pytest.raises(ConfigError, match=f"version {number} is not in the log; name the registry"):
+            with pytest.raises(NotFound, match=f"version {number} is not in the log; name the registry"):
                 await promote(broker, Topics(settings.federation.name), settings.registry, number, offload)
         now = await promoted(broker, Topics(settings.federation.name))
     assert now is not None
@@ -77,7 +77,7 @@ async def test_a_version_of_the_registry_alone_can_be_promoted(broker: Broker, f
         await running.version(0)
         assert (await promote(broker, Topics(settings.federation.name), settings.registry, 70, offload)).version == 70
         for number in (71, -70):
-            with pytest.raises(ConfigError, match=f"version {number} is neither in the log nor in the registry"):
+            with pytest.raises(NotFound, match=f"version {number} is neither in the log nor in the registry"):
                 await promote(broker, Topics(settings.federation.name), settings.registry, number, offload)
 
 

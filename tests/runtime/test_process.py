@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from llmos_stream.errors import BrokerUnavailable, ConfigError, Fenced, LlmosError
+from llmos_stream.errors import BrokerUnavailable, ConfigError, Fenced, LlmosError, NotFound, OffsetGone, TopicMissing
 from llmos_stream.runtime import ExitCode, Shutdown, run_process
 
 
@@ -18,6 +18,9 @@ from llmos_stream.runtime import ExitCode, Shutdown, run_process
         (ConfigError("codec.block: no"), ExitCode.CONFIG),
         (BrokerUnavailable("no broker at 127.0.0.1:1"), ExitCode.UNAVAILABLE),
         (Fenced("taken over"), ExitCode.FENCED),
+        (NotFound("version 9 is not in the log"), ExitCode.NOT_FOUND),
+        (TopicMissing("there is no topic"), ExitCode.NOT_FOUND),
+        (OffsetGone("offset 3"), ExitCode.NOT_FOUND),
         (LlmosError("other"), ExitCode.FAILED),
     ],
 )

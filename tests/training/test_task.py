@@ -101,6 +101,23 @@ def test_what_is_wrong_with_a_task_is_said_with_its_entry(module: str, attribute
         _load(f"{module}:{attribute}")
 
 
+def test_a_task_in_the_current_folder_is_found_by_an_installed_program(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python has the current folder on its path where it is run as `python -m`, and not in a script of its own."""
+    name = f"package_{uuid4().hex}"
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "task.py").write_text(f"from {name}.own import Lines\n")
+    (tmp_path / name / "own.py").write_text(OWN_TASK)
+    path = [place for place in sys.path if place and Path(place).exists() and Path(place) != Path.cwd()]
+    monkeypatch.setattr(sys, "path", list(path))
+    monkeypatch.chdir(tmp_path)
+    assert _load(f"{name}.task:Lines").num_train_examples(0) == 8
+    assert sys.path == [*path, str(tmp_path)]
+    with pytest.raises(TaskError, match="there is no module not_here"):
+        _load("not_here:make")
+
+
 @pytest.mark.parametrize(
     ("source", "reason"),
     [
@@ -143,7 +160,7 @@ def test_an_entry_that_names_nothing_is_refused(entry: str, reason: str) -> None
 
 def test_digits_without_scikit_learn_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    with pytest.raises(TaskError, match=r"'digits': needs scikit-learn .* pip install 'llmos-stream\[demo\]'"):
+    with pytest.raises(TaskError, match=r"'digits': needs scikit-learn .* pip install -e '\.\[demo\]'"):
         _load("digits")
 
 

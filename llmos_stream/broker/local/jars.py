@@ -32,7 +32,10 @@ _POM = f"""<project xmlns="http://maven.apache.org/POM/4.0.0">
 def folder() -> Path:
     """Where the jars are, or will be: `llmos-stream/kafka-VERSION` in the user's cache folder."""
     cache = os.environ.get("XDG_CACHE_HOME")
-    return (Path(cache) if cache else Path.home() / ".cache") / "llmos-stream" / f"kafka-{KAFKA_VERSION}"
+    try:
+        return (Path(cache) if cache else Path.home() / ".cache") / "llmos-stream" / f"kafka-{KAFKA_VERSION}"
+    except RuntimeError:
+        raise BrokerError("this user has no home folder; set XDG_CACHE_HOME to one for Kafka's programs") from None
 
 
 def fetched() -> bool:
