@@ -138,6 +138,9 @@ class VersionHead:
     tensors: tuple[TensorSpec, ...] | None = None
     rule: Mapping[str, object] = field(default_factory=dict)
     build: Mapping[str, str] = field(default_factory=dict)
+    parent_digest: bytes | None = None
+    """That of the parent's prelude (see `wire.head_digest`); zeros where there is no parent. None: from before these
+    digests came."""
 
 
 @dataclass(frozen=True, slots=True)

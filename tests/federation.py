@@ -27,5 +27,5 @@ async def decoded_versions(reader: Reader, wire: WireSettings) -> AsyncIterator[
     """
     follower = Follower()
     async for logged in read_versions(reader, wire):
-        if (version := follower.take(logged.head, logged.parts)) is not None:
+        if (version := follower.take(logged.head, logged.parts, logged.digest)) is not None:
             yield version

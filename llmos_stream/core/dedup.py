@@ -105,6 +105,11 @@ class Sequences:
         """One client's window, as in `dump`. Raises KeyError for a client that has none."""
         return self._windows[client_id].dump()
 
+    def find(self, client_id: bytes) -> list[int] | None:
+        """As `dump_of`, by the encoded id; None for a client that has none."""
+        window = self._windows.get(client_id.decode(errors="replace"))
+        return None if window is None else window.dump()
+
     def dump(self) -> dict[str, list[int]]:
         """Plain, of integers below 2^64."""
         return {client_id: window.dump() for client_id, window in self._windows.items()}

@@ -1,6 +1,7 @@
 """`<f>.control` as everyone sees it: the newest version, who aggregates, and whether the run has ended."""
 
 import logging
+from collections import deque
 
 import orjson
 
@@ -8,9 +9,12 @@ from llmos_stream.broker import Reader, Record
 from llmos_stream.errors import BrokerUnavailable
 from llmos_stream.log.stream import RecordStream, foreign
 from llmos_stream.runtime import SYSTEM_CLOCK, Clock, Shutdown
+from llmos_stream.telemetry.process_metrics import FOREIGN
+from llmos_stream.types import TopicKind
 from llmos_stream.wire.control import (
     AGGREGATOR,
     LATEST,
+    MOST_TAKEOVERS,
     PAUSED,
     PROMOTED,
     RUN,
@@ -27,6 +31,7 @@ from llmos_stream.wire.control import (
     load_paused,
     load_promotion,
     load_run_end,
+    load_sequences,
 )
 
 __all__ = ["Checkpoint", "ControlView", "Leader", "Pointer", "Promotion", "RunEnd"]
@@ -37,6 +42,8 @@ _POLL_SECONDS = 0.5
 _CATCH_UP_SECONDS = 60.0
 _HEARING_SECONDS = 0.05
 _HEARINGS = 8
+_REMEMBERED = 16
+_SPOILT_KEPT = 1024
 
 
 class ControlView:
@@ -51,14 +58,43 @@ class ControlView:
         self._clock = clock
         self._with_sequences = with_sequences
         self.sequences: dict[str, list[int]] = {}
-        self.latest: Pointer | None = None
         self.finished: RunEnd | None = None
-        self.checkpoint: Checkpoint | None = None
+        # What lies behind the newest ones may not be what they say: then those before count.
+        self._pointers: deque[Pointer] = deque(maxlen=_REMEMBERED)
+        self._checkpoints: deque[Checkpoint] = deque(maxlen=_REMEMBERED)
         self.leader: Leader | None = None
         self.promoted: Promotion | None = None
         self.paused = False
+        self.spoilt: set[bytes] = set()
+        """Keys of the aggregator under which something lies that cannot be read, and hides what did: the topic is
+        compacted."""
+        self.begun = False
+        """Whether a version has ever been announced, as far as anybody can tell."""
         self.beats = 0
         """How often the leader has been heard. One that was superseded is not listened to."""
+
+    @property
+    def latest(self) -> Pointer | None:
+        """Where the newest version is that has not turned out to be none."""
+        return self._pointers[-1] if self._pointers else None
+
+    def checkpoint_of(self, version: int) -> Checkpoint | None:
+        """What an aggregator kept with this version, where it is one of the newest."""
+        return next((kept for kept in reversed(self._checkpoints) if kept.version == version), None)
+
+    def disown_unkept(self) -> None:
+        """Pass over versions that were announced without the state that an aggregator writes with each."""
+        while (pointer := self.latest) is not None and self._checkpoints:
+            if self.checkpoint_of(pointer.version) is not None:
+                return
+            self.disown(pointer, "no aggregator's state was written with it")
+
+    def disown(self, pointer: Pointer, why: str) -> None:
+        """There is no such version of this run: the one before is the newest, until another is announced."""
+        if pointer in self._pointers:
+            FOREIGN.labels(TopicKind.CONTROL).inc()
+            logger.warning("version %d is passed over: %s", pointer.version, why)
+            self._pointers.remove(pointer)
 
     async def catch_up(self, timeout_seconds: float = _CATCH_UP_SECONDS) -> None:
         """Read what is there now. Raises BrokerUnavailable when that takes longer than the time-out."""
@@ -109,17 +145,20 @@ class ControlView:
         return self.latest is not None and (version is None or self.latest.version > version)
 
     def _apply(self, record: Record) -> None:
+        self.begun = self.begun or record.key == LATEST
         try:
             if record.key is not None and record.key.startswith(SEQUENCES):
                 self._apply_sequences(record.key.removeprefix(SEQUENCES).decode(), record.value)
                 return
             if record.value is None:
+                if record.key in {LATEST, STATE}:
+                    raise ValueError("it takes away what was there")
                 return
             value = orjson.loads(record.value)
             if record.key == LATEST:
-                self.latest = load_latest(value)
+                self._pointers.append(load_latest(value))
             elif record.key == STATE:
-                self.checkpoint = load_checkpoint(value)
+                self._checkpoints.append(load_checkpoint(value))
             elif record.key == AGGREGATOR:
                 self._apply_leader(load_leader(value))
             elif record.key == PROMOTED:
@@ -128,12 +167,20 @@ class ControlView:
                 self.paused = load_paused(value)
             elif record.key == RUN:
                 self.finished = load_run_end(value) or self.finished
-        except (orjson.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError):
+        except (KeyError, TypeError, ValueError, AttributeError) as error:  # orjson.JSONDecodeError is a ValueError
             # A setting that cannot be read must not stop a role that can go on with the last good one.
-            foreign(record.topic, record.offset, "it is no control record")
+            foreign(record.topic, record.offset, f"it is no control record ({str(error)[:100]})")
+            self._note_spoilt(record.key or b"")
+
+    def _note_spoilt(self, key: bytes) -> None:
+        if (key in {LATEST, STATE} or key.startswith(SEQUENCES)) and len(self.spoilt) < _SPOILT_KEPT:
+            self.spoilt.add(key)
 
     def _apply_leader(self, leader: Leader) -> None:
-        if self.leader is None or leader.term >= self.leader.term:
+        known = 0 if self.leader is None else self.leader.term
+        if not 0 < leader.term <= known + MOST_TAKEOVERS:
+            raise ValueError(f"term {leader.term} after term {known}")
+        if leader.term >= known:
             self.leader = leader
             self.beats += 1
 
@@ -142,4 +189,4 @@ class ControlView:
             return
         self.sequences.pop(client_id, None)
         if value is not None:
-            self.sequences[client_id] = [int(number) for number in orjson.loads(value)]
+            self.sequences[client_id] = load_sequences(orjson.loads(value))

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from llmos_stream.broker import Reader, Record, TopicPartition
 from llmos_stream.errors import OffsetGone, Rejected
 from llmos_stream.log.stream import value_of
-from llmos_stream.types import Head, Part
-from llmos_stream.wire import Chunk, prelude_needs, read_chunk, unpack_prelude
+from llmos_stream.types import Part
+from llmos_stream.wire import Chunk, Prelude, prelude_needs, read_chunk, unpack_prelude
 
 _SHORTEST_POLL_SECONDS = 0.01
 _LONGEST_POLL_SECONDS = 1.0
@@ -82,8 +82,8 @@ class Cursor:
             piece = earlier
         return piece
 
-    async def head(self, piece: Piece, end: int) -> Head | None:
-        """The head of the message that begins with `piece`; None where there is none that can be read."""
+    async def prelude(self, piece: Piece, end: int) -> Prelude | None:
+        """What the message that begins with `piece` opens with, its head parsed; None where it cannot be read."""
         data: Part = piece.chunk.body
         last = piece
         try:
@@ -99,7 +99,7 @@ class Cursor:
                 data = b"".join(parts)
         except Rejected:
             return None
-        return prelude.head
+        return prelude
 
     async def _record(self, offset: int, end: int) -> Record | None:
         """The first record from `offset` on, before `end`."""

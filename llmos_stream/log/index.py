@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from llmos_stream.broker import Broker, TopicPartition
-from llmos_stream.errors import OffsetGone
+from llmos_stream.errors import OffsetGone, Reason, Rejected
 from llmos_stream.log.cursor import Cursor, Piece
 from llmos_stream.log.standing import LocatedVersion, Standing, Succession
 from llmos_stream.types import VersionHead, VersionKind
@@ -20,6 +20,7 @@ from llmos_stream.wire.control import Pointer
 logger = logging.getLogger(__name__)
 
 _UNSURE_KEPT = 1024
+_OTHERS_PASSED = 64
 _FETCH_BYTES = 964 * 1024
 """One record of a version (`wire.chunk_bytes`), and the end of the transaction before it. Kafka gives no less than a
 whole record, and sends in vain what is begun of the next one."""
@@ -96,8 +97,7 @@ class VersionIndex:
 
         Raises OffsetGone when retention has deleted what lay there.
         """
-        if pointer.offset < self._oldest:
-            raise OffsetGone(f"version {pointer.version} at offset {pointer.offset}: the oldest one is {self._oldest}")
+        self._require(pointer)
         piece = await self._cursor.first(pointer.offset, min(pointer.offset + 1, self._end))
         found = await self._version(piece)
         return found if found is not None and found.head.number == pointer.version else None
@@ -120,6 +120,44 @@ class VersionIndex:
             here = before
         full = Pointer(here.head.number, here.partition, here.offset)
         return full if here is version else Pointer(version.head.number, version.partition, version.offset, full)
+
+    async def chain(self, pointer: Pointer) -> list[LocatedVersion]:
+        """The version that `pointer` names and all that it stands on, the full one first, each on the one before.
+
+        The full one, too, must follow from what is before it in the log.
+
+        Raises:
+            OffsetGone: retention has deleted what lay there.
+            Rejected: there is no such version, or it does not follow from those before it.
+        """
+        self._require(pointer.beginning)
+        here = await self.at(pointer)
+        if here is None:
+            raise Rejected(Reason.MALFORMED, f"version {pointer.version} does not begin at offset {pointer.offset}")
+        chain = [here]
+        while here.head.kind is not VersionKind.FULL:
+            here = await self._parent(here)
+            chain.append(here)
+        await self._parent(here, first=True)
+        return chain[::-1]
+
+    def _require(self, pointer: Pointer) -> None:
+        if pointer.offset < self._oldest:
+            raise OffsetGone(f"version {pointer.version} at offset {pointer.offset}: the oldest one is {self._oldest}")
+
+    async def _parent(self, version: LocatedVersion, *, first: bool = False) -> LocatedVersion:
+        """The version that this one follows; itself where nothing is before it, and it may be the `first`.
+
+        What others wrote between the two is passed over, as far as it is not too much.
+        """
+        here, others = await self._before(version.offset, version.records + 1, checked=True), 0
+        if first and here is None:
+            return version
+        while here is not None and others < _OTHERS_PASSED:
+            if version.follows(here):
+                return here
+            here, others = await self._before(here.offset, here.records + 1, checked=True), others + 1
+        raise Rejected(Reason.MALFORMED, f"version {version.head.number} does not follow from those before it")
 
     async def _run(self, start: int) -> AsyncIterator[LocatedVersion]:
         """The versions of the run, from `start` on."""
@@ -219,7 +257,10 @@ class VersionIndex:
 
     async def _version(self, begun: Piece | None) -> LocatedVersion | None:
         """The version that begins there, if it is one."""
-        head = None if begun is None else await self._cursor.head(begun, self._end)
-        if begun is None or not isinstance(head, VersionHead) or head.number != begun.number:
+        prelude = None if begun is None else await self._cursor.prelude(begun, self._end)
+        if begun is None or prelude is None:
             return None
-        return LocatedVersion(head, self._cursor.at.partition, begun.offset, begun.chunk.count)
+        head = prelude.head
+        if not isinstance(head, VersionHead) or head.number != begun.number:
+            return None
+        return LocatedVersion(head, self._cursor.at.partition, begun.offset, begun.chunk.count, prelude.digest)

@@ -4,19 +4,37 @@ A version costs its reader its own message alone while the reader follows; whoev
 lost its place, reads the newest full version and the deltas since.
 """
 
-from collections.abc import Iterable
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 from llmos_stream.broker import Reader, TopicPartition
 from llmos_stream.config import WireSettings
-from llmos_stream.errors import BrokerUnavailable, Reason, Rejected
+from llmos_stream.errors import BrokerUnavailable, OffsetGone, Reason, Rejected
+from llmos_stream.log.control import ControlView
+from llmos_stream.log.cursor import Cursor
+from llmos_stream.log.index import VersionIndex
 from llmos_stream.log.record_tracing import version_attributes
 from llmos_stream.log.stream import MessageStream, foreign
-from llmos_stream.log.versions import Version, apply_version, decode_version, version_assembler, version_head
+from llmos_stream.log.versions import (
+    Version,
+    apply_version,
+    check_follows,
+    decode_version,
+    version_assembler,
+    version_head,
+)
 from llmos_stream.runtime import SYSTEM_CLOCK, Clock, Offload
 from llmos_stream.telemetry.tracing import TraceParent, follow
 from llmos_stream.types import Part, VersionHead, VersionKind
 from llmos_stream.wire import Message, Refusal
 from llmos_stream.wire.control import Pointer
+
+logger = logging.getLogger(__name__)
+
+_LOOK_SECONDS = 0.1
+_VISIBLE_SECONDS = 10.0
+"""How long after its pointer a version is seen at the latest: both are of one transaction."""
 
 
 class Follower:
@@ -25,39 +43,51 @@ class Follower:
     def __init__(self) -> None:
         self.version: Version | None = None
 
-    def take(self, head: VersionHead, parts: Iterable[Part]) -> Version | None:
+    def take(self, head: VersionHead, parts: Iterable[Part], digest: bytes) -> Version | None:
         """The version, decoded; None for a delta while no full version has come. Works for a while.
 
-        Raises Rejected for a version that is not what it says, or a delta on another than the one held. Then none is
-        held, and the next full version is needed.
+        `digest` is that of its prelude. Raises Rejected for a version that does not follow the one held, which stays.
+        Raises it for one that is not what it says, too. Then none is held, and the next full version is needed.
         """
+        if self.version is not None:
+            check_follows(self.version.head, self.version.digest, head)
         held, self.version = self.version, None
         if head.kind is VersionKind.FULL:
-            self.version = decode_version(head, parts, None if held is None else held.weights)
+            version = decode_version(head, parts, None if held is None else held.weights)
         elif held is not None:
-            self.version = apply_version(held, head, parts)
+            version = apply_version(held, head, parts)
+        else:
+            return None
+        self.version = replace(version, digest=digest)
         return self.version
 
 
 def take_message(follower: Follower, message: Message) -> Version | None:
     """The version in `message`, whose parts are given back. Works for a while, raises as `Follower.take`."""
     try:
-        return follower.take(version_head(message), message.parts)
+        return follower.take(version_head(message), message.parts, message.head_digest)
     finally:
         message.parts.close()  # here and not where the last reference goes: the end of a file may take a while
 
 
 class Replica:
-    """The newest version that was asked for. Not for two tasks at once."""
+    """The newest version that was asked for. Not for two tasks at once.
+
+    Whoever comes late takes the versions that the heads show to stand on each other, whoever follows the next one that
+    follows the version held. What others wrote between them is passed over.
+    """
 
     def __init__(
         self, reader: Reader, topic: str, wire: WireSettings, offload: Offload, clock: Clock = SYSTEM_CLOCK
     ) -> None:
+        self._reader = reader
         self._stream = MessageStream(reader, version_assembler(wire), clock=clock, on_refusal=self._refused)
         self._topic = topic
         self._offload = offload
+        self._clock = clock
         self._follower = Follower()
         self._wanted: Pointer | None = None
+        self._chain: Mapping[int, int] | None = None  # offset and number of what is read next, where that is known
         self._next = 0  # where the message after the version held begins
         self._in_place = False  # the stream stands there: a seek would throw away what it has fetched ahead
         self.parent_span: TraceParent | None = None
@@ -68,51 +98,105 @@ class Replica:
 
         Raises:
             OffsetGone: retention has deleted it; a newer one exists: read control again.
-            Rejected: what is there is not that version.
+            Rejected: what is there is not that version, or does not follow from those before it.
             BrokerUnavailable: for `timeout_seconds` nothing came of it.
         """
-        held, beginning = self._follower.version, pointer.beginning
-        if held is not None and held.head.number == pointer.version:
+        held, number = self._follower.version, pointer.version
+        if held is not None and held.head.number == number:
             return held
-        at = TopicPartition(self._topic, pointer.partition)
-        if held is None or not beginning.version - 1 <= held.head.number < pointer.version:
+        if held is not None and pointer.beginning.version - 1 <= held.head.number < number:
+            try:
+                return await self._move(pointer, timeout_seconds)
+            except Rejected as error:
+                logger.warning("%s: reading version %d anew from the full one that it stands on", error, number)
+        return await self._move(pointer, timeout_seconds, late=True)
+
+    async def _move(self, pointer: Pointer, timeout_seconds: float, *, late: bool = False) -> Version:
+        at, in_place = TopicPartition(self._topic, pointer.partition), self._in_place
+        self._in_place, self._wanted, self._chain = False, pointer, None
+        await self._await_visible(pointer, at, timeout_seconds)
+        if late:
+            cursor = Cursor(self._reader, at)
+            index = VersionIndex(cursor, *await cursor.bounds())
+            self._chain = {version.offset: version.head.number for version in await index.chain(pointer)}
             self._follower.version = None
-            self._stream.seek(at, beginning.offset)
-        elif not self._in_place:
+            self._stream.seek(at, min(self._chain))
+        elif not in_place:
             self._stream.seek(at, self._next)
-        self._in_place, self._wanted = False, pointer
         while (message := await self._stream.awaited(at, timeout_seconds)) is not None:
             if (version := await self._take(message, pointer)) is not None:
                 self._in_place = True
                 return version
         raise BrokerUnavailable(f"version {pointer.version} of {self._topic} did not arrive in {timeout_seconds:g} s")
 
+    async def _await_visible(self, pointer: Pointer, at: TopicPartition, timeout_seconds: float) -> None:
+        """Wait until the log reaches to where the version is: its pointer may be seen a moment earlier."""
+        begun = self._clock.monotonic()
+        while await self._is_beyond_end(pointer, at):
+            if self._clock.monotonic() - begun > min(timeout_seconds, _VISIBLE_SECONDS):
+                where = f"version {pointer.version} of {self._topic}, at offset {pointer.offset},"
+                if timeout_seconds < _VISIBLE_SECONDS:
+                    raise BrokerUnavailable(f"{where} did not arrive in {timeout_seconds:g} s")
+                raise Rejected(Reason.MISSING_CHUNK, f"{where} is beyond the end of the log")
+            await self._clock.sleep(_LOOK_SECONDS)
+
+    async def _is_beyond_end(self, pointer: Pointer, at: TopicPartition) -> bool:
+        return (await self._reader.end_offsets())[at] <= pointer.offset
+
     async def _take(self, message: Message, pointer: Pointer) -> Version | None:
-        """The version asked for, when this is it. What nobody points to, and is not the next one, is passed over."""
-        head, follower = version_head(message), self._follower
-        expected = pointer.beginning.version if follower.version is None else follower.version.head.number + 1
-        if head.number != expected:
-            self._pass_over(message.first_offset, Reason.MALFORMED, f"version {head.number} where {expected} should be")
+        """The version asked for, when this is it. What is not the next one is passed over."""
+        head, held = version_head(message), self._follower.version
+        if not self._is_next(message.first_offset, head.number, held):
+            self._pass_over(message.first_offset, f"version {head.number}, which is not the next one")
             return None
-        self._follower = Follower()  # the other one is back once it is done: a thread is not cancelled
+        follower, self._follower = self._follower, Follower()  # back once it is done: a thread is not cancelled
         self.parent_span = self._stream.span_of(message.partition, message.first_offset)
-        with follow("version.apply", self.parent_span, version_attributes(head)):
-            version = await self._offload.run(take_message, follower, message)
+        try:
+            with follow("version.apply", self.parent_span, version_attributes(head)):
+                version = await self._offload.run(take_message, follower, message)
+        except Rejected as error:
+            if follower.version is None:
+                raise
+            self._follower = follower
+            self._pass_over(message.first_offset, error.detail)
+            return None
         self._follower, self._next = follower, message.last_offset + 1
         if version is None:
             raise Rejected(Reason.UNSUPPORTED, f"version {head.number} is not a full version")
         return version if head.number == pointer.version else None
 
+    def _is_next(self, offset: int, number: int, held: Version | None) -> bool:
+        if self._chain is not None:
+            return self._chain.get(offset) == number
+        last = self._wanted is not None and number == self._wanted.version
+        return held is not None and number == held.head.number + 1 and (not last or self._is_pointed_to(offset))
+
     def _refused(self, refusal: Refusal) -> None:
         if self._is_pointed_to(refusal.offset):
             raise Rejected(refusal.reason, f"{self._topic} at offset {refusal.offset}: {refusal.detail}")
 
-    def _pass_over(self, offset: int, reason: Reason, why: str) -> None:
+    def _pass_over(self, offset: int, why: str) -> None:
         if self._is_pointed_to(offset):
-            raise Rejected(reason, f"found {why}")
+            raise Rejected(Reason.MALFORMED, f"found {why}")
         foreign(self._topic, offset, why)
 
     def _is_pointed_to(self, offset: int) -> bool:
         """Whether the version must be there, or can be nowhere before: what is wrong with that is for the caller."""
-        wanted = self._wanted
-        return wanted is None or offset == wanted.beginning.offset or offset >= wanted.offset
+        if self._chain is not None and offset in self._chain:
+            return True
+        return self._wanted is None or offset >= self._wanted.offset
+
+
+async def newest_version(control: ControlView, replica: Replica, seconds: float) -> Version | None:
+    """The newest version that `control` announces and that is there; None where there is none.
+
+    A pointer that leads to no version of the run is disowned. Raises BrokerUnavailable as `Replica.move_to` does.
+    """
+    while (pointer := control.latest) is not None:
+        try:
+            return await replica.move_to(pointer, seconds)
+        except (OffsetGone, Rejected) as error:
+            await control.catch_up()  # retention may have overtaken it: then a newer one is there
+            if control.latest == pointer:
+                control.disown(pointer, str(error))
+    return None

@@ -28,6 +28,8 @@ class LoggedVersion:
     parts: Iterable[Part]
     partition: int
     offset: int
+    digest: bytes = b""
+    """See `wire.Prelude.digest`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +48,8 @@ async def read_versions(reader: Reader, wire: WireSettings) -> AsyncIterator[Log
     """
     stream = MessageStream(reader, version_assembler(wire))
     async for message in stream.to_end():
-        yield LoggedVersion(version_head(message), message.parts, message.partition, message.first_offset)
+        at = message.partition, message.first_offset
+        yield LoggedVersion(version_head(message), message.parts, *at, message.head_digest)
 
 
 async def read_heads(reader: Reader, kind: type[H]) -> AsyncIterator[LoggedHead[H]]:

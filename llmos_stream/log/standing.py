@@ -4,6 +4,8 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from llmos_stream.errors import Rejected
+from llmos_stream.log.versions import check_follows
 from llmos_stream.types import VersionHead, VersionKind
 from llmos_stream.wire.control import Pointer
 
@@ -19,10 +21,20 @@ class LocatedVersion:
     partition: int
     offset: int
     records: int
+    digest: bytes = b""
+    """See `wire.Prelude.digest`."""
 
     def continues(self, before: "LocatedVersion") -> bool:
         """Whether this is what a run publishes after `before`."""
         return self.head.number == before.head.number + 1 or self.head.parent == before.head.number
+
+    def follows(self, before: "LocatedVersion") -> bool:
+        """Whether `before` is the very version that this one names as its parent."""
+        try:
+            check_follows(before.head, before.digest, self.head)
+        except Rejected:
+            return False
+        return True
 
 
 class Standing:

@@ -21,11 +21,12 @@ FULL_CODEC = CodecSpec(CodecId.FLOAT32)
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """A decoded version: its head, its layout and its weights (flat, float32)."""
+    """A decoded version: its head, its layout and its weights (flat, float32), and the digest of its prelude."""
 
     head: VersionHead
     layout: Layout
     weights: Tensor
+    digest: bytes = b""
 
 
 @cache
@@ -47,6 +48,7 @@ class Origin:
     manifest: tuple[Contribution, ...]
     rule: Mapping[str, object]
     time_ms: int
+    parent_digest: bytes | None = None
 
 
 def encode_version(
@@ -96,6 +98,7 @@ def _head(
         tensors=layout.tensors if kind is VersionKind.FULL else None,
         rule=origin.rule,
         build=build(),
+        parent_digest=origin.parent_digest,
     )
 
 
@@ -124,12 +127,24 @@ def apply_version(before: Version, head: VersionHead, parts: Iterable[Part]) -> 
     """
     if head.kind is not VersionKind.DELTA or head.parent != before.head.number:
         raise Rejected(Reason.MALFORMED, f"version {head.number} is no delta on version {before.head.number}")
-    if head.layout_digest != before.layout.digest:
-        raise Rejected(Reason.WRONG_LAYOUT, f"version {head.number} is of another model than its parent")
     _check_payload(head, parts)
     apply_delta(before.weights, parts, head.codec)
     _check_weights(head, before.weights)
     return Version(head, before.layout, before.weights)
+
+
+def check_follows(before: VersionHead, digest: bytes, head: VersionHead) -> None:
+    """Raise Rejected(MALFORMED) unless `head` is what a run publishes after `before`, whose prelude has this digest."""
+    if (head.parent, head.number) != (before.number, before.number + 1):
+        raise Rejected(Reason.MALFORMED, f"version {head.number} does not follow version {before.number}")
+    if head.layout_digest != before.layout_digest:
+        raise Rejected(Reason.WRONG_LAYOUT, f"version {head.number} is of another model than its parent")
+    if head.parent_digest is None and before.parent_digest is None:
+        return  # both are from before these digests came
+    if head.parent_digest != digest:
+        raise Rejected(
+            Reason.MALFORMED, f"version {head.number} follows another version {before.number} than that of this run"
+        )
 
 
 def _check_payload(head: VersionHead, parts: Iterable[Part]) -> None:

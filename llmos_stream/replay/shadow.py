@@ -20,7 +20,7 @@ from llmos_stream.roles.aggregator.lifecycle import Aggregation
 from llmos_stream.roles.aggregator.loop import Folding
 from llmos_stream.roles.aggregator.preflight import check_fits
 from llmos_stream.roles.aggregator.publisher import Publisher, group_of
-from llmos_stream.roles.aggregator.recovery import fetch_layout, fetch_newest
+from llmos_stream.roles.aggregator.recovery import fetch_version, find_newest
 from llmos_stream.roles.aggregator.stopping import Ending
 from llmos_stream.runtime import Clock, Offload, Shutdown
 
@@ -76,13 +76,12 @@ class _Shadow(Aggregation):
 
     async def _lead(self, stack: AsyncExitStack, publisher: Publisher, control: ControlView) -> RunEnd | None:
         await self._live.catch_up()  # it may have stood by for long
-        own, there, live = self._federation, self._live_federation, self._live.latest
-        if live is None:
+        own, there = self._federation, self._live_federation
+        found = await find_newest(there, self._live)
+        if found is None:
             raise ValueError("prepare first")
-        if control.latest is None:
-            layout = await fetch_layout(there, live)
-        else:
-            layout = await fetch_layout(own, control.latest)
+        live = found.pointer
+        layout = (await find_newest(own, control) or found).layout
         check_fits(layout, self._settings)
         models = own.broker.reader([there.topics.models], start="committed", group=group_of(own.topics))
         source = AcceptedUpdates(
@@ -101,7 +100,7 @@ class _Shadow(Aggregation):
             full = live.beginning
             logger.info("shadowing %s from version %d on", there.name, full.version)
             await source.begin(full.version, full.offset)
-            first = await fetch_newest(there, full)
+            first = await fetch_version(there, full)
             await folding.begin(first.weights, full.version)
 
         return await self._fold(folding, control, begin)

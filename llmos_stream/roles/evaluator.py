@@ -13,7 +13,7 @@ from llmos_stream.log.events import emit
 from llmos_stream.log.federation import Federation
 from llmos_stream.log.producer import RetryingProducer
 from llmos_stream.log.record_tracing import version_attributes
-from llmos_stream.log.replica import Follower, take_message
+from llmos_stream.log.replica import Follower, newest_version, take_message
 from llmos_stream.log.stream import MessageStream, foreign
 from llmos_stream.log.topics import topics_exist
 from llmos_stream.log.versions import Version, version_assembler, version_head
@@ -143,13 +143,12 @@ async def evaluate_once(
     if not await federation.wait_for_topics():
         return None
     evaluator = await offload.run(ModelEvaluator, task, settings.task, settings.evaluator.batch_size)
-    async with federation.control() as control:
+    async with federation.control() as control, federation.reader(federation.topics.models, "latest") as models:
         while control.latest is None and not shutdown.requested:
             await control.newer_than(None, _POLL_SECONDS, shutdown)
-    if control.latest is None:
+        version = await newest_version(control, federation.replica(models), _CATCH_UP_SECONDS)
+    if version is None:
         return None
-    async with federation.reader(federation.topics.models, "latest") as models:
-        version = await federation.replica(models).move_to(control.latest, _CATCH_UP_SECONDS)
     return await offload.run(evaluator.evaluate, version.head.number, version.layout, version.weights)
 
 
@@ -172,6 +171,7 @@ async def _versions(
             logger.warning(
                 "retention deleted versions before they were evaluated (%s); going on with the newest", error
             )
+            follower.version = None
             if control.latest:
                 begin = control.latest.beginning
                 stream.seek(TopicPartition(federation.topics.models, begin.partition), begin.offset)

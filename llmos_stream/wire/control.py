@@ -27,12 +27,13 @@ promoted    {"version": int, "history": [int, ...], "time_ms": int}
 paused      {"paused": bool, "time_ms": int}
             whether training should rest. Read by clients and the aggregator
 
-A reader that finds another value under a key passes it over, and keeps what it knew.
+A reader that finds another value under a key passes it over, and keeps what it knew: integers are from 0 to 2^63 - 1,
+terms at most MOST_TAKEOVERS above the last one heard, and `<f>.models` has one partition.
 """
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import orjson
@@ -45,8 +46,14 @@ PAUSED = b"paused"
 STATE = b"state"
 SEQUENCES = b"sequences/"
 
+MOST_TAKEOVERS = 1 << 20
+"""A term counts takeovers, a second or more each: none is this far above the last one that was heard."""
 _REMEMBERED = 32
 """Promotions that can be taken back."""
+_MOST = 2**63 - 1
+_MOST_WORD = 2**64 - 1
+_MOST_SNAPSHOTS = 64
+_TEXT_CHARACTERS = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,12 +143,12 @@ def dump_latest(pointer: Pointer) -> bytes:
 def load_latest(value: Mapping[str, Any]) -> Pointer:
     """The pointer in a value of `latest`."""
     full = value.get("full")
-    return Pointer(
-        int(value["version"]),
-        int(value["partition"]),
-        int(value["offset"]),
-        None if full is None else load_latest(full),
-    )
+    at = _place(value)
+    return at if full is None else replace(at, full=_place(full))
+
+
+def _place(value: Mapping[str, Any]) -> Pointer:
+    return Pointer(_whole(value, "version"), _whole(value, "partition", 0), _whole(value, "offset"))
 
 
 def dump_run_end(end: RunEnd) -> bytes:
@@ -153,7 +160,7 @@ def load_run_end(value: Mapping[str, Any]) -> RunEnd | None:
     """The end in a value of `run`; None in a state that this reader does not know."""
     if value["state"] != "finished":
         return None
-    return RunEnd(str(value["reason"]), str(value["detail"]), int(value["version"]))
+    return RunEnd(_text(value, "reason"), _text(value, "detail"), _whole(value, "version"))
 
 
 def dump_leader(leader: Leader) -> bytes:
@@ -163,13 +170,15 @@ def dump_leader(leader: Leader) -> bytes:
 
 def load_leader(value: Mapping[str, Any]) -> Leader:
     """The leader in a value of `aggregator`."""
-    pace = float(value.get("pace_seconds", 0.0))
+    pace = value.get("pace_seconds", 0.0)
+    if isinstance(pace, bool) or not isinstance(pace, int | float):
+        raise ValueError("pace_seconds is no number")
     return Leader(
-        int(value["term"]),
-        str(value["instance"]),
+        _whole(value, "term"),
+        _text(value, "instance"),
         bool(value["left"]),
-        pace if math.isfinite(pace) else 0.0,
-        int(value.get("lag", 0)),
+        float(pace) if math.isfinite(pace) else 0.0,
+        _whole(value, "lag") if "lag" in value else 0,
     )
 
 
@@ -180,8 +189,8 @@ def dump_promotion(promotion: Promotion) -> bytes:
 
 def load_promotion(value: Mapping[str, Any]) -> Promotion:
     """The promotion in a value of `promoted`."""
-    history = tuple(int(version) for version in value["history"])
-    return Promotion(int(value["version"]), history[-_REMEMBERED:], int(value["time_ms"]))
+    history = tuple(_whole({"version": version}, "version") for version in value["history"][-_REMEMBERED:])
+    return Promotion(_whole(value, "version"), history, _whole(value, "time_ms"))
 
 
 def dump_paused(paused: bool, time_ms: int) -> bytes:
@@ -191,7 +200,9 @@ def dump_paused(paused: bool, time_ms: int) -> bytes:
 
 def load_paused(value: Mapping[str, Any]) -> bool:
     """Whether a value of `paused` pauses training."""
-    return bool(value["paused"])
+    if not isinstance(value["paused"], bool):
+        raise ValueError("paused is neither true nor false")
+    return value["paused"]
 
 
 def dump_checkpoint(checkpoint: Checkpoint) -> bytes:
@@ -201,14 +212,17 @@ def dump_checkpoint(checkpoint: Checkpoint) -> bytes:
 
 def load_checkpoint(value: Mapping[str, Any]) -> Checkpoint:
     """The checkpoint in a value of `state`."""
+    snapshots = dict(value["snapshots"])
+    if len(snapshots) > _MOST_SNAPSHOTS:
+        raise ValueError(f"{len(snapshots)} snapshots of one version")
     return Checkpoint(
-        version=int(value["version"]),
-        started_ms=int(value["started_ms"]),
-        events=int(value["events"]),
+        version=_whole(value, "version"),
+        started_ms=_whole(value, "started_ms"),
+        events=_whole(value, "events"),
         stop=dict(value["stop"]),
-        snapshots={str(name): int(offset) for name, offset in value["snapshots"].items()},
-        bases=None if value["bases"] is None else int(value["bases"]),
-        floor=int(value.get("floor", 0)),
+        snapshots={name: _whole(snapshots, name) for name in snapshots},
+        bases=None if value["bases"] is None else _whole(value, "bases"),
+        floor=_whole(value, "floor") if "floor" in value else 0,
         intake=dict(value["intake"]),
     )
 
@@ -221,3 +235,21 @@ def sequences_key(client_id: str) -> bytes:
 def dump_sequences(window: Sequence[int] | None) -> bytes | None:
     """A client's window (see `core.SequenceWindow.dump`), or the tombstone of one that is forgotten."""
     return None if window is None else orjson.dumps(list(window))
+
+
+def load_sequences(value: Sequence[Any]) -> list[int]:
+    """A client's window; whether it is one is for `core.SequenceWindow.load` to say."""
+    return [_whole({"sequences": number}, "sequences", _MOST_WORD) for number in value]
+
+
+def _whole(value: Mapping[str, Any], key: str, high: int = _MOST) -> int:
+    found = value[key]
+    if type(found) is not int or not 0 <= found <= high:
+        raise ValueError(f"{key} is no integer from 0 to {high}")
+    return found
+
+
+def _text(value: Mapping[str, Any], key: str) -> str:
+    """Printable, so that it cannot steer the terminal that it is shown on."""
+    found = str(value[key])[:_TEXT_CHARACTERS]
+    return "".join(character if character.isprintable() else " " for character in found)

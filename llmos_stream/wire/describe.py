@@ -50,6 +50,7 @@ def _version(head: VersionHead, full: bool) -> dict[str, object]:
         "kind": f"{head.kind} version",
         "number": head.number,
         "parent": head.parent,
+        "parent_digest": None if head.parent_digest is None else head.parent_digest.hex(),
         "weights_digest": head.weights_digest.hex(),
         "time": (_EPOCH + timedelta(milliseconds=head.time_ms)).isoformat(timespec="milliseconds"),
     }

@@ -50,6 +50,7 @@ of 1 to 64 characters. Fields marked * may be left out.
                           and "buffer" as a fourth item where it is one: buffers come last, and their
                           values end the payloads of updates and delta versions (see `codec.payload`);
                           a full version must have it; a tensor's name may have 512 characters
+    before *   digest     SHA-256 over what a signature of the parent covers; zeros where there is no parent
     rule *     map        aggregation settings: what JSON can say, at most 8 levels
     build *    map        strings to strings: what computed this version
 
@@ -118,6 +119,8 @@ class Prelude:
     size: int
     parsed: Head | None = None
     """The head, once somebody has asked for it."""
+    digest: bytes = b""
+    """SHA-256 of `signed`, once that was let go."""
 
     @property
     def head(self) -> Head:
@@ -127,8 +130,14 @@ class Prelude:
         return self.parsed
 
     def let_go(self) -> None:
-        """Keep what was parsed, and no longer the bytes that it was read from."""
+        """Keep what was parsed and the digest of the bytes that it was read from, and no longer the bytes."""
+        self.digest = hashlib.sha256(self.signed).digest()
         self.signed = memoryview(b"")
+
+
+def head_digest(head: Head) -> bytes:
+    """The digest of a prelude with this head (see `Prelude.digest`)."""
+    return hashlib.sha256(memoryview(pack_prelude(head))[:-1]).digest()
 
 
 def pack_prelude(head: Head, signature: bytes | None = None) -> bytes:

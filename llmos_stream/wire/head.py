@@ -26,7 +26,7 @@ _PAYLOAD = ("layout", "codec", "params", "size", "digest")
 _UPDATE = frozenset({"client", "seq", "base", "n", "metrics", *_PAYLOAD})
 _SNAPSHOT = frozenset({"version", "tensor", *_PAYLOAD})
 _LISTS = frozenset({"manifest", "tensors"})
-_VERSION = frozenset({"number", "parent", "kind", "weights", "time", "rule", "build", *_PAYLOAD, *_LISTS})
+_VERSION = frozenset({"number", "parent", "before", "kind", "weights", "time", "rule", "build", *_PAYLOAD, *_LISTS})
 _CONTRIBUTION = ("client", "seq", "partition", "offset", "n", "staleness", "weight", "clip", "digest")
 _TENSOR = ("name", "shape", "dtype")
 
@@ -76,6 +76,8 @@ def pack_version(head: VersionHead) -> bytes:
             for item in head.manifest
         ],
     }
+    if head.parent_digest is not None:
+        packed["before"] = head.parent_digest
     if head.tensors is not None:
         packed["tensors"] = [spec.row for spec in head.tensors]
     return _pack(packed)
@@ -127,6 +129,7 @@ def unpack_version(data: memoryview) -> VersionHead:
         tensors=tuple(_tensor(item) for item in f.items(found, "tensors")) if "tensors" in found else None,
         rule=f.plain(found, "rule"),
         build=f.strings(found, "build"),
+        parent_digest=f.digest(found, "before") if "before" in found else None,
     )
 
 

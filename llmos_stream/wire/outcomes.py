@@ -24,6 +24,8 @@ class Message:
     last_offset: int
     key: bytes | None
     digest_on_the_way: bytes | None = field(default=None, repr=False)
+    head_digest: bytes = field(default=b"", repr=False)
+    """See `Prelude.digest`."""
 
     @property
     def payload_digest(self) -> bytes:

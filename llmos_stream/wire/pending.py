@@ -113,6 +113,7 @@ class Pending:
             last_offset=last_offset,
             key=self.key,
             digest_on_the_way=None if self._digest is None else self._digest.digest(),
+            head_digest=self._prelude.digest,
         )
 
     def refusal(self, reason: Reason, detail: str) -> Refusal:

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import uuid
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -14,12 +14,18 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from llmos_stream.broker import connect
-from llmos_stream.log.versions import Origin, encode_version
 from llmos_stream.types import EventKind
-from llmos_stream.wire import message_id, pack_prelude, split
 from tests.cli.aids import Run, Start, wait_for_event
 from tests.conftest import KafkaNode
-from tests.replay.aids import FLIPPER, replay_log, running_from, topics_of, write_poisoned, write_random
+from tests.replay.aids import (
+    FLIPPER,
+    computed_elsewhere,
+    replay_log,
+    running_from,
+    topics_of,
+    write_poisoned,
+    write_random,
+)
 from tests.roles.aids import delta_of, initial, settings_for, update
 
 pytestmark = [pytest.mark.kafka, pytest.mark.xdist_group("replay")]  # one run is written for all of them
@@ -173,16 +179,11 @@ def test_a_federation_without_versions(llmos: Run, on_kafka: str) -> None:
 async def _damaged(kafka: KafkaNode, federation: str) -> None:
     """The first updates deleted, and a version whose recorded result is another machine's."""
     async with connect(kafka.settings()) as broker:
-        settings = await write_random(broker, federation, "sgd", count=3)
+        with computed_elsewhere(4, shift=1.0):
+            settings = await write_random(broker, federation, "sgd", count=4)
         topics = topics_of(settings)
         async with replay_log(broker, settings) as log:
-            last = await log.version(3)
             cut = log.index.versions[2].head.manifest[0].offset
-        head, parts = encode_version(4, last.weights + 1, last.layout, Origin(2, last.head.manifest, last.head.rule, 0))
-        head = replace(head, build={"torch": "0.1", "cpu": "abacus"})
-        records = split(pack_prelude(head), parts, head.payload_size, message_id("x", 4), 1024)
-        async with broker.producer() as producer:
-            await producer.send_all(topics.models, records, key=b"4", partition=0)
     admin = AIOKafkaAdminClient(bootstrap_servers=kafka.bootstrap_servers)
     await admin.start()
     await admin.delete_records({TheirPartition(topics.updates, 0): RecordsToDelete(cut)})

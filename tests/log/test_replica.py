@@ -120,11 +120,11 @@ async def test_a_reader_that_was_interrupted_while_a_thread_decodes_goes_on(
     inside, go_on, done = threading.Event(), threading.Event(), threading.Event()
     take = Follower.take
 
-    def slow(follower: Follower, head: VersionHead, parts: Iterable[Part]) -> Version | None:
+    def slow(follower: Follower, head: VersionHead, parts: Iterable[Part], digest: bytes) -> Version | None:
         inside.set()
         assert go_on.wait(_SECONDS)
         try:
-            return take(follower, head, parts)
+            return take(follower, head, parts, digest)
         finally:
             done.set()
 
@@ -169,7 +169,8 @@ async def test_a_delta_that_is_not_what_it_says_is_refused_and_the_next_full_ver
         for copy in copies:
             prelude, identity = pack_prelude(copy.head), message_id("x", copy.offset)
             records = split(prelude, copy.parts, copy.head.payload_size, identity, chunk_bytes=1024)
-            places.append((await producer.send_all(Topics(other).models, records, key=b"x", partition=0)).offset)
+            key = str(copy.head.number).encode()
+            places.append((await producer.send_all(Topics(other).models, records, key=key, partition=0)).offset)
     async with Offload(1) as offload, broker.reader([Topics(other).models], start="latest") as reader:
         replica = Replica(reader, Topics(other).models, settings.wire, offload)
         full = Pointer(0, 0, places[0])

@@ -1,17 +1,21 @@
 """Logs to replay: made by a real aggregator, from random updates or from training that one client poisons."""
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
 
 from llmos_stream.broker import Broker, Topics
 from llmos_stream.config import Settings
-from llmos_stream.log.versions import local_rule
+from llmos_stream.core import NewVersion
+from llmos_stream.log import versions
+from llmos_stream.log.versions import Origin, local_rule
 from llmos_stream.replay import Rebuilder, RebuildOutcome, ReplayLog, Verdict
 from llmos_stream.roles.aggregator import Initial, initial_of
+from llmos_stream.roles.aggregator.version_chain import Chain, Encoded
 from llmos_stream.runtime import Offload
 from llmos_stream.testing import RunningFederation, running_federation
 from llmos_stream.training import LocalTrainer, Task, load_task
@@ -32,6 +36,7 @@ ROBUST: dict[str, dict[str, dict[str, Any]]] = {
 }
 CLIENTS = ("a", "b", "c")
 FLIPPER = "flipper"
+ANOTHER_BUILD = {"torch": "0.1", "cpu": "abacus"}
 
 
 @contextlib.asynccontextmanager
@@ -44,6 +49,20 @@ async def running_from(broker: Broker, settings: Settings, initial: Initial) -> 
 
 def random_delta(generator: torch.Generator) -> Tensor:
     return torch.randn(NUMEL, generator=generator)
+
+
+@contextlib.contextmanager
+def computed_elsewhere(number: int, shift: float) -> Iterator[None]:
+    """Versions are made by another build meanwhile, and the weights of this one are off."""
+    encode = Chain._encode_full
+
+    def encode_another(chain: Chain, new: NewVersion, origin: Origin) -> Encoded:
+        if new.number == number:
+            new.weights.add_(shift)
+        return encode(chain, new, origin)
+
+    with patch.object(Chain, "_encode_full", encode_another), patch.object(versions, "build", lambda: ANOTHER_BUILD):
+        yield
 
 
 async def write_random(

@@ -9,14 +9,21 @@ from aiokafka import TopicPartition as TheirPartition
 from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 
 from llmos_stream.broker import Broker, MemoryBroker, connect
-from llmos_stream.config import Settings
 from llmos_stream.core.robust import Krum
-from llmos_stream.log.versions import Origin, encode_version
 from llmos_stream.replay import Change, Index, Rebuilder, RebuildOutcome, ReplayLog, WhatIf
 from llmos_stream.types import CodecId, CodecSpec
-from llmos_stream.wire import message_id, pack_prelude, split
 from tests.conftest import KafkaNode
-from tests.replay.aids import ROBUST, RULES, outcomes, replay_log, topics_of, verdicts_of, write_random
+from tests.replay.aids import (
+    ANOTHER_BUILD,
+    ROBUST,
+    RULES,
+    computed_elsewhere,
+    outcomes,
+    replay_log,
+    topics_of,
+    verdicts_of,
+    write_random,
+)
 from tests.roles.aids import FLOAT32
 
 
@@ -104,35 +111,16 @@ async def test_what_a_chain_owes_is_carried_from_further_back_where_it_is_not_ke
 
 
 async def test_a_version_computed_elsewhere_is_said_to_differ_and_by_how_much(broker: Broker, federation: str) -> None:
-    settings = await write_random(broker, federation, "sgd")
-    await _publish_another(broker, settings, shift=0.5)
+    with computed_elsewhere(6, shift=0.5):
+        settings = await write_random(broker, federation, "sgd")
     async with replay_log(broker, settings) as log:
-        (last,) = await verdicts_of(log, range(7, 8))
-        original = log.index.versions[6].head.weights_digest.hex()
+        (last,) = await verdicts_of(log, range(6, 7))
     assert last.outcome is RebuildOutcome.DIFFERS
-    assert last.build == {"torch": "0.1", "cpu": "abacus"}
-    assert last.rebuilt_digest == original != last.published_digest
+    assert last.build == ANOTHER_BUILD
+    assert last.rebuilt_digest != last.published_digest
     assert last.difference is not None
     assert last.difference.max_abs == pytest.approx(0.5, rel=1e-5)
     assert 0 < last.difference.relative_l2 < 1
-
-
-async def _publish_another(broker: Broker, settings: Settings, shift: float) -> None:
-    """Version 7: the parent and the manifest of version 6, weights that are off, another build."""
-    async with replay_log(broker, settings) as log:
-        original = await log.version(6)
-    head, parts = encode_version(
-        7,
-        original.weights + shift,
-        original.layout,
-        Origin(5, original.head.manifest, original.head.rule, original.head.time_ms),
-    )
-    head = replace(head, build={"torch": "0.1", "cpu": "abacus"})
-    records = split(
-        pack_prelude(head), parts, payload_size=head.payload_size, message_id=message_id("x", 7), chunk_bytes=1024
-    )
-    async with broker.producer() as producer:
-        await producer.send_all(topics_of(settings).models, records, key=b"7", partition=0)
 
 
 async def test_updates_deleted_by_retention_are_named(federation: str) -> None:

@@ -19,6 +19,7 @@ from llmos_stream.roles.aggregator.version_chain import Chain, Encoded
 from llmos_stream.runtime import Offload
 from llmos_stream.storage.spool import Spools
 from llmos_stream.types import VersionKind
+from llmos_stream.wire import head_digest
 from llmos_stream.wire.control import Pointer
 from tests.federation import decoded_versions
 from tests.roles.aids import LAYOUT, NUMEL, aggregator, delta_of, settings_for, update
@@ -45,7 +46,7 @@ def _chain(full_every: int, offload: Offload) -> Chain:
 
 async def _publish(chain: Chain, number: int, weights: Tensor) -> Encoded:
     encoded = await chain.encode(NewVersion(number, number - 1 if number else None, weights, ()), 0)
-    chain.committed(Pointer(number, 0, 10 * number, encoded.full))
+    chain.committed(encoded.head, Pointer(number, 0, 10 * number, encoded.full))
     return encoded
 
 
@@ -57,7 +58,7 @@ async def test_every_nth_version_is_full_and_readers_have_what_the_writer_has(of
         weights = weights + 0.01 * _noise(number)
         encoded = await _publish(chain, number, weights)  # overwrites them
         kinds.append(encoded.head.kind)
-        version = follower.take(encoded.head, encoded.parts)
+        version = follower.take(encoded.head, encoded.parts, head_digest(encoded.head))
         assert version is not None
         assert torch.equal(version.weights, weights)
         assert (encoded.residual is not None) == (encoded.head.kind is VersionKind.DELTA) == (encoded.full is not None)

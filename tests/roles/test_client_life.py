@@ -53,6 +53,7 @@ class Life:
         self.settings, self.folder = settings, folder
         self.topics = Topics(settings.federation.name)
         self.stop = Shutdown()
+        self._written = -1
         self.sent: list[tuple[float, int]] = []
         self.left: list[tuple[float, str]] = []
 
@@ -86,7 +87,7 @@ class Life:
                     case bool():
                         await producer.send(control, dump_paused(what, clock.time_ms()), key=PAUSED)
                     case int():
-                        await producer.send(control, await self._version(producer, what), key=LATEST)
+                        await producer.send(control, await self._versions(producer, what), key=LATEST)
                     case Leader():
                         await producer.send(control, dump_leader(what), key=AGGREGATOR)
                     case RunEnd():
@@ -94,11 +95,20 @@ class Life:
                     case _:
                         self.stop.request()
 
+    async def _versions(self, producer: Any, number: int) -> bytes:
+        """Write the versions up to `number`; the pointer to it."""
+        while self._written < number - 1:
+            self._written += 1
+            await self._version(producer, self._written)
+        self._written = number
+        return await self._version(producer, number)
+
     async def _version(self, producer: Any, number: int) -> bytes:
         tensors = shared_tensors(load_task(self.settings.task, self.settings.client).model(), "all")
         layout = Layout.of(tensors)
         rule = {"staleness": {"maximum": self.settings.staleness.maximum}}
-        head, parts = encode_version(number, layout.flatten(tensors), layout, Origin(None, (), rule, 0))
+        origin = Origin(number - 1 if number else None, (), rule, 0)
+        head, parts = encode_version(number, layout.flatten(tensors), layout, origin)
         records = split(
             pack_prelude(head),
             parts,
@@ -106,7 +116,7 @@ class Life:
             message_id=message_id("script", number),
             chunk_bytes=1 << 16,
         )
-        sent = await producer.send_all(self.topics.models, records, key=b"v", partition=0)
+        sent = await producer.send_all(self.topics.models, records, key=str(number).encode(), partition=0)
         return dump_latest(Pointer(number, sent.partition, sent.offset))
 
 

@@ -12,7 +12,7 @@ from llmos_stream.log import Pointer, version_index
 from llmos_stream.log.events import emit
 from llmos_stream.log.versions import local_rule
 from llmos_stream.roles.aggregator import Initial
-from llmos_stream.roles.aggregator.recovery import fetch_newest, recover
+from llmos_stream.roles.aggregator.recovery import fetch_version, recover
 from llmos_stream.runtime import Offload
 from llmos_stream.runtime.clock import SystemClock
 from llmos_stream.testing import RunningFederation, running_federation
@@ -134,8 +134,9 @@ async def test_what_recovery_needs_of_a_chain_begins_with_its_full_version(broke
             await running.version(sequence + 1)
         control = await control_of(running)
         fifth, tenth = await _offset(running, 5), await _offset(running, 10)
-    assert control.checkpoint is not None
-    assert control.checkpoint.bases == fifth  # what version 9 stands on
+    checkpoint = control.checkpoint_of(12)
+    assert checkpoint is not None
+    assert checkpoint.bases == fifth  # what version 9 stands on
     assert control.latest is not None
     assert control.latest.full == Pointer(10, 0, tenth)
 
@@ -148,9 +149,9 @@ async def test_what_recovery_needs_does_not_grow_with_the_history(broker: Broker
             await running.version(sequence + 1)
         control = await control_of(running, with_sequences=True)
         ninth = await _offset(running, 9)
-    assert control.checkpoint is not None
-    assert control.checkpoint.version == 12
-    assert control.checkpoint.bases == ninth  # of twelve versions, three back
+    checkpoint = control.checkpoint_of(12)
+    assert checkpoint is not None
+    assert checkpoint.bases == ninth  # of twelve versions, three back
     assert len(control.sequences) == 1
 
 
@@ -166,9 +167,8 @@ async def test_a_version_of_a_hundred_megabytes_is_one_transaction(kafka: KafkaN
             await running.events("version_published")
             control = await control_of(running)
         assert control.latest is not None
-        assert control.checkpoint is not None
         here = federation_of(broker, settings, offload)
-        newest = await fetch_newest(here, control.latest)
+        newest = await fetch_version(here, control.latest)
         found = await recover(here, local_rule(settings), control, control.latest, newest)
         await broker.delete_topics([topics.models, topics.snapshots])
     assert torch.equal(newest.weights, weights)

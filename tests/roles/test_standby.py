@@ -13,7 +13,7 @@ from llmos_stream.log import ControlView, RunEnd
 from llmos_stream.roles.aggregator import lifecycle as aggregation
 from llmos_stream.roles.aggregator.loop import Folding
 from llmos_stream.roles.aggregator.publisher import Publisher
-from llmos_stream.roles.aggregator.recovery import fetch_newest
+from llmos_stream.roles.aggregator.recovery import fetch_version
 from llmos_stream.runtime.clock import SystemClock
 from llmos_stream.testing import Call, FaultyBroker
 from llmos_stream.types import Event
@@ -117,9 +117,9 @@ async def test_a_long_recovery_is_no_hang(broker: Broker, federation: str, monke
 
     async def long(*given: Any) -> Any:
         await _beats(broker, federation, 8)  # beats come every 0.1 s, and the loop would count as hung after 0.1 s
-        return await fetch_newest(*given)
+        return await fetch_version(*given)
 
-    monkeypatch.setattr(aggregation, "fetch_newest", long)
+    monkeypatch.setattr(aggregation, "fetch_version", long)
     async with aggregator(broker, settings) as running:
         await running.send(update(delta_of(1.0)))
         await running.version(1)

@@ -36,6 +36,7 @@ def test_version() -> None:
         "kind": "full version",
         "number": 4,
         "parent": 3,
+        "parent_digest": None,
         "weights_digest": "33" * 32,
         "time": "1970-01-01T00:00:01.000+00:00",
         "manifest": [

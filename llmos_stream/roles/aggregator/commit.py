@@ -1,7 +1,7 @@
 """From a version to its place in the log: its message, and all that commits with it in one transaction."""
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
 from llmos_stream.codec import Layout
@@ -20,10 +20,21 @@ from llmos_stream.storage.spool import Spools
 from llmos_stream.telemetry.tracing import span
 from llmos_stream.types import Contribution, Event, EventKind, VersionHead
 from llmos_stream.wire import Parts
-from llmos_stream.wire.control import Checkpoint, Pointer, RunEnd
+from llmos_stream.wire.control import (
+    LATEST,
+    SEQUENCES,
+    STATE,
+    Checkpoint,
+    Pointer,
+    RunEnd,
+    dump_checkpoint,
+    dump_latest,
+    dump_sequences,
+)
 
 _FLUSH_SECONDS = 1.0
 _FLUSH_RECORDS = 256
+_PUBLISHED_KEPT = 64
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -56,6 +67,7 @@ class Committing:
         self._layout = layout
         self._spools = Spools(federation.wire.memory_bytes, federation.wire.spool_dir)
         self._chain = Chain(settings.versions, rule, layout, self._spools, federation.offload)
+        self._published: deque[Pointer] = deque(maxlen=_PUBLISHED_KEPT)
         self._places: deque[Pointer] = deque()  # versions whose weights the strategy holds
         self._places_kept = rule.staleness.maximum if rule.strategy().needs_history else 0
         self._pace = Pace(settings.aggregator.utilisation)
@@ -63,8 +75,29 @@ class Committing:
 
     def resume(self, found: Recovered) -> None:
         """Go on from the newest version in the log."""
+        self._published.append(found.pointer)
+        self._publisher.newest = found.pointer, found.checkpoint
         self._places.extend(found.places)
-        self._chain.resume(found.newest.weights, found.residual, found.full)
+        self._chain.resume(found.newest, found.residual, found.pointer.beginning)
+
+    def has_published(self, pointer: Pointer) -> bool:
+        """Whether a version of this aggregator is there, as far back as it remembers."""
+        return pointer in self._published or (bool(self._published) and pointer.version < self._published[0].version)
+
+    async def write_again(self, keys: Set[bytes], state: State) -> None:
+        """Write the control records of the newest version again that lie under these keys."""
+        if self._publisher.newest is None:
+            return
+        pointer, checkpoint = self._publisher.newest
+        records: dict[bytes, bytes | None] = {}
+        for key in sorted(keys):
+            if key == LATEST:
+                records[key] = dump_latest(pointer)
+            elif key != STATE:
+                records[key] = dump_sequences(state.sequences.find(key.removeprefix(SEQUENCES)))
+            elif checkpoint is not None:
+                records[key] = dump_checkpoint(checkpoint)
+        await self._publisher.write_control(records)
 
     async def publish(self, new: NewVersion, state: State, batch: Batch, load: Load) -> Committed:
         """Commit a version that `state` has come to with `batch`. `load` is how busy this was known to be before.
@@ -100,7 +133,7 @@ class Committing:
         self._source.committed(offsets, manifest)
         await self._federation.run(_close, [encoded.parts, *(parts for _, parts in snapshots)])
         if pointer is not None:
-            self._keep_place(pointer)
+            self._keep_place(encoded.head, pointer)
         busy = self._source.take_busy_seconds() + batch.fold_seconds + self._clock.monotonic() - begun
         self._pace.observe(len(manifest), busy)
         self._flushed = self._clock.monotonic()
@@ -124,8 +157,9 @@ class Committing:
             intake=self._source.checkpoint(number),
         )
 
-    def _keep_place(self, pointer: Pointer) -> None:
-        self._chain.committed(pointer)
+    def _keep_place(self, head: VersionHead, pointer: Pointer) -> None:
+        self._published.append(pointer)
+        self._chain.committed(head, pointer)
         if self._places_kept:
             self._places.append(pointer)
             while self._places and self._places[0].version <= pointer.version - self._places_kept:

@@ -7,6 +7,9 @@ has come for `aggregator.takeover_seconds`, or at once when the leader left in o
 at the same moment the last one leads, and the others stand by again. A takeover that was not needed costs
 the other one its place and the log nothing: only the newest can commit.
 
+Whoever can write to the topic can forge a higher term. The leader that hears one claims the next: a transaction that
+commits shows that nobody has fenced it, and that the other one leads nothing.
+
 Standbys cannot vote in the log: a leader that died in a transaction keeps everything after it from readers
 until its producer is fenced, which is the takeover.
 """
@@ -25,7 +28,8 @@ from llmos_stream.log.control import ControlView
 from llmos_stream.log.federation import Federation
 from llmos_stream.log.producer import RetryingProducer
 from llmos_stream.runtime import Shutdown
-from llmos_stream.telemetry.process_metrics import LEADERSHIPS, LEADING
+from llmos_stream.telemetry.process_metrics import FOREIGN, LEADERSHIPS, LEADING
+from llmos_stream.types import TopicKind
 from llmos_stream.wire.control import AGGREGATOR, Leader, dump_leader
 
 logger = logging.getLogger(__name__)
@@ -91,19 +95,30 @@ class Leadership:
         Raises TransactionAborted when another one was quicker.
         """
         await control.catch_up()
-        term = 1 if control.leader is None else control.leader.term + 1
         try:
-            async with producer.transaction() as transaction:
-                await transaction.send(self._topic, dump_leader(Leader(term, self._instance)), key=AGGREGATOR)
+            await self._claim(producer, control)
         except Fenced as error:
             raise TransactionAborted("another aggregator took over first") from error
-        self._term, self._claimed = term, self._clock.monotonic()
-        logger.info("leading, term %d", term)
+        self._claimed = self._clock.monotonic()
+        logger.info("leading, term %d", self._term)
+
+    async def keep_place(self, producer: Producer, control: ControlView) -> None:
+        """Where somebody claims a higher term: lead on under the next, or raise Fenced because that one leads."""
+        if self._is_another(control.leader):
+            await self._claim(producer, control)
+            FOREIGN.labels(TopicKind.CONTROL).inc()
+            logger.warning("a higher term was claimed by nobody who leads; leading on, term %d", self._term)
+
+    async def _claim(self, producer: Producer, control: ControlView) -> None:
+        term = 1 if control.leader is None else control.leader.term + 1
+        async with producer.transaction() as transaction:
+            await transaction.send(self._topic, dump_leader(Leader(term, self._instance)), key=AGGREGATOR)
+        self._term = term
 
     async def beat(self, control: ControlView, load: Callable[[], Load | None]) -> None:
         """Say so, and how busy it is, every `aggregator.beat_seconds`; not while `load` is None. Never returns.
 
-        Raises Fenced when another one has taken over: an aggregator without updates would not notice otherwise.
+        Raises Fenced when the aggregation hangs and another one leads: nobody else would notice.
         """
         silent, beat = False, self._settings.beat_seconds
         async with RetryingProducer(self._federation.broker, Shutdown(), longest_pause_seconds=beat) as delivery:
@@ -114,6 +129,8 @@ class Leadership:
                     silent = True
                     logger.error("the aggregation does not come round; a standby may take over")
                 await self._listen(control, beat)
+                if load() is None and self._is_another(control.leader):
+                    raise Fenced("another aggregator has taken over this federation, while this one did not come round")
 
     async def _listen(self, control: ControlView, seconds: float) -> None:
         """Keep `control` current for this long: a takeover and a pause take effect when they are heard."""
@@ -122,7 +139,6 @@ class Leadership:
             await self._clock.sleep(min(left, _LISTEN_SECONDS))
             while await control.poll(0):  # all of it: versions may come faster than one poll takes them
                 pass
-            self._require_newest(control)
 
     async def leave(self) -> None:
         """Hand over in order, so that a standby need not wait."""
@@ -151,10 +167,6 @@ class Leadership:
 
     def _is_another(self, leader: Leader | None) -> bool:
         return leader is not None and leader.term > self._term
-
-    def _require_newest(self, control: ControlView) -> None:
-        if self._is_another(control.leader):
-            raise Fenced("another aggregator has taken over this federation; this one stops")
 
     async def _say(self, producer: Producer, load: Load, left: bool = False) -> None:
         record = dump_leader(Leader(self._term, self._instance, left, load.pace_seconds, load.lag))

@@ -14,7 +14,7 @@ from llmos_stream.log.versions import local_rule
 from llmos_stream.roles.aggregator.leadership import Leadership, Load, leading
 from llmos_stream.roles.aggregator.loop import Folding
 from llmos_stream.roles.aggregator.publisher import Publisher, group_of
-from llmos_stream.roles.aggregator.recovery import fetch_newest, recover
+from llmos_stream.roles.aggregator.recovery import fetch_version, find_newest, recover
 from llmos_stream.runtime import BROKER, met, run_while
 
 logger = logging.getLogger(__name__)
@@ -105,16 +105,21 @@ class Aggregation(ABC):
     ) -> RunEnd | None:
         """Go on from what the log holds, or `begin` where there is nothing, then fold."""
         self._folding = folding
-        if control.latest is None:
+
+        async def keep_place() -> None:
+            await self._leadership.keep_place(folding.publisher.producer, control)
+            await folding.announce_again(control)
+
+        if (found := await find_newest(self._federation, control)) is None:
             await begin(folding)
         else:
-            await self._resume(folding, control, control.latest)
-        return await folding.run(lambda: control.paused)
+            await self._resume(folding, control, found.pointer)
+        return await folding.run(lambda: control.paused, keep_place)
 
     def _load(self) -> Load | None:
         return Load() if self._folding is None else self._folding.load()
 
     async def _resume(self, folding: Folding, control: ControlView, pointer: Pointer) -> None:
         logger.info("going on from version %d", pointer.version)
-        newest = await fetch_newest(self._federation, pointer)
+        newest = await fetch_version(self._federation, pointer)
         await folding.resume(await recover(self._federation, local_rule(self._settings), control, pointer, newest))

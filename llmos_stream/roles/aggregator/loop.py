@@ -1,7 +1,7 @@
 """The aggregator's loop, from received updates to committed versions."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing
 
 from torch import Tensor
@@ -22,6 +22,7 @@ from llmos_stream.core import (
     step,
     tick,
 )
+from llmos_stream.log.control import ControlView
 from llmos_stream.log.federation import Federation
 from llmos_stream.log.record_tracing import update_attributes
 from llmos_stream.log.versions import local_rule
@@ -37,11 +38,15 @@ from llmos_stream.telemetry.process_metrics import BUFFERED, PAUSED
 from llmos_stream.telemetry.tracing import span
 from llmos_stream.types import EventKind
 from llmos_stream.wire import Refusal
-from llmos_stream.wire.control import RunEnd
+from llmos_stream.wire.control import LATEST, RunEnd
 
 logger = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.25
+
+
+async def _hold() -> None:
+    """Nobody else leads."""
 
 
 class Folding:
@@ -60,7 +65,7 @@ class Folding:
         self._clock = federation.clock
         self._source = source
         self._ending = ending
-        self._publisher = publisher
+        self.publisher = publisher
         self._rule = local_rule(settings)
         self._device = device_for(settings.aggregator.device)
         self._hangs_seconds = 2 * settings.broker.transaction_timeout_seconds
@@ -68,6 +73,7 @@ class Folding:
         self._waiting = WaitingUpdates()
         self._load = Load()
         self._committing = Committing(federation, settings, self._rule, layout, source, ending, publisher)
+        self._keep_place: Callable[[], Awaitable[object]] = _hold
         self._paused = False
         self._round: float | None = None  # recovery before the first one may take long
         self._end: RunEnd | None = None
@@ -97,14 +103,31 @@ class Folding:
         self._committing.resume(found)
         self._state = resumed_state(self._rule, self._device, self._layout, found)
 
-    async def run(self, paused: Callable[[], bool] = lambda: False) -> RunEnd | None:
-        """Fold until the stop rule fires (returned) or a stop is asked for (None); nothing while it is `paused`."""
+    async def announce_again(self, control: ControlView) -> None:
+        """Where somebody else has written over what this one has: write it again."""
+        announced, spoilt = control.latest, control.spoilt
+        if announced is not None and not self._committing.has_published(announced):
+            control.disown(announced, "it is not of the aggregator that leads")
+            spoilt.add(LATEST)
+        if spoilt:
+            logger.warning("others have written over %d control records of this aggregator", len(spoilt))
+            control.spoilt = set()
+            await self._committing.write_again(spoilt, self._state)
+
+    async def run(
+        self, paused: Callable[[], bool] = lambda: False, keep_place: Callable[[], Awaitable[object]] = _hold
+    ) -> RunEnd | None:
+        """Fold until the stop rule fires (returned) or a stop is asked for (None); nothing while it is `paused`.
+
+        `keep_place` is called again and again; what it raises ends this.
+        """
+        self._keep_place = keep_place
         while not self._is_over():
             await self._look_round()
             if await self._goes_on(paused):
                 await self._receive(paused)
         if self._end is None:
-            await self._publisher.commit(self._source.committable_offsets())
+            await self.publisher.commit(self._source.committable_offsets())
         return self._end
 
     def _is_over(self) -> bool:
@@ -117,6 +140,7 @@ class Folding:
         self._load = self._load._replace(lag=lag)
         OWN.set_lag(lag)
         BUFFERED.set(len(self._waiting))
+        await self._keep_place()
         self._end = self._end or await self._observe()
         await self._committing.flush_sometimes()
 
@@ -161,7 +185,7 @@ class Folding:
     async def _observe(self) -> RunEnd | None:
         end = await self._ending.observe(self._state.version)
         if end is not None:
-            await self._publisher.commit(self._source.committable_offsets(), end=end)
+            await self.publisher.commit(self._source.committable_offsets(), end=end)
         return end
 
     def _patience(self) -> float:
@@ -192,7 +216,7 @@ class Folding:
                     await self._publish(effect)
                 case Duplicate(client_id, sequence, partition, offset):
                     identity = {"client_id": client_id, "sequence": sequence}
-                    self._publisher.note(
+                    self.publisher.note(
                         self._federation.event(
                             EventKind.UPDATE_DUPLICATE, ROLE, **identity, partition=partition, offset=offset
                         )
@@ -204,7 +228,7 @@ class Folding:
                     self._refuse(effect)
 
     def _refuse(self, refusal: Refusal | Refused) -> None:
-        self._publisher.refuse(refusal)
+        self.publisher.refuse(refusal)
         self._source.release(refusal.partition, refusal.offset)
 
     async def _publish(self, new: NewVersion) -> None:

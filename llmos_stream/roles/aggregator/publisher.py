@@ -58,8 +58,10 @@ class Publisher:
 
     def __init__(self, federation: Federation, producer: Producer) -> None:
         self._federation = federation
-        self._producer = producer
+        self.producer = producer
         self._topics = federation.topics
+        self.newest: tuple[Pointer, Checkpoint | None] | None = None
+        """Where the newest version is, and what was written with it."""
         self._quarantine: list[tuple[bytes | None, bytes]] = []
         self._events: list[Event] = []
 
@@ -106,6 +108,11 @@ class Publisher:
             )
         )
 
+    async def write_control(self, records: Mapping[bytes, bytes | None]) -> None:
+        """Write control records once more."""
+        async with self.producer.transaction() as transaction:
+            await run_all(*(transaction.send(self._topics.control, value, key=key) for key, value in records.items()))
+
     def note(self, entry: Event) -> None:
         """Write `entry` with the next transaction."""
         self._events.append(entry)
@@ -121,7 +128,7 @@ class Publisher:
             return None
         pointer = None
         events: list[Event] = []
-        async with self._producer.transaction() as transaction:
+        async with self.producer.transaction() as transaction:
             if version is not None:
                 pointer = await self._write_version(transaction, version)
                 events += version.events
@@ -150,10 +157,10 @@ class Publisher:
         parts, headers = version.encoded.parts, trace_headers()
         first = await self._write_message(transaction, self._topics.models, head, parts, identity, headers)
         pointer = Pointer(head.number, first.partition, first.offset, version.encoded.full)
-        checkpoint = replace(version.checkpoint, snapshots=snapshots)
+        self.newest = pointer, replace(version.checkpoint, snapshots=snapshots)
         await run_all(
             transaction.send(control, dump_latest(pointer), key=LATEST),
-            transaction.send(control, dump_checkpoint(checkpoint), key=STATE),
+            transaction.send(control, dump_checkpoint(self.newest[1]), key=STATE),
             *(
                 transaction.send(control, dump_sequences(window), key=sequences_key(client_id))
                 for client_id, window in version.sequences.items()

@@ -8,21 +8,23 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from llmos_stream.broker import TopicPartition
 from llmos_stream.codec import Layout, Residual
-from llmos_stream.core import Rule, State, start
-from llmos_stream.errors import OffsetGone, Reason, Rejected, StateError
+from llmos_stream.core import Rule, SequenceWindow, State, start
+from llmos_stream.errors import OffsetGone, Rejected, StateError
 from llmos_stream.log.control import ControlView
 from llmos_stream.log.federation import Federation
 from llmos_stream.log.index import version_index
 from llmos_stream.log.replica import Follower
 from llmos_stream.log.scan import read_versions
 from llmos_stream.log.snapshots import Kept, fetch_snapshots
-from llmos_stream.log.standing import Standing
+from llmos_stream.log.standing import LocatedVersion, Standing
+from llmos_stream.log.stream import foreign
 from llmos_stream.log.versions import Version
 from llmos_stream.wire.control import Checkpoint, Pointer
 
@@ -31,16 +33,23 @@ logger = logging.getLogger(__name__)
 _FETCH_SECONDS = 600.0
 
 
+class Found(NamedTuple):
+    """The newest version: where it is, and the layout of the model."""
+
+    pointer: Pointer
+    layout: Layout
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Recovered:
-    """The newest version with the state to go on from, and the full version that it stands on.
+    """The newest version, where it is, and the state to go on from.
 
     moments: the server optimiser's, by name. residual: what readers are owed. history: weights of past versions
     that the strategy needs, and in `places` where those lie in `<f>.models` that the next version may still need.
     """
 
     newest: Version
-    full: Pointer
+    pointer: Pointer
     checkpoint: Checkpoint | None
     sequences: Mapping[str, Sequence[int]]
     moments: Mapping[str, Tensor] = field(default_factory=dict)
@@ -49,37 +58,49 @@ class Recovered:
     places: Sequence[Pointer] = ()
 
 
-async def fetch_newest(federation: Federation, pointer: Pointer) -> Version:
+async def fetch_version(federation: Federation, pointer: Pointer) -> Version:
     """The version that `pointer` names."""
     async with federation.reader(federation.topics.models, "latest", check_crcs=False) as reader:
         return await federation.replica(reader).move_to(pointer, _FETCH_SECONDS)
 
 
-async def fetch_layout(federation: Federation, pointer: Pointer) -> Layout:
-    """The layout of the version that `pointer` names, from the head of the full one it stands on.
+async def find_newest(federation: Federation, control: ControlView) -> Found | None:
+    """The newest version of the run, by its heads; None in a new federation.
 
-    Raises OffsetGone when retention has deleted that, Rejected when no full version begins there.
+    What `control` points to counts where a version of this run is there. Else the log itself is asked, which lists all.
     """
-    full = pointer.beginning
+    if not control.begun:
+        return None
+    control.disown_unkept()
     async with version_index(federation.broker, federation.topics.models) as index:
-        found = await index.at(full)
-    if found is not None and found.head.tensors is not None:
-        return Layout.from_specs(found.head.tensors)
-    raise Rejected(Reason.MALFORMED, f"full version {full.version} does not begin at offset {full.offset}")
+        while (pointer := control.latest) is not None:
+            try:
+                return _found(pointer, await index.chain(pointer))
+            except (OffsetGone, Rejected) as error:
+                control.disown(pointer, str(error))
+        logger.error("no version is where %s says: going on from the newest in the log", federation.topics.control)
+        newest = await index.pointer()
+        return None if newest is None else _found(newest, await index.chain(newest))
+
+
+def _found(pointer: Pointer, chain: Sequence[LocatedVersion]) -> Found:
+    first = chain[0]
+    full = Pointer(first.head.number, first.partition, first.offset) if len(chain) > 1 else None
+    return Found(replace(pointer, full=full), Layout.from_specs(first.head.tensors or ()))
 
 
 async def recover(
     federation: Federation, rule: Rule, control: ControlView, pointer: Pointer, newest: Version
 ) -> Recovered:
     """What was committed with `newest`, the version at `pointer`. `control` gives its sequences away."""
-    sequences, checkpoint = control.drop_sequences(), control.checkpoint
-    if checkpoint is None or checkpoint.version != newest.head.number:
+    sequences, checkpoint = control.drop_sequences(), control.checkpoint_of(newest.head.number)
+    if checkpoint is None:
         logger.warning(
             "the log holds no state for version %d: the stop rule and moments start anew", newest.head.number
         )
-        return Recovered(newest, pointer.beginning, None, sequences)
+        return Recovered(newest, pointer, None, sequences)
     moments, residual = await _kept(federation, checkpoint, newest)
-    found = Recovered(newest, pointer.beginning, checkpoint, sequences, moments, residual)
+    found = Recovered(newest, pointer, checkpoint, sequences, moments, residual)
     if not rule.strategy().needs_history:
         return found
     # A version that nothing older is needed with was committed before its own place was known.
@@ -103,7 +124,9 @@ async def _kept(federation: Federation, checkpoint: Checkpoint, newest: Version)
             )
     except OffsetGone as error:
         logger.error("topics.snapshots_retention_gib: too little, the state at the newest version is gone (%s)", error)
-        return Kept({}, None)
+    except Rejected as error:
+        logger.error("the state at the newest version cannot be read: moments start anew (%s)", error)
+    return Kept({}, None)
 
 
 async def _with_history(federation: Federation, most_stale: int, found: Recovered, bases: int) -> Recovered:
@@ -122,7 +145,11 @@ async def _with_history(federation: Federation, most_stale: int, found: Recovere
         async for logged in read_versions(reader, federation.wire):
             number = logged.head.number
             place = standing.pointer(logged.head, logged.partition, logged.offset)
-            version = await federation.run(follower.take, logged.head, logged.parts)
+            try:
+                version = await federation.run(follower.take, logged.head, logged.parts, logged.digest)
+            except Rejected as error:
+                foreign(federation.topics.models, logged.offset, error.detail)
+                continue
             if version is None or place is None:
                 continue
             if oldest < number <= present:
@@ -132,8 +159,21 @@ async def _with_history(federation: Federation, most_stale: int, found: Recovere
     return replace(found, history=history, places=places)
 
 
+def _sound(sequences: Mapping[str, Sequence[int]]) -> Mapping[str, Sequence[int]]:
+    """Those that are windows."""
+    sound = {}
+    for client_id, numbers in sequences.items():
+        try:
+            SequenceWindow.load(numbers)
+        except StateError as error:
+            logger.error("client %s: %s; updates of it may be counted again", client_id, error)
+        else:
+            sound[client_id] = numbers
+    return sound
+
+
 def resumed_state(rule: Rule, device: torch.device, layout: Layout, found: Recovered) -> State:
-    """The state to go on from. Raises StateError for sequences that are damaged."""
+    """The state to go on from."""
     floor = 0 if found.checkpoint is None else found.checkpoint.floor
     begin = partial(
         start,
@@ -142,14 +182,14 @@ def resumed_state(rule: Rule, device: torch.device, layout: Layout, found: Recov
         found.newest.head.number,
         rule=rule,
         history=found.history,
-        sequences=found.sequences,
+        sequences=_sound(found.sequences),
         floor=floor,
         device=device,
     )
     try:
         return begin(moments=found.moments)
     except StateError as error:
-        # Another rule than before, by its operator's choice; damaged sequences would be refused again.
+        # Another rule than before, by its operator's choice.
         state = begin()
         logger.warning("%s: its moments start anew", error)
         return state

@@ -23,7 +23,7 @@ from llmos_stream.roles.aggregator.lifecycle import Aggregation
 from llmos_stream.roles.aggregator.loop import Folding
 from llmos_stream.roles.aggregator.preflight import check_fits
 from llmos_stream.roles.aggregator.publisher import Publisher, group_of
-from llmos_stream.roles.aggregator.recovery import fetch_layout
+from llmos_stream.roles.aggregator.recovery import find_newest
 from llmos_stream.roles.aggregator.stopping import Ending
 from llmos_stream.runtime import SYSTEM_CLOCK, Clock, Offload, Shutdown
 from llmos_stream.training import Task, shared_tensors, task_errors
@@ -90,9 +90,9 @@ class _Aggregator(Aggregation):
     async def _lead(self, stack: AsyncExitStack, publisher: Publisher, control: ControlView) -> RunEnd | None:
         federation, settings, layout = self._federation, self._settings, self._layout
         broker, topics = federation.broker, federation.topics
+        await self._require_same_layout(control)
         if control.latest is not None:
             self._seed = None
-        await self._require_same_layout(control)
         events = await stack.enter_async_context(broker.reader([topics.events], start="latest"))
         # Payloads carry a digest of their own.
         updates = broker.reader([topics.updates], start="committed", group=group_of(topics), check_crcs=False)
@@ -108,11 +108,9 @@ class _Aggregator(Aggregation):
         await folding.begin(seed.weights)
 
     async def _require_same_layout(self, control: ControlView) -> None:
-        if control.latest is None:
-            return
-        layout = await fetch_layout(self._federation, control.latest)
-        if layout.digest != self._layout.digest:
+        found = await find_newest(self._federation, control)
+        if found is not None and found.layout.digest != self._layout.digest:
             raise ConfigError(
                 "task.entry: the model does not have the tensors of the federation's versions "
-                f"({self._layout.numel} elements here, {layout.numel} there)"
+                f"({self._layout.numel} elements here, {found.layout.numel} there)"
             )

@@ -12,11 +12,11 @@ from llmos_stream.codec import DeltaEncoding, Layout, Residual, add_residual, fi
 from llmos_stream.config import VersionSettings
 from llmos_stream.core import NewVersion, Rule
 from llmos_stream.log.snapshots import EncodedSnapshot, residual_message
-from llmos_stream.log.versions import Origin, delta_codec, delta_version, encode_version
+from llmos_stream.log.versions import Origin, Version, delta_codec, delta_version, encode_version
 from llmos_stream.runtime import Offload, run_all
 from llmos_stream.storage.spool import Spools
 from llmos_stream.types import VersionHead
-from llmos_stream.wire import Parts
+from llmos_stream.wire import Parts, head_digest
 from llmos_stream.wire.control import Pointer
 
 
@@ -47,15 +47,16 @@ class Chain:
         self._weights: Tensor | None = None
         self._residual: Residual | None = None
         self._full: Pointer | None = None
+        self._digest = bytes(32)
 
-    def resume(self, weights: Tensor, residual: Residual | None, full: Pointer) -> None:
+    def resume(self, newest: Version, residual: Residual | None, full: Pointer) -> None:
         """Go on from the newest version in the log."""
-        self._weights, self._residual, self._full = weights, residual, full
+        self._weights, self._residual, self._full, self._digest = newest.weights, residual, full, newest.digest
 
     async def encode(self, new: NewVersion, time_ms: int) -> Encoded:
         """The message of `new`. What its readers will have is written over the weights of `new`."""
         parent, full, self._weights = self._weights, self._full, new.weights
-        origin = Origin(new.parent, new.manifest, self._rule, time_ms)
+        origin = Origin(new.parent, new.manifest, self._rule, time_ms, self._digest)
         due = full is None or new.number - full.version >= self._every
         if due or parent is None or not await self._offload.run(fits_delta, parent, new.weights):
             return await self._offload.run(self._encode_full, new, origin)
@@ -74,7 +75,8 @@ class Chain:
         delta = delta_version(new.number, new.weights, self._layout, origin, self._codec, parts)
         return Encoded(*delta, new.weights, residual_message(new.number, self._residual, self._layout), full)
 
-    def committed(self, pointer: Pointer) -> None:
+    def committed(self, head: VersionHead, pointer: Pointer) -> None:
         """The version encoded last lies there."""
+        self._digest = head_digest(head)
         if pointer.full is None:
             self._full = pointer

@@ -5,9 +5,10 @@ from collections.abc import Mapping
 from llmos_stream.broker import Reader
 from llmos_stream.codec import Layout
 from llmos_stream.core.client_policy import is_too_stale
-from llmos_stream.errors import BrokerUnavailable, ConfigError, OffsetGone, Reason, Rejected
-from llmos_stream.log.control import ControlView, Pointer
+from llmos_stream.errors import BrokerUnavailable, ConfigError, Reason, Rejected
+from llmos_stream.log.control import ControlView
 from llmos_stream.log.federation import Federation
+from llmos_stream.log.replica import newest_version
 from llmos_stream.log.versions import Version
 from llmos_stream.telemetry.tracing import TraceParent
 from llmos_stream.training.differences import difference
@@ -44,15 +45,8 @@ class VersionReceiver:
         pointer = self._control.latest
         if shutdown.requested or pointer is None or (above is not None and pointer.version <= above):
             return None
-        try:
-            version = await self._fetch(pointer)
-        except OffsetGone:
-            # Retention overtook the pointer: a newer one is on its way or already there.
-            await self._federation.until_stop(self._control.catch_up())
-            if self._control.latest == pointer:
-                raise
-            return await self.newest(above, seconds)
-        if version is None:
+        version = await self._fetch()
+        if version is None or (above is not None and version.head.number <= above):
             return None
         if version.layout.digest != self._layout.digest:
             raise ConfigError(
@@ -72,10 +66,10 @@ class VersionReceiver:
                 f"staleness.maximum is {self._max_staleness}",
             )
 
-    async def _fetch(self, pointer: Pointer) -> Version | None:
-        """The version that `pointer` names; None when a stop comes first."""
+    async def _fetch(self) -> Version | None:
+        """The newest version; None when a stop comes first, and where what was announced is none."""
         try:
-            return await self._federation.until_stop(self._replica.move_to(pointer, _FETCH_SECONDS))
+            return await self._federation.until_stop(newest_version(self._control, self._replica, _FETCH_SECONDS))
         except BrokerUnavailable:
             if self._federation.shutdown.requested:
                 return None
