@@ -3,6 +3,8 @@
 from collections import Counter
 from collections.abc import Sequence
 
+from aiokafka.partitioner import murmur2
+
 from llmos_stream.errors import RecordTooLarge
 
 MAX_RECORD_BYTES = 1_048_588
@@ -11,28 +13,12 @@ MAX_RECORD_BYTES = 1_048_588
 _BATCH_HEADER = 61
 _MOST_RECORD_HEADER = 1 + 5 + 10 + 5 + 5 + 5 + 5  # attributes; lengths of record, key, value; time, offset, headers
 _MOST_HEADER_LENGTHS = 10
-_MULTIPLIER = 0x5BD1E995
-_SEED = 0x9747B28C
-_WORD = 0xFFFFFFFF
-
-
-def murmur2(data: bytes) -> int:
-    """MurmurHash2 (32 bit, Appleby) with the seed that Kafka's own clients use for keys."""
-    whole = len(data) & ~3
-    state = _SEED ^ len(data)
-    for at in range(0, whole, 4):
-        word = int.from_bytes(data[at : at + 4], "little") * _MULTIPLIER & _WORD
-        word = (word ^ word >> 24) * _MULTIPLIER & _WORD
-        state = state * _MULTIPLIER & _WORD ^ word
-    if tail := data[whole:]:
-        state = (state ^ int.from_bytes(tail, "little")) * _MULTIPLIER & _WORD
-    state = (state ^ state >> 13) * _MULTIPLIER & _WORD
-    return state ^ state >> 15
 
 
 def partition_of(key: bytes, partitions: int) -> int:
     """The partition that Kafka's default partitioner gives a key."""
-    return (murmur2(key) & 0x7FFFFFFF) % partitions
+    hashed: int = murmur2(key)
+    return (hashed & 0x7FFFFFFF) % partitions
 
 
 def record_bytes(key: bytes | None, value: bytes | None, headers: Sequence[tuple[str, bytes]] = ()) -> int:

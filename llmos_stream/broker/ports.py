@@ -8,8 +8,7 @@ offsets of a partition's records rise but have gaps.
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from types import TracebackType
-from typing import Literal, NamedTuple, Protocol, Self
+from typing import Literal, NamedTuple, Protocol
 
 Start = Literal["earliest", "latest", "committed"]
 Headers = Sequence[tuple[str, bytes]]
@@ -62,16 +61,6 @@ class TopicInfo:
     config: Mapping[str, str]
 
 
-class _Opened(Protocol):
-    """What is opened with `async with`, and closed at its end."""
-
-    async def __aenter__(self) -> Self: ...
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
-
-
 class Writer(Protocol):
     """The two ways to write, alike inside and outside a transaction.
 
@@ -117,7 +106,7 @@ class Transaction(Writer, Protocol):
         """Commit, with the transaction, the next offset that `group` is to read. One group a transaction."""
 
 
-class Producer(Writer, _Opened, Protocol):
+class Producer(Writer, AbstractAsyncContextManager["Producer", None], Protocol):
     """Writes records. Open it with `async with`.
 
     One with a transactional id fences every older one of that id when it opens, and writes inside transactions only.
@@ -136,7 +125,7 @@ class Producer(Writer, _Opened, Protocol):
         """
 
 
-class Reader(_Opened, Protocol):
+class Reader(AbstractAsyncContextManager["Reader", None], Protocol):
     """Reads every partition of its topics. Open it with `async with`; not for use by two tasks at once.
 
     It sees committed records only, and commits nothing by itself.
@@ -181,7 +170,7 @@ class Reader(_Opened, Protocol):
         """Commit the next offset to read, for the reader's group."""
 
 
-class Broker(_Opened, Protocol):
+class Broker(AbstractAsyncContextManager["Broker", None], Protocol):
     """A log, and the factory of what writes to it and reads from it."""
 
     def describe(self) -> str:

@@ -24,7 +24,7 @@ class _Writer(ABC):
         headers: Headers = (),
     ) -> Sent:
         with self._writing() as producer:
-            return await producer._write(topic, value, key, partition, headers)
+            return await producer._write(topic, [value], key, partition, headers)
 
     async def send_all(
         self,
@@ -36,7 +36,7 @@ class _Writer(ABC):
         headers: Headers = (),
     ) -> Sent:
         with self._writing() as producer:
-            return await producer._write_all(topic, values, key, partition, headers)
+            return await producer._write(topic, values, key, partition, headers)
 
     @abstractmethod
     def _writing(self) -> AbstractContextManager["BaseProducer"]:
@@ -100,12 +100,7 @@ class BaseProducer(_Writer):
 
     @abstractmethod
     async def _write(
-        self, topic: str, value: bytes | None, key: bytes | None, partition: int | None, headers: Headers
-    ) -> Sent: ...
-
-    @abstractmethod
-    async def _write_all(
-        self, topic: str, values: Iterable[bytes], key: bytes | None, partition: int | None, headers: Headers
+        self, topic: str, values: Iterable[bytes | None], key: bytes | None, partition: int | None, headers: Headers
     ) -> Sent: ...
 
     @abstractmethod

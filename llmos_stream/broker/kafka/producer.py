@@ -63,15 +63,7 @@ class KafkaProducer(BaseProducer):
         await close_producer(self._client, flush=self._lost is None, seconds=_CLOSE_SECONDS)
 
     async def _write(
-        self, topic: str, value: bytes | None, key: bytes | None, partition: int | None, headers: Headers
-    ) -> Sent:
-        at = await self._place(topic, key, partition)
-        check_record(topic, key, value, headers)
-        with self._losing(topic):
-            return await self._acknowledged(await self._enqueue(at, value, key, headers))
-
-    async def _write_all(
-        self, topic: str, values: Iterable[bytes], key: bytes | None, partition: int | None, headers: Headers
+        self, topic: str, values: Iterable[bytes | None], key: bytes | None, partition: int | None, headers: Headers
     ) -> Sent:
         at = await self._place(topic, key, partition)
         first: Sent | None = None
@@ -79,10 +71,11 @@ class KafkaProducer(BaseProducer):
         size = 0
         for value in values:
             check_record(topic, key, value, headers)
+            self._refuse_lost()
             with self._losing(topic):
-                under_way.append((len(value), await self._enqueue(at, value, key, headers)))
+                under_way.append((len(value or b""), await self._enqueue(at, value, key, headers)))
                 headers = ()
-                size += len(value)
+                size += len(value or b"")
                 while size > _IN_FLIGHT_BYTES:
                     taken, future = under_way.popleft()
                     sent = await self._acknowledged(future)
@@ -97,6 +90,7 @@ class KafkaProducer(BaseProducer):
         return first
 
     async def _write_offsets(self, group: str, offsets: Mapping[TopicPartition, int]) -> None:
+        self._refuse_lost()
         with self._losing():
             async with asyncio.timeout(self._seconds):
                 await self._client.send_offsets_to_transaction(
@@ -104,6 +98,7 @@ class KafkaProducer(BaseProducer):
                 )
 
     async def _begin(self) -> None:
+        self._refuse_lost()
         with self._losing():
             await self._client.begin_transaction()
 
@@ -113,6 +108,7 @@ class KafkaProducer(BaseProducer):
             "holds is unknown; open a new producer and read back"
         )
         try:
+            self._refuse_lost()
             with self._losing():
                 async with asyncio.timeout(self._seconds):
                     await self._client.commit_transaction()
@@ -163,10 +159,12 @@ class KafkaProducer(BaseProducer):
         where = future.result()
         return Sent(where.topic, where.partition, where.offset)
 
-    @contextmanager
-    def _losing(self, topic: str | None = None) -> Iterator[None]:
+    def _refuse_lost(self) -> None:
         if self._lost is not None:
             raise type(self._lost)(str(self._lost))
+
+    @contextmanager
+    def _losing(self, topic: str | None = None) -> Iterator[None]:
         try:
             yield
         except AIOKAFKA_ERRORS as error:

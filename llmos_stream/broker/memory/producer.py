@@ -31,19 +31,12 @@ class MemoryProducer(BaseProducer):
             self._sessions.close(self._session)
 
     async def _write(
-        self, topic: str, value: bytes | None, key: bytes | None, partition: int | None, headers: Headers
-    ) -> Sent:
-        at = self._place(topic, key, partition)
-        await asyncio.sleep(0)  # as over a network, others get their turn between two writes
-        return self._append(at, value, key, headers)
-
-    async def _write_all(
-        self, topic: str, values: Iterable[bytes], key: bytes | None, partition: int | None, headers: Headers
+        self, topic: str, values: Iterable[bytes | None], key: bytes | None, partition: int | None, headers: Headers
     ) -> Sent:
         at = self._place(topic, key, partition)
         first = None
         for value in values:
-            await asyncio.sleep(0)
+            await asyncio.sleep(0)  # as over a network, others get their turn between two writes
             sent = self._append(at, value, key, headers)
             first, headers = first or sent, ()
         if first is None:
