@@ -13,7 +13,6 @@ from llmos_stream.broker.kafka.connection import Connection, topic_leaders
 from llmos_stream.broker.kafka.producer import KafkaProducer
 from llmos_stream.broker.kafka.reader import KafkaReader
 from llmos_stream.broker.ports import Start, TopicInfo, TopicSpec
-from llmos_stream.broker.rules import check_reader
 from llmos_stream.broker.topics import differences
 from llmos_stream.config import BrokerSettings
 from llmos_stream.errors import BrokerError, BrokerUnavailable
@@ -90,7 +89,6 @@ class KafkaBroker:
         check_crcs: bool = True,
         fetch_bytes: int | None = None,
     ) -> KafkaReader:
-        check_reader(topics, start, group)
         return KafkaReader(self._connection, topics, start, group, check_crcs, fetch_bytes)
 
     async def _create(self, admin: AIOKafkaAdminClient, specs: Sequence[TopicSpec]) -> list[str]:

@@ -13,13 +13,13 @@ from llmos_stream.broker.kafka.quirks import close_consumer, prepare_consumer, r
 from llmos_stream.broker.kafka.translate import AIOKAFKA_ERRORS, translate
 from llmos_stream.broker.kafka.tuning import fetch_options
 from llmos_stream.broker.ports import Record, Start, TopicPartition
-from llmos_stream.broker.rules import not_assigned
+from llmos_stream.broker.reading import BaseReader
 from llmos_stream.errors import BrokerUnavailable
 
 _CLOSE_SECONDS = 5.0
 
 
-class KafkaReader:
+class KafkaReader(BaseReader):
     """See `ports.Reader`."""
 
     def __init__(
@@ -31,27 +31,16 @@ class KafkaReader:
         check_crcs: bool,
         fetch_bytes: int | None = None,
     ) -> None:
+        super().__init__(topics, start, group)
         self._connection = connection
-        self._topics = topics
-        self._start = start
-        self._group = group
         self._check_crcs = check_crcs
         self._fetch_bytes = fetch_bytes
-        self._assigned: dict[TopicPartition, TheirPartition] = {}
         self._client: Any = None
-
-    @property
-    def partitions(self) -> tuple[TopicPartition, ...]:
-        return tuple(sorted(self._assigned))
 
     async def __aenter__(self) -> Self:
         patience = self._connection.settings.connect_timeout_seconds
         counts = await self._connection.partitions(self._topics, patience)
-        self._assigned = {
-            TopicPartition(topic, number): TheirPartition(topic, number)
-            for topic, count in counts.items()
-            for number in range(count)
-        }
+        self._assigned = {TopicPartition(topic, number) for topic in counts for number in range(counts[topic])}
         self._client = await self._connection.start(
             lambda: AIOKafkaConsumer(
                 **self._connection.options(),
@@ -72,7 +61,7 @@ class KafkaReader:
         except BaseException:
             await self._close()
             raise
-        self._client.assign(list(self._assigned.values()))
+        self._client.assign([TheirPartition(*at) for at in positions])
         for at, offset in positions.items():
             self.seek(at, offset)
         return self
@@ -91,81 +80,47 @@ class KafkaReader:
             for one in records
         ]
 
-    def seek(self, at: TopicPartition, offset: int) -> None:
-        if offset < 0:
-            raise ValueError(f"offset {offset} is negative")
-        seek(self._client, self._own(at), offset)
-
-    async def seek_to_beginning(self, *at: TopicPartition) -> None:
-        for one, offset in (await self._beginnings(at or self.partitions)).items():
-            self.seek(one, offset)
-
-    async def seek_to_end(self, *at: TopicPartition) -> None:
-        for one, offset in (await self._ends(at or self.partitions)).items():
-            self.seek(one, offset)
-
     async def position(self, at: TopicPartition) -> int:
         async with self._translating():
-            offset: int = await self._client.position(self._own(at))
+            offset: int = await self._client.position(self._theirs(at))
             return offset
-
-    async def end_offsets(self) -> dict[TopicPartition, int]:
-        return await self._ends(self.partitions)
-
-    async def lag(self) -> int:
-        ends = await self.end_offsets()
-        return sum([max(0, end - await self.position(at)) for at, end in ends.items()])
 
     async def known_lag(self) -> int:
         lag = 0
-        for at, theirs in self._assigned.items():
-            end = self._client.last_stable_offset(theirs)
+        for at in self._assigned:
+            end = self._client.last_stable_offset(self._theirs(at))
             lag += 0 if end is None else max(0, end - await self.position(at))
         return lag
 
     async def committed(self, at: TopicPartition) -> int | None:
-        self._require_group()
+        self._grouped()
         async with self._translating():
-            offset: int | None = await self._client.committed(self._own(at))
+            offset: int | None = await self._client.committed(self._theirs(at))
             return offset
 
     async def commit(self, offsets: Mapping[TopicPartition, int]) -> None:
-        self._require_group()
-        theirs = {self._own(at): offset for at, offset in offsets.items()}
+        self._grouped()
+        theirs = {self._theirs(at): offset for at, offset in offsets.items()}
         if theirs:
             async with self._translating():
                 await self._client.commit(theirs)
 
-    async def _first(self) -> dict[TopicPartition, int]:
-        if self._start == "latest":
-            return await self._ends(self.partitions)
-        positions = await self._beginnings(self.partitions)
-        if self._start == "committed":
-            for at in self.partitions:
-                if (offset := await self.committed(at)) is not None:
-                    positions[at] = offset
-        return positions
+    def _seek(self, at: TopicPartition, offset: int) -> None:
+        seek(self._client, self._theirs(at), offset)
 
     async def _beginnings(self, at: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
         async with self._translating():
-            return self._ours(await self._client.beginning_offsets([self._own(one) for one in at]))
+            return self._ours(await self._client.beginning_offsets([self._theirs(one) for one in at]))
 
     async def _ends(self, at: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
         async with self._translating():
-            return self._ours(await self._client.end_offsets([self._own(one) for one in at]))
+            return self._ours(await self._client.end_offsets([self._theirs(one) for one in at]))
 
     def _ours(self, offsets: Mapping[TheirPartition, int]) -> dict[TopicPartition, int]:
         return {TopicPartition(*at): offset for at, offset in offsets.items()}
 
-    def _own(self, at: TopicPartition) -> TheirPartition:
-        try:
-            return self._assigned[at]
-        except KeyError:
-            raise ValueError(not_assigned(*at)) from None
-
-    def _require_group(self) -> None:
-        if self._group is None:
-            raise ValueError("a reader without a group commits nothing")
+    def _theirs(self, at: TopicPartition) -> TheirPartition:
+        return TheirPartition(*self._own(at))
 
     @asynccontextmanager
     async def _translating(self, seconds: float | None = None) -> AsyncIterator[None]:

@@ -9,7 +9,6 @@ from llmos_stream.broker.memory.producer import MemoryProducer
 from llmos_stream.broker.memory.reader import MemoryReader
 from llmos_stream.broker.memory.sessions import Sessions
 from llmos_stream.broker.ports import Start, TopicInfo, TopicSpec
-from llmos_stream.broker.rules import check_reader
 
 
 class MemoryBroker:
@@ -64,7 +63,6 @@ class MemoryBroker:
         check_crcs: bool = True,
         fetch_bytes: int | None = None,
     ) -> MemoryReader:
-        check_reader(topics, start, group)
         return MemoryReader(self._cluster, self._sessions, topics, start, group)
 
     def clean(self) -> None:

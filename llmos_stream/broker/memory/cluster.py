@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from llmos_stream.broker.memory.log import PartitionLog, Policy
-from llmos_stream.broker.memory.waiting import Sleepers, Waiter
+from llmos_stream.broker.memory.waiting import Waiter
 from llmos_stream.broker.placement import MAX_RECORD_BYTES, check_record
 from llmos_stream.broker.ports import Headers, Record, Sent, TopicInfo, TopicPartition, TopicSpec
 from llmos_stream.broker.rules import topic_missing
@@ -35,7 +35,7 @@ class Cluster:
         self._partition_bytes = partition_bytes
         self._topics: dict[str, _Topic] = {}
         self._committed: dict[tuple[str, TopicPartition], int] = {}
-        self._sleepers = Sleepers()
+        self._waiters: set[Waiter] = set()
 
     def create(self, specs: Iterable[TopicSpec]) -> list[str]:
         created = []
@@ -62,7 +62,7 @@ class Cluster:
         with self.lock:
             gone = {name for name in names if self._topics.pop(name, None)}
             self._committed = {at: offset for at, offset in self._committed.items() if at[1].topic not in gone}
-            self._sleepers.wake(gone)
+            self._wake(gone)
 
     def clean(self) -> None:
         """Apply retention and compaction to everything now."""
@@ -94,7 +94,7 @@ class Cluster:
             offset = log.end
             log.append(Record(*at, offset, key, value, self._now_ms(), tuple(headers)), transaction)
             if transaction is None:
-                self._sleepers.wake([at.topic])
+                self._wake([at.topic])
             return Sent(*at, offset)
 
     def finish(self, transaction: int, touched: Iterable[TopicPartition], *, commit: bool) -> None:
@@ -103,7 +103,7 @@ class Cluster:
             for at in touched:
                 if at.topic in self._topics and (log := self._log(at)).has_open(transaction):
                     (log.commit if commit else log.abort)(transaction)
-                    self._sleepers.wake([at.topic])
+                    self._wake([at.topic])
 
     def read(self, positions: dict[TopicPartition, int], most: int) -> list[Record]:
         """Up to `most` visible records, in the order of `positions`, which are moved past them.
@@ -145,12 +145,17 @@ class Cluster:
         """A waiter that is woken by what becomes visible in one of these topics from now on."""
         waiter = Waiter(topics)
         with self.lock:
-            self._sleepers.add(waiter)
+            self._waiters.add(waiter)
         try:
             yield waiter
         finally:
             with self.lock:
-                self._sleepers.remove(waiter)
+                self._waiters.discard(waiter)
+
+    def _wake(self, topics: Iterable[str]) -> None:
+        for waiter in self._waiters:
+            if not waiter.topics.isdisjoint(topics):
+                waiter.wake()
 
     def _log(self, at: TopicPartition) -> PartitionLog:
         logs = self._find(at.topic).logs

@@ -50,10 +50,10 @@ class MemoryProducer(BaseProducer):
         self._sessions.begin(self._held())
 
     async def _commit(self) -> None:
-        self._sessions.commit(self._held())
+        self._sessions.end(self._held(), commit=True)
 
     async def _abort(self) -> None:
-        self._sessions.abort(self._held())
+        self._sessions.end(self._held(), commit=False)
 
     def _place(self, topic: str, key: bytes | None, partition: int | None) -> TopicPartition:
         return TopicPartition(topic, self._turns.choose(topic, key, partition, self._cluster.partitions(topic)))

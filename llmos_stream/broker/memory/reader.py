@@ -7,31 +7,26 @@ from typing import Self
 from llmos_stream.broker.memory.cluster import Cluster
 from llmos_stream.broker.memory.sessions import Sessions
 from llmos_stream.broker.ports import Record, Start, TopicPartition
-from llmos_stream.broker.rules import not_assigned
+from llmos_stream.broker.reading import BaseReader
 
 
-class MemoryReader:
+class MemoryReader(BaseReader):
     """See `ports.Reader`."""
 
     def __init__(
         self, cluster: Cluster, sessions: Sessions, topics: Sequence[str], start: Start, group: str | None
     ) -> None:
+        super().__init__(topics, start, group)
         self._cluster = cluster
         self._sessions = sessions
-        self._topics = topics
-        self._start: Start = start
-        self._group = group
         self._positions: dict[TopicPartition, int] = {}
-
-    @property
-    def partitions(self) -> tuple[TopicPartition, ...]:
-        return tuple(sorted(self._positions))
+        self._assigned = self._positions
 
     async def __aenter__(self) -> Self:
-        assigned = [
-            TopicPartition(topic, number) for topic in self._topics for number in range(self._cluster.partitions(topic))
-        ]
-        self._positions = {at: self._first(at) for at in assigned}
+        for topic in self._topics:
+            for number in range(self._cluster.partitions(topic)):
+                self._positions[TopicPartition(topic, number)] = 0
+        self._positions.update(await self._first())
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -51,29 +46,8 @@ class MemoryReader:
                     return records
                 await waiter.sleep(left if overdue is None else min(left, overdue))
 
-    def seek(self, at: TopicPartition, offset: int) -> None:
-        if offset < 0:
-            raise ValueError(f"offset {offset} is negative")
-        self._positions[self._own(at)] = offset
-
-    async def seek_to_beginning(self, *at: TopicPartition) -> None:
-        for one in at or self.partitions:
-            self.seek(one, self._cluster.beginning(one))
-
-    async def seek_to_end(self, *at: TopicPartition) -> None:
-        self._sessions.abort_overdue()
-        for one in at or self.partitions:
-            self.seek(one, self._cluster.last_stable(one))
-
     async def position(self, at: TopicPartition) -> int:
         return self._positions[self._own(at)]
-
-    async def end_offsets(self) -> dict[TopicPartition, int]:
-        self._sessions.abort_overdue()
-        return {at: self._cluster.last_stable(at) for at in self.partitions}
-
-    async def lag(self) -> int:
-        return sum(max(0, end - self._positions[at]) for at, end in (await self.end_offsets()).items())
 
     async def known_lag(self) -> int:
         return await self.lag()
@@ -84,24 +58,18 @@ class MemoryReader:
     async def commit(self, offsets: Mapping[TopicPartition, int]) -> None:
         self._cluster.commit(self._grouped(), {self._own(at): offset for at, offset in offsets.items()})
 
-    def _first(self, at: TopicPartition) -> int:
-        if self._start == "latest":
-            return self._cluster.last_stable(at)
-        committed = self._cluster.committed(self._grouped(), at) if self._start == "committed" else None
-        return self._cluster.beginning(at) if committed is None else committed
+    def _seek(self, at: TopicPartition, offset: int) -> None:
+        self._positions[at] = offset
+
+    async def _beginnings(self, at: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
+        return {one: self._cluster.beginning(self._own(one)) for one in at}
+
+    async def _ends(self, at: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
+        self._sessions.abort_overdue()
+        return {one: self._cluster.last_stable(self._own(one)) for one in at}
 
     def _rotate(self) -> None:
         """Begin the next poll at another partition, so that a busy one cannot starve the rest."""
         if self._positions:
             first = next(iter(self._positions))
             self._positions[first] = self._positions.pop(first)
-
-    def _own(self, at: TopicPartition) -> TopicPartition:
-        if at not in self._positions:
-            raise ValueError(not_assigned(*at))
-        return at
-
-    def _grouped(self) -> str:
-        if self._group is None:
-            raise ValueError("a reader without a group commits nothing")
-        return self._group

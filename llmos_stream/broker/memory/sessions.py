@@ -1,6 +1,5 @@
 """Transactional ids of an in-process broker: who holds one, and what each has open."""
 
-import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -27,7 +26,7 @@ class Sessions:
 
     def __init__(self, cluster: Cluster, transaction_seconds: float) -> None:
         self._cluster = cluster
-        self._lock: threading.RLock = cluster.lock
+        self._lock = cluster.lock
         self._seconds = transaction_seconds
         self._holders: dict[str, Session] = {}
         self._transactions = 0
@@ -69,15 +68,10 @@ class Sessions:
             session.group = group
             session.offsets.update(offsets)
 
-    def commit(self, session: Session) -> None:
+    def end(self, session: Session, *, commit: bool) -> None:
         with self._lock:
             self._refuse_fenced(session)
-            self._end(session, commit=True)
-
-    def abort(self, session: Session) -> None:
-        with self._lock:
-            self._refuse_fenced(session)
-            self._end(session, commit=False)
+            self._end(session, commit=commit)
 
     def abort_overdue(self) -> float | None:
         """Give up transactions past their deadline and fence their producers; seconds to the next deadline."""

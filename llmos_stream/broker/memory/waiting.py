@@ -24,23 +24,3 @@ class Waiter:
     def _set(self) -> None:
         if not self._woken.done():
             self._woken.set_result(None)
-
-
-class Sleepers:
-    """The waiters of a cluster. The caller holds the cluster's lock."""
-
-    def __init__(self) -> None:
-        self._waiters: set[Waiter] = set()
-
-    def add(self, waiter: Waiter) -> None:
-        self._waiters.add(waiter)
-
-    def remove(self, waiter: Waiter) -> None:
-        self._waiters.discard(waiter)
-
-    def wake(self, topics: Iterable[str]) -> None:
-        """Wake those that wait for one of these topics."""
-        topics = frozenset(topics)
-        for waiter in self._waiters:
-            if not topics.isdisjoint(waiter.topics):
-                waiter.wake()
