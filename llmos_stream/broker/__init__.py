@@ -4,7 +4,6 @@ from llmos_stream.broker.connect import connect
 from llmos_stream.broker.kafka import KafkaBroker
 from llmos_stream.broker.local import LocalKafka
 from llmos_stream.broker.memory import MemoryBroker
-from llmos_stream.broker.placement import MAX_RECORD_BYTES, partition_of, record_bytes
 from llmos_stream.broker.ports import (
     Broker,
     Headers,
@@ -22,7 +21,6 @@ from llmos_stream.broker.ports import (
 from llmos_stream.broker.topics import Topics
 
 __all__ = [
-    "MAX_RECORD_BYTES",
     "Broker",
     "Headers",
     "KafkaBroker",
@@ -40,6 +38,4 @@ __all__ = [
     "Transaction",
     "Writer",
     "connect",
-    "partition_of",
-    "record_bytes",
 ]

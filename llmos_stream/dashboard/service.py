@@ -17,7 +17,8 @@ from llmos_stream.log.pausing import set_paused
 from llmos_stream.registry import promote
 from llmos_stream.runtime import Offload, Shutdown, run_all
 from llmos_stream.types import Event
-from llmos_stream.web.server import ListenAddress, serve_http
+from llmos_stream.web.addresses import ListenAddress
+from llmos_stream.web.server import serve_http
 
 _DRAIN = 0.2  # of the time that a stop may take
 _WORKERS = 1

@@ -17,7 +17,8 @@ from llmos_stream.inference.promoted import Promoted
 from llmos_stream.log.federation import Federation
 from llmos_stream.runtime import Offload, Shutdown, run_while
 from llmos_stream.training import Task
-from llmos_stream.web.server import ListenAddress, serve_http
+from llmos_stream.web.addresses import ListenAddress
+from llmos_stream.web.server import serve_http
 
 _DRAIN = 0.5  # of the time that a stop may take
 

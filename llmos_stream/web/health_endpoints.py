@@ -20,9 +20,8 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from llmos_stream.config import OperationsSettings
-from llmos_stream.errors import ConfigError
 from llmos_stream.runtime.health import Health
-from llmos_stream.web.addresses import reason_of, shown
+from llmos_stream.web.addresses import ListenAddress, listening, shown
 from llmos_stream.web.threaded import ThreadedServer
 
 logger = logging.getLogger(__name__)
@@ -93,16 +92,15 @@ def serve_health_endpoints(
     if settings.port is None:
         yield None
         return
-    try:
-        server = ThreadedServer((settings.host, settings.port), request_seconds)
-    except (OSError, UnicodeError) as error:
-        where = shown(settings.host, settings.port)
-        raise ConfigError(f"operations.host, operations.port: cannot listen on {where} ({reason_of(error)})") from error
-    server.set_app(endpoints)
-    thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1}, name="operations", daemon=True)
-    with server, endpoints.exported():
+    with (
+        listening(ListenAddress("operations", settings.host, settings.port)) as listener,
+        ThreadedServer(listener, request_seconds) as server,
+        endpoints.exported(),
+    ):
+        server.set_app(endpoints)
+        thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1}, name="operations", daemon=True)
         thread.start()
-        port: int = server.server_address[1]
+        port: int = listener.getsockname()[1]
         logger.info("answering %s on %s", ", ".join(_PATHS), shown(settings.host, port))
         try:
             yield port

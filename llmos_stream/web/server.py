@@ -1,10 +1,7 @@
 """An ASGI application on a port, inside the process's own event loop and under its own signals."""
 
 import logging
-import socket
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import nullcontext
 from typing import Any
 
 import uvicorn
@@ -12,16 +9,13 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from llmos_stream.errors import ConfigError
 from llmos_stream.runtime.shutdown import Shutdown
 from llmos_stream.runtime.tasks import run_while
-from llmos_stream.web.addresses import family_of, reason_of, shown, takes_both
+from llmos_stream.web.addresses import ListenAddress, listening, shown
 from llmos_stream.web.timeouts import ConnectionLimits, with_limits
 
 logger = logging.getLogger(__name__)
 
-_BACKLOG = 1024
-_TCP_USER_TIMEOUT_MS = 30_000
 _MAX_HEAD_BYTES = 32 << 10  # of a request's line and headers together
 _LIMITS = ConnectionLimits()
 
@@ -29,15 +23,6 @@ _LIMITS = ConnectionLimits()
 class _Server(uvicorn.Server):
     def capture_signals(self) -> Any:
         return nullcontext()  # signals are the process's: they come as a Shutdown
-
-
-@dataclass(frozen=True, slots=True)
-class ListenAddress:
-    """Where a server listens; `section` names the settings that it comes from."""
-
-    section: str
-    host: str
-    port: int
 
 
 async def serve_http(
@@ -88,33 +73,6 @@ async def serve_http(
         host, port = listener.getsockname()[:2]
         logger.info("%s on %s", what, shown(host, port))
         await run_while(server.serve([listener]), stop())
-
-
-@contextmanager
-def listening(address: ListenAddress) -> Iterator[socket.socket]:
-    """Hold a listening socket.
-
-    Raises:
-        ConfigError: The port cannot be opened.
-    """
-    try:
-        listener = socket.create_server(
-            (address.host, address.port),
-            family=family_of(address.host),
-            backlog=_BACKLOG,
-            dualstack_ipv6=takes_both(address.host),
-        )
-    except (OSError, UnicodeError) as error:
-        names, where = f"{address.section}.host, {address.section}.port", shown(address.host, address.port)
-        raise ConfigError(f"{names}: cannot listen on {where} ({reason_of(error)})") from error
-    with listener:
-        # Connections inherit it. asyncio sets it only on sockets that name their protocol. Without it an answer, which
-        # goes out in two writes, waits 40 ms for the client's delayed acknowledgement.
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        # A client that vanished is given up after this time; only Linux has the option.
-        if hasattr(socket, "TCP_USER_TIMEOUT"):
-            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _TCP_USER_TIMEOUT_MS)
-        yield listener
 
 
 def _share_logs() -> None:

@@ -2,14 +2,12 @@
 
 import logging
 from contextlib import suppress
-from socket import AF_INET6, IPPROTO_IPV6, IPV6_V6ONLY, SHUT_RDWR, SO_REUSEADDR, SOL_SOCKET, socket
+from socket import SHUT_RDWR, socket
 from socketserver import ThreadingMixIn
 from threading import Lock
 from time import monotonic
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
-
-from llmos_stream.web.addresses import family_of, takes_both
 
 logger = logging.getLogger(__name__)
 
@@ -17,7 +15,9 @@ _MAX_CONNECTIONS = 64  # each is a thread
 
 
 class ThreadedServer(ThreadingMixIn, WSGIServer):
-    """One request a connection, which ends after `request_seconds` even if the client sends or reads byte by byte.
+    """Answers on `listener`, one request a connection.
+
+    It ends after `request_seconds` even if the client sends or reads byte by byte.
 
     Above 64 connections the oldest is closed, not the newest: an orchestrator that asks for this process's health
     must get its answer at once.
@@ -25,16 +25,17 @@ class ThreadedServer(ThreadingMixIn, WSGIServer):
 
     daemon_threads = True
     block_on_close = False
-    request_queue_size = _MAX_CONNECTIONS
 
-    def __init__(self, where: tuple[str, int], request_seconds: float) -> None:
+    def __init__(self, listener: socket, request_seconds: float) -> None:
         self._request_seconds = request_seconds
         self._lock = Lock()
         self._open: dict[socket, float] = {}  # time of opening, the oldest first
-        host, port = where
-        self.address_family = family_of(host)
-        self._takes_both = takes_both(host)
-        super().__init__((host, port), _Handler)
+        host, port = listener.getsockname()[:2]
+        super().__init__((host, port), _Handler, bind_and_activate=False)
+        self.socket.close()  # of its own, which is not bound
+        self.socket = listener
+        self.server_name, self.server_port = host, port
+        self.setup_environ()
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Note a new connection, and close the oldest where there are too many."""
@@ -57,17 +58,6 @@ class ThreadedServer(ThreadingMixIn, WSGIServer):
         with self._lock:  # before it is closed: another connection may get its descriptor then
             self._open.pop(request, None)
         super().shutdown_request(request)
-
-    def server_bind(self) -> None:
-        """Bind without WSGIServer's look-up of this host's name, which may take seconds."""
-        self.allow_reuse_address = True
-        self.socket.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
-        if self.address_family == AF_INET6:
-            self.socket.setsockopt(IPPROTO_IPV6, IPV6_V6ONLY, not self._takes_both)
-        self.socket.bind(self.server_address)
-        self.server_address = self.socket.getsockname()
-        self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
-        self.setup_environ()
 
     def handle_error(self, request: object, client_address: object) -> None:
         """Log what broke a connection off."""

@@ -8,8 +8,8 @@ from contextlib import suppress
 
 import pytest
 
-from llmos_stream.broker import MAX_RECORD_BYTES, Broker, Producer, Record, Sent, TopicPartition, Topics, TopicSpec
-from llmos_stream.broker.placement import partition_of, record_bytes
+from llmos_stream.broker import Broker, Producer, Record, Sent, TopicPartition, Topics, TopicSpec
+from llmos_stream.broker.placement import MAX_RECORD_BYTES, partition_of, record_bytes
 from llmos_stream.config import TopicSettings
 from llmos_stream.errors import BrokerError, Fenced, OffsetGone, RecordTooLarge, TopicMissing, TransactionAborted
 from tests.broker.helpers import (

@@ -22,7 +22,8 @@ from llmos_stream.errors import BrokerUnavailable
 from llmos_stream.runtime import Offload, Shutdown
 from llmos_stream.testing import until
 from llmos_stream.types import CodecId, CodecSpec, Contribution, Event, EventKind, VersionHead, VersionKind
-from llmos_stream.web.server import ListenAddress, serve_http
+from llmos_stream.web.addresses import ListenAddress
+from llmos_stream.web.server import serve_http
 from llmos_stream.web.timeouts import ConnectionLimits
 
 SECONDS = 30.0

@@ -13,7 +13,8 @@ from torch import Tensor
 from llmos_stream.errors import ConfigError
 from llmos_stream.runtime import Shutdown
 from llmos_stream.testing import until
-from llmos_stream.web.server import ListenAddress, listening, serve_http
+from llmos_stream.web.addresses import ListenAddress, listening
+from llmos_stream.web.server import serve_http
 from llmos_stream.web.timeouts import ConnectionLimits
 from tests.inference.aids import SECONDS, loaded, served
 

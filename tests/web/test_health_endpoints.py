@@ -14,8 +14,8 @@ from prometheus_client import CollectorRegistry
 from llmos_stream.config import OperationsSettings
 from llmos_stream.errors import ConfigError
 from llmos_stream.runtime import Health
+from llmos_stream.web.addresses import ListenAddress, listening
 from llmos_stream.web.health_endpoints import HealthEndpoints, serve_health_endpoints
-from llmos_stream.web.server import ListenAddress, listening
 from llmos_stream.web.threaded import _MAX_CONNECTIONS
 
 FACTS = {"role": "client", "federation": "f", "version": "1"}

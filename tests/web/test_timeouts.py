@@ -12,8 +12,9 @@ import pytest
 from starlette.types import Receive, Scope, Send
 
 from llmos_stream.runtime import Shutdown
+from llmos_stream.web.addresses import ListenAddress
 from llmos_stream.web.bodies import BodyLimit
-from llmos_stream.web.server import ListenAddress, serve_http
+from llmos_stream.web.server import serve_http
 from llmos_stream.web.timeouts import ConnectionLimits, TimedConnection, with_limits
 
 SECONDS = 60.0
