@@ -6,7 +6,7 @@
     ["l", drop, changes, items]         a list of objects: the first `drop` go, some of the rest change, as
                                         [[index, change], ...], and items follow at the end
 
-`static/patch.js` applies them in the browser; `apply` is its reference in the tests.
+`static/patch.js` applies them in the browser.
 """
 
 from collections.abc import Mapping
@@ -53,21 +53,3 @@ def _same(old: Json, new: Json) -> bool:
         return False
     key = next(iter(old), None)
     return key is not None and key in new and old[key] == new[key]
-
-
-def apply(old: Json, change: Change) -> Json:
-    """Return `old` with the change applied."""
-    match change:
-        case ["v", value]:
-            return value
-        case ["d", members]:
-            return {**old, **{key: apply(old[key], inner) for key, inner in members}}
-        case ["s", keep, items]:
-            return [*old[:keep], *items]
-        case ["l", drop, changes, items]:
-            stays = list(old[drop:])
-            for index, inner in changes:
-                stays[index] = apply(stays[index], inner)
-            return [*stays, *items]
-        case _:
-            raise ValueError(f"there is no change {change[:1]}")

@@ -6,7 +6,8 @@ import orjson
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmos_stream.dashboard.changes import apply, difference
+from llmos_stream.dashboard.changes import difference
+from tests.dashboard.patch import apply
 
 # No field is a number now and a truth value then, so that 1 and True need not be told apart.
 _SCALARS = st.none() | st.booleans() | st.integers(2, 5) | st.text("ab", max_size=2)

@@ -11,7 +11,6 @@ import pytest
 from starlette.types import Message
 
 from llmos_stream.dashboard import state_stream as stream_module
-from llmos_stream.dashboard.changes import apply
 from llmos_stream.dashboard.sse import _STALL_SECONDS, EventResponse
 from llmos_stream.dashboard.state_stream import StateStream
 from llmos_stream.runtime import Shutdown
@@ -19,6 +18,7 @@ from llmos_stream.testing import until
 from llmos_stream.types import EventKind
 from llmos_stream.web.timeouts import ConnectionLimits
 from tests.dashboard.aids import SECONDS, Stream, event, on_a_port, shown
+from tests.dashboard.patch import apply
 
 
 async def test_a_snapshot_and_then_what_changed() -> None:
