@@ -1,13 +1,13 @@
 """The page's HTTP: the page and its files, its state as JSON, the stream of changes, an operator's actions."""
 
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
 
 import orjson
 from pydantic import SecretStr
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
@@ -15,9 +15,9 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llmos_stream.config import DashboardSettings
-from llmos_stream.dashboard.assets import Assets
+from llmos_stream.dashboard.assets import Asset
 from llmos_stream.dashboard.federation_view import FederationView, Status
-from llmos_stream.dashboard.older import NotInLog, OlderVersions
+from llmos_stream.dashboard.older import OlderVersions
 from llmos_stream.dashboard.page_state import version_details
 from llmos_stream.dashboard.sse import EventResponse
 from llmos_stream.dashboard.state_stream import StateStream
@@ -45,8 +45,6 @@ _HEADERS = (
     (b"referrer-policy", b"no-referrer"),
     (b"cross-origin-resource-policy", b"same-origin"),
 )
-T = TypeVar("T")
-Handler = Callable[[Request], Awaitable[Response]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,30 +55,20 @@ class OperatorActions:
     promote: Callable[[int], Awaitable[object]]
 
 
-class HttpError(Exception):
-    """An answer other than success: an HTTP status and a sentence."""
-
-    def __init__(self, status: int, detail: str) -> None:
-        super().__init__(detail)
-        self.status = status
-        self.detail = detail
-
-
 def make_app(
     settings: DashboardSettings,
     view: FederationView,
     states: StateStream,
-    assets: Assets,
+    assets: Mapping[str, Asset],
     operator: OperatorActions,
     older: OlderVersions,
 ) -> Starlette:
     """Make the page over parts that the caller starts and stops."""
 
-    async def page(request: Request) -> Response:
-        return await _file(assets, "index.html", request)
-
-    async def static(request: Request) -> Response:
-        return await _file(assets, request.path_params["name"], request)
+    async def file(request: Request) -> Response:
+        if (asset := assets.get(request.path_params.get("name", "index.html"))) is None:
+            raise HTTPException(404, "there is no such file")
+        return asset.answer(request)
 
     async def state(request: Request) -> Response:
         states.refresh()
@@ -92,18 +80,18 @@ def make_app(
     async def version(request: Request) -> Response:
         asked = request.path_params["number"]
         if not _NUMBER.fullmatch(asked):
-            raise HttpError(404, "a version is a number, as in /api/versions/12")
+            raise HTTPException(404, "a version is a number, as in /api/versions/12")
         return _json(200, orjson.dumps(version_details(view.versions.get(int(asked)) or await look_up(int(asked)))))
 
     async def look_up(number: int) -> LoggedHead[VersionHead]:
         if older.waiting >= _MAX_LOOKED_UP:
-            raise HttpError(503, "others are looking up older versions; try again")
+            raise HTTPException(503, "others are looking up older versions; try again")
         try:
-            return await _outcome(older.get(number))
-        except NotInLog as error:
-            raise HttpError(404, f"{error}; a registry may have it: llmos-stream versions show {number}") from None
+            return await older.get(number)
+        except NotFound as error:
+            raise NotFound(f"{error}; a registry may have it: llmos-stream versions show {number}") from None
         except TimeoutError:
-            raise HttpError(503, f"version {number} was not found in the log in time; try again") from None
+            raise HTTPException(503, f"version {number} was not found in the log in time; try again") from None
 
     async def pause(request: Request) -> Response:
         return await set_paused(request, True)
@@ -114,93 +102,81 @@ def make_app(
     async def set_paused(request: Request, paused: bool) -> Response:
         await _authorised(request, settings.token)
         if view.status is Status.FINISHED:
-            raise HttpError(409, "the run has finished: there is nothing to pause or resume")
-        await _outcome(operator.set_paused(paused))
+            raise HTTPException(409, "the run has finished: there is nothing to pause or resume")
+        await operator.set_paused(paused)
         return _json(200, orjson.dumps({"paused": paused}))
 
     async def promote(request: Request) -> Response:
         asked = await _authorised(request, settings.token)
         number = asked.get("version")
         if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number < _MAX_VERSION:
-            raise HttpError(422, 'the body must name a version, as in {"version": 12}')
-        await _outcome(operator.promote(number))
+            raise HTTPException(422, 'the body must name a version, as in {"version": 12}')
+        await operator.promote(number)
         return _json(200, orjson.dumps({"promoted": number}))
 
     app = Starlette(
         routes=[
-            Route("/", _with_errors(page)),
-            Route("/static/{name}", _with_errors(static)),
-            Route("/api/state", _with_errors(state)),
-            Route("/api/events", _with_errors(events)),
-            Route("/api/versions/{number}", _with_errors(version)),
-            Route("/api/pause", _with_errors(pause), methods=["POST"]),
-            Route("/api/resume", _with_errors(resume), methods=["POST"]),
-            Route("/api/promote", _with_errors(promote), methods=["POST"]),
+            Route("/", file),
+            Route("/static/{name}", file),
+            Route("/api/state", state),
+            Route("/api/events", events),
+            Route("/api/versions/{number}", version),
+            Route("/api/pause", pause, methods=["POST"]),
+            Route("/api/resume", resume, methods=["POST"]),
+            Route("/api/promote", promote, methods=["POST"]),
         ],
         middleware=[
             Middleware(_Headers),
             Middleware(HostCheck, host=settings.host, allowed=settings.allowed_hosts, setting=_HOSTS),
             Middleware(BodyLimit, max_bytes=_MAX_BODY_BYTES),
         ],
+        exception_handlers={HTTPException: _refusal, LlmosError: _refusal},
     )
     app.router.redirect_slashes = False
     return app
-
-
-async def _file(assets: Assets, name: str, request: Request) -> Response:
-    if (asset := await assets.get(name)) is None:
-        raise HttpError(404, "there is no such file")
-    return asset.answer(request)
 
 
 async def _authorised(request: Request, token: SecretStr | None) -> dict[str, object]:
     """Return the body of a request that carries the token."""
     wanted = None if token is None else token.get_secret_value()
     if denied := check_bearer(wanted, bearer_of(request.headers.get("authorization")), _UNSET):
-        raise HttpError(*denied)
+        raise HTTPException(*denied)
     # A browser lets a form of another page send any other type.
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-        raise HttpError(422, "the body must be JSON, with Content-Type: application/json")
+        raise HTTPException(422, "the body must be JSON, with Content-Type: application/json")
     try:
         asked = orjson.loads(await request.body() or b"{}")
     except orjson.JSONDecodeError:
-        raise HttpError(422, "the body is not JSON") from None
+        raise HTTPException(422, "the body is not JSON") from None
     if not isinstance(asked, dict):
-        raise HttpError(422, "the body must be a JSON object")
+        raise HTTPException(422, "the body must be a JSON object")
     return asked
 
 
-async def _outcome(act: Awaitable[T]) -> T:
-    """Await an action, and turn its errors into answers."""
-    try:
-        return await act
-    except (ConfigError, NotFound) as error:
-        raise HttpError(404, str(error)) from None
-    except FederationFinished as error:
-        raise HttpError(409, str(error)) from None
-    except TopicMissing:
-        raise HttpError(409, "the federation has no topics yet: start its aggregator first") from None
-    except BrokerUnavailable as error:
-        raise HttpError(503, f"{error}; try again") from None
-    except LlmosError as error:  # of the registry, or of a log that retention has just cut
-        raise HttpError(503 if error.retriable else 500, str(error)) from None
-
-
-def _with_errors(handler: Handler) -> Handler:
-    """Turn the handler's errors into answers."""
-
-    async def answer(request: Request) -> Response:
-        try:
-            return await handler(request)
-        except HttpError as error:
-            response = _json(error.status, orjson.dumps({"detail": error.detail}))
-            if error.status == 401:
-                response.headers["www-authenticate"] = "Bearer"
-            if error.status == 503:
-                response.headers["retry-after"] = "5"
-            return response
-
-    return answer
+def _refusal(_: Request, error: Exception) -> Response:
+    """Turn an error into an answer."""
+    status, said = 500, str(error)
+    match error:
+        case HTTPException():
+            status, said = error.status_code, error.detail
+        case ConfigError() | NotFound():
+            status = 404
+        case FederationFinished():
+            status = 409
+        case TopicMissing():
+            status, said = 409, "the federation has no topics yet: start its aggregator first"
+        case BrokerUnavailable():
+            status, said = 503, f"{error}; try again"
+        case LlmosError() if error.retriable:  # of the registry, or of a log that retention has just cut
+            status = 503
+    response = _json(status, orjson.dumps({"detail": said}))
+    if isinstance(error, HTTPException):
+        response.headers.update(error.headers or {})
+    if status == 401:
+        response.headers["www-authenticate"] = "Bearer"
+    if status == 503:
+        response.headers["retry-after"] = "5"
+    return response
 
 
 def _json(status: int, body: bytes) -> Response:

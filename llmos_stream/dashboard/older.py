@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from llmos_stream.broker import Broker, Topics
+from llmos_stream.errors import NotFound
 from llmos_stream.log import version_index
 from llmos_stream.log.scan import LoggedHead
 from llmos_stream.types import VersionHead
@@ -13,10 +14,6 @@ from llmos_stream.types import VersionHead
 _SECONDS = 10.0
 _KEPT = 16
 _KEPT_CONTRIBUTIONS = 20_000
-
-
-class NotInLog(LookupError):
-    """The log does not hold the version, or no longer. The message says which."""
 
 
 class OlderVersions:
@@ -37,7 +34,7 @@ class OlderVersions:
         """Look a version up.
 
         Raises:
-            NotInLog: The log does not hold it.
+            NotFound: The log does not hold it. The message says whether it did.
             TopicMissing: There is no federation yet.
             BrokerUnavailable: The broker does not answer.
             TimeoutError: It took too long.
@@ -66,5 +63,5 @@ class OlderVersions:
                 return LoggedHead(replace(found.head, tensors=None), found.partition, found.offset)
             oldest = await index.oldest()
         if oldest is not None and number < oldest.head.number:
-            raise NotInLog(f"version {number} is not in the log any more: retention has deleted it")
-        raise NotInLog(f"version {number} is not in the log")
+            raise NotFound(f"version {number} is not in the log any more: retention has deleted it")
+        raise NotFound(f"version {number} is not in the log")

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from llmos_stream.broker import Broker, Topics
 from llmos_stream.config import Settings
 from llmos_stream.dashboard.app import OperatorActions, make_app
-from llmos_stream.dashboard.assets import Assets
+from llmos_stream.dashboard.assets import load_assets
 from llmos_stream.dashboard.federation_view import FederationView
 from llmos_stream.dashboard.follow import follow
 from llmos_stream.dashboard.older import OlderVersions
@@ -50,7 +50,7 @@ class LivePage:
         drain = self._settings.runtime.stop_seconds * _DRAIN
         async with Offload(_WORKERS) as offload:
             older = OlderVersions(self._reached, topics.federation)
-            assets = await offload.run(Assets, offload)
+            assets = await offload.run(load_assets)
 
             async def pause(paused: bool) -> None:
                 await set_paused(self._reached(), topics, paused)
@@ -63,7 +63,6 @@ class LivePage:
             await run_all(
                 serve_http(app, address, "the live page is", shutdown, drain, strict=True),
                 states.run(shutdown),
-                assets.plotly(),
             )
 
     async def follow(self, broker: Broker, take: Callable[[Event], object], shutdown: Shutdown) -> None:

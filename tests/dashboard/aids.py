@@ -13,13 +13,13 @@ from starlette.applications import Starlette
 from llmos_stream.broker import Broker
 from llmos_stream.config import DashboardSettings
 from llmos_stream.dashboard.app import OperatorActions, make_app
-from llmos_stream.dashboard.assets import Assets
+from llmos_stream.dashboard.assets import load_assets
 from llmos_stream.dashboard.federation_view import FederationView
 from llmos_stream.dashboard.older import OlderVersions
 from llmos_stream.dashboard.page_state import page_state
 from llmos_stream.dashboard.state_stream import StateStream
 from llmos_stream.errors import BrokerUnavailable
-from llmos_stream.runtime import Offload, Shutdown
+from llmos_stream.runtime import Shutdown
 from llmos_stream.testing import until
 from llmos_stream.types import CodecId, CodecSpec, Contribution, Event, EventKind, VersionHead, VersionKind
 from llmos_stream.web.addresses import ListenAddress
@@ -82,12 +82,11 @@ async def shown(log: Callable[[], Broker] = _no_broker, **fields: Any) -> AsyncI
     may = settings.token is not None
     states = StateStream(lambda: page_state(view, may), lambda: view.changes, lambda: view.now_ms, settings.viewers)
     acts = Acts()
-    async with Offload(1) as offload:
-        operator = OperatorActions(acts.set_paused, acts.promote)
-        older = OlderVersions(log, "trial")
-        here = Shown(make_app(settings, view, states, Assets(offload), operator, older), view, states, acts, older)
-        async with here.http:
-            yield here
+    operator = OperatorActions(acts.set_paused, acts.promote)
+    older = OlderVersions(log, "trial")
+    here = Shown(make_app(settings, view, states, load_assets(), operator, older), view, states, acts, older)
+    async with here.http:
+        yield here
 
 
 @contextlib.asynccontextmanager

@@ -8,8 +8,8 @@ import pytest
 from llmos_stream.broker import Broker, MemoryBroker, Record, Topics, TopicSpec
 from llmos_stream.broker.memory.reader import MemoryReader
 from llmos_stream.config import Settings
-from llmos_stream.dashboard.older import NotInLog, OlderVersions
-from llmos_stream.errors import TopicMissing
+from llmos_stream.dashboard.older import OlderVersions
+from llmos_stream.errors import NotFound, TopicMissing
 from llmos_stream.types import TensorSpec
 from llmos_stream.wire import message_id, pack_prelude, read_chunk, split
 from tests.dashboard.aids import SECONDS, head, shown
@@ -35,7 +35,7 @@ async def test_any_version_of_the_log_is_found(broker: Broker, federation: str) 
     with pytest.raises(TopicMissing):
         await older.get(3)
     await broker.create_topics(Topics(federation).specs(Settings().topics))
-    with pytest.raises(NotInLog, match=r"version 3 is not in the log$"):
+    with pytest.raises(NotFound, match=r"version 3 is not in the log$"):
         await older.get(3)
     await write_versions(broker, federation, range(40))
     places = []
@@ -45,7 +45,7 @@ async def test_any_version_of_the_log_is_found(broker: Broker, federation: str) 
         places.append(found.offset)
     assert places == sorted(set(places))
     for number in (40, 2**62):
-        with pytest.raises(NotInLog, match=rf"version {number} is not in the log$"):
+        with pytest.raises(NotFound, match=rf"version {number} is not in the log$"):
             await older.get(number)
 
 
@@ -62,7 +62,7 @@ async def test_one_that_retention_has_deleted_is_said_to_be(federation: str) -> 
     for number in kept:
         assert (await older.get(number)).head.number == number
     for number in range(kept[0]):
-        with pytest.raises(NotInLog, match=f"version {number} is not in the log any more: retention has deleted it"):
+        with pytest.raises(NotFound, match=f"version {number} is not in the log any more: retention has deleted it"):
             await older.get(number)
 
 
@@ -110,7 +110,7 @@ async def test_a_version_that_was_begun_and_has_no_head_is_none(federation: str)
         said = replace(head(5), payload_size=4 * _CHUNK, tensors=())
         records = split(pack_prelude(said), [bytes(4 * _CHUNK)], 4 * _CHUNK, message_id("a", 5), chunk_bytes=16)
         await producer.send(Topics(federation).models, next(records), key=b"5", partition=0)
-    with pytest.raises(NotInLog, match=r"version 5 is not in the log$"):
+    with pytest.raises(NotFound, match=r"version 5 is not in the log$"):
         await OlderVersions(lambda: broker, federation, SECONDS).get(5)
 
 
