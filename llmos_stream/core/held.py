@@ -60,7 +60,7 @@ class Held:
         if count == 1:
             yield from self._one(factors[0], device)
             return
-        length = min(max(_CELLS // count // ROW, 1) * ROW, numel)
+        length = max(min(max(_CELLS // count // ROW, 1) * ROW, numel), 1)
         walks = [_Walk(delta, factor) for delta, factor in zip(self.deltas, factors, strict=True)]
         room = torch.empty((count, length), dtype=torch.float32, device=device)
         for begin in range(0, numel, length):

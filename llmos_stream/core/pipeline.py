@@ -8,10 +8,12 @@
     apply      it to the weights                                     the server optimiser
     guard      what would become a version                           `Stages.guard`
 
+Parameters go through all of them, buffers through none but the check, weights and a mean of their own (see `buffers`).
+
 The pipeline may be driven by `step`, or by a replay that takes each contribution from a manifest.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +21,7 @@ from torch import Tensor
 
 from llmos_stream.config import AggregationSettings, StalenessSettings
 from llmos_stream.core.buffer import Buffer
+from llmos_stream.core.buffers import BufferMean, check_buffers, within
 from llmos_stream.core.delta import Delta, as_delta
 from llmos_stream.core.flat import divisor, require_flat
 from llmos_stream.core.held import Held
@@ -28,7 +31,7 @@ from llmos_stream.core.staleness import Discount, discounted
 from llmos_stream.core.strategy import Strategy, Stretch
 from llmos_stream.core.validate import check_and_clip, check_head
 from llmos_stream.errors import Reason, Rejected, StateError
-from llmos_stream.types import Contribution, UpdateHead
+from llmos_stream.types import Contribution, TensorSpec, UpdateHead
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -68,7 +71,7 @@ class Pipeline:
     """The stages of one rule, with what waits to become a version and what is remembered from one to the next.
 
     Everything lies on `device`, as weights and moments must. `history` maps versions to their weights, where the
-    strategy needs them; the caller may change it between two versions.
+    strategy needs them; the caller may change it between two versions. The end of the weights is `buffers`.
     """
 
     def __init__(
@@ -80,6 +83,7 @@ class Pipeline:
         staleness: StalenessSettings,
         device: torch.device,
         stages: Stages | None = None,
+        buffers: Sequence[TensorSpec] = (),
     ) -> None:
         self.strategy = strategy
         self.stages = stages or Stages()
@@ -92,8 +96,12 @@ class Pipeline:
         exactly = strategy.contributions_per_version
         deadline = aggregation.deadline_seconds if exactly is None else None
         self._buffer = Buffer(capacity_of(strategy, aggregation), deadline, strategy.least)
-        self._sum = RunningSum(device)
+        self._specs = buffers
+        self._behind = sum(spec.numel for spec in buffers)
+        self._sum = RunningSum(device, self._behind)
+        self._mean = BufferMean(self._behind)
         self._held: list[Delta] = []
+        self._values: list[Tensor] = []
 
     def admit(self, head: UpdateHead, version: int, layout_digest: bytes) -> int:
         """All that can be told of an update without payload and base. Returns its staleness. Raises Rejected."""
@@ -110,16 +118,20 @@ class Pipeline:
         if self.strategy.needs_history and base_version not in self.history:
             raise Rejected(Reason.UNKNOWN_BASE_VERSION, f"the weights of version {base_version} are not held")
 
-    def check(self, delta: Tensor | Delta, numel: int) -> float:
-        """The clip factor of a delta that is sound. Raises Rejected."""
-        return self.stages.check(delta, numel, self._aggregation.clip_norm)
+    def check(self, delta: Tensor | Delta, buffers: Tensor | None, weights: Tensor) -> float:
+        """The clip factor of an update that is sound, at these `weights`. Raises Rejected."""
+        parameters, current = self._parts(weights)
+        check_buffers(buffers, current.cpu(), self._specs)
+        return self.stages.check(delta, parameters.numel(), self._aggregation.clip_norm)
 
     def weigh(self, num_examples: int, tau: int) -> float:
         """The weight that the manifest records, before clipping and normalising."""
         return self.strategy.weigh(num_examples, discounted(self._discount, tau))
 
-    def fold(self, contribution: Contribution, delta: Tensor | Delta, now: float) -> None:
-        """Take one update in.
+    def fold(
+        self, contribution: Contribution, delta: Tensor | Delta, now: float, buffers: Tensor | None = None
+    ) -> None:
+        """Take one update in: its delta, and the values of its `buffers`, where there are any.
 
         `delta` is only read, and kept (see `Delta.keep`) only where the strategy holds it and no version is due yet.
         What a delta raises while it is walked through leaves the pipeline of no use.
@@ -128,11 +140,14 @@ class Pipeline:
         exactly = self.strategy.contributions_per_version
         if exactly is not None and len(self._buffer) == exactly:
             raise ValueError(f"flush before the next fold: {exactly} make a version")
+        values = torch.empty(0) if buffers is None else buffers
         if not self.strategy.holds:
             self._sum.add(delta, self.strategy.scale(contribution))
+            self._mean.add(values, contribution.weight)
         self._buffer.add(contribution, now)
         if self.strategy.holds:
             self._held.append(delta if self._buffer.due(now) else delta.keep())
+            self._values.append(values)
 
     def due(self, now: float) -> bool:
         """Whether what waits must become a version. Never when nothing waits."""
@@ -163,8 +178,7 @@ class Pipeline:
             vector = self._combine(held, version, weights)
         else:
             vector = self._sum.drain()
-        combined = self.stages.privatise(Combined(vector, self.strategy.divisor(manifest)))
-        new = self._apply(weights, combined)
+        new = self._apply(weights, vector, manifest)
         self.stages.guard(new)
         if self.strategy.needs_history:
             self.history[version + 1] = new
@@ -173,7 +187,7 @@ class Pipeline:
 
     def _combine(self, held: Held, version: int, weights: Tensor) -> Tensor:
         """What is held in one vector. An update of weight 0 takes no part, and is not decoded again."""
-        strategy, held = self.strategy, held.without_weight_0()
+        strategy, held = self.strategy, held.without_weight_0()  # buffers' room at the end stays empty
         if not held.manifest:
             return torch.zeros_like(weights) if strategy.uses_server_optimizer else weights.clone()
         bases = [self.history[version - item.staleness] for item in held.manifest] if strategy.needs_history else []
@@ -190,12 +204,42 @@ class Pipeline:
             at = end
         return vector
 
-    def _apply(self, weights: Tensor, combined: Combined) -> Tensor:
-        """The new weights, written over the combined vector."""
-        vector, by = combined.vector, combined.divisor
+    def _apply(self, weights: Tensor, vector: Tensor, manifest: Sequence[Contribution]) -> Tensor:
+        """The new weights, written over the combined vector and the room behind it."""
+        (parameters, current), (room, behind) = self._parts(weights), self._parts(vector)
+        combined = self.stages.privatise(Combined(room, self.strategy.divisor(manifest)))
+        new, by = combined.vector, combined.divisor
         if self._optimizer is not None:
-            return self._optimizer.apply(weights, vector, by)
-        return vector if by is None else vector.div_(divisor(by, vector))
+            new = self._optimizer.apply(parameters, new, by)
+        elif by is not None:
+            new.div_(divisor(by, new))
+        if not self._behind:
+            return new
+        if new is not room:
+            room.copy_(new)
+        behind.copy_(self._mixed(current.cpu(), manifest))
+        return vector
+
+    def _mixed(self, current: Tensor, manifest: Sequence[Contribution]) -> Tensor:
+        """The buffers of the new version (see `buffers`). Those of an update of weight 0 take no part."""
+        mean, self._mean = self._mean, BufferMean(self._behind)
+        values, self._values = self._values, []
+        taking = [(item, sent) for item, sent in zip(manifest, values, strict=False) if item.weight]
+        if taking and self.strategy.combines_values:
+            rows, items = torch.stack([sent for _, sent in taking]), [item for item, _ in taking]
+            low, high = rows.amin(0), rows.amax(0)
+            stretch = Stretch(rows, items, current, (), torch.empty_like(current), torch.empty_like(current))
+            return torch.where(
+                (low == current) & (high == current), current, within(self.strategy.combine(stretch), low, high)
+            )
+        for item, sent in taking:
+            mean.add(sent, item.weight)
+        return mean.mixed_into(current, self.strategy.mixing(manifest))
+
+    def _parts(self, flat: Tensor) -> tuple[Tensor, Tensor]:
+        """Its parameters and its buffers, as views."""
+        end = flat.numel() - self._behind
+        return flat[:end], flat[end:]
 
     def state_tensors(self) -> dict[str, Tensor]:
         """What a snapshot must hold, by name: the live tensors, which the next flush overwrites."""

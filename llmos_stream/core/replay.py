@@ -1,6 +1,6 @@
 """Aggregation driven by manifests: the recorded rule again, or the same updates under another one."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from torch import Tensor
@@ -8,7 +8,7 @@ from torch import Tensor
 from llmos_stream.core.pipeline import Pipeline
 from llmos_stream.core.rule import Rule
 from llmos_stream.core.validate import Update
-from llmos_stream.types import Contribution
+from llmos_stream.types import Contribution, TensorSpec
 
 
 class Replay:
@@ -18,9 +18,16 @@ class Replay:
     part: a buffer is flushed when it is full or when the caller says so.
     """
 
-    def __init__(self, version: int, weights: Tensor, moments: Mapping[str, Tensor] | None = None) -> None:
+    def __init__(
+        self,
+        version: int,
+        weights: Tensor,
+        moments: Mapping[str, Tensor] | None = None,
+        buffers: Sequence[TensorSpec] = (),
+    ) -> None:
         self.version = version
         self.weights = weights
+        self._buffers = buffers
         self._moments: Mapping[str, Tensor] = moments or {}
         self._rule: Rule | None = None
         self._pipeline: Pipeline
@@ -48,7 +55,7 @@ class Replay:
             raise ValueError("flush before the rule changes")
         if self._rule is not None:
             self._moments = self._pipeline.state_tensors()
-        self._rule, self._pipeline = rule, rule.pipeline(self.version, self.weights)
+        self._rule, self._pipeline = rule, rule.pipeline(self.version, self.weights, buffers=self._buffers)
         if self._moments and self._pipeline.state_tensors().keys() == self._moments.keys():
             self._pipeline.load(self._moments)
         self._moments = {}
@@ -64,7 +71,7 @@ class Replay:
         would.
         """
         pipeline = self._known
-        clip = pipeline.check(update.delta, self.weights.numel())
+        clip = pipeline.check(update.delta, update.buffers, self.weights)
         if self.needs_base:
             if not self.pending:
                 pipeline.history.clear()  # no more of them are held than what waits needs
@@ -77,7 +84,7 @@ class Replay:
             weight=pipeline.weigh(contribution.num_examples, staleness),
             clip=clip,
         )
-        pipeline.fold(again, update.delta, 0.0)
+        pipeline.fold(again, update.delta, 0.0, update.buffers)
 
     def flush(self) -> None:
         """Make a version of what is buffered. Raises ValueError when there is nothing."""

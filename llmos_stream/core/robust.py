@@ -52,7 +52,9 @@ class _Holding(Strategy):
 
 
 class _ByCoordinate(_Holding):
-    """Makes each coordinate of the values s(tau) Delta there."""
+    """Makes each coordinate of the values s(tau) Delta there, and each entry of a buffer of the values sent."""
+
+    combines_values = True
 
     def weigh(self, num_examples: int, discount: float) -> float:
         return discount

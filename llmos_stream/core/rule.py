@@ -8,7 +8,7 @@ Recorded are the three sections, with the options as the plug-ins' own models ha
 section to [name, version] of the distribution that its rule is from, left out for what is built in.
 """
 
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any, NoReturn, TypeVar
 
@@ -32,6 +32,7 @@ from llmos_stream.core.pipeline import Pipeline, capacity_of, history_of
 from llmos_stream.core.robust import Krum, Median, MultiKrum, NormBound, TrimmedMean
 from llmos_stream.core.strategy import Strategy
 from llmos_stream.errors import ConfigError, Reason, Rejected
+from llmos_stream.types import TensorSpec
 
 Changes = Mapping[str, Mapping[str, object]]
 """Settings in place of the recorded ones: section, field, value."""
@@ -120,8 +121,14 @@ class Rule:
             self._fail("aggregation", "strategy", f"{name} makes a {type(found).__name__}, which is no Strategy")
         return found
 
-    def pipeline(self, version: int, weights: Tensor, history: Mapping[int, Tensor] | None = None) -> Pipeline:
-        """The stages at `version`, where nothing waits, on the device of its `weights`.
+    def pipeline(
+        self,
+        version: int,
+        weights: Tensor,
+        history: Mapping[int, Tensor] | None = None,
+        buffers: Sequence[TensorSpec] = (),
+    ) -> Pipeline:
+        """The stages at `version`, where nothing waits, on the device of its `weights`, the end of which is `buffers`.
 
         `history` is what strategies that need past versions start from.
 
@@ -132,8 +139,11 @@ class Rule:
         strategy, discount = self.strategy(), self._made("staleness")
         found: optimizer.ServerOptimizer | None = None
         if strategy.uses_server_optimizer:
-            found = self._made("server_optimizer", weights.numel(), weights.device)
-        pipeline = Pipeline(strategy, discount, found, self.aggregation, self.staleness, weights.device)
+            parameters = weights.numel() - sum(spec.numel for spec in buffers)
+            found = self._made("server_optimizer", parameters, weights.device)
+        pipeline = Pipeline(
+            strategy, discount, found, self.aggregation, self.staleness, weights.device, buffers=buffers
+        )
         if strategy.needs_history:
             pipeline.history = history_of(version, weights, history, self.staleness)
         return pipeline

@@ -8,10 +8,11 @@ from llmos_stream.core.device import Upload
 
 
 class RunningSum:
-    """`sum_i f_i Delta_i`, on `device` (else the CPU)."""
+    """`sum_i f_i Delta_i`, on `device` (else the CPU), with room for `behind` elements after it."""
 
-    def __init__(self, device: torch.device | None = None) -> None:
+    def __init__(self, device: torch.device | None = None, behind: int = 0) -> None:
         self._device = device or torch.device("cpu")
+        self._behind = behind
         self._upload = Upload(self._device)
         self._total: Tensor | None = None
 
@@ -21,9 +22,9 @@ class RunningSum:
         What a delta raises while it is walked through leaves a sum of no use: start again from the log.
         """
         first = self._total is None
-        total = (
-            torch.empty(delta.numel, dtype=torch.float32, device=self._device) if self._total is None else self._total
-        )
+        total = self._total
+        if total is None:
+            total = torch.empty(delta.numel + self._behind, dtype=torch.float32, device=self._device)
         at = 0
         for part in self._upload.blocks(delta.slices(factor)):
             sums = total[at : at + part.numel()]
@@ -32,12 +33,15 @@ class RunningSum:
             else:
                 sums.add_(part)
             at += part.numel()
-        if at != total.numel():
-            raise ValueError(f"a delta of {at} elements where {total.numel()} are summed up")
+        if at + self._behind != total.numel():
+            raise ValueError(f"a delta of {at} elements where {total.numel() - self._behind} are summed up")
         self._total = total
 
     def drain(self) -> Tensor:
-        """The sum, which is the caller's to overwrite; the next one begins anew. Raises ValueError if there is none."""
+        """The sum and the room, which are the caller's to overwrite; the next one begins anew.
+
+        Raises ValueError if there is none.
+        """
         if self._total is None:
             raise ValueError("nothing has been summed up")
         total, self._total = self._total, None

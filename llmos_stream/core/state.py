@@ -10,6 +10,7 @@ from llmos_stream.core.dedup import Sequences
 from llmos_stream.core.flat import require_flat
 from llmos_stream.core.pipeline import Pipeline
 from llmos_stream.core.rule import Rule
+from llmos_stream.types import TensorSpec
 
 
 @dataclass(slots=True, eq=False)
@@ -57,6 +58,7 @@ def start(
     moments: Mapping[str, Tensor] | None = None,
     sequences: Mapping[str, Sequence[int]] | None = None,
     floor: int = 0,
+    buffers: Sequence[TensorSpec] = (),
     device: torch.device | str = "cpu",
 ) -> State:
     """The state at `version`, with an empty buffer.
@@ -65,8 +67,8 @@ def start(
     it the weights of earlier versions, read back from the log; without it, updates on those bases are
     refused. `moments` (copied) and `sequences` are what `NewVersion` said must be remembered with
     this version; without them the server optimiser starts anew and no update counts as seen. `floor` is
-    that of the state that is gone on with. All is folded on `device`; the versions are the same bit for bit, since
-    a GPU rounds these operations as a CPU does (see `flat`).
+    that of the state that is gone on with. The end of the weights is `buffers`. All is folded on `device`; the versions
+    are the same bit for bit, since a GPU rounds these operations as a CPU does (see `flat`).
 
     Raises ValueError for weights that are no flat vector or empty, StateError for moments of another
     rule or model and for damaged sequences, ConfigError for settings that float32 cannot hold.
@@ -75,7 +77,7 @@ def start(
     if not weights.numel() or version < 0:
         raise ValueError("a version is 0 or more and has at least one weight")
     rule, weights = rule or Rule(), weights.to(device)
-    pipeline = rule.pipeline(version, weights, history)
+    pipeline = rule.pipeline(version, weights, history, buffers)
     state = State(version, weights, layout_digest, rule, pipeline, floor=floor)
     if moments is not None:
         pipeline.load(moments)

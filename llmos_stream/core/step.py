@@ -27,7 +27,7 @@ def step(state: State, update: Update, now: float) -> tuple[State, tuple[Effect,
         contribution = _contribution(state, update)
     except Rejected as rejected:
         return state, (Refused(rejected.reason, rejected.detail, head, update.partition, update.offset),)
-    state.pipeline.fold(contribution, update.delta, now)
+    state.pipeline.fold(contribution, update.delta, now, update.buffers)
     state.sequences.add(head.client_id, head.sequence, state.version)
     folded = Folded(contribution)
     return state, (folded, _publish(state)) if state.pipeline.due(now) else (folded,)
@@ -57,7 +57,7 @@ def _staleness(state: State, head: UpdateHead) -> int:
 def _contribution(state: State, update: Update) -> Contribution:
     head = update.head
     tau = _staleness(state, head)
-    clip = state.pipeline.check(update.delta, state.weights.numel())
+    clip = state.pipeline.check(update.delta, update.buffers, state.weights)
     return Contribution(
         client_id=head.client_id,
         sequence=head.sequence,

@@ -64,6 +64,8 @@ class Strategy:
     """Whether it needs the weights of the versions that updates were trained on: `staleness.maximum + 1` models."""
     contributions_per_version: ClassVar[int | None] = None
     """How many updates make a version, always; None: `aggregation.buffer_size`, or fewer at the deadline."""
+    combines_values: ClassVar[bool] = False
+    """Whether `combine` is the rule for buffers too, given their values as rows; else they are averaged."""
     uses_server_optimizer: ClassVar[bool] = True
     """Whether the result is a pseudo-gradient, which the server optimiser applies; else it is the new weights."""
 
@@ -101,6 +103,10 @@ class Strategy:
         so its outcome is recorded, and a replay takes it from the manifest.
         """
         return held.manifest
+
+    def mixing(self, manifest: Sequence[Contribution]) -> float:
+        """How far a version moves the buffers, from 0 to 1 (see `buffers`): `sum n s / sum n` where examples count."""
+        return min(1.0, sum(item.weight for item in manifest) / (self.divisor(manifest) or 1.0))
 
     def combine(self, stretch: Stretch) -> Tensor:
         """Make one vector of the updates' rows, element by element. Needed where `holds` is not 0."""

@@ -24,15 +24,17 @@ _MARGIN = 1 + 1e-4
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Update:
-    """A client's update: its head, where in the log it stands, and its decoded delta.
+    """A client's update: its head, where in the log it stands, its decoded delta, and the values of its buffers.
 
     `delta` is a flat vector, or what yields one, and is only read here. It is not kept once a step has returned.
+    `buffers` is a flat vector that nobody writes to any more.
     """
 
     head: UpdateHead
     partition: int
     offset: int
     delta: Tensor | Delta
+    buffers: Tensor | None = None
 
 
 def check_head(
