@@ -147,7 +147,7 @@ class VersionHead:
 class SnapshotHead:
     """One flat vector of the aggregator's own state at `version`, such as a moment of the server optimiser.
 
-    The payload holds as many elements as the layout; `tensor` says which vector it is.
+    The payload holds as many elements as the layout's parameters; `tensor` says which vector it is.
     """
 
     version: int

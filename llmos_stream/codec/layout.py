@@ -87,6 +87,16 @@ class Layout:
         """Elements of the flat vector's first part, the parameters."""
         return self.numel - sum(spec.numel for spec in self.buffers)
 
+    @cached_property
+    def buffer_elements(self) -> int:
+        """Elements of its second part, the buffers."""
+        return self.numel - self.parameters
+
+    def parts(self, flat: Tensor) -> tuple[Tensor, Tensor]:
+        """Views of the parameters and of the buffers in a flat vector."""
+        check_flat(flat, self.numel)
+        return flat[: self.parameters], flat[self.parameters :]
+
     def has_tensors_of(self, other: "Layout") -> bool:
         """Whether both have the same tensors, in whatever order and of whatever kinds."""
         here, there = ({spec[:3] for spec in layout.tensors} for layout in (self, other))

@@ -23,16 +23,16 @@ from llmos_stream.types import TensorSpec
 class BufferMean:
     """The weighted mean of the values that are finite, entry by entry, and their hull. On the CPU."""
 
-    def __init__(self, count: int) -> None:
-        self._sum = torch.zeros(count, dtype=torch.float64)
-        self._weight = torch.zeros(count, dtype=torch.float64)
-        self._low = torch.full((count,), torch.inf, dtype=torch.float32)
-        self._high = torch.full((count,), -torch.inf, dtype=torch.float32)
+    def __init__(self) -> None:
+        self._sum: Tensor | None = None
 
     def add(self, values: Tensor, weight: float) -> None:
         """Take in what one client sent (flat). A weight of 0 takes no part."""
         if not weight:
             return
+        if self._sum is None:
+            self._sum, self._weight = values.new_zeros((2, values.numel()), dtype=torch.float64)
+            self._low, self._high = torch.full_like(values, torch.inf), torch.full_like(values, -torch.inf)
         measured = values.isfinite()
         self._sum.add_(torch.where(measured, values.double() * weight, 0.0))
         self._weight.add_(torch.where(measured, weight, 0.0))
@@ -41,6 +41,8 @@ class BufferMean:
 
     def mixed_into(self, old: Tensor, mixing: float) -> Tensor:
         """The new values of `old` (flat), which is only read."""
+        if self._sum is None:
+            return old
         mean, known = self._sum / self._weight, old.isfinite()
         new = torch.where(known, old.double() * (1.0 - mixing) + mean * mixing, mean).float()
         unchanged = (self._weight == 0) | ((self._low == old) & (self._high == old))

@@ -99,7 +99,7 @@ class Pipeline:
         self._specs = buffers
         self._behind = sum(spec.numel for spec in buffers)
         self._sum = RunningSum(device, self._behind)
-        self._mean = BufferMean(self._behind)
+        self._mean = BufferMean()
         self._held: list[Delta] = []
         self._values: list[Tensor] = []
 
@@ -140,14 +140,16 @@ class Pipeline:
         exactly = self.strategy.contributions_per_version
         if exactly is not None and len(self._buffer) == exactly:
             raise ValueError(f"flush before the next fold: {exactly} make a version")
-        values = torch.empty(0) if buffers is None else buffers
         if not self.strategy.holds:
             self._sum.add(delta, self.strategy.scale(contribution))
-            self._mean.add(values, contribution.weight)
         self._buffer.add(contribution, now)
         if self.strategy.holds:
             self._held.append(delta if self._buffer.due(now) else delta.keep())
-            self._values.append(values)
+        if self._behind and buffers is not None:
+            if self.strategy.holds:
+                self._values.append(buffers)
+            else:
+                self._mean.add(buffers, contribution.weight)
 
     def due(self, now: float) -> bool:
         """Whether what waits must become a version. Never when nothing waits."""
@@ -222,7 +224,7 @@ class Pipeline:
 
     def _mixed(self, current: Tensor, manifest: Sequence[Contribution]) -> Tensor:
         """The buffers of the new version (see `buffers`). Those of an update of weight 0 take no part."""
-        mean, self._mean = self._mean, BufferMean(self._behind)
+        mean, self._mean = self._mean, BufferMean()
         values, self._values = self._values, []
         taking = [(item, sent) for item, sent in zip(manifest, values, strict=False) if item.weight]
         if taking and self.strategy.combines_values:

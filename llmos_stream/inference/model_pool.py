@@ -16,7 +16,7 @@ from llmos_stream.errors import ConfigError, LlmosError
 from llmos_stream.inference.routing import Choice, Route, Why, choose, serving
 from llmos_stream.log import Version
 from llmos_stream.registry import ArchivedVersion
-from llmos_stream.training import Task, load_, shared_tensors
+from llmos_stream.training import Task, load_, shared_layout, shared_tensors
 
 _MAX_SERVED = 32
 
@@ -59,7 +59,7 @@ def load_archived(task: Task, share: str, entry: ArchivedVersion, weights: Tenso
 def _model(task: Task, share: str, layout: Layout, weights: Tensor) -> nn.Module:
     model = task.model()
     shared = shared_tensors(model, share)
-    if Layout.of(shared).digest != layout.digest:
+    if not shared_layout(model, share).has_tensors_of(layout):
         raise ConfigError("task.entry, task.share: the task's shared tensors are not the federation's")
     load_(shared, layout.unflatten(weights))
     return model.eval().requires_grad_(False)

@@ -39,15 +39,15 @@ def _message(version: int, name: str, codec: CodecSpec, payload: Spooled, layout
 
 
 def decode_snapshot(message: Message, layout: Layout) -> Tensor:
-    """The flat vector. Raises Rejected for anything that its digest does not confirm."""
+    """The flat vector, as long as the parameters. Raises Rejected for anything that its digest does not confirm."""
     head = _checked(message, layout)
-    return decode(message.parts, head.codec, layout.numel)
+    return decode(message.parts, head.codec, layout.parameters)
 
 
 def decode_residual(message: Message, layout: Layout) -> Residual:
     """What readers are owed, as it was encoded, after a look whether it can be decoded. Raises Rejected."""
     head = _checked(message, layout)
-    decode(message.parts, head.codec, layout.numel)
+    decode(message.parts, head.codec, layout.parameters)
     return Residual(head.codec, list(message.parts))
 
 
@@ -67,7 +67,7 @@ def snapshot_assembler(layout: Layout, wire: WireSettings) -> Assembler:
         head = prelude.head
         if not isinstance(head, SnapshotHead):
             raise Rejected(Reason.UNSUPPORTED, "this topic carries snapshots")
-        limit = max_payload_size(head.codec, layout.numel)
+        limit = max_payload_size(head.codec, layout.parameters)
         if head.layout_digest != layout.digest or head.payload_size > limit:
             raise Rejected(Reason.TOO_LARGE, "a snapshot of another model")
 

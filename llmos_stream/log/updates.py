@@ -61,26 +61,28 @@ class QuantizedDelta:
         return self
 
 
-def decode_update(message: Message, numel: int) -> Update:
+def decode_update(message: Message, numel: int, buffers: int = 0) -> Update:
     """Verify the payload's digest and decode it, into memory that is the update's own.
+
+    It has `numel` elements of parameters, and the values of `buffers` more.
 
     Raises Rejected.
     """
     head = update_head(message)
     if message.payload_digest != head.payload_digest:
         raise Rejected(Reason.WRONG_DIGEST, "the payload does not match its digest")
+    values = torch.empty(buffers, dtype=torch.float32)
     delta: QuantizedDelta | Whole
     size = quantized_bytes(head.codec, numel)
     if size <= WORTH_QUANTIZED * numel:
-        decoding, quantized = prepare_quantized(
-            message.parts, head.codec, numel, torch.empty(size, dtype=torch.uint8, device="cpu")
-        )
+        room = torch.empty(size, dtype=torch.uint8, device="cpu")
+        decoding, quantized = prepare_quantized(message.parts, head.codec, numel, room, buffers=values)
         decoding.work()
         decoding.finish()
         delta = QuantizedDelta(quantized)
     else:
-        delta = Whole(decode(message.parts, head.codec, numel), owned=True)
-    return Update(head=head, partition=message.partition, offset=message.first_offset, delta=delta)
+        delta = Whole(decode(message.parts, head.codec, numel, buffers=values), owned=True)
+    return Update(head, message.partition, message.first_offset, delta, values)
 
 
 def update_head(message: Message) -> UpdateHead:

@@ -8,7 +8,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from llmos_stream.codec import Layout, apply_delta, decode, encode, max_payload_size, weights_digest
+from llmos_stream.codec import Layout, apply_delta, decode, encode, max_payload_size, weights_digest, with_buffers
 from llmos_stream.config import Settings, VersionSettings, WireSettings
 from llmos_stream.core import Rule
 from llmos_stream.errors import Reason, Rejected
@@ -65,8 +65,8 @@ def encode_version(
 def delta_version(
     number: int, weights: Tensor, layout: Layout, origin: Origin, codec: CodecSpec, frames: Iterable[bytes]
 ) -> tuple[VersionHead, Parts]:
-    """The head and the payload of a delta version: `frames` make `weights` of those of its parent."""
-    payload = spooled(frames, MemoryStore())
+    """The head and the payload of a delta version: `frames` make the parameters of `weights` of its parent's."""
+    payload = spooled(with_buffers(frames, layout.parts(weights)[1]), MemoryStore())
     return _head(number, VersionKind.DELTA, weights, layout, origin, codec, payload), payload.parts
 
 
@@ -128,7 +128,8 @@ def apply_version(before: Version, head: VersionHead, parts: Iterable[Part]) -> 
     if head.kind is not VersionKind.DELTA or head.parent != before.head.number:
         raise Rejected(Reason.MALFORMED, f"version {head.number} is no delta on version {before.head.number}")
     _check_payload(head, parts)
-    apply_delta(before.weights, parts, head.codec)
+    parameters, buffers = before.layout.parts(before.weights)
+    apply_delta(parameters, parts, head.codec, buffers)
     _check_weights(head, before.weights)
     return Version(head, before.layout, before.weights)
 

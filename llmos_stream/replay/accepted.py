@@ -39,7 +39,9 @@ class AcceptedUpdates:
         self._models = models
         self._at = models.partitions[0]
         self._heads = HeadStream(models, VersionHead, on_gap=self._overtaken)
-        self._updates = RecordedUpdates(updates, (), numel=layout.numel, wire=wire, at_once=1)
+        self._updates = RecordedUpdates(
+            updates, (), numel=layout.parameters, buffers=layout.buffer_elements, wire=wire, at_once=1
+        )
         self._layout = layout
         self._offload = offload
         self._began = 0
@@ -85,7 +87,7 @@ class AcceptedUpdates:
             base = (head.parent or 0) - item.staleness
             try:
                 message = await self._updates.take(item)
-                update = await self._offload.run(decode_recorded, message, item, base, self._layout.numel)
+                update = await self._offload.run(decode_recorded, message, item, base, self._layout)
             except UpdateMissing as missing:
                 logger.error("left out: %s", missing)
                 self.release(item.partition, item.offset)

@@ -8,7 +8,7 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
-from llmos_stream.codec import Residual, add_residual, encode_delta, weights_digest
+from llmos_stream.codec import Layout, Residual, add_residual, encode_delta, weights_digest
 from llmos_stream.core import Pipeline, Rule
 from llmos_stream.core.flat import l2_norm
 from llmos_stream.errors import Rejected
@@ -146,17 +146,17 @@ class Rebuilder:
         for item in head.manifest:
             self._source.check_kept(item)  # before the others are read in vain
         weights = await self._log.weights(parent)
-        pipeline = await self._pipeline_at(parent, weights, rule, head.manifest)
         layout = self._log.index.layout(head.number)
+        pipeline = await self._pipeline_at(parent, weights, rule, head.manifest, layout)
         for item in head.manifest:
             update = await self._log.take(self._source, item, parent - item.staleness, layout)
-            await self._log.offload.run(pipeline.fold, item, update.delta, 0.0)
+            await self._log.offload.run(pipeline.fold, item, update.delta, 0.0, update.buffers)
         rebuilt, _ = await self._log.offload.run(pipeline.flush, parent, weights, recorded=True)
-        await self._round(head, parent, weights, rebuilt)
+        await self._round(head, parent, layout.parts(weights)[0], layout.parts(rebuilt)[0])
         return rebuilt
 
     async def _round(self, head: VersionHead, parent: int, before: Tensor, weights: Tensor) -> None:
-        """Round `weights` in place to what was published, as the aggregator did."""
+        """Round parameters in place to what was published, as the aggregator did."""
         carried = self._residual
         residual = carried[1] if carried is not None and carried[0] == parent else await self._log.residual(parent)
         if head.kind is VersionKind.FULL:
@@ -169,14 +169,14 @@ class Rebuilder:
             self._residual = (head.number, delta.residual)
 
     async def _pipeline_at(
-        self, parent: int, weights: Tensor, rule: Rule, manifest: tuple[Contribution, ...]
+        self, parent: int, weights: Tensor, rule: Rule, manifest: tuple[Contribution, ...], layout: Layout
     ) -> Pipeline:
         """Return the pipeline as it was when the parent had been published."""
         carried = self._pipeline if self._stands == parent else None
         if carried is not None and self._rule == rule:
             pipeline = carried
         else:
-            pipeline = rule.pipeline(parent, weights)
+            pipeline = rule.pipeline(parent, weights, buffers=layout.buffers)
             if rule.moments:
                 moments = carried.state_tensors() if carried is not None else await self._log.moments(parent)
                 if moments.keys() == rule.moments:

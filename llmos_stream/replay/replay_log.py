@@ -127,7 +127,9 @@ class ReplayLog:
         """Return a reader of the updates of `ahead`, in that order. Use one at a time."""
         topics = self._federation.topics if self._live is None else Topics(self._live)
         reader = await self._reader(topics.updates)
-        source = RecordedUpdates(reader, ahead, numel=layout.numel, wire=self._federation.wire)
+        source = RecordedUpdates(
+            reader, ahead, numel=layout.parameters, buffers=layout.buffer_elements, wire=self._federation.wire
+        )
         await source.begin()
         return source
 
@@ -140,7 +142,7 @@ class ReplayLog:
         message = await source.take(item)
         # A shadow names its own versions in the manifest, and its updates name the live run's.
         base = None if self._live else base_version
-        return await self.offload.run(decode_recorded, message, item, base, layout.numel)
+        return await self.offload.run(decode_recorded, message, item, base, layout)
 
     async def _reader(self, topic: str) -> Reader:
         if topic not in self._readers:

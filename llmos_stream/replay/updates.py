@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from llmos_stream.broker import Reader, TopicPartition
-from llmos_stream.codec import max_payload_size
+from llmos_stream.codec import Layout, max_payload_size
 from llmos_stream.config import WireSettings
 from llmos_stream.core import Update
 from llmos_stream.errors import OffsetGone, Reason, Rejected
@@ -31,9 +31,9 @@ class _Place(NamedTuple):
 class RecordedUpdates:
     """Gives the messages of contributions. Open it with `begin`, and use it from one task.
 
-    `ahead` names, in order, the contributions that `take` will be asked for; nothing else is kept. `numel`, the
-    number of elements of the layout, bounds the size of an update. `keep_bytes` bounds what is complete and not asked
-    for yet; `at_once` is how many records are taken from the reader at a time.
+    `ahead` names, in order, the contributions that `take` will be asked for; nothing else is kept. The elements of a
+    layout's parameters (`numel`) and `buffers` bound the size of an update. `keep_bytes` bounds what is complete and
+    not asked for yet; `at_once` is how many records are taken from the reader at a time.
     """
 
     def __init__(
@@ -43,6 +43,7 @@ class RecordedUpdates:
         *,
         numel: int,
         wire: WireSettings,
+        buffers: int = 0,
         keep_bytes: int = _KEEP_BYTES,
         at_once: int = 500,
     ) -> None:
@@ -50,6 +51,7 @@ class RecordedUpdates:
         self._stream = RecordStream(reader, on_gap=self._overtaken)
         self._topic = reader.partitions[0].topic
         self._numel = numel
+        self._buffers = buffers
         self._keep_bytes = keep_bytes
         self._at_once = at_once
         self._asked = 0
@@ -184,7 +186,7 @@ class RecordedUpdates:
         if place is None or self._alone not in (None, place):
             detail = f"update {head.client_id}/{head.sequence} with payload {head.payload_digest.hex()[:16]} is there"
             raise Rejected(Reason.UNSUPPORTED, detail)
-        limit = max_payload_size(head.codec, self._numel)
+        limit = max_payload_size(head.codec, self._numel, self._buffers)
         if head.payload_size > limit:
             raise Rejected(Reason.TOO_LARGE, f"payload of {head.payload_size} bytes, at most {limit} needed")
 
@@ -192,7 +194,7 @@ class RecordedUpdates:
         return f"update {item.client_id}/{item.sequence} at {self._topic}[{item.partition}] offset {item.offset}"
 
 
-def decode_recorded(message: Message, item: Contribution, base_version: int | None, numel: int) -> Update:
+def decode_recorded(message: Message, item: Contribution, base_version: int | None, layout: Layout) -> Update:
     """Return the update of a contribution, verified and decoded, and close the message's parts.
 
     `base_version` is the one that the manifest implies, where it does.
@@ -202,7 +204,7 @@ def decode_recorded(message: Message, item: Contribution, base_version: int | No
     """
     name = f"update {item.client_id}/{item.sequence}"
     try:
-        update = decode_update(message, numel)
+        update = decode_update(message, layout.parameters, layout.buffer_elements)
     except Rejected as error:
         raise UpdateMissing(f"{name}: {error}", gone=False) from None
     finally:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
-from llmos_stream.codec import Residual, add_residual, encode_delta, fits_delta, weights_digest
+from llmos_stream.codec import Layout, Residual, add_residual, encode_delta, fits_delta, weights_digest
 from llmos_stream.core import Changes, Rule, Update
 from llmos_stream.core.replay import Replay
 from llmos_stream.errors import ConfigError, NotFound, Rejected
@@ -85,6 +85,7 @@ class WhatIf:
         self._bases: Counter[int] = Counter()  # base versions that updates ahead name, where their weights are needed
         self._held: dict[int, Tensor] = {}
         self._residual: Residual | None = None
+        self._layout: Layout
         self._replay: Replay
         self._result: WhatIfResult
 
@@ -100,12 +101,12 @@ class WhatIf:
         ahead = [item for head in heads for item in head.manifest if item.client_id not in self._change.without]
         self._check_clients(heads)
         self._count_bases(heads)
-        layout = self._log.index.layout(first)
+        self._layout = layout = self._log.index.layout(first)
         source = await self._log.updates(ahead, layout)
         begin, moments = await self._log.version(first), await self._log.moments(first)
         reset = begin.head.parent is not None and not moments and bool(self._rule(heads[0]).moments)
         self._result = WhatIfResult(first, numbers.stop - 1, deleted, reset, begin)
-        self._replay = Replay(first, begin.weights, moments)
+        self._replay = Replay(first, begin.weights, moments, layout.buffers)
         with suppress(Missing):
             self._residual = await self._log.residual(first)
         for head in heads:
@@ -186,9 +187,9 @@ class WhatIf:
             await self._log.offload.run(self._make, original)
 
     def _make(self, original: VersionHead | None) -> None:
-        before = self._replay.weights
+        before, _ = self._layout.parts(self._replay.weights)
         self._replay.flush()
-        weights = self._replay.weights
+        weights, _ = self._layout.parts(self._replay.weights)
         if original is not None and original.kind is VersionKind.DELTA and fits_delta(before, weights):
             _, self._residual = encode_delta(before, weights, self._residual, original.codec)
         else:

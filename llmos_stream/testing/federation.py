@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from llmos_stream.broker import Broker, MemoryBroker, Producer, Topics
-from llmos_stream.codec import Layout, encode
+from llmos_stream.codec import encode, with_buffers
 from llmos_stream.config import Settings, load
 from llmos_stream.log import Federation, RunEnd, Version
 from llmos_stream.roles.aggregator import Initial, run_aggregator
@@ -16,7 +16,7 @@ from llmos_stream.runtime import SYSTEM_CLOCK, Clock
 from llmos_stream.testing.log import PATIENCE_SECONDS, WatchedLog
 from llmos_stream.testing.role import running_role
 from llmos_stream.testing.updates import FLOAT32, update_head, update_records
-from llmos_stream.training import shared_tensors
+from llmos_stream.training import shared_layout, shared_tensors
 from llmos_stream.types import CodecSpec
 
 
@@ -73,7 +73,7 @@ class RunningFederation(WatchedLog):
         """Write an update, as a client does that has trained. Returns the offset of its first record.
 
         Args:
-            delta: The trained weights less those of `base_version`: flat, or by name.
+            delta: The trained parameters less those of `base_version`, and the values of the buffers: flat, or by name.
             client: Who it is from.
             num_examples: How many examples it was trained on.
             base_version: The newest version that this object was asked for, unless given.
@@ -81,7 +81,8 @@ class RunningFederation(WatchedLog):
             codec: How the delta is written; exact, unless given.
         """
         flat = delta if isinstance(delta, Tensor) else self.initial.layout.flatten(delta)
-        payload = list(encode(flat, codec))
+        parameters, buffers = self.initial.layout.parts(flat)
+        payload = list(with_buffers(encode(parameters, codec), buffers))
         sequence = self._sequences.get(client, 0) if sequence is None else sequence
         self._sequences[client] = sequence + 1
         head = update_head(
@@ -153,6 +154,5 @@ async def running_federation(
 
 
 def _initial(model: nn.Module, settings: Settings) -> Initial:
-    tensors = shared_tensors(model, settings.task.share)
-    layout = Layout.of(tensors)
-    return Initial(layout, layout.flatten(tensors))
+    layout = shared_layout(model, settings.task.share)
+    return Initial(layout, layout.flatten(shared_tensors(model, settings.task.share)))

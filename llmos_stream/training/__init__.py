@@ -5,7 +5,7 @@ from llmos_stream.training.local import LocalTrainer, evaluate, use_threads
 from llmos_stream.training.losses import Loss, default_loss
 from llmos_stream.training.partition import dirichlet_split, stratified_holdout
 from llmos_stream.training.seeds import derive_seed
-from llmos_stream.training.sharing import load_, shared_tensors
+from llmos_stream.training.sharing import load_, shared_layout, shared_tensors
 from llmos_stream.training.task import Task, load_task
 from llmos_stream.training.task_errors import task_errors
 from llmos_stream.training.tensor_task import Batches, TensorTask
@@ -23,6 +23,7 @@ __all__ = [
     "evaluate",
     "load_",
     "load_task",
+    "shared_layout",
     "shared_tensors",
     "stratified_holdout",
     "task_errors",

@@ -45,12 +45,12 @@ class ModelEvaluator:
             TaskError: The task cannot measure it.
         """
         begun = perf_counter()
-        if layout.digest != self._local.layout.digest:
+        if not layout.has_tensors_of(self._local.layout):
             raise ConfigError(
                 "task.entry, task.share: the task's shared tensors are not the federation's "
                 f"({difference(self._local.layout, layout)})"
             )
-        self._local.load(weights)
+        self._local.load(weights, layout)
         with task_errors(self._entry):
             metrics = evaluate(self._local.trainer.model, self._task.test_batches(self._batch_size), self._task.loss)
         num_examples = int(metrics.pop("num_examples"))

@@ -1,6 +1,5 @@
 """A client's model between versions: takes weights in, trains on them, tells what changed."""
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -11,7 +10,7 @@ from llmos_stream.codec import Layout, is_finite
 from llmos_stream.errors import TaskError
 from llmos_stream.training.batches import Batch
 from llmos_stream.training.local import EpochMetrics, LocalTrainer
-from llmos_stream.training.sharing import load_, shared_tensors, tied_names
+from llmos_stream.training.sharing import load_, shared_layout, shared_tensors, tied_names
 from llmos_stream.training.states import state_of
 from llmos_stream.types import TensorSpec
 
@@ -19,6 +18,8 @@ from llmos_stream.types import TensorSpec
 @dataclass(frozen=True, slots=True)
 class Trained:
     """An update before it is encoded: a delta (flat, float32), what it was trained on, and how that went.
+
+    The delta is that of the parameters. `buffers` (flat, float32) are the values of the buffers, where there are any.
 
     `seconds` is how long the training took, or would have taken on the device that the client stands for.
     `stopped` tells that the training was cut short: the update is not to be sent.
@@ -30,6 +31,7 @@ class Trained:
     metrics: Mapping[str, float]
     seconds: float
     stopped: bool = False
+    buffers: Tensor | None = None
 
 
 class LocalModel:
@@ -38,14 +40,14 @@ class LocalModel:
     def __init__(self, trainer: LocalTrainer, share: str) -> None:
         self.trainer = trainer
         self._share = share
-        self.layout = Layout.of(self._shared())
+        self.layout = shared_layout(trainer.model, share)
 
     def weights(self) -> Tensor:
         """The shared tensors as they are now: a new flat float32 vector."""
         return self.layout.flatten(self._shared())
 
-    def load(self, weights: Tensor) -> Tensor:
-        """Copy a flat vector into the model, in place, and return what the model made of it.
+    def load(self, weights: Tensor, layout: Layout | None = None) -> Tensor:
+        """Copy a flat vector (of `layout`, else of its own) into the model, in place, and return what that made of it.
 
         That differs from `weights` where the model is of lower precision than float32; deltas are taken
         from it, so that this rounding is not mistaken for training.
@@ -53,7 +55,7 @@ class LocalModel:
         Raises:
             TaskError: A tensor's own dtype cannot hold its values.
         """
-        load_(self._shared(), self.layout.unflatten(weights))
+        load_(self._shared(), (layout or self.layout).unflatten(weights))
         loaded = self.weights()
         if not is_finite(loaded) and (marked := loaded.isfinite() != weights.isfinite()).any():
             spec, at = self._first(marked)
@@ -79,7 +81,11 @@ class LocalModel:
         epochs: Sequence[Iterable[Batch]],
         should_stop: Callable[[], bool] | None = None,
     ) -> Trained:
-        """Start from the weights of a version, train on each of `epochs` in turn, and return the difference."""
+        """Start from the weights of a version, train on each of `epochs` in turn, and return the difference.
+
+        Raises:
+            TaskError: A tensor is no longer finite.
+        """
         base = self.load(weights)
         done: list[EpochMetrics] = []
         for batches in epochs:
@@ -88,37 +94,43 @@ class LocalModel:
                 break
         last = done[-1]
         metrics = {"loss": last.loss} | ({} if last.accuracy is None else {"accuracy": last.accuracy})
+        delta, buffers = self._update(base, weights)
         return Trained(
-            delta=self._changes(base),
+            delta=delta,
             base_version=base_version,
             num_examples=last.num_examples,
             metrics=metrics,
             seconds=sum(epoch.seconds for epoch in done),
             stopped=last.stopped,
+            buffers=buffers,
         )
 
-    def _changes(self, base: Tensor) -> Tensor:
-        """What was added to `base`, which the model had before. Nothing was, where an infinity is still the same.
+    def _update(self, base: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """What was added to the parameters of `base`, which the model had before, and the values of its buffers.
+
+        Nothing was added where an infinity is still the same. A buffer that was not changed is as in `weights`,
+        whatever the model's precision makes of that.
 
         Raises:
             TaskError: A change is not finite.
         """
-        delta = self.weights().sub_(base)
-        if is_finite(delta):
-            return delta
-        after = self.weights()
-        delta.masked_fill_(after.view(torch.int32) == base.view(torch.int32), 0.0)
-        if (marked := delta.isfinite().logical_not()).any():
-            spec, at = self._first(marked)
-            was, became = float(base[at]), float(after[at])
-            raise TaskError(f"training made {spec.name} not finite: {was:g} became {became:g}; lower client.lr")
-        return delta
+        (delta, buffers), (before, measured) = self.layout.parts(self.weights()), self.layout.parts(base)
+        unchanged = buffers.view(torch.int32) == measured.view(torch.int32)
+        broken = (unchanged | buffers.isfinite()).logical_not()
+        if not is_finite(delta.sub_(before)) or broken.any():
+            after = self.weights()
+            delta.masked_fill_(self.layout.parts(after)[0].view(torch.int32) == before.view(torch.int32), 0.0)
+            if (marked := torch.cat([delta.isfinite().logical_not(), broken])).any():
+                spec, at = self._first(marked)
+                was, became = float(base[at]), float(after[at])
+                raise TaskError(f"training made {spec.name} not finite: {was:g} became {became:g}; lower client.lr")
+        return delta, torch.where(unchanged, self.layout.parts(weights)[1], buffers)
 
     def _first(self, marked: Tensor) -> tuple[TensorSpec, int]:
         """The first element of the flat vector that is marked: in which tensor, and where in the vector."""
         at, end = int(marked.nonzero()[0]), 0
         for spec in self.layout.tensors:
-            end += math.prod(spec.shape)
+            end += spec.numel
             if at < end:
                 break
         return spec, at

@@ -2,8 +2,8 @@
 
 Only floating point tensors are ever shared: parameters, and buffers that are part of the state dict
 (batch-norm statistics). Integer buffers such as `num_batches_tracked` are not averaged, and buffers
-that are not persistent are not state. Tied tensors are one, under the first of their names. Names are those of the
-plain model (see `wrappers`).
+that are not persistent are not state. Of parameters travels what training changed, of buffers their values. Tied
+tensors are one, under the first of their names. Names are those of the plain model (see `wrappers`).
 
 Tensors of other kinds (complex, sparse, expanded and so on) cannot travel. Where nobody trains them they stay as they
 are; where `requires_grad` says that they are trained, they are refused by name.
@@ -30,6 +30,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from llmos_stream.codec import Layout
 from llmos_stream.codec.layout import DTYPES
 from llmos_stream.errors import TaskError
 from llmos_stream.training.states import is_writable
@@ -65,9 +66,11 @@ def shared_tensors(model: nn.Module, share: str) -> dict[str, Tensor]:
     return {item.names[0]: item.tensor.detach() for item in _chosen(model, share)}
 
 
-def shared_buffers(model: nn.Module, share: str) -> set[str]:
-    """The names among `shared_tensors` that are buffers: measurements, which are averaged as values."""
-    return {item.names[0] for item in _chosen(model, share) if not item.is_parameter}
+def shared_layout(model: nn.Module, share: str) -> Layout:
+    """The layout of `shared_tensors`, which tells parameters from buffers."""
+    chosen = _chosen(model, share)
+    buffers = [item.names[0] for item in chosen if not item.is_parameter]
+    return Layout.of({item.names[0]: item.tensor for item in chosen}, buffers)
 
 
 def tied_names(model: nn.Module) -> dict[str, list[str]]:

@@ -186,7 +186,7 @@ async def test_another_model_is_refused_and_fences_nobody(broker: Broker, federa
         await running.version(0)
         layout = Layout.of({"w": torch.zeros(3)})
         async with Offload(1) as offload:
-            with pytest.raises(ConfigError, match=r"3 elements here, 50 there"):
+            with pytest.raises(ConfigError, match=r"w is float32 \[3\] here and float32 \[40\] there"):
                 await run_aggregator(broker, settings, lambda: Initial(layout, torch.zeros(3)), offload, Shutdown())
         await running.send(update(delta_of(1.0)))
         await running.version(1)

@@ -25,15 +25,16 @@ _BOUNDED = frozenset({CodecId.INT8, CodecId.INT4, CodecId.TOPK})
 
 
 class Decoder:
-    """Decodes the updates of one model of `numel` elements, one at a time.
+    """Decodes the updates of one model of `numel` parameters' and `buffers` buffers' elements, one at a time.
 
     At most one decoded update is live: fold it before asking for the next, which is written over it, unless it is kept
     (see `core.Delta.keep`). `room_bytes` is how much memory it may take. `clips` says that norms will be asked for, so
     that they are taken while the values are in cache.
     """
 
-    def __init__(self, numel: int, offload: Offload, room_bytes: int, *, clips: bool = False) -> None:
+    def __init__(self, numel: int, offload: Offload, room_bytes: int, *, clips: bool = False, buffers: int = 0) -> None:
         self._numel = numel
+        self._buffers = buffers
         self._offload = offload
         self._room_bytes = room_bytes
         self._clips = clips
@@ -54,6 +55,7 @@ class Decoder:
             raise Rejected(Reason.WRONG_DIGEST, "the payload does not match its digest")
         size = quantized_bytes(head.codec, self._numel)
         rows = RowNorms(self._numel)
+        values = torch.empty(self._buffers, dtype=torch.float32)
         delta: _Borrowed | _Read
         if size <= min(self._room_bytes, WORTH_QUANTIZED * self._numel):
             if self._room.numel() < size:
@@ -62,13 +64,13 @@ class Decoder:
                 )  # the old one goes before the new one comes
                 self._room = torch.empty(size, dtype=torch.uint8, device="cpu")
             visit = rows.add if self._clips or head.codec.id not in _BOUNDED else None
-            decoding, quantized = prepare_quantized(message.parts, head.codec, self._numel, self._room, visit)
+            decoding, quantized = prepare_quantized(message.parts, head.codec, self._numel, self._room, visit, values)
             delta = _Borrowed(quantized, None if visit is None else rows, self._leave_room)
         else:
-            decoding = prepare_visit(message.parts, head.codec, self._numel, rows.add)
-            delta = _Read(message.parts, head.codec, rows, self._leave_parts)
+            decoding = prepare_visit(message.parts, head.codec, self._numel, rows.add, values)
+            delta = _Read(message.parts, head.codec, rows, self._buffers, self._leave_parts)
         await self._decode(decoding)
-        return Update(head=head, partition=message.partition, offset=message.first_offset, delta=delta)
+        return Update(head, message.partition, message.first_offset, delta, values)
 
     def close(self, message: Message) -> None:
         """Give back the payload of the message that was decoded last, unless its update is kept and needs it."""
@@ -105,10 +107,13 @@ class _Read:
     Kept, it keeps its payload, which lies in a file where memory is short (see `storage.spool`).
     """
 
-    def __init__(self, parts: Iterable[Part], codec: CodecSpec, rows: RowNorms, leave: Callable[[], None]) -> None:
+    def __init__(
+        self, parts: Iterable[Part], codec: CodecSpec, rows: RowNorms, buffers: int, leave: Callable[[], None]
+    ) -> None:
         self._parts = parts
         self._codec = codec
         self._rows = rows
+        self._buffers = buffers
         self._leave = leave
 
     @property
@@ -127,7 +132,7 @@ class _Read:
 
     def slices(self, factor: float | None = None) -> Iterator[Tensor]:
         try:
-            yield from slices(self._parts, self._codec, self.numel, factor)
+            yield from slices(self._parts, self._codec, self.numel, factor, self._buffers)
         except Rejected as error:
             raise StateError(f"a payload is no longer what it was when it was verified: {error}") from None
 

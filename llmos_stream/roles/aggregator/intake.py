@@ -50,7 +50,9 @@ class Intake:
         )
         self._offsets = SafeOffsets(self._assembler.low_water)
         clips = rule.aggregation.clip_norm is not None
-        self._decoder = Decoder(layout.numel, federation.offload, decode_bytes, clips=clips)
+        self._decoder = Decoder(
+            layout.parameters, federation.offload, decode_bytes, clips=clips, buffers=layout.buffer_elements
+        )
         self._stream = MessageStream(reader, self._assembler, clock=federation.clock, on_gap=self._overtaken)
         self._busy_seconds = 0.0
         self._before: dict[TopicPartition, int] = {}
@@ -156,7 +158,7 @@ class Intake:
             staleness=self._rule.staleness,
             aggregation=self._rule.aggregation,
         )
-        limit = max_payload_size(head.codec, self._layout.numel)
+        limit = max_payload_size(head.codec, self._layout.parameters, self._layout.buffer_elements)
         if head.payload_size > limit:
             raise Rejected(Reason.TOO_LARGE, f"payload of {head.payload_size} bytes, at most {limit} needed")
 

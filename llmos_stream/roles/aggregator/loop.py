@@ -90,7 +90,10 @@ class Folding:
 
     async def begin(self, weights: Tensor, version: int = 0) -> None:
         """Publish `weights` as the first version of a new federation."""
-        self._state = start(weights, self._layout.digest, version, rule=self._rule, device=self._device)
+        layout = self._layout
+        self._state = start(
+            weights, layout.digest, version, rule=self._rule, buffers=layout.buffers, device=self._device
+        )
         moments = {name: tensor.cpu() for name, tensor in self._state.pipeline.state_tensors().items()}
         await self._publish(NewVersion(version, None, weights, (), {}, moments))
 

@@ -36,10 +36,10 @@ def check_fits(layout: Layout, settings: Settings) -> None:
             f"task.share, aggregation.buffer_size: a version's head has no room for {len(layout.tensors)} tensors and "
             f"{rule.capacity} contributions ({error}); share fewer or make the buffer smaller"
         ) from None
-    delta = max_payload_size(delta_codec(settings.versions), layout.numel)
+    delta = max_payload_size(delta_codec(settings.versions), layout.parameters, layout.buffer_elements)
     # A full version and the deltas on it are needed until the next full one is committed, in two attempts perhaps.
     chain = 3 * size + (settings.versions.full_every - 1) * (size - head.payload_size + delta)
-    snapshots = 3 * (len(rule.moments) * max_payload_size(FULL_CODEC, layout.numel) + delta)
+    snapshots = 3 * (len(rule.moments) * max_payload_size(FULL_CODEC, layout.parameters) + delta)
     topics = settings.topics
     for name, gib, needed, what in (
         ("models", topics.models_retention_gib, chain, "full versions and the deltas between"),

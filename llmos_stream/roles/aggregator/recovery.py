@@ -184,6 +184,7 @@ def resumed_state(rule: Rule, device: torch.device, layout: Layout, found: Recov
         history=found.history,
         sequences=_sound(found.sequences),
         floor=floor,
+        buffers=layout.buffers,
         device=device,
     )
     try:

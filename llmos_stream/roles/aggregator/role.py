@@ -26,7 +26,8 @@ from llmos_stream.roles.aggregator.publisher import Publisher, group_of
 from llmos_stream.roles.aggregator.recovery import find_newest
 from llmos_stream.roles.aggregator.stopping import Ending
 from llmos_stream.runtime import SYSTEM_CLOCK, Clock, Offload, Shutdown
-from llmos_stream.training import Task, shared_tensors, task_errors
+from llmos_stream.training import Task, shared_layout, shared_tensors, task_errors
+from llmos_stream.training.differences import difference
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +42,8 @@ def initial_of(task: Task, settings: Settings) -> Initial:
     """Version 0 of a task: the shared tensors of its freshly made model."""
     with task_errors(settings.task.entry):
         model = task.model()
-    shared = shared_tensors(model, settings.task.share)
-    layout = Layout.of(shared)
-    return Initial(layout, layout.flatten(shared))
+    layout = shared_layout(model, settings.task.share)
+    return Initial(layout, layout.flatten(shared_tensors(model, settings.task.share)))
 
 
 async def run_aggregator(
@@ -111,6 +111,6 @@ class _Aggregator(Aggregation):
         found = await find_newest(self._federation, control)
         if found is not None and found.layout.digest != self._layout.digest:
             raise ConfigError(
-                "task.entry: the model does not have the tensors of the federation's versions "
-                f"({self._layout.numel} elements here, {found.layout.numel} there)"
+                "task.entry, task.share: the model does not have the tensors of the federation's versions "
+                f"({difference(self._layout, found.layout)})"
             )

@@ -58,14 +58,16 @@ class Chain:
         parent, full, self._weights = self._weights, self._full, new.weights
         origin = Origin(new.parent, new.manifest, self._rule, time_ms, self._digest)
         due = full is None or new.number - full.version >= self._every
-        if due or parent is None or not await self._offload.run(fits_delta, parent, new.weights):
+        after, _ = self._layout.parts(new.weights)
+        before = None if parent is None else self._layout.parts(parent)[0]
+        if due or before is None or not await self._offload.run(fits_delta, before, after):
             return await self._offload.run(self._encode_full, new, origin)
-        encoding = DeltaEncoding(parent, new.weights, self._residual, self._codec)
+        encoding = DeltaEncoding(before, after, self._residual, self._codec)
         await run_all(*(self._offload.run(encoding.work) for _ in range(self._offload.workers)))
         return await self._offload.run(self._encode_delta, new, origin, encoding, full)
 
     def _encode_full(self, new: NewVersion, origin: Origin) -> Encoded:
-        add_residual(new.weights, self._residual)
+        add_residual(self._layout.parts(new.weights)[0], self._residual)
         self._residual = self._full = None
         message = encode_version(new.number, new.weights, self._layout, origin, self._spools.new())
         return Encoded(*message, new.weights)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from llmos_stream.codec import SLICE, ErrorFeedback, Layout, encode, is_finite, spec_of
+from llmos_stream.codec import SLICE, ErrorFeedback, Layout, encode, is_finite, spec_of, with_buffers
 from llmos_stream.config import CodecSettings
 from llmos_stream.errors import StateError, TaskError
 from llmos_stream.roles.client.state import ClientState, Payload, Unsent
@@ -32,7 +32,7 @@ class Outbox:
         self._codec = spec_of(codec)
         self._level = codec.zstd_level
         lossy = codec.name != "float32"
-        self._feedback = ErrorFeedback(layout.numel) if lossy and codec.error_feedback else None
+        self._feedback = ErrorFeedback(layout.parameters) if lossy and codec.error_feedback else None
 
     @property
     def numel(self) -> int:
@@ -72,7 +72,7 @@ class Outbox:
     def _spool(self, trained: Trained) -> Unsent:
         begun = self._clock.monotonic()
         sequence = self._state.take_sequence()
-        payload = self._write(trained.delta, sequence)
+        payload = self._write(trained.delta, trained.buffers, sequence)
         head = UpdateHead(
             client_id=self._client_id,
             sequence=sequence,
@@ -93,16 +93,17 @@ class Outbox:
             self._feedback.commit()
         return update
 
-    def _write(self, delta: Tensor, sequence: int) -> Payload:
+    def _write(self, delta: Tensor, buffers: Tensor | None, sequence: int) -> Payload:
         """Encode slice by slice, each written before the next is made."""
+        values = torch.empty(0, dtype=torch.float32) if buffers is None else buffers
         generator = _generator(self._client_id, sequence)
         if self._feedback is None:
             frames = encode(delta, self._codec, level=self._level, generator=generator)
-            return self._state.write(sequence, _if_finite(delta, frames))
+            return self._state.write(sequence, with_buffers(_if_finite(delta, frames), values))
         self._take_residual()
         try:
             frames = self._feedback.frames(delta, self._codec, level=self._level, generator=generator)
-            return self._state.write(sequence, frames)
+            return self._state.write(sequence, with_buffers(frames, values))
         except ValueError:
             if not is_finite(delta):  # it looks itself, so that good deltas are looked at once
                 raise _not_finite() from None
