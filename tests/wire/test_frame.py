@@ -200,7 +200,7 @@ def test_samples_set_every_field() -> None:
         assert bare <= named
         assert all(getattr(sample, name) for name in bare)
     assert len(fields(UpdateHead)) == 9
-    assert len(fields(VersionHead)) == 13
+    assert len(fields(VersionHead)) == 14
     assert len(fields(SnapshotHead)) == 6
     assert len(fields(Contribution)) == 9
 
