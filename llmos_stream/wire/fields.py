@@ -91,6 +91,11 @@ def integer(fields: Fields, key: str, low: int = -(2**63), high: int = MAX_INT) 
     return value
 
 
+def count(fields: Fields, key: str) -> int:
+    """An integer from 0 up."""
+    return integer(fields, key, low=0)
+
+
 def finite(fields: Fields, key: str) -> float:
     """A finite number."""
     value = fields.get(key)

@@ -64,21 +64,14 @@ Every other array and map has at most 64 entries, and a string at most 4096 byte
 
 import hashlib
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntEnum, unique
 
 from llmos_stream.errors import Reason, Rejected
-from llmos_stream.types import Head, Part, SnapshotHead, UpdateHead
+from llmos_stream.types import Head, Part, SnapshotHead, UpdateHead, VersionHead
 from llmos_stream.wire.fields import malformed
-from llmos_stream.wire.head import (
-    pack_snapshot,
-    pack_update,
-    pack_version,
-    unpack_snapshot,
-    unpack_update,
-    unpack_version,
-)
+from llmos_stream.wire.head import pack_head, unpack_head
 
 FORMAT_VERSION = 1
 MAX_PRELUDE_BYTES = 768 * 1024
@@ -99,10 +92,10 @@ class FrameKind(IntEnum):
     SNAPSHOT = 3
 
 
-_READERS: dict[int, Callable[[memoryview], Head]] = {
-    FrameKind.UPDATE: unpack_update,
-    FrameKind.VERSION: unpack_version,
-    FrameKind.SNAPSHOT: unpack_snapshot,
+_HEADS: dict[int, type[Head]] = {
+    FrameKind.UPDATE: UpdateHead,
+    FrameKind.VERSION: VersionHead,
+    FrameKind.SNAPSHOT: SnapshotHead,
 }
 
 
@@ -126,7 +119,7 @@ class Prelude:
     def head(self) -> Head:
         """The head, parsed when it is asked for first. Raises Rejected: MALFORMED."""
         if self.parsed is None:
-            self.parsed = _READERS[self.kind](self.signed[OPENING_BYTES:])
+            self.parsed = unpack_head(_HEADS[self.kind], self.signed[OPENING_BYTES:])
         return self.parsed
 
     def let_go(self) -> None:
@@ -149,14 +142,10 @@ def pack_prelude(head: Head, signature: bytes | None = None) -> bytes:
     if signature is not None and not 1 <= len(signature) <= MAX_SIGNATURE_BYTES:
         raise ValueError(f"a signature has 1 to {MAX_SIGNATURE_BYTES} bytes, not {len(signature)}")
     try:
-        if isinstance(head, UpdateHead):
-            kind, packed = FrameKind.UPDATE, pack_update(head)
-        elif isinstance(head, SnapshotHead):
-            kind, packed = FrameKind.SNAPSHOT, pack_snapshot(head)
-        else:
-            kind, packed = FrameKind.VERSION, pack_version(head)
+        packed = pack_head(head)
     except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"msgpack cannot say this head: {error}") from error
+    kind = next(kind for kind, of in _HEADS.items() if of is type(head))
     last = bytes([_NIL]) if signature is None else struct.pack(">BH", _BIN16, len(signature)) + signature
     prelude = b"".join((_OPENING.pack(_MAGIC, FORMAT_VERSION, kind, _BIN32, len(packed)), packed, last))
     try:
@@ -212,7 +201,7 @@ def prelude_needs(data: Part) -> int:
         raise malformed("not a frame: it does not start with the protocol's name")
     if version != FORMAT_VERSION:
         raise Rejected(Reason.UNSUPPORTED, f"format version {version}; this release reads {FORMAT_VERSION}")
-    if kind not in _READERS:
+    if kind not in _HEADS:
         raise Rejected(Reason.UNSUPPORTED, f"kind {kind} of message is unknown to this release")
     if mark != _BIN32:
         raise malformed("the head is not a bin 32")

@@ -1,6 +1,8 @@
 """The head maps of an update, a version and a snapshot, to and from bytes (fields: see `wire.frame`)."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
+from operator import attrgetter
 from typing import Any, TypeVar
 
 import msgpack  # type: ignore[import-untyped]
@@ -22,142 +24,37 @@ from llmos_stream.wire import fields as f
 MAX_CODEC_PARAMS = 16
 MAX_METRICS = 64
 
-_PAYLOAD = ("layout", "codec", "params", "size", "digest")
-_UPDATE = frozenset({"client", "seq", "base", "n", "metrics", *_PAYLOAD})
-_SNAPSHOT = frozenset({"version", "tensor", *_PAYLOAD})
-_LISTS = frozenset({"manifest", "tensors"})
-_VERSION = frozenset({"number", "parent", "before", "kind", "weights", "time", "rule", "build", *_PAYLOAD, *_LISTS})
 _CONTRIBUTION = ("client", "seq", "partition", "offset", "n", "staleness", "weight", "clip", "digest")
 _TENSOR = ("name", "shape", "dtype")
+_LISTS = frozenset({"manifest", "tensors"})
+_OPTIONAL = frozenset({"tensors", "before"})
 
 K = TypeVar("K", VersionKind, TensorKind)
 
 
-def pack_update(head: UpdateHead) -> bytes:
-    """The msgpack map of an update's head.
+def pack_head(head: Head) -> bytes:
+    """The msgpack map of a head.
 
     Raises TypeError, ValueError or OverflowError where msgpack cannot say it.
     """
-    return _pack(
-        {
-            "client": head.client_id,
-            "seq": head.sequence,
-            "base": head.base_version,
-            "n": head.num_examples,
-            **_payload(head),
-            "metrics": {key: float(value) for key, value in head.metrics.items()},
-        }
-    )
-
-
-def pack_version(head: VersionHead) -> bytes:
-    """The msgpack map of a version's head. Raises as `pack_update` does."""
-    packed = {
-        "number": head.number,
-        "parent": head.parent,
-        "kind": str(head.kind),
-        **_payload(head),
-        "weights": head.weights_digest,
-        "time": head.time_ms,
-        "rule": head.rule,
-        "build": head.build,
-        "manifest": [
-            (
-                item.client_id,
-                item.sequence,
-                item.partition,
-                item.offset,
-                item.num_examples,
-                item.staleness,
-                float(item.weight),
-                float(item.clip),
-                item.payload_digest,
-            )
-            for item in head.manifest
-        ],
-    }
-    if head.parent_digest is not None:
-        packed["before"] = head.parent_digest
-    if head.tensors is not None:
-        packed["tensors"] = [spec.row for spec in head.tensors]
-    return _pack(packed)
-
-
-def pack_snapshot(head: SnapshotHead) -> bytes:
-    """The msgpack map of a snapshot's head. Raises as `pack_update` does."""
-    return _pack({"version": head.version, "tensor": head.tensor, **_payload(head)})
-
-
-def unpack_update(data: memoryview) -> UpdateHead:
-    """The head of an update from its map. Raises Rejected(MALFORMED)."""
-    found = f.read_fields(data, _UPDATE)
-    return UpdateHead(
-        client_id=f.client_id(found, "client"),
-        sequence=f.integer(found, "seq", low=0),
-        base_version=f.integer(found, "base", low=0),
-        num_examples=f.integer(found, "n"),
-        layout_digest=f.digest(found, "layout"),
-        codec=_codec(found),
-        payload_size=f.integer(found, "size", low=0),
-        payload_digest=f.digest(found, "digest"),
-        metrics={key: float(value) for key, value in f.numbers(found, "metrics", MAX_METRICS).items()},
-    )
-
-
-def unpack_version(data: memoryview) -> VersionHead:
-    """The head of a version from its map. Raises Rejected (MALFORMED, or UNSUPPORTED for a new kind of version)."""
-    found = f.read_fields(data, _VERSION, _LISTS)
-    number = f.integer(found, "number", low=0)
-    # Below its own number, so that following parents always ends.
-    parent = None if found.get("parent") is None else f.integer(found, "parent", low=0, high=number - 1)
-    kind = _one_of(VersionKind, f.name(found, "kind"), "version")
-    if kind is VersionKind.DELTA and parent is None:
-        raise f.malformed("a delta names no parent")
-    if kind is VersionKind.FULL and "tensors" not in found:
-        raise f.malformed("a full version names no tensors")
-    return VersionHead(
-        number=number,
-        parent=parent,
-        kind=kind,
-        layout_digest=f.digest(found, "layout"),
-        codec=_codec(found),
-        payload_size=f.integer(found, "size", low=0),
-        payload_digest=f.digest(found, "digest"),
-        weights_digest=f.digest(found, "weights"),
-        time_ms=f.integer(found, "time", low=0, high=f.MAX_TIME_MS),
-        manifest=tuple(_contribution(item) for item in f.items(found, "manifest")),
-        tensors=tuple(_tensor(item) for item in f.items(found, "tensors")) if "tensors" in found else None,
-        rule=f.plain(found, "rule"),
-        build=f.strings(found, "build"),
-        parent_digest=f.digest(found, "before") if "before" in found else None,
-    )
-
-
-def unpack_snapshot(data: memoryview) -> SnapshotHead:
-    """The head of a snapshot from its map. Raises Rejected(MALFORMED)."""
-    found = f.read_fields(data, _SNAPSHOT)
-    return SnapshotHead(
-        version=f.integer(found, "version", low=0),
-        tensor=f.name(found, "tensor"),
-        layout_digest=f.digest(found, "layout"),
-        codec=_codec(found),
-        payload_size=f.integer(found, "size", low=0),
-        payload_digest=f.digest(found, "digest"),
-    )
-
-
-def _payload(head: Head) -> dict[str, Any]:
-    return {
-        "layout": head.layout_digest,
-        "codec": head.codec.id,
-        "params": head.codec.params,
-        "size": head.payload_size,
-        "digest": head.payload_digest,
-    }
-
-
-def _pack(packed: Mapping[str, Any]) -> bytes:
+    packed = {key: attrgetter(attribute)(head) for key, (attribute, _) in _TABLES[type(head)].items()}
+    if isinstance(head, UpdateHead):
+        packed["metrics"] = {key: float(value) for key, value in head.metrics.items()}
+    elif isinstance(head, VersionHead):
+        packed["kind"] = str(head.kind)
+        packed["manifest"] = [_contribution_row(item) for item in head.manifest]
+        packed["tensors"] = None if head.tensors is None else [spec.row for spec in head.tensors]
+        packed = {key: value for key, value in packed.items() if value is not None or key not in _OPTIONAL}
     return bytes(msgpack.packb(packed, use_bin_type=True, default=_as_dict))
+
+
+def unpack_head(kind: type[Head], data: memoryview) -> Head:
+    """The head of this kind from its map. Raises Rejected (MALFORMED, or UNSUPPORTED for a new kind of version)."""
+    table = _TABLES[kind]
+    found = f.read_fields(data, table, _LISTS)
+    values: dict[str, Any] = {attribute: read(found, key) for key, (attribute, read) in table.items()}
+    codec = CodecSpec(values.pop("codec.id"), values.pop("codec.params"))
+    return kind(codec=codec, **values)
 
 
 def _as_dict(value: object) -> dict[Any, Any]:
@@ -166,8 +63,26 @@ def _as_dict(value: object) -> dict[Any, Any]:
     raise TypeError(f"msgpack cannot say a {type(value).__name__}")
 
 
-def _codec(found: f.Fields) -> CodecSpec:
-    return CodecSpec(id=f.integer(found, "codec", low=0), params=f.numbers(found, "params", MAX_CODEC_PARAMS))
+def _metrics(found: f.Fields, key: str) -> dict[str, float]:
+    return {name: float(value) for name, value in f.numbers(found, key, MAX_METRICS).items()}
+
+
+def _parent(found: f.Fields, key: str) -> int | None:
+    # Below its own number, so that following parents always ends.
+    return None if found.get(key) is None else f.integer(found, key, low=0, high=f.count(found, "number") - 1)
+
+
+def _parent_digest(found: f.Fields, key: str) -> bytes | None:
+    return f.digest(found, key) if key in found else None
+
+
+def _version_kind(found: f.Fields, key: str) -> VersionKind:
+    kind = _one_of(VersionKind, f.name(found, key), "version")
+    if kind is VersionKind.DELTA and found.get("parent") is None:
+        raise f.malformed("a delta names no parent")
+    if kind is VersionKind.FULL and "tensors" not in found:
+        raise f.malformed("a full version names no tensors")
+    return kind
 
 
 def _one_of(kinds: type[K], value: str, what: str) -> K:
@@ -177,24 +92,82 @@ def _one_of(kinds: type[K], value: str, what: str) -> K:
         raise Rejected(Reason.UNSUPPORTED, f"{what} of an unknown kind {value!r}") from None
 
 
+def _manifest(found: f.Fields, key: str) -> tuple[Contribution, ...]:
+    return tuple(_contribution(item) for item in f.items(found, key))
+
+
+def _contribution_row(item: Contribution) -> tuple[object, ...]:
+    return (
+        item.client_id,
+        item.sequence,
+        item.partition,
+        item.offset,
+        item.num_examples,
+        item.staleness,
+        float(item.weight),
+        float(item.clip),
+        item.payload_digest,
+    )
+
+
 def _contribution(item: object) -> Contribution:
     found = f.row(item, _CONTRIBUTION, "manifest")
     return Contribution(
         client_id=f.client_id(found, "client"),
-        sequence=f.integer(found, "seq", low=0),
-        partition=f.integer(found, "partition", low=0),
-        offset=f.integer(found, "offset", low=0),
+        sequence=f.count(found, "seq"),
+        partition=f.count(found, "partition"),
+        offset=f.count(found, "offset"),
         num_examples=f.integer(found, "n"),
-        staleness=f.integer(found, "staleness", low=0),
+        staleness=f.count(found, "staleness"),
         weight=f.finite(found, "weight"),
         clip=f.finite(found, "clip"),
         payload_digest=f.digest(found, "digest"),
     )
 
 
+def _tensors(found: f.Fields, key: str) -> tuple[TensorSpec, ...] | None:
+    return tuple(_tensor(item) for item in f.items(found, key)) if key in found else None
+
+
 def _tensor(item: object) -> TensorSpec:
     found = f.row(item, _TENSOR, "tensors", "kind")
-    shape = [f.integer({"dimension": size}, "dimension", low=0) for size in f.items(found, "shape")]
+    shape = [f.count({"dimension": size}, "dimension") for size in f.items(found, "shape")]
     name, dtype = f.name(found, "name", f.MAX_TENSOR_NAME_CHARS), f.name(found, "dtype")
     kind = _one_of(TensorKind, f.name(found, "kind"), "tensor") if "kind" in found else TensorKind.PARAMETER
     return TensorSpec(name, tuple(shape), dtype, kind)
+
+
+# By key, in the order of writing: the attribute of the head, and how the field is read.
+_Table = dict[str, tuple[str, Callable[[f.Fields, str], object]]]
+
+_PAYLOAD: _Table = {
+    "layout": ("layout_digest", f.digest),
+    "codec": ("codec.id", f.count),
+    "params": ("codec.params", partial(f.numbers, max_entries=MAX_CODEC_PARAMS)),
+    "size": ("payload_size", f.count),
+    "digest": ("payload_digest", f.digest),
+}
+_TABLES: dict[type[Head], _Table] = {
+    UpdateHead: {
+        "client": ("client_id", f.client_id),
+        "seq": ("sequence", f.count),
+        "base": ("base_version", f.count),
+        "n": ("num_examples", f.integer),
+        **_PAYLOAD,
+        "metrics": ("metrics", _metrics),
+    },
+    VersionHead: {
+        "number": ("number", f.count),
+        "parent": ("parent", _parent),
+        "kind": ("kind", _version_kind),
+        **_PAYLOAD,
+        "weights": ("weights_digest", f.digest),
+        "time": ("time_ms", partial(f.integer, low=0, high=f.MAX_TIME_MS)),
+        "rule": ("rule", f.plain),
+        "build": ("build", f.strings),
+        "manifest": ("manifest", _manifest),
+        "tensors": ("tensors", _tensors),
+        "before": ("parent_digest", _parent_digest),
+    },
+    SnapshotHead: {"version": ("version", f.count), "tensor": ("tensor", f.name), **_PAYLOAD},
+}
