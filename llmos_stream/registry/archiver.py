@@ -14,12 +14,12 @@ from prometheus_client import Counter, Gauge
 
 from llmos_stream.broker import Broker, Reader, TopicPartition, Topics
 from llmos_stream.config import RegistrySettings, Settings
-from llmos_stream.errors import ConfigError, OffsetGone, Rejected
+from llmos_stream.errors import BrokerUnavailable, ConfigError, OffsetGone, Rejected
 from llmos_stream.log import ControlView, Pointer, Promotion, Replica, version_index
 from llmos_stream.log.federation import Federation
-from llmos_stream.log.scan import HeadStream, LoggedHead
+from llmos_stream.log.scan import HeadStream
 from llmos_stream.log.standing import Standing
-from llmos_stream.registry.entry import Damaged
+from llmos_stream.registry.entry import ArchivedVersion, Damaged
 from llmos_stream.registry.store import StoreUnavailable, VersionStore
 from llmos_stream.runtime import Offload, Shutdown
 from llmos_stream.runtime.retry import keep_trying
@@ -64,7 +64,8 @@ class _Archiver:
         self._federation = federation
         self._rule = rule
         self._store = store
-        self._stored: set[int] | None = None  # None until the store was asked
+        self._numbers: set[int] = set()  # what the store holds
+        self._looked = False
         self._newest: Pointer | None = None  # the newest version seen in the log
         self._handled: Promotion | None = None  # the promotion whose version is archived, or cannot be
         self.archived: list[int] = []
@@ -74,8 +75,8 @@ class _Archiver:
         federation = self._federation
         if not await federation.wait_for_topics():
             return
-        if self._stored is None and not await self._look():
-            return
+        if not self._looked:
+            await self._look()
         models = federation.topics.models
         async with AsyncExitStack() as stack:
             control = await federation.until_stop(stack.enter_async_context(federation.control()))
@@ -83,24 +84,16 @@ class _Archiver:
             payloads = await stack.enter_async_context(federation.reader(models, start="latest", check_crcs=False))
             await self._follow(control, heads, federation.replica(payloads))
 
-    async def _look(self) -> bool:
-        """See what is archived, and where to go on. False when a stop comes first."""
+    async def _look(self) -> None:
+        """See what is archived, and where to go on."""
         stored = await self._reach(self._store.numbers)
-        if stored is None:
-            return False
-        self._stored = set(stored)
+        self._numbers = set(stored)
         self._export()
         for number in reversed(stored):
-            try:
-                entry = await self._reach(partial(self._store.entry, number))
-            except Damaged as error:
-                logger.error("%s", error)
-                continue
-            if entry is None:
-                return False
-            self._newest = entry.at
-            break
-        return True
+            if (entry := await self._entry(number)) is not None:
+                self._newest = entry.at
+                break
+        self._looked = True
 
     async def _follow(self, control: ControlView, models: Reader, replica: Replica) -> None:
         standing = Standing()
@@ -125,23 +118,15 @@ class _Archiver:
                 if self._newest is not None and self._rule.keep != "promoted":
                     await self._archive(self._newest, replica, control.promoted)
                 return
-            found = await following.heads(_POLL_SECONDS)
-            await self._see_all(found, standing, replica, control.promoted)
+            for logged in await following.heads(_POLL_SECONDS):
+                place = standing.pointer(logged.head, logged.partition, logged.offset)
+                await self._see(logged.head, place, replica, control.promoted)
 
-    async def _see_all(
-        self, found: list[LoggedHead[VersionHead]], standing: Standing, replica: Replica, promotion: Promotion | None
-    ) -> None:
-        for logged in found:
-            if self._federation.shutdown.requested:
-                return
-            at = standing.pointer(logged.head, logged.partition, logged.offset)
-            await self._see(logged, at, replica, promotion)
-
-    async def _see(
-        self, logged: LoggedHead[VersionHead], at: Pointer | None, replica: Replica, promotion: Promotion | None
-    ) -> None:
-        number = logged.head.number
-        await self._check(logged.head)
+    async def _see(self, head: VersionHead, at: Pointer | None, replica: Replica, promotion: Promotion | None) -> None:
+        if self._federation.shutdown.requested:
+            return
+        number = head.number
+        await self._check(head)
         if at is None or (self._newest is not None and number <= self._newest.version):
             return  # the chain below the next versions, or the rest of a chain that retention cut
         every = self._rule.keep == "every" and number % self._rule.every == 0
@@ -151,13 +136,7 @@ class _Archiver:
 
     async def _check(self, head: VersionHead) -> None:
         """Raise ConfigError when the store has this version of another run."""
-        if head.number not in self._numbers:
-            return
-        try:
-            entry = await self._reach(partial(self._store.entry, head.number))
-        except Damaged as error:
-            logger.error("%s", error)
-            return
+        entry = await self._entry(head.number) if head.number in self._numbers else None
         if entry is not None and not entry.is_of(describe(head)):
             raise ConfigError(
                 f"registry.url: it holds version {head.number} of another run of federation {self._federation.name}; "
@@ -193,8 +172,6 @@ class _Archiver:
             logger.error("version %d is not archived: it cannot be read: %s", at.version, error)
             return
         entry = await self._reach(partial(self._store.save, version, at))
-        if entry is None:
-            return
         self._numbers.add(at.version)
         self.archived.append(at.version)
         ARCHIVED.inc()
@@ -210,8 +187,6 @@ class _Archiver:
         safe = set() if promotion is None else {promotion.version, *promotion.history[-1:]}
         for number in sorted(self._numbers - safe)[: -self._rule.most]:
             await self._reach(partial(self._store.delete, number))
-            if self._federation.shutdown.requested:
-                return  # it may be deleted or not: a restart looks
             self._numbers.discard(number)
             self._export()
             logger.info("version %d is deleted from the registry: registry.most is %d", number, self._rule.most)
@@ -220,17 +195,28 @@ class _Archiver:
         HELD.set(len(self._numbers))
         NEWEST.set(max(self._numbers, default=0))
 
-    @property
-    def _numbers(self) -> set[int]:
-        assert self._stored is not None, "looked before anything is followed"  # noqa: S101
-        return self._stored
+    async def _entry(self, number: int) -> ArchivedVersion | None:
+        """Read what the store says of a version; None where that is damaged."""
+        try:
+            return await self._reach(partial(self._store.entry, number))
+        except Damaged as error:
+            logger.error("%s", error)
+            return None
 
-    async def _reach(self, work: Callable[[], T]) -> T | None:
-        """Do `work` on the store, again while it does not answer; None when a stop comes first."""
+    async def _reach(self, work: Callable[[], T]) -> T:
+        """Do `work` on the store, again while it does not answer.
 
-        async def attempt() -> T:
-            return await self._federation.run(work)
+        Raises:
+            BrokerUnavailable: A stop comes first.
+        """
 
-        return await keep_trying(
+        # `work` may return None, which would mean a stop.
+        async def attempt() -> tuple[T]:
+            return (await self._federation.run(work),)
+
+        done = await keep_trying(
             attempt, self._federation.shutdown, "trying again", trouble=StoreUnavailable, need=STORE
         )
+        if done is None:
+            raise BrokerUnavailable("a stop was asked for before the store answered")
+        return done[0]
