@@ -145,7 +145,7 @@ async def _version(broker: "Broker", offload: Offload, settings: Settings, numbe
         raise NotFound(f"{where} stands on a full version that is no longer in the log")
     async with broker.reader([topic], start="latest", check_crcs=False) as reader:
         try:
-            return await Replica(reader, topic, settings.wire, offload).move_to(at, _FETCH_SECONDS)
+            return await Replica(reader, settings.wire, offload).move_to(at, _FETCH_SECONDS)
         except OffsetGone:
             raise NotFound(f"{where} has just been deleted") from None
         except Rejected as error:

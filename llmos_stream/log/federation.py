@@ -58,7 +58,7 @@ class Federation:
 
     def replica(self, reader: Reader) -> Replica:
         """The newest version that is asked for, read through a reader of the versions."""
-        return Replica(reader, self.topics.models, self.wire, self.offload, clock=self.clock)
+        return Replica(reader, self.wire, self.offload, self.clock)
 
     def event(self, kind: EventKind, role: str, **data: object) -> Event:
         """What happened now, as `<f>.events` says it."""

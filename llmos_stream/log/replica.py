@@ -77,12 +77,10 @@ class Replica:
     follows the version held. What others wrote between them is passed over.
     """
 
-    def __init__(
-        self, reader: Reader, topic: str, wire: WireSettings, offload: Offload, clock: Clock = SYSTEM_CLOCK
-    ) -> None:
+    def __init__(self, reader: Reader, wire: WireSettings, offload: Offload, clock: Clock = SYSTEM_CLOCK) -> None:
         self._reader = reader
         self._stream = MessageStream(reader, version_assembler(wire), clock=clock, on_refusal=self._refused)
-        self._topic = topic
+        self._topic = reader.partitions[0].topic
         self._offload = offload
         self._clock = clock
         self._follower = Follower()

@@ -11,12 +11,12 @@ from torch import Tensor
 from llmos_stream.broker import Reader, TopicPartition
 from llmos_stream.codec import Layout, Residual, decode, encode, max_payload_size
 from llmos_stream.config import WireSettings
-from llmos_stream.errors import Reason, Rejected
-from llmos_stream.log.messages import fetch_message
+from llmos_stream.errors import BrokerUnavailable, Reason, Rejected
+from llmos_stream.log.stream import MessageStream
 from llmos_stream.runtime import Offload
 from llmos_stream.storage.spool import Spooled, Spools, spooled
 from llmos_stream.types import CodecId, CodecSpec, SnapshotHead
-from llmos_stream.wire import Assembler, MemoryStore, Message, Parts, Prelude, Store, payload_digest
+from llmos_stream.wire import Assembler, MemoryStore, Message, Parts, Prelude, Refusal, Store, payload_digest
 
 RESIDUAL = "residual"
 _CODEC = CodecSpec(CodecId.FLOAT32)
@@ -105,7 +105,7 @@ async def fetch_snapshots(
     residual: Residual | None = None
     at = TopicPartition(*reader.partitions[0])
     for name, offset in offsets.items():
-        message = await fetch_message(reader, at, offset, snapshot_assembler(layout, wire), timeout_seconds)
+        message = await _message_at(reader, at, offset, snapshot_assembler(layout, wire), timeout_seconds)
         head = message.head
         if not isinstance(head, SnapshotHead) or (head.version, head.tensor) != (version, name):
             raise Rejected(Reason.MALFORMED, f"no {name} of version {version} at offset {offset} of {at.topic}")
@@ -114,3 +114,20 @@ async def fetch_snapshots(
         else:
             moments[name] = await offload.run(decode_snapshot, message, layout)
     return Kept(moments, residual)
+
+
+async def _message_at(
+    reader: Reader, at: TopicPartition, offset: int, assembler: Assembler, timeout_seconds: float
+) -> Message:
+    """The message that begins at `offset`. Raises as `fetch_snapshots` does."""
+
+    def refused(refusal: Refusal) -> None:
+        raise Rejected(refusal.reason, f"{at.topic} at offset {offset}: {refusal.detail}")
+
+    stream = MessageStream(reader, assembler, on_refusal=refused)
+    # A seek throws away what has been fetched ahead.
+    if await reader.position(at) != offset:
+        reader.seek(at, offset)
+    if (message := await stream.awaited(at, timeout_seconds)) is not None:
+        return message
+    raise BrokerUnavailable(f"the message at offset {offset} of {at.topic} did not arrive within {timeout_seconds:g} s")

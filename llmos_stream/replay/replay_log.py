@@ -67,7 +67,7 @@ class ReplayLog:
         pointer = self.index.entry(number).at
         topic = self._federation.topics.models
         if self._replica is None:
-            self._replica = Replica(await self._reader(topic), topic, self._federation.wire, self.offload)
+            self._replica = self._federation.replica(await self._reader(topic))
         try:
             found = await self._replica.move_to(pointer, _FETCH_SECONDS)
         except OffsetGone:

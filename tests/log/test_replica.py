@@ -49,7 +49,7 @@ async def _digests(broker: Broker, settings: Settings) -> list[bytes]:
 
 
 def _replica(reader: Reader, settings: Settings, offload: Offload) -> Replica:
-    return Replica(reader, Topics(settings.federation.name).models, settings.wire, offload)
+    return Replica(reader, settings.wire, offload)
 
 
 async def test_whoever_follows_and_whoever_comes_late_have_the_same_bytes(broker: Broker, federation: str) -> None:
@@ -172,7 +172,7 @@ async def test_a_delta_that_is_not_what_it_says_is_refused_and_the_next_full_ver
             key = str(copy.head.number).encode()
             places.append((await producer.send_all(Topics(other).models, records, key=key, partition=0)).offset)
     async with Offload(1) as offload, broker.reader([Topics(other).models], start="latest") as reader:
-        replica = Replica(reader, Topics(other).models, settings.wire, offload)
+        replica = Replica(reader, settings.wire, offload)
         full = Pointer(0, 0, places[0])
         assert (await replica.move_to(Pointer(1, 0, places[1], full), _SECONDS)).head.number == 1
         with pytest.raises(Rejected) as refused:
