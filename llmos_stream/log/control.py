@@ -2,10 +2,12 @@
 
 import logging
 from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import orjson
 
-from llmos_stream.broker import Reader, Record
+from llmos_stream.broker import Broker, Reader, Record, Topics
 from llmos_stream.errors import BrokerUnavailable
 from llmos_stream.log.stream import RecordStream, foreign
 from llmos_stream.runtime import SYSTEM_CLOCK, Clock, Shutdown
@@ -44,6 +46,17 @@ _HEARING_SECONDS = 0.05
 _HEARINGS = 8
 _REMEMBERED = 16
 _SPOILT_KEPT = 1024
+
+
+@asynccontextmanager
+async def open_control(
+    broker: Broker, topics: Topics, *, with_sequences: bool = False, clock: Clock = SYSTEM_CLOCK
+) -> AsyncIterator["ControlView"]:
+    """The control topic, read to its present end."""
+    async with broker.reader([topics.control], start="earliest") as reader:
+        control = ControlView(reader, with_sequences=with_sequences, clock=clock)
+        await control.catch_up()
+        yield control
 
 
 class ControlView:

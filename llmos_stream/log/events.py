@@ -6,7 +6,7 @@ from contextlib import AsyncExitStack
 from functools import partial
 
 from llmos_stream.broker import Broker, Producer, TopicPartition, Topics
-from llmos_stream.log.control import ControlView
+from llmos_stream.log.control import ControlView, open_control
 from llmos_stream.log.event_check import EventCheck
 from llmos_stream.log.stream import EventStream, event_key, foreign, go_on
 from llmos_stream.log.topics import wait_for_topics
@@ -33,8 +33,8 @@ async def read_events(broker: Broker, topics: Topics) -> AsyncIterator[Event]:
     async with AsyncExitStack() as stack:
         reader = await stack.enter_async_context(broker.reader([topics.events], start="earliest"))
         stream, ends = EventStream(reader, on_gap=go_on("events")), await reader.end_offsets()
-        control = ControlView(await stack.enter_async_context(broker.reader([topics.control], start="earliest")))
-        await control.catch_up()  # after the end is known: so it knows of every version before that
+        # After the end is known: so it knows of every version before that.
+        control = await stack.enter_async_context(open_control(broker, topics))
         while any([await reader.position(at) < end for at, end in ends.items()]):
             for event in check.take(await stream.placed_events(_POLL_SECONDS), control):
                 yield event

@@ -1,14 +1,14 @@
 """Where a role works: one federation's log, with the threads, the stop and the clock that it works with."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
 
 from llmos_stream.broker import Broker, Reader, Topics
 from llmos_stream.broker.ports import Start
 from llmos_stream.config import WireSettings
-from llmos_stream.log.control import ControlView
+from llmos_stream.log.control import ControlView, open_control
 from llmos_stream.log.producer import RetryingProducer
 from llmos_stream.log.replica import Replica
 from llmos_stream.log.topics import wait_for_topics
@@ -44,13 +44,9 @@ class Federation:
         """A reader of one topic; open it with `async with`. See `broker.Broker.reader`."""
         return self.broker.reader([topic], start=start, check_crcs=check_crcs)
 
-    @asynccontextmanager
-    async def control(self, *, with_sequences: bool = False) -> AsyncIterator[ControlView]:
+    def control(self, *, with_sequences: bool = False) -> AbstractAsyncContextManager[ControlView]:
         """The control topic, read to its present end."""
-        async with self.broker.reader([self.topics.control], start="earliest") as reader:
-            control = ControlView(reader, with_sequences=with_sequences, clock=self.clock)
-            await control.catch_up()
-            yield control
+        return open_control(self.broker, self.topics, with_sequences=with_sequences, clock=self.clock)
 
     def producer(self, longest_pause_seconds: float = 10.0) -> RetryingProducer:
         """What writes through broker trouble; open it with `async with`."""

@@ -10,7 +10,7 @@ import math
 
 from llmos_stream.broker import Broker, Topics
 from llmos_stream.errors import FederationFinished
-from llmos_stream.log.control import ControlView
+from llmos_stream.log.control import open_control
 from llmos_stream.runtime import SYSTEM_CLOCK
 from llmos_stream.wire.control import PAUSED, dump_paused
 
@@ -19,11 +19,9 @@ _HOUR_MS = 3_600_000
 
 async def set_paused(broker: Broker, topics: Topics, paused: bool) -> None:
     """Say so to everybody. Raises TopicMissing, and FederationFinished where nobody is left to hear it."""
-    async with broker.reader([topics.control], start="earliest") as reader:
-        control = ControlView(reader)
-        await control.catch_up()
-    if control.finished is not None:
-        raise FederationFinished(f"federation {topics.federation} has ended: {control.finished.reason}")
+    async with open_control(broker, topics) as control:
+        if control.finished is not None:
+            raise FederationFinished(f"federation {topics.federation} has ended: {control.finished.reason}")
     async with broker.producer() as producer:
         await producer.send(topics.control, dump_paused(paused, SYSTEM_CLOCK.time_ms()), key=PAUSED)
 

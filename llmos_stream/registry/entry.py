@@ -22,7 +22,7 @@ from llmos_stream.codec import Layout
 from llmos_stream.errors import LlmosError, Rejected
 from llmos_stream.log import Pointer, Version
 from llmos_stream.wire import describe
-from llmos_stream.wire.control import dump_latest, load_latest
+from llmos_stream.wire.control import dump_setting, load_latest
 
 _FORMAT = 1
 _DIGEST_BYTES = 32
@@ -86,7 +86,7 @@ def dump_entry(entry: ArchivedVersion) -> bytes:
         "head": entry.head,
         "layout": [spec.row for spec in entry.layout.tensors],
         "model": {"size": entry.size, "sha256": entry.sha256.hex()},
-        "log": orjson.Fragment(dump_latest(entry.at)),
+        "log": orjson.Fragment(dump_setting(entry.at)),
         "created": entry.created,
     }
     return orjson.dumps(value, option=orjson.OPT_INDENT_2)

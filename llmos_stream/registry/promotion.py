@@ -1,14 +1,13 @@
 """Promotions: which version an operator wants served everywhere."""
 
-from time import time
-
 from llmos_stream.broker import Broker, Topics
 from llmos_stream.config import RegistrySettings
 from llmos_stream.errors import NotFound
-from llmos_stream.log import ControlView, Promotion, version_index
+from llmos_stream.log import Promotion, version_index
+from llmos_stream.log.control import open_control
 from llmos_stream.registry.store import open_store
-from llmos_stream.runtime import Offload
-from llmos_stream.wire.control import PROMOTED, dump_promotion
+from llmos_stream.runtime import SYSTEM_CLOCK, Offload
+from llmos_stream.wire.control import PROMOTED, dump_setting
 
 
 async def promoted(broker: Broker, topics: Topics) -> Promotion | None:
@@ -17,9 +16,7 @@ async def promoted(broker: Broker, topics: Topics) -> Promotion | None:
     Raises:
         TopicMissing: There is no federation yet.
     """
-    async with broker.reader([topics.control], start="earliest") as reader:
-        control = ControlView(reader)
-        await control.catch_up()
+    async with open_control(broker, topics) as control:
         return control.promoted
 
 
@@ -34,7 +31,8 @@ async def promote(
     before = await promoted(broker, topics)
     if before is not None and before.version == number:
         return before
-    after = Promotion(number, (), _now()) if before is None else before.followed_by(number, _now())
+    now = SYSTEM_CLOCK.time_ms()
+    after = Promotion(number, (), now) if before is None else before.followed_by(number, now)
     return await _write(broker, topics, registry, after, offload)
 
 
@@ -45,7 +43,7 @@ async def roll_back(broker: Broker, topics: Topics, registry: RegistrySettings, 
         NotFound: There was none, or it is gone.
     """
     before = await promoted(broker, topics)
-    after = None if before is None else before.rolled_back(_now())
+    after = None if before is None else before.rolled_back(SYSTEM_CLOCK.time_ms())
     if after is None:
         reason = "nothing is promoted" if before is None else f"version {before.version} is the first one promoted"
         raise NotFound(f"there is nothing to go back to: {reason}; promote a version: llmos-stream versions promote N")
@@ -64,9 +62,5 @@ async def _write(
     if not in_log and not await offload.run(open_store(registry, topics.federation).has, number):
         raise NotFound(f"version {number} is neither in the log nor in the registry; see llmos-stream versions list")
     async with broker.producer() as producer:
-        await producer.send(topics.control, dump_promotion(promotion), key=PROMOTED)
+        await producer.send(topics.control, dump_setting(promotion), key=PROMOTED)
     return promotion
-
-
-def _now() -> int:
-    return int(time() * 1000)

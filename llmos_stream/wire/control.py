@@ -135,9 +135,9 @@ class Checkpoint:
     intake: Mapping[str, object] = field(default_factory=dict)
 
 
-def dump_latest(pointer: Pointer) -> bytes:
-    """The value of `latest`."""
-    return orjson.dumps(pointer)
+def dump_setting(setting: Pointer | Leader | Promotion | Checkpoint) -> bytes:
+    """The value of `latest`, `aggregator`, `promoted` or `state`."""
+    return orjson.dumps(setting)
 
 
 def load_latest(value: Mapping[str, Any]) -> Pointer:
@@ -163,11 +163,6 @@ def load_run_end(value: Mapping[str, Any]) -> RunEnd | None:
     return RunEnd(_text(value, "reason"), _text(value, "detail"), _whole(value, "version"))
 
 
-def dump_leader(leader: Leader) -> bytes:
-    """The value of `aggregator`."""
-    return orjson.dumps(leader)
-
-
 def load_leader(value: Mapping[str, Any]) -> Leader:
     """The leader in a value of `aggregator`."""
     pace = value.get("pace_seconds", 0.0)
@@ -180,11 +175,6 @@ def load_leader(value: Mapping[str, Any]) -> Leader:
         float(pace) if math.isfinite(pace) else 0.0,
         _whole(value, "lag") if "lag" in value else 0,
     )
-
-
-def dump_promotion(promotion: Promotion) -> bytes:
-    """The value of `promoted`."""
-    return orjson.dumps(promotion)
 
 
 def load_promotion(value: Mapping[str, Any]) -> Promotion:
@@ -203,11 +193,6 @@ def load_paused(value: Mapping[str, Any]) -> bool:
     if not isinstance(value["paused"], bool):
         raise ValueError("paused is neither true nor false")
     return value["paused"]
-
-
-def dump_checkpoint(checkpoint: Checkpoint) -> bytes:
-    """The value of `state`."""
-    return orjson.dumps(checkpoint)
 
 
 def load_checkpoint(value: Mapping[str, Any]) -> Checkpoint:

@@ -14,7 +14,7 @@ from llmos_stream.dashboard.page_state import page_state, version_details
 from llmos_stream.dashboard.recent_versions import RecentVersions
 from llmos_stream.log import ControlView
 from llmos_stream.types import Event, EventKind
-from llmos_stream.wire.control import AGGREGATOR, Leader, dump_leader
+from llmos_stream.wire.control import AGGREGATOR, Leader, dump_setting
 from llmos_stream.wire.events import FIELDS, amount, metrics, text, whole
 from llmos_stream.wire.fields import MAX_TIME_MS
 from tests.dashboard.aids import NOW, event, head
@@ -136,7 +136,7 @@ async def test_a_beat_is_news_and_a_pause_is_shown() -> None:
             control = ControlView(reader)
 
             async def beat(lag: int) -> None:
-                await producer.send(topic, dump_leader(Leader(1, "one", lag=lag, pace_seconds=0.25)), key=AGGREGATOR)
+                await producer.send(topic, dump_setting(Leader(1, "one", lag=lag, pace_seconds=0.25)), key=AGGREGATOR)
                 await control.catch_up()
 
             await beat(3)

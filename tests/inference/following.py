@@ -21,7 +21,7 @@ from llmos_stream.roles.aggregator import Initial, initial_of
 from llmos_stream.runtime import BROKER, MODEL, Health, Offload, Shutdown
 from llmos_stream.testing import RunningFederation
 from llmos_stream.training import Task, load_task
-from llmos_stream.wire.control import PROMOTED, Promotion, dump_promotion
+from llmos_stream.wire.control import PROMOTED, Promotion, dump_setting
 from tests.federation import federation_of
 from tests.roles.aids import settings_for
 
@@ -75,4 +75,4 @@ def task_of(settings: Settings) -> tuple[Task, Initial]:
 
 async def promote_in_log(running: RunningFederation, version: int) -> None:
     async with running.broker.producer() as producer:
-        await producer.send(running.topics.control, dump_promotion(Promotion(version, (), 0)), key=PROMOTED)
+        await producer.send(running.topics.control, dump_setting(Promotion(version, (), 0)), key=PROMOTED)

@@ -8,7 +8,7 @@ from llmos_stream.errors import NotFound
 from llmos_stream.log import ControlView, Pointer, Promotion, version_index
 from llmos_stream.registry import promote, promoted, roll_back
 from llmos_stream.runtime import Offload
-from llmos_stream.wire.control import PROMOTED, dump_promotion, load_promotion
+from llmos_stream.wire.control import PROMOTED, dump_setting, load_promotion
 from tests.registry.aids import AT, Folder, registry_settings, store_of, version_of
 from tests.roles.aids import LAYOUT, aggregator, control_of, delta_of, settings_for, update
 
@@ -37,7 +37,7 @@ def test_its_memory_is_bounded_and_what_is_forgotten_is_the_oldest() -> None:
 
 def test_it_is_read_as_it_was_written() -> None:
     promotion = Promotion(7, (1, 2), 1_700_000_000_000)
-    data = dump_promotion(promotion)
+    data = dump_setting(promotion)
     assert orjson.loads(data) == {"version": 7, "history": [1, 2], "time_ms": 1_700_000_000_000}
     assert load_promotion(orjson.loads(data)) == promotion
     too_long = {"version": 7, "history": list(range(100)), "time_ms": 0}
@@ -86,7 +86,7 @@ async def test_a_record_that_cannot_be_read_leaves_the_last_good_one(broker: Bro
     await broker.create_topics(Topics(federation).specs(settings_for(federation).topics))
     async with broker.producer() as producer:
         for value in (
-            dump_promotion(Promotion(3, (), 0)),
+            dump_setting(Promotion(3, (), 0)),
             b"{}",
             b"\xff",
             b'{"version": 1, "history": 5, "time_ms": 0}',

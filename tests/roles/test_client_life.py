@@ -26,10 +26,9 @@ from llmos_stream.wire.control import (
     PAUSED,
     RUN,
     Leader,
-    dump_latest,
-    dump_leader,
     dump_paused,
     dump_run_end,
+    dump_setting,
 )
 from tests.roles.aids import settings_for
 
@@ -89,7 +88,7 @@ class Life:
                     case int():
                         await producer.send(control, await self._versions(producer, what), key=LATEST)
                     case Leader():
-                        await producer.send(control, dump_leader(what), key=AGGREGATOR)
+                        await producer.send(control, dump_setting(what), key=AGGREGATOR)
                     case RunEnd():
                         await producer.send(control, dump_run_end(what), key=RUN)
                     case _:
@@ -117,7 +116,7 @@ class Life:
             chunk_bytes=1 << 16,
         )
         sent = await producer.send_all(self.topics.models, records, key=str(number).encode(), partition=0)
-        return dump_latest(Pointer(number, sent.partition, sent.offset))
+        return dump_setting(Pointer(number, sent.partition, sent.offset))
 
 
 @pytest.fixture(autouse=True)

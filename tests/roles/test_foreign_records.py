@@ -24,7 +24,7 @@ from llmos_stream.wire.control import (
     PROMOTED,
     RUN,
     STATE,
-    dump_latest,
+    dump_setting,
     sequences_key,
 )
 from tests.roles.aids import LAYOUT, NUMEL, aggregator, delta_of, settings_for, update
@@ -100,7 +100,7 @@ async def _forge(running: RunningFederation, number: int, parent: int | None, **
 
 async def _point(running: RunningFederation, pointer: Pointer) -> None:
     async with running.broker.producer() as producer:
-        await producer.send(running.topics.control, dump_latest(pointer), key=LATEST)
+        await producer.send(running.topics.control, dump_setting(pointer), key=LATEST)
 
 
 async def test_rubbish_in_every_topic_stops_no_aggregator(broker: Broker, federation: str) -> None:

@@ -27,9 +27,8 @@ from llmos_stream.wire.control import (
     Checkpoint,
     Pointer,
     RunEnd,
-    dump_checkpoint,
-    dump_latest,
     dump_sequences,
+    dump_setting,
 )
 
 _FLUSH_SECONDS = 1.0
@@ -92,11 +91,11 @@ class Committing:
         records: dict[bytes, bytes | None] = {}
         for key in sorted(keys):
             if key == LATEST:
-                records[key] = dump_latest(pointer)
+                records[key] = dump_setting(pointer)
             elif key != STATE:
                 records[key] = dump_sequences(state.sequences.find(key.removeprefix(SEQUENCES)))
             elif checkpoint is not None:
-                records[key] = dump_checkpoint(checkpoint)
+                records[key] = dump_setting(checkpoint)
         await self._publisher.write_control(records)
 
     async def publish(self, new: NewVersion, state: State, batch: Batch, load: Load) -> Committed:

@@ -30,7 +30,7 @@ from llmos_stream.log.producer import RetryingProducer
 from llmos_stream.runtime import Shutdown
 from llmos_stream.telemetry.process_metrics import FOREIGN, LEADERSHIPS, LEADING
 from llmos_stream.types import TopicKind
-from llmos_stream.wire.control import AGGREGATOR, Leader, dump_leader
+from llmos_stream.wire.control import AGGREGATOR, Leader, dump_setting
 
 logger = logging.getLogger(__name__)
 
@@ -112,7 +112,7 @@ class Leadership:
     async def _claim(self, producer: Producer, control: ControlView) -> None:
         term = 1 if control.leader is None else control.leader.term + 1
         async with producer.transaction() as transaction:
-            await transaction.send(self._topic, dump_leader(Leader(term, self._instance)), key=AGGREGATOR)
+            await transaction.send(self._topic, dump_setting(Leader(term, self._instance)), key=AGGREGATOR)
         self._term = term
 
     async def beat(self, control: ControlView, load: Callable[[], Load | None]) -> None:
@@ -169,5 +169,5 @@ class Leadership:
         return leader is not None and leader.term > self._term
 
     async def _say(self, producer: Producer, load: Load, left: bool = False) -> None:
-        record = dump_leader(Leader(self._term, self._instance, left, load.pace_seconds, load.lag))
+        record = dump_setting(Leader(self._term, self._instance, left, load.pace_seconds, load.lag))
         await producer.send(self._topic, record, key=AGGREGATOR)

@@ -26,10 +26,9 @@ from llmos_stream.wire.control import (
     Checkpoint,
     Pointer,
     RunEnd,
-    dump_checkpoint,
-    dump_latest,
     dump_run_end,
     dump_sequences,
+    dump_setting,
     sequences_key,
 )
 from llmos_stream.wire.quarantine import DETAIL_CHARACTERS, dump_quarantined
@@ -159,8 +158,8 @@ class Publisher:
         pointer = Pointer(head.number, first.partition, first.offset, version.encoded.full)
         self.newest = pointer, replace(version.checkpoint, snapshots=snapshots)
         await run_all(
-            transaction.send(control, dump_latest(pointer), key=LATEST),
-            transaction.send(control, dump_checkpoint(self.newest[1]), key=STATE),
+            transaction.send(control, dump_setting(pointer), key=LATEST),
+            transaction.send(control, dump_setting(self.newest[1]), key=STATE),
             *(
                 transaction.send(control, dump_sequences(window), key=sequences_key(client_id))
                 for client_id, window in version.sequences.items()
