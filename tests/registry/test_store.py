@@ -313,7 +313,7 @@ def test_a_file_where_a_version_would_be_is_no_version(folder: Folder) -> None:
         ("https://[host/secret", "Invalid IPv6 URL"),
         ("github://", "registry.url: "),
         ("zip://a.zip", "registry.url: "),
-        ("", "at least 1 character"),
+        ("", "say where versions are archived"),
     ],
 )
 def test_a_url_that_makes_no_sense(url: str | None, reason: str) -> None:
