@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 import orjson
 
 from llmos_stream.broker import Broker, Reader, Record, Topics
-from llmos_stream.errors import BrokerUnavailable
+from llmos_stream.errors import BrokerUnavailable, Rejected
 from llmos_stream.log.stream import RecordStream, foreign
 from llmos_stream.runtime import SYSTEM_CLOCK, Clock, Shutdown
 from llmos_stream.telemetry.process_metrics import FOREIGN
@@ -180,7 +180,7 @@ class ControlView:
                 self.paused = load_paused(value)
             elif record.key == RUN:
                 self.finished = load_run_end(value) or self.finished
-        except (KeyError, TypeError, ValueError, AttributeError) as error:  # orjson.JSONDecodeError is a ValueError
+        except (KeyError, TypeError, ValueError, AttributeError, Rejected) as error:  # JSONDecodeError is a ValueError
             # A setting that cannot be read must not stop a role that can go on with the last good one.
             foreign(record.topic, record.offset, f"it is no control record ({str(error)[:100]})")
             self._note_spoilt(record.key or b"")

@@ -38,6 +38,8 @@ from typing import Any
 
 import orjson
 
+from llmos_stream.wire.fields import count, integer
+
 LATEST = b"latest"
 RUN = b"run"
 AGGREGATOR = b"aggregator"
@@ -50,7 +52,6 @@ MOST_TAKEOVERS = 1 << 20
 """A term counts takeovers, a second or more each: none is this far above the last one that was heard."""
 _REMEMBERED = 32
 """Promotions that can be taken back."""
-_MOST = 2**63 - 1
 _MOST_WORD = 2**64 - 1
 _MOST_SNAPSHOTS = 64
 _TEXT_CHARACTERS = 1000
@@ -148,7 +149,7 @@ def load_latest(value: Mapping[str, Any]) -> Pointer:
 
 
 def _place(value: Mapping[str, Any]) -> Pointer:
-    return Pointer(_whole(value, "version"), _whole(value, "partition", 0), _whole(value, "offset"))
+    return Pointer(count(value, "version"), integer(value, "partition", 0, 0), count(value, "offset"))
 
 
 def dump_run_end(end: RunEnd) -> bytes:
@@ -160,7 +161,7 @@ def load_run_end(value: Mapping[str, Any]) -> RunEnd | None:
     """The end in a value of `run`; None in a state that this reader does not know."""
     if value["state"] != "finished":
         return None
-    return RunEnd(_text(value, "reason"), _text(value, "detail"), _whole(value, "version"))
+    return RunEnd(_text(value, "reason"), _text(value, "detail"), count(value, "version"))
 
 
 def load_leader(value: Mapping[str, Any]) -> Leader:
@@ -169,18 +170,18 @@ def load_leader(value: Mapping[str, Any]) -> Leader:
     if isinstance(pace, bool) or not isinstance(pace, int | float):
         raise ValueError("pace_seconds is no number")
     return Leader(
-        _whole(value, "term"),
+        count(value, "term"),
         _text(value, "instance"),
         bool(value["left"]),
         float(pace) if math.isfinite(pace) else 0.0,
-        _whole(value, "lag") if "lag" in value else 0,
+        count(value, "lag") if "lag" in value else 0,
     )
 
 
 def load_promotion(value: Mapping[str, Any]) -> Promotion:
     """The promotion in a value of `promoted`."""
-    history = tuple(_whole({"version": version}, "version") for version in value["history"][-_REMEMBERED:])
-    return Promotion(_whole(value, "version"), history, _whole(value, "time_ms"))
+    history = tuple(count({"version": version}, "version") for version in value["history"][-_REMEMBERED:])
+    return Promotion(count(value, "version"), history, count(value, "time_ms"))
 
 
 def dump_paused(paused: bool, time_ms: int) -> bytes:
@@ -201,13 +202,13 @@ def load_checkpoint(value: Mapping[str, Any]) -> Checkpoint:
     if len(snapshots) > _MOST_SNAPSHOTS:
         raise ValueError(f"{len(snapshots)} snapshots of one version")
     return Checkpoint(
-        version=_whole(value, "version"),
-        started_ms=_whole(value, "started_ms"),
-        events=_whole(value, "events"),
+        version=count(value, "version"),
+        started_ms=count(value, "started_ms"),
+        events=count(value, "events"),
         stop=dict(value["stop"]),
-        snapshots={name: _whole(snapshots, name) for name in snapshots},
-        bases=None if value["bases"] is None else _whole(value, "bases"),
-        floor=_whole(value, "floor") if "floor" in value else 0,
+        snapshots={name: count(snapshots, name) for name in snapshots},
+        bases=None if value["bases"] is None else count(value, "bases"),
+        floor=count(value, "floor") if "floor" in value else 0,
         intake=dict(value["intake"]),
     )
 
@@ -224,14 +225,7 @@ def dump_sequences(window: Sequence[int] | None) -> bytes | None:
 
 def load_sequences(value: Sequence[Any]) -> list[int]:
     """A client's window; whether it is one is for `core.SequenceWindow.load` to say."""
-    return [_whole({"sequences": number}, "sequences", _MOST_WORD) for number in value]
-
-
-def _whole(value: Mapping[str, Any], key: str, high: int = _MOST) -> int:
-    found = value[key]
-    if type(found) is not int or not 0 <= found <= high:
-        raise ValueError(f"{key} is no integer from 0 to {high}")
-    return found
+    return [integer({"sequences": number}, "sequences", 0, _MOST_WORD) for number in value]
 
 
 def _text(value: Mapping[str, Any], key: str) -> str:
