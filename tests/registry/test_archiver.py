@@ -12,7 +12,7 @@ import torch
 
 from llmos_stream.broker import Broker, MemoryBroker, Topics
 from llmos_stream.config import Settings
-from llmos_stream.errors import ConfigError
+from llmos_stream.errors import ConfigError, NotFound
 from llmos_stream.registry import StoreUnavailable, VersionStore, promote, roll_back, run_archiver
 from llmos_stream.roles.aggregator import initial_of
 from llmos_stream.runtime import Offload, retry
@@ -291,7 +291,7 @@ async def test_one_that_retention_overtook_goes_on_with_the_oldest_that_is_left(
 
 
 async def _promoted_and_gone(broker: Broker, settings: Settings, caplog: pytest.LogCaptureFixture) -> None:
-    with pytest.raises(ConfigError, match="version 1 is neither in the log nor in the registry"):
+    with pytest.raises(NotFound, match="version 1 is neither in the log nor in the registry"):
         await _promote(broker, settings, 1)
     async with broker.producer() as producer:
         value = orjson.dumps({"version": 1, "history": [], "time_ms": 0})
