@@ -1,6 +1,6 @@
 """The broker that the settings name."""
 
-from llmos_stream.broker.kafka import KafkaBroker
+from llmos_stream.broker.kafka.broker import KafkaBroker
 from llmos_stream.broker.ports import Broker
 from llmos_stream.config import BrokerSettings
 from llmos_stream.errors import ConfigError

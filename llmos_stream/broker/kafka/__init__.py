@@ -1,5 +1,1 @@
 """The broker on real Kafka, through aiokafka."""
-
-from llmos_stream.broker.kafka.broker import KafkaBroker
-
-__all__ = ["KafkaBroker"]

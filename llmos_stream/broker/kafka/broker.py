@@ -95,9 +95,13 @@ class KafkaBroker:
         answer = await admin.create_topics(
             [
                 # aiokafka takes replication -1 (the broker's default) only with an assignment, be it empty.
-                NewTopic(spec.name, spec.partitions, spec.replication_factor, {}, dict(spec.config))
-                if spec.replication_factor == -1
-                else NewTopic(spec.name, spec.partitions, spec.replication_factor, None, dict(spec.config))
+                NewTopic(
+                    spec.name,
+                    spec.partitions,
+                    spec.replication_factor,
+                    {} if spec.replication_factor == -1 else None,
+                    dict(spec.config),
+                )
                 for spec in specs
             ]
         )

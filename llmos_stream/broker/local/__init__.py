@@ -1,5 +1,1 @@
 """A developer's Kafka on this machine."""
-
-from llmos_stream.broker.local.server import LocalKafka
-
-__all__ = ["LocalKafka"]

@@ -68,7 +68,3 @@ class MemoryBroker:
     def clean(self) -> None:
         """Apply retention and compaction now; writing does it as needed."""
         self._cluster.clean()
-
-    def held_bytes(self) -> int:
-        """About how much memory the records take."""
-        return self._cluster.held_bytes()

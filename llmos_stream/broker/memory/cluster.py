@@ -76,11 +76,6 @@ class Cluster:
         with self.lock:
             return len(self._find(topic).logs)
 
-    def held_bytes(self) -> int:
-        """About how much memory all records take."""
-        with self.lock:
-            return sum(log.bytes for topic in self._topics.values() for log in topic.logs)
-
     def append(
         self, at: TopicPartition, value: bytes | None, key: bytes | None, headers: Headers, transaction: int | None
     ) -> Sent:
