@@ -65,7 +65,7 @@ def weights(history: History, rows: Sequence[ClientRow], colours: Colours) -> Ch
     sums: list[dict[str | None, float]] = []
     for _, by_client in ranges:
         grouped: dict[str | None, float] = {}
-        for client_id, (weight, _) in by_client.items():
+        for client_id, weight in by_client.items():
             key = client_id if client_id in colours.named else None
             grouped[key] = grouped.get(key, 0.0) + weight
         sums.append(grouped)

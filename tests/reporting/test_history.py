@@ -304,7 +304,7 @@ def test_clients_beyond_the_cap_share_a_bucket_and_totals_stay_exact() -> None:
     assert history.clients.others.folded == 160
     assert history.summary()["clients"] == 50
     assert sum(row.share for row in rows) == pytest.approx(0.2)
-    assert sum(sums[None][1] for _, sums in history.contributions.ranges() if None in sums) == 160
+    assert sum(sums[None] for _, sums in history.contributions.ranges() if None in sums) == 160
 
 
 def test_a_client_that_left_gives_its_row_to_a_newcomer() -> None:
@@ -322,7 +322,7 @@ def test_a_client_that_left_gives_its_row_to_a_newcomer() -> None:
     assert {row.client_id for row in history.rows()} == {"b", "c", "d"}
     assert history.clients.others.folded == 1
     assert history.clients.others.staleness.value == 2
-    assert history.contributions.ranges() == [(3, {"b": (1.0, 1), "c": (1.0, 1), None: (1.0, 1)})]
+    assert history.contributions.ranges() == [(3, {"b": 1.0, "c": 1.0, None: 1.0})]
     assert history.summary()["clients"] == 5
 
 

@@ -146,37 +146,35 @@ class Rate:
 
 
 class Bins:
-    """Sums of (weight, count) by name over ranges of versions, whose width doubles above `limit` ranges."""
+    """Sums of weights by name over ranges of versions, whose width doubles above `limit` ranges."""
 
     def __init__(self, limit: int = 32) -> None:
         self._limit = limit
-        self._sums: dict[int, dict[str | None, tuple[float, int]]] = {}
+        self._sums: dict[int, dict[str | None, float]] = {}
         self.width = 1
         """Versions in a range."""
 
-    def add(self, version: int, name: str | None, weight: float, count: int = 1) -> None:
-        self._add(version // self.width, name, weight, count)
+    def add(self, version: int, name: str | None, weight: float) -> None:
+        self._add(version // self.width, name, weight)
         while len(self._sums) > self._limit:
             old, self._sums, self.width = self._sums, {}, self.width * 2
             for index, sums in old.items():
-                for key, (total, n) in sums.items():
-                    self._add(index // 2, key, total, n)
+                for key, total in sums.items():
+                    self._add(index // 2, key, total)
 
     def rename(self, name: str, to: str | None) -> None:
         """Move the sums of `name` to the name `to`."""
         for index, sums in self._sums.items():
             if name in sums:
-                weight, count = sums.pop(name)
-                self._add(index, to, weight, count)
+                self._add(index, to, sums.pop(name))
 
-    def ranges(self) -> list[tuple[int, dict[str | None, tuple[float, int]]]]:
+    def ranges(self) -> list[tuple[int, dict[str | None, float]]]:
         """List (first version, sums by name) of each range with any sum, in order."""
         return [(index * self.width, dict(sums)) for index, sums in sorted(self._sums.items())]
 
-    def _add(self, index: int, name: str | None, weight: float, count: int) -> None:
+    def _add(self, index: int, name: str | None, weight: float) -> None:
         sums = self._sums.setdefault(index, {})
-        total, n = sums.get(name, (0.0, 0))
-        sums[name] = (total + weight, n + count)
+        sums[name] = sums.get(name, 0.0) + weight
 
 
 class TimeRange:
