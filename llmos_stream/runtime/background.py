@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
@@ -70,10 +70,6 @@ class Background:
                 self.start(_ended(started)).result(_CLEAN_UP_SECONDS)
             raise
 
-    def call(self, function: Callable[[], object]) -> None:
-        """Call `function` in the loop's thread, without waiting for it."""
-        self._loop.call_soon_threadsafe(function)
-
     def close(self, last: Coroutine[Any, Any, object] | None = None, timeout: float | None = None) -> None:
         """Run `last` to its end, then stop the loop and cancel what still runs.
 
@@ -91,7 +87,7 @@ class Background:
                 if last is not None:
                     self.run(last, timeout)
             finally:
-                self.call(self._stop.set)
+                self._loop.call_soon_threadsafe(self._stop.set)
                 self._thread.join()
 
     async def _finish(self, last: Coroutine[Any, Any, object] | None) -> None:

@@ -8,15 +8,12 @@ Attributes say who and which, never data: client, sequence, version, codec, byte
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, NamedTuple, Protocol, Self
+from typing import NamedTuple, Protocol, Self
 
 from llmos_stream.config import TracingSettings
 from llmos_stream.errors import ConfigError, install
-
-if TYPE_CHECKING:
-    from opentelemetry.sdk.trace.export import SpanExporter
 
 HEADER = "traceparent"
 _MAX_BYTES = 128
@@ -82,15 +79,9 @@ class _NoSpan:
     def set_attributes(self, attributes: Mapping[str, Attribute]) -> None:
         pass
 
-    def __enter__(self) -> Span:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
 
 _NO_ATTRIBUTES: Mapping[str, Attribute] = {}
-_NO_SPAN = _NoSpan()
+_NO_SPAN = nullcontext(_NoSpan())
 _current: ContextVar[Tracer | None] = ContextVar("tracer", default=None)
 
 
@@ -146,15 +137,12 @@ def tracing_to(tracer: Tracer | None) -> Iterator[None]:
         _current.reset(token)
 
 
-def open_tracer(
-    settings: TracingSettings, facts: Mapping[str, str], exporter: "SpanExporter | None" = None
-) -> Tracer | None:
+def open_tracer(settings: TracingSettings, facts: Mapping[str, str]) -> Tracer | None:
     """Return a tracer, which the caller closes, or None where no endpoint is set.
 
     Args:
         settings: Where the spans go.
         facts: `role`, `federation` and `version` of the process.
-        exporter: Takes the place of the one for `tracing.endpoint`.
 
     Raises:
         ConfigError: The extra `tracing` is not installed.
@@ -165,15 +153,13 @@ def open_tracer(
         from llmos_stream.telemetry.otlp import OpenTelemetry  # noqa: PLC0415 (an extra)
     except ModuleNotFoundError as error:
         raise ConfigError(f"tracing.endpoint needs {error.name}; {install('tracing')}") from None
-    return OpenTelemetry(settings, facts, exporter)
+    return OpenTelemetry(settings, facts)
 
 
 @contextmanager
-def traced(
-    settings: TracingSettings, facts: Mapping[str, str], exporter: "SpanExporter | None" = None
-) -> Iterator[None]:
+def traced(settings: TracingSettings, facts: Mapping[str, str]) -> Iterator[None]:
     """Send the spans of this context, and of the tasks made in it, by a tracer of its own: see `open_tracer`."""
-    tracer = open_tracer(settings, facts, exporter)
+    tracer = open_tracer(settings, facts)
     try:
         with tracing_to(tracer):
             yield

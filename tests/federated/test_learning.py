@@ -372,7 +372,7 @@ def running(
     background = Background("aggregator")
     future = background.start(aggregate())
     yield settings
-    background.call(shutdown.request)
+    background._loop.call_soon_threadsafe(shutdown.request)
     future.result(timeout=60)
     background.close()
 

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -9,15 +10,13 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from llmos_stream.broker import Broker, MemoryBroker, Record, Topics
-from llmos_stream.config import TracingSettings
 from llmos_stream.log.record_tracing import SpanContexts
 from llmos_stream.runtime import Shutdown
-from llmos_stream.telemetry.tracing import HEADER, TraceParent, traced, traceparent_of
+from llmos_stream.telemetry.tracing import HEADER, TraceParent, traceparent_of
 from tests.monitoring.federation import run_whole, whole_settings
 from tests.roles.aids import aggregator, delta_of, settings_for, update
+from tests.telemetry.kept import traced_to
 
-FACTS = {"role": "test", "federation": "f", "version": "1"}
-ON = TracingSettings(endpoint="http://127.0.0.1:1/v1/traces")
 PARENT = TraceParent(1, 2, sampled=True)
 SECONDS = 60.0
 
@@ -37,7 +36,7 @@ async def _traced_run(broker: Broker, federation: str, folder: Path) -> tuple[To
     kept, topics, shutdown = InMemorySpanExporter(), Topics(federation), Shutdown()
     settings = whole_settings(federation, folder)
     await broker.create_topics(topics.specs(settings.topics))
-    with traced(ON, FACTS, kept):
+    with traced_to(kept):
         async with asyncio.TaskGroup() as group:
             group.create_task(_until_version(broker, topics, shutdown, 5))
             group.create_task(run_whole(broker, settings, shutdown))
@@ -114,9 +113,10 @@ async def test_records_have_no_headers_where_nothing_is_traced(tmp_path: Path) -
 
 async def test_the_same_updates_make_the_same_version_traced_or_not() -> None:
     digests = set()
-    for settings in (TracingSettings(), ON):
+    ways: list[AbstractContextManager[None]] = [nullcontext(), traced_to(InMemorySpanExporter())]
+    for tracing in ways:
         async with MemoryBroker() as broker:
-            with traced(settings, FACTS, InMemorySpanExporter()):
+            with tracing:
                 async with aggregator(broker, settings_for("f")) as running:
                     await running.send(update(delta_of(0.5)))
                     digests.add((await running.version(1)).head.weights_digest)
@@ -129,7 +129,7 @@ async def test_the_same_updates_make_the_same_version_traced_or_not() -> None:
 async def test_an_update_counts_whatever_its_header_says(value: bytes | None) -> None:
     kept = InMemorySpanExporter()
     async with MemoryBroker() as broker:
-        with traced(ON, FACTS, kept):
+        with traced_to(kept):
             async with aggregator(broker, settings_for("f")) as running, broker.producer() as producer:
                 headers = () if value is None else ((HEADER, value),)
                 await producer.send_all(running.topics.updates, update(delta_of(1.0)), key=b"a", headers=headers)
@@ -146,7 +146,7 @@ def test_a_trail_remembers_a_bounded_number_and_nothing_when_off() -> None:
     trail = SpanContexts(most=2)
     trail.note([_record(0, PARENT.dump())])
     assert trail.take(0, 0) is None
-    with traced(ON, FACTS, InMemorySpanExporter()):
+    with traced_to(InMemorySpanExporter()):
         trail.note([_record(number, PARENT.dump()) for number in range(4)] + [_record(4), _record(5, b"?")])
     assert [trail.take(0, number) for number in range(6)] == [None, None, PARENT, PARENT, None, None]
     assert trail.take(0, 3) is None

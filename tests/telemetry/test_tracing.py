@@ -24,9 +24,8 @@ from llmos_stream.telemetry.tracing import (
     tracing,
 )
 from tests.monitoring.collector import collector
+from tests.telemetry.kept import FACTS, ON, traced_to
 
-FACTS = {"role": "client", "federation": "f", "version": "1"}
-ON = TracingSettings(endpoint="http://127.0.0.1:1/v1/traces")
 GOOD = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"  # the example of W3C Trace Context
 PARENT = TraceParent(0x0AF7651916CD43DD8448EB211C80319C, 0xB7AD6B7169203331, sampled=True)
 
@@ -94,13 +93,13 @@ def test_the_package_is_not_needed_where_nothing_is_traced(monkeypatch: pytest.M
     monkeypatch.setitem(sys.modules, "opentelemetry", None)
     with traced(TracingSettings(), FACTS), span("a"):
         pass
-    with pytest.raises(ConfigError, match=r"pip install 'llmos-stream\[tracing\]'"), traced(ON, FACTS):
+    with pytest.raises(ConfigError, match=r"pip install -e '.\[tracing\]'"), traced(ON, FACTS):
         pass
 
 
 def test_spans_within_spans_and_across_processes() -> None:
     kept = InMemorySpanExporter()
-    with traced(ON, FACTS, kept):
+    with traced_to(kept):
         with span("outer") as outer:
             with span("inner", {"version": 7, "codec": "int8"}) as inner:
                 inner.set_attributes({"bytes": 5})
@@ -134,7 +133,7 @@ def test_spans_within_spans_and_across_processes() -> None:
 
 def test_an_error_travels_on_and_its_message_stays_out() -> None:
     kept = InMemorySpanExporter()
-    with traced(ON, FACTS, kept), pytest.raises(ValueError, match="a secret"), span("failing"):
+    with traced_to(kept), pytest.raises(ValueError, match="a secret"), span("failing"):
         raise ValueError("a secret")
     (failed,) = kept.get_finished_spans()
     assert (failed.status.status_code, failed.status.description) == (StatusCode.ERROR, "ValueError")
@@ -143,7 +142,7 @@ def test_an_error_travels_on_and_its_message_stays_out() -> None:
 
 def test_a_part_of_the_updates_is_traced_and_the_first_decides_for_all() -> None:
     kept = InMemorySpanExporter()
-    with traced(ON.model_copy(update={"fraction": 0.0}), FACTS, kept):
+    with traced_to(kept, fraction=0.0):
         with span("root") as root:
             assert root.parent is not None
             assert not root.parent.sampled
