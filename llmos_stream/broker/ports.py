@@ -148,9 +148,6 @@ class Reader(AbstractAsyncContextManager["Reader", None], Protocol):
     async def seek_to_beginning(self, *at: TopicPartition) -> None:
         """Read on from the oldest record; all partitions when none is named."""
 
-    async def seek_to_end(self, *at: TopicPartition) -> None:
-        """Read on from the end; all partitions when none is named."""
-
     async def position(self, at: TopicPartition) -> int:
         """The next offset that `poll` looks at."""
 

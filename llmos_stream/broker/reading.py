@@ -37,10 +37,6 @@ class BaseReader(ABC):
         for one, offset in (await self._beginnings(at or self.partitions)).items():
             self.seek(one, offset)
 
-    async def seek_to_end(self, *at: TopicPartition) -> None:
-        for one, offset in (await self._ends(at or self.partitions)).items():
-            self.seek(one, offset)
-
     @abstractmethod
     async def position(self, at: TopicPartition) -> int: ...
 

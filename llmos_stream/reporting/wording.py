@@ -65,9 +65,9 @@ def count(value: int) -> str:
     return f"{value:,}".replace(",", " ")
 
 
-def plural(value: int, one: str, many: str | None = None) -> str:
+def plural(value: int, one: str) -> str:
     """`1 client`, `8 clients`."""
-    return f"{count(value)} {one if value == 1 else many or one + 's'}"
+    return f"{count(value)} {one if value == 1 else one + 's'}"
 
 
 def or_dash(value: T | None, written: Callable[[T], str] = str) -> str:

@@ -246,9 +246,6 @@ class _Reader:
     async def seek_to_beginning(self, *at: TopicPartition) -> None:
         await self._ask("seek_to_beginning", lambda at: self._inner.seek_to_beginning(*at), at=at)
 
-    async def seek_to_end(self, *at: TopicPartition) -> None:
-        await self._ask("seek_to_end", lambda at: self._inner.seek_to_end(*at), at=at)
-
     async def position(self, at: TopicPartition) -> int:
         return await self._ask("position", self._inner.position, at=at)
 

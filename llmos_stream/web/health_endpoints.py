@@ -30,14 +30,10 @@ _PATHS = ("/health", "/ready", "/metrics")
 _REQUEST_SECONDS = 10.0  # of a connection, from its first byte to the last byte of its answer
 
 
-class HealthEndpoints:
-    """The WSGI application.
+class HealthEndpoints(Collector):
+    """The WSGI application, and the process's own facts and conditions among the metrics that it shows.
 
-    Args:
-        health: The conditions of the process.
-        facts: Labels of the process in the metrics.
-        registry: The metrics.
-        folders: The folders that the process writes to, by purpose; the metrics show how full their disks are.
+    `folders` are those that the process writes to, by purpose; the metrics show how full their disks are.
     """
 
     def __init__(
@@ -49,8 +45,9 @@ class HealthEndpoints:
     ) -> None:
         self._health = health
         self._metrics = make_wsgi_app(registry)
-        self._collector = _ProcessCollector(health, facts, folders or {})
+        self._facts = dict(facts)
         self._registry = registry
+        self._folders = dict(folders or {})
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         path = environ.get("PATH_INFO")
@@ -68,14 +65,32 @@ class HealthEndpoints:
             return _answer(start_response, _status(ready), {"ready": ready, "missing": self._health.missing})
         return _answer(start_response, HTTPStatus.NOT_FOUND, {"error": f"there is {', '.join(_PATHS)}"})
 
+    def collect(self) -> Iterator[Metric]:
+        about = GaugeMetricFamily("llmos_process_info", "What runs here.", labels=list(self._facts))
+        about.add_metric(list(self._facts.values()), 1)
+        yield about
+        conditions = GaugeMetricFamily("llmos_condition_met", "Whether what is needed is there.", labels=["condition"])
+        for name, there in self._health.conditions.items():
+            conditions.add_metric([name], there)
+        yield conditions
+        free = GaugeMetricFamily("llmos_disk_free_bytes", "Room where this process writes.", labels=["folder"])
+        size = GaugeMetricFamily("llmos_disk_size_bytes", "Size of these file systems.", labels=["folder"])
+        for name, folder in self._folders.items():
+            with suppress(OSError):  # not there yet, or not any more
+                usage = disk_usage(folder)
+                free.add_metric([name], usage.free)
+                size.add_metric([name], usage.total)
+        yield free
+        yield size
+
     @contextmanager
     def exported(self) -> Iterator[None]:
         """Export the process's own conditions as metrics meanwhile."""
-        self._registry.register(self._collector)
+        self._registry.register(self)
         try:
             yield
         finally:
-            self._registry.unregister(self._collector)
+            self._registry.unregister(self)
 
 
 @contextmanager
@@ -107,33 +122,6 @@ def serve_health_endpoints(
         finally:
             server.shutdown()
             thread.join()
-
-
-class _ProcessCollector(Collector):
-    """Facts about the process, its conditions, and the free space where it writes."""
-
-    def __init__(self, health: Health, facts: Mapping[str, str], folders: Mapping[str, Path]) -> None:
-        self._health = health
-        self._folders = dict(folders)
-        self._facts = dict(facts)
-
-    def collect(self) -> Iterator[Metric]:
-        about = GaugeMetricFamily("llmos_process_info", "What runs here.", labels=list(self._facts))
-        about.add_metric(list(self._facts.values()), 1)
-        yield about
-        conditions = GaugeMetricFamily("llmos_condition_met", "Whether what is needed is there.", labels=["condition"])
-        for name, there in self._health.conditions.items():
-            conditions.add_metric([name], there)
-        yield conditions
-        free = GaugeMetricFamily("llmos_disk_free_bytes", "Room where this process writes.", labels=["folder"])
-        size = GaugeMetricFamily("llmos_disk_size_bytes", "Size of these file systems.", labels=["folder"])
-        for name, folder in self._folders.items():
-            with suppress(OSError):  # not there yet, or not any more
-                usage = disk_usage(folder)
-                free.add_metric([name], usage.free)
-                size.add_metric([name], usage.total)
-        yield free
-        yield size
 
 
 def _status(good: bool) -> HTTPStatus:

@@ -67,7 +67,8 @@ class PartitionLog:
         self._records.append(record)
         self.bytes += _size(record)
         self.end += 1
-        self._tidy(record.timestamp_ms)
+        if self._is_due(record.timestamp_ms):
+            self.clean(record.timestamp_ms)
 
     def has_open(self, transaction: int) -> bool:
         """Whether a transaction wrote here and has not ended."""
@@ -110,16 +111,15 @@ class PartitionLog:
         if self._policy.compact:
             self._compact(now_ms)
 
-    def _tidy(self, now_ms: int) -> None:
-        """Clean where an eighth or more can go, so that the cost of one append is constant on average."""
+    def _is_due(self, now_ms: int) -> bool:
+        """Whether an eighth or more can go, so that the cost of one append is constant on average."""
         limit = self._policy.retention_bytes
         if self._policy.delete and (
             (limit is not None and self.bytes > limit + limit // 8)
             or self._is_old(self._records[len(self._records) // 8], now_ms)
         ):
-            self._delete_oldest(now_ms)
-        if self._policy.compact and len(self._records) >= self._compact_at:
-            self._compact(now_ms)
+            return True
+        return self._policy.compact and len(self._records) >= self._compact_at
 
     def _delete_oldest(self, now_ms: int) -> None:
         stable, limit = self.last_stable, self._policy.retention_bytes
