@@ -148,13 +148,12 @@ def _new_name() -> str:
 
 
 def _write_report(path: Path, settings: Settings, history: "History", broker: str) -> None:
-    from llmos_stream.reporting import write_report
+    from llmos_stream.reporting import render_report, write_report
 
-    title = f"Federation {settings.federation.name}"
+    title, used = f"Federation {settings.federation.name}", settings.model_dump(mode="json")
+    text = render_report(history, title=title, settings=used, environment=_environment(broker))
     try:
-        write_report(
-            history, path, title=title, settings=settings.model_dump(mode="json"), environment=_environment(broker)
-        )
+        write_report(path, text)
     except OSError as error:
         raise LlmosError(f"--report: cannot write {path}: {error.strerror or error}") from error
 

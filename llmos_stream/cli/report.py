@@ -52,7 +52,7 @@ def add(commands: Commands) -> None:
 
 
 def _run(arguments: argparse.Namespace, settings: Settings) -> int:
-    from llmos_stream.reporting import final_table, require_plotly, write_report
+    from llmos_stream.reporting import final_table, render_report, require_plotly, write_report
 
     path = arguments.output or Path("report.html")
     check_page("--output", path)
@@ -61,13 +61,15 @@ def _run(arguments: argparse.Namespace, settings: Settings) -> int:
         past = asyncio.run(_read(settings))
     try:
         write_report(
-            past.history,
             path,
-            title=f"Federation {settings.federation.name}",
-            settings={} if past.newest is None else past.newest.rule,
-            environment=_environment(settings, past),
-            notices=past.notices,
-            now_ms=past.now_ms,
+            render_report(
+                past.history,
+                title=f"Federation {settings.federation.name}",
+                settings={} if past.newest is None else past.newest.rule,
+                environment=_environment(settings, past),
+                notices=past.notices,
+                now_ms=past.now_ms,
+            ),
         )
     except OSError as error:
         raise LlmosError(f"--output: cannot write {path}: {error.strerror or error}") from error

@@ -37,25 +37,12 @@ def require_plotly() -> str:
     return str(get_plotlyjs())
 
 
-def write_report(
-    history: History,
-    path: Path,
-    *,
-    title: str,
-    settings: Mapping[str, object],
-    environment: Mapping[str, object],
-    notices: Sequence[str] = (),
-    now_ms: int | None = None,
-) -> None:
-    """Write the report to `path`, whole or not at all, and make missing folders. See `render_report`.
+def write_report(path: Path, text: str) -> None:
+    """Write a report to `path`, whole or not at all, and make missing folders.
 
     Raises:
-        LlmosError: plotly is not installed.
         OSError: The file cannot be written.
     """
-    text = render_report(
-        history, title=title, settings=settings, environment=environment, notices=notices, now_ms=now_ms
-    )
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:

@@ -357,9 +357,9 @@ def test_the_same_history_gives_the_same_bytes(history: History, text: str) -> N
 
 def test_it_is_written_whole_where_asked(tmp_path: Path, history: History) -> None:
     path = tmp_path / "new" / "report.html"
-    write_report(history, path, title="digits", settings={}, environment={"python": "3.11"})
+    write_report(path, report(history))
     assert path.read_text(encoding="utf-8") == report(history)
-    write_report(History(), path, title="again", settings={}, environment={})
+    write_report(path, report(History(), title="again"))
     assert "Nothing happened" in path.read_text(encoding="utf-8")
     assert [item.name for item in path.parent.iterdir()] == ["report.html"]
 
@@ -367,15 +367,14 @@ def test_it_is_written_whole_where_asked(tmp_path: Path, history: History) -> No
 def test_a_report_that_cannot_be_written_leaves_nothing_behind(tmp_path: Path) -> None:
     (tmp_path / "report.html").mkdir()
     with pytest.raises(OSError, match=r"report\.html"):
-        write_report(History(), tmp_path / "report.html", title="t", settings={}, environment={})
+        write_report(tmp_path / "report.html", "text")
     assert [item.name for item in tmp_path.iterdir()] == ["report.html"]
 
 
-def test_without_plotly_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_plotly_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "plotly.offline", None)
-    with pytest.raises(LlmosError, match=r"pip install 'llmos-stream\[demo\]'"):
-        write_report(History(), tmp_path / "new" / "report.html", title="t", settings={}, environment={})
-    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(LlmosError, match=r"pip install -e '.\[demo\]'"):
+        report(History())
 
 
 def test_the_room_loads_neither_plotly_nor_torch() -> None:
