@@ -51,7 +51,6 @@ class BaseReader(ABC):
     async def committed(self, at: TopicPartition) -> int | None: ...
 
     async def _first(self) -> dict[TopicPartition, int]:
-        """Where to begin."""
         if self._start == "latest":
             return await self._ends(self.partitions)
         positions = await self._beginnings(self.partitions)

@@ -154,7 +154,6 @@ async def _authorised(request: Request, token: SecretStr | None) -> dict[str, ob
 
 
 def _refusal(_: Request, error: Exception) -> Response:
-    """Turn an error into an answer."""
     status, said = 500, str(error)
     match error:
         case HTTPException():

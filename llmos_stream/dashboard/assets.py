@@ -37,7 +37,6 @@ class Asset:
 
     @classmethod
     def of(cls, name: str, body: bytes, cache: str) -> "Asset":
-        """Compress a file."""
         squeezed = {
             "zstd": zstandard.ZstdCompressor(level=_ZSTD_LEVEL).compress(body),
             "gzip": gzip.compress(body, mtime=0),

@@ -61,7 +61,6 @@ class FederationView:
 
     @property
     def now_ms(self) -> int:
-        """The time, in milliseconds since the epoch."""
         return int(self._clock() * 1000)
 
     @property
@@ -72,7 +71,6 @@ class FederationView:
 
     @property
     def status(self) -> Status:
-        """The first of the statuses that applies."""
         if not self._reached:
             return Status.UNREACHED
         if self.history.finish is not None or self.control.finished is not None:
@@ -84,7 +82,6 @@ class FederationView:
         return Status.TRAINING if self.history.version is not None and self._anybody() else Status.WAITING
 
     def mark_reached(self) -> None:
-        """Note that the broker answered."""
         self._reached = True
         self.changes += 1
 

@@ -39,7 +39,6 @@ class RecentVersions:
         return len(self._kept)
 
     def __iter__(self) -> Iterator[LoggedHead[VersionHead]]:
-        """By number."""
         return iter([self._kept[number] for number in sorted(self._kept)])
 
     def get(self, number: int) -> LoggedHead[VersionHead] | None:

@@ -85,7 +85,6 @@ class StateStream:
         self.close()
 
     def close(self) -> None:
-        """End all streams."""
         self._over.set()
         self._news.set()
 

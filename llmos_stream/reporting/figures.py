@@ -48,7 +48,6 @@ class TimeAxis:
 
     @classmethod
     def of(cls, history: History) -> "TimeAxis":
-        """Return the axis of a whole run."""
         start, end = history.start_ms or 0, history.end_ms or 0
         return cls(start, max(start, end))
 

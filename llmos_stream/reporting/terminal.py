@@ -23,13 +23,9 @@ _EIGHTHS = " ▏▎▍▌▋▊▉"
 
 
 def render(history: History, *, title: str, now_ms: int, rows: int = 12) -> RenderableType:
-    """Return the whole display, at least 80 columns wide.
+    """Return the whole display, at least 80 columns wide, with at most `rows` clients: those with the largest share.
 
-    Args:
-        history: The run.
-        title: Its title.
-        now_ms: The time, in milliseconds since the epoch; silence counts up to it.
-        rows: At most this many clients, those with the largest share.
+    Silence counts up to `now_ms`.
     """
     parts: list[RenderableType] = [Rule(Text(wording.plain(title, 60))), _header(history, now_ms)]
     if len(history.clients):

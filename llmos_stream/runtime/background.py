@@ -33,7 +33,6 @@ class Background:
 
     @property
     def closed(self) -> bool:
-        """Whether the loop ended."""
         return not self._thread.is_alive()
 
     def start(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:

@@ -35,31 +35,25 @@ class Health:
 
     @property
     def alive(self) -> bool:
-        """Whether the event loop turns."""
         return self._clock() - self._last_beat < self._stuck_seconds
 
     @property
     def ready(self) -> bool:
-        """Whether the process is alive and has everything that it needs."""
         return self.alive and not self._missing
 
     @property
     def missing(self) -> Mapping[str, str]:
-        """What the process needs and lacks, and why."""
         return dict(self._missing)
 
     @property
     def conditions(self) -> Mapping[str, bool]:
-        """Everything that the process needs, and whether it has it."""
         missing = self._missing
         return {name: name not in missing for name in sorted(self._needs)}
 
     def met(self, name: str) -> None:
-        """Note that the process has `name`."""
         self._missing = {need: why for need, why in self._missing.items() if need != name}
 
     def lost(self, name: str, why: str) -> None:
-        """Note that the process lost `name`."""
         if name in self._needs:
             self._missing = {**self._missing, name: why}
 

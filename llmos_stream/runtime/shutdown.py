@@ -20,11 +20,9 @@ class Shutdown:
 
     @property
     def requested(self) -> bool:
-        """Whether a stop was asked for."""
         return self._event.is_set()
 
     def request(self) -> None:
-        """Ask for a stop."""
         self._event.set()
 
     async def wait(self, seconds: float | None = None, clock: Clock = SYSTEM_CLOCK) -> bool:

@@ -32,7 +32,6 @@ class FederationMetrics(EventMetrics):
         )
 
     def observe(self, event: Event) -> None:
-        """Count one event."""
         super().observe(event)
         client = event.data.get("client_id")
         if not isinstance(client, str):

@@ -73,7 +73,6 @@ class OpenTelemetry:
     def span(
         self, name: str, parent: TraceParent | None, links: Iterable[TraceParent], attributes: Mapping[str, Attribute]
     ) -> Iterator[_Span]:
-        """See `tracing.Tracer`."""
         # An error's message and its stack may hold data: only its class is kept.
         with self._tracer.start_as_current_span(
             name,
@@ -90,11 +89,9 @@ class OpenTelemetry:
                 raise
 
     def current(self) -> TraceParent | None:
-        """See `tracing.Tracer`."""
         return _parent_of(trace.get_current_span().get_span_context())
 
     def close(self) -> None:
-        """See `tracing.Tracer`."""
         # The exporter repeats what it cannot send, with pauses: the process waits for a bounded time only.
         closing = threading.Thread(target=self._provider.shutdown, name="tracing-close", daemon=True)
         closing.start()

@@ -41,7 +41,6 @@ class TraceParent(NamedTuple):
         return cls(int(trace_id, 16), int(span_id, 16), bool(int(flags, 16) & 1))
 
     def dump(self) -> bytes:
-        """Return the header's value."""
         return b"00-%032x-%016x-%02x" % (self.trace_id, self.span_id, self.sampled)
 
 
@@ -140,9 +139,7 @@ def tracing_to(tracer: Tracer | None) -> Iterator[None]:
 def open_tracer(settings: TracingSettings, facts: Mapping[str, str]) -> Tracer | None:
     """Return a tracer, which the caller closes, or None where no endpoint is set.
 
-    Args:
-        settings: Where the spans go.
-        facts: `role`, `federation` and `version` of the process.
+    `facts` are `role`, `federation` and `version` of the process.
 
     Raises:
         ConfigError: The extra `tracing` is not installed.

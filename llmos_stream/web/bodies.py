@@ -65,7 +65,6 @@ class _Held:
         return whole
 
     def drop(self, body: _Body) -> None:
-        """Let a body go."""
         self._coming.pop(body, None)
         self._bytes -= body.size
         body.size = 0
@@ -76,7 +75,7 @@ class BodyLimit:
     """ASGI middleware that answers 413 above a size, 408 where a body stalls, and 503 where there is no room.
 
     Args:
-        app: What answers a request whose body is there.
+        app: Is asked once the body is there.
         max_bytes: Most bytes of one body.
         larger: Paths whose bodies may have more bytes than that.
         held_bytes: Most bytes of all bodies that are read or being answered at a time. None: any number.

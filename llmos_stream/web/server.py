@@ -35,16 +35,10 @@ async def serve_http(
     strict: bool = False,
     limits: ConnectionLimits = _LIMITS,
 ) -> None:
-    """Serve `app` until a stop is asked for.
+    """Serve `app` until a stop is asked for; requests under way have `drain_seconds` then.
 
-    Args:
-        app: The application.
-        address: Where to listen.
-        what: What the log calls this server, as in "predicting".
-        shutdown: Ends it.
-        drain_seconds: What requests under way have at the end.
-        strict: Take the parser that is written in Python: it is slower, and it breaks off endless headers.
-        limits: How long a connection may take, and how many there may be.
+    The log calls the server `what`, as in "predicting". `strict` takes the parser that is written in Python: it is
+    slower, and it breaks off endless headers.
 
     Raises:
         ConfigError: The port cannot be opened.

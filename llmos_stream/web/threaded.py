@@ -60,7 +60,6 @@ class ThreadedServer(ThreadingMixIn, WSGIServer):
         super().shutdown_request(request)
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Log what broke a connection off."""
         logger.debug("a request was broken off", exc_info=True)
 
     def _break_off(self, request: socket) -> None:

@@ -73,7 +73,6 @@ class TimedConnection(asyncio.Protocol):
             oldest.transport.abort()
 
     def data_received(self, data: bytes) -> None:
-        """See whether the request is complete now."""
         super().data_received(data)
         self._update_timer()
 
@@ -89,7 +88,6 @@ class TimedConnection(asyncio.Protocol):
         super().resume_writing()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop the timers."""
         self._stall_timer.cancel()
         self._stop_timer()
         super().connection_lost(exc)

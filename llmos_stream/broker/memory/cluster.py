@@ -65,7 +65,6 @@ class Cluster:
             self._wake(gone)
 
     def clean(self) -> None:
-        """Apply retention and compaction to everything now."""
         with self.lock:
             for topic in self._topics.values():
                 for log in topic.logs:

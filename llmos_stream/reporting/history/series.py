@@ -163,7 +163,6 @@ class Bins:
                     self._add(index // 2, key, total)
 
     def rename(self, name: str, to: str | None) -> None:
-        """Move the sums of `name` to the name `to`."""
         for index, sums in self._sums.items():
             if name in sums:
                 self._add(index, to, sums.pop(name))

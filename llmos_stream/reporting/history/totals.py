@@ -33,7 +33,6 @@ class Scores:
             self.best = point
 
     def in_order(self) -> list[EvaluationPoint]:
-        """List the points by version."""
         return sorted(self.points, key=lambda point: point.version)
 
 
