@@ -47,6 +47,9 @@ elements of all of them, stretch by stretch (see `Stretch`). They are held in qu
 updates in int8. What must look at whole updates first (norms, distances) overrides `judge`, whose outcome stands in the
 manifest.
 
+**Buffers** (batch-norm statistics, masks) are no part of the rows. They are averaged as values, with the weights of
+`weigh`, and mixed into the old ones by `mixing`. A rule whose `combine` is right for values too says `combines_values`.
+
 **What must hold**: results depend on what a rule is given and on nothing else, and not on the number of threads.
 Operations on elements are safe; sums over them are not (a tensor's `sum` and `mean` may be split at other places), nor
 is a fused multiply-add (`addcmul`, `lerp`, `add` with `alpha`). Add rows up one after the other.
