@@ -94,6 +94,7 @@ class Reason(StrEnum):
     BAD_NUM_EXAMPLES = "bad_num_examples"
     UNKNOWN_BASE_VERSION = "unknown_base_version"
     TOO_STALE = "too_stale"
+    UNSAFE_VERSION = "unsafe_version"  # what was made of it and others must not be published
 
 
 class Rejected(LlmosError):

@@ -45,6 +45,9 @@ class AggregationSettings(Section):
     """L2 norm that no delta may exceed; a longer one is scaled down. Unset: no clipping."""
     max_num_examples: Count = 1_000_000_000
     """An update that claims more examples than this is refused."""
+    max_step: Positive | None = None
+    """A version that would move the parameters by more than this part of their L2 norm is not published, and the
+    updates that it was made of are refused. Unset: no limit."""
 
 
 class ServerOptimizerSettings(Section):

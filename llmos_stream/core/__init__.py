@@ -7,7 +7,7 @@ from llmos_stream.core.effects import Duplicate, Effect, Folded, NewVersion, Ref
 from llmos_stream.core.pace import Pace
 from llmos_stream.core.pipeline import Pipeline, Stages
 from llmos_stream.core.rule import Changes, Rule
-from llmos_stream.core.state import State, release, start
+from llmos_stream.core.state import State, release, start, take_back
 from llmos_stream.core.step import next_deadline, step, tick
 from llmos_stream.core.stopping import Stop, StopRule, make_stop_rule
 from llmos_stream.core.strategy import Strategy
@@ -42,5 +42,6 @@ __all__ = [
     "release",
     "start",
     "step",
+    "take_back",
     "tick",
 ]

@@ -6,7 +6,7 @@
     combine    all updates of a version into one vector              the strategy
     privatise  that vector                                           `Stages.privatise`
     apply      it to the weights                                     the server optimiser
-    guard      what would become a version                           `Stages.guard`
+    guard      what readers would have of a version                  `Stages.guard`
 
 Parameters go through all of them, buffers through none but the check, weights and a mean of their own (see `buffers`).
 
@@ -24,6 +24,7 @@ from llmos_stream.core.buffer import Buffer
 from llmos_stream.core.buffers import BufferMean, check_buffers, within
 from llmos_stream.core.delta import Delta, as_delta
 from llmos_stream.core.flat import divisor, require_flat
+from llmos_stream.core.guard import check_version
 from llmos_stream.core.held import Held
 from llmos_stream.core.optimizer import ServerOptimizer
 from llmos_stream.core.running_sum import RunningSum
@@ -49,22 +50,18 @@ def _as_it_is(combined: Combined) -> Combined:
     return combined
 
 
-def _let_pass(weights: Tensor) -> None:
-    """Deltas are proven finite and short enough (`validate.LARGEST_NORM`) before they are folded."""
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Stages:
     """The stages that neither the strategy nor the server optimiser has.
 
-    admit and check raise Rejected for an update that must not be folded; guard raises StateError for weights that must
-    not become a version.
+    admit and check raise Rejected for an update that must not be folded; guard does for weights that must not become a
+    version.
     """
 
     admit: Callable[..., int] = check_head
     check: Callable[[Tensor | Delta, int, float | None], float] = check_and_clip
     privatise: Callable[[Combined], Combined] = _as_it_is
-    guard: Callable[[Tensor], None] = _let_pass
+    guard: Callable[[Tensor, Tensor, Sequence[TensorSpec], float | None], None] = check_version
 
 
 class Pipeline:
@@ -96,7 +93,7 @@ class Pipeline:
         exactly = strategy.contributions_per_version
         deadline = aggregation.deadline_seconds if exactly is None else None
         self._buffer = Buffer(capacity_of(strategy, aggregation), deadline, strategy.least)
-        self._specs = buffers
+        self.buffers = buffers
         self._behind = sum(spec.numel for spec in buffers)
         self._sum = RunningSum(device, self._behind)
         self._mean = BufferMean()
@@ -121,7 +118,7 @@ class Pipeline:
     def check(self, delta: Tensor | Delta, buffers: Tensor | None, weights: Tensor) -> float:
         """The clip factor of an update that is sound, at these `weights`. Raises Rejected."""
         parameters, current = self._parts(weights)
-        check_buffers(buffers, current.cpu(), self._specs)
+        check_buffers(buffers, current.cpu(), self.buffers)
         return self.stages.check(delta, parameters.numel(), self._aggregation.clip_norm)
 
     def weigh(self, num_examples: int, tau: int) -> float:
@@ -181,11 +178,14 @@ class Pipeline:
         else:
             vector = self._sum.drain()
         new = self._apply(weights, vector, manifest)
-        self.stages.guard(new)
         if self.strategy.needs_history:
             self.history[version + 1] = new
             self.history.pop(version - self._staleness.maximum, None)
         return new, manifest
+
+    def guard(self, parent: Tensor, weights: Tensor, tensors: Sequence[TensorSpec]) -> None:
+        """Raise Rejected where `weights`, as readers would have them, must not follow those of `parent`."""
+        self.stages.guard(parent, weights, tensors, self._aggregation.max_step)
 
     def _combine(self, held: Held, version: int, weights: Tensor) -> Tensor:
         """What is held in one vector. An update of weight 0 takes no part, and is not decoded again."""

@@ -108,7 +108,8 @@ class Rule:
             plugin = self._plugin(section)
             options = self._options(section, plugin).model_dump(mode="json")
             # What nobody uses is left out: releases that know no options read these rules too.
-            fields = settings.model_dump(mode="json", exclude={"options"})
+            unused = {"options"} | ({"max_step"} if getattr(settings, "max_step", None) is None else set())
+            fields = settings.model_dump(mode="json", exclude=unused)
             found[section] = fields | ({"options": options} if options else {})
             if plugin.package is not None:
                 packages[section] = [plugin.package.name, plugin.package.version]

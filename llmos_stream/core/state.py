@@ -48,6 +48,21 @@ def release(state: State, weights: Tensor) -> State:
     return state
 
 
+def take_back(state: State, weights: Tensor, moments: Mapping[str, Tensor]) -> State:
+    """Go on from the version before the newest one, which is not published: from `weights`, which readers have.
+
+    `moments` are those of that version; where they are gone, the server optimiser starts anew. What was folded since is
+    forgotten, except that it was seen.
+    """
+    state.version -= 1
+    state.weights = weights.to(state.weights.device)
+    history, buffers = state.pipeline.history, state.pipeline.buffers
+    state.pipeline = state.rule.pipeline(state.version, state.weights, history, buffers)
+    if moments.keys() == state.pipeline.state_tensors().keys():
+        state.pipeline.load(moments)
+    return state
+
+
 def start(
     weights: Tensor,
     layout_digest: bytes,

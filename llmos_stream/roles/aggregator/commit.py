@@ -1,17 +1,21 @@
 """From a version to its place in the log: its message, and all that commits with it in one transaction."""
 
+import logging
 from collections import deque
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from llmos_stream.codec import Layout
 from llmos_stream.config import Settings
-from llmos_stream.core import NewVersion, Pace, Rule, State, release
+from llmos_stream.core import NewVersion, Pace, Refused, Rule, State, release, take_back
+from llmos_stream.errors import Rejected
 from llmos_stream.log.federation import Federation
-from llmos_stream.log.snapshots import EncodedSnapshot, encode_snapshot
+from llmos_stream.log.snapshots import EncodedSnapshot, Kept, encode_snapshot
 from llmos_stream.roles.aggregator.leadership import Load
 from llmos_stream.roles.aggregator.publisher import ROLE, Outgoing, Publisher
-from llmos_stream.roles.aggregator.recovery import Recovered
+from llmos_stream.roles.aggregator.recovery import Recovered, kept_state
 from llmos_stream.roles.aggregator.source import UpdateSource
 from llmos_stream.roles.aggregator.stopping import Ending
 from llmos_stream.roles.aggregator.version_chain import Chain, Encoded
@@ -30,6 +34,8 @@ from llmos_stream.wire.control import (
     dump_sequences,
     dump_setting,
 )
+
+logger = logging.getLogger(__name__)
 
 _FLUSH_SECONDS = 1.0
 _FLUSH_RECORDS = 256
@@ -118,7 +124,14 @@ class Committing:
 
     async def _publish(self, new: NewVersion, state: State, batch: Batch, load: Load) -> Committed:
         number, manifest, begun = new.number, new.manifest, self._clock.monotonic()
+        parent, full = self._chain.newest
         encoded = await self._chain.encode(new, self._clock.time_ms())
+        if parent is not None:
+            try:
+                await self._federation.run(state.pipeline.guard, parent, encoded.weights, self._layout.tensors)
+            except Rejected as unsafe:
+                encoded.parts.close()
+                return await self._take_back(new, state, batch, unsafe, (parent, full))
         state = await self._federation.run(release, state, encoded.weights)
         snapshots = await self._snapshots(new, encoded)
         events = [self._folded_event(*pair, number) for pair in zip(manifest, batch.updates, strict=True)]
@@ -137,6 +150,26 @@ class Committing:
         self._pace.observe(len(manifest), busy)
         self._flushed = self._clock.monotonic()
         return Committed(state, end, self._pace.interval(len(state.sequences)))
+
+    async def _take_back(
+        self, new: NewVersion, state: State, batch: Batch, unsafe: Rejected, before: tuple[Tensor, Pointer | None]
+    ) -> Committed:
+        """Do not publish a version, refuse what it was made of, and go on from the one before."""
+        why = f"version {new.number} is not published: {unsafe.detail}"
+        logger.error("%s", why)
+        for update in batch.updates:
+            self._publisher.refuse(Refused(unsafe.reason, why, update.head, update.partition, update.offset))
+            self._source.release(update.partition, update.offset)
+        checkpoint = None if self._publisher.newest is None else self._publisher.newest[1]
+        kept = Kept({}, None) if checkpoint is None else await kept_state(self._federation, checkpoint, self._layout)
+        weights, full = before
+        self._chain.take_back(weights, kept.residual, full)
+        state = await self._federation.run(take_back, state, weights, kept.moments)
+        offsets = self._source.committable_offsets()
+        await self._publisher.commit(offsets)
+        self._source.committed(offsets)
+        self._flushed = self._clock.monotonic()
+        return Committed(state, None, self._pace.interval(len(state.sequences)))
 
     async def _snapshots(self, new: NewVersion, encoded: Encoded) -> list[EncodedSnapshot]:
         found: list[EncodedSnapshot] = [] if encoded.residual is None else [encoded.residual]
@@ -193,7 +226,7 @@ class Committing:
             partition=item.partition,
             offset=item.offset,
             version=version,
-            payload_bytes=update.payload_bytes,
+            payload_bytes=update.head.payload_size,
             raw_bytes=4 * self._layout.numel,
         )
 

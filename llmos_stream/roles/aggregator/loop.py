@@ -206,7 +206,7 @@ class Folding:
             self._state, effects = await self._federation.run(step, self._state, received, self._clock.monotonic())
         self._waiting.spent(self._clock.monotonic() - begun)
         if any(isinstance(effect, Folded) for effect in effects):
-            self._waiting.add(head, Waiting(received.partition, received.offset, head.payload_size, folding.parent))
+            self._waiting.add(Waiting(received.partition, received.offset, head, folding.parent))
         await self._apply(effects)
 
     async def _apply(self, effects: Sequence[Effect]) -> None:

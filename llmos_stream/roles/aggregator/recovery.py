@@ -99,7 +99,7 @@ async def recover(
             "the log holds no state for version %d: the stop rule and moments start anew", newest.head.number
         )
         return Recovered(newest, pointer, None, sequences)
-    moments, residual = await _kept(federation, checkpoint, newest)
+    moments, residual = await kept_state(federation, checkpoint, newest.layout)
     found = Recovered(newest, pointer, checkpoint, sequences, moments, residual)
     if not rule.strategy().needs_history:
         return found
@@ -108,7 +108,8 @@ async def recover(
     return await _with_history(federation, rule.staleness.maximum, found, bases)
 
 
-async def _kept(federation: Federation, checkpoint: Checkpoint, newest: Version) -> Kept:
+async def kept_state(federation: Federation, checkpoint: Checkpoint, layout: Layout) -> Kept:
+    """The moments and the residual that were committed with a checkpoint, as far as retention has left them."""
     if not checkpoint.snapshots:
         return Kept({}, None)
     try:
@@ -117,7 +118,7 @@ async def _kept(federation: Federation, checkpoint: Checkpoint, newest: Version)
                 reader,
                 checkpoint.snapshots,
                 checkpoint.version,
-                newest.layout,
+                layout,
                 wire=federation.wire,
                 offload=federation.offload,
                 timeout_seconds=_FETCH_SECONDS,

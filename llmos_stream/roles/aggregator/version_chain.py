@@ -53,6 +53,15 @@ class Chain:
         """Go on from the newest version in the log."""
         self._weights, self._residual, self._full, self._digest = newest.weights, residual, full, newest.digest
 
+    def take_back(self, weights: Tensor, residual: Residual | None, full: Pointer | None) -> None:
+        """Readers still have the version before the one that was encoded last, as it was."""
+        self._weights, self._residual, self._full = weights, residual, full
+
+    @property
+    def newest(self) -> tuple[Tensor | None, Pointer | None]:
+        """The weights that readers have, and the full version that they stand on."""
+        return self._weights, self._full
+
     async def encode(self, new: NewVersion, time_ms: int) -> Encoded:
         """The message of `new`. What its readers will have is written over the weights of `new`."""
         parent, full, self._weights = self._weights, self._full, new.weights

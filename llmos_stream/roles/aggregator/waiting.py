@@ -8,11 +8,11 @@ from llmos_stream.types import Contribution, UpdateHead
 
 
 class Waiting(NamedTuple):
-    """One update: where it begins, its bytes, and the span of its folding."""
+    """One update: where it begins, its head, and the span of its folding."""
 
     partition: int
     offset: int
-    payload_bytes: int
+    head: UpdateHead
     span: TraceParent | None
 
 
@@ -33,8 +33,8 @@ class WaitingUpdates:
     def __len__(self) -> int:
         return len(self._updates)
 
-    def add(self, head: UpdateHead, update: Waiting) -> None:
-        self._updates[head.client_id, head.sequence] = update
+    def add(self, update: Waiting) -> None:
+        self._updates[update.head.client_id, update.head.sequence] = update
 
     def spent(self, seconds: float) -> None:
         """Looking at an update took this long, whether it was folded or not."""
