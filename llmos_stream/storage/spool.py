@@ -47,20 +47,6 @@ class Spools:
         """An empty spool."""
         return Spool(self)
 
-    @property
-    def memory_left(self) -> int:
-        """Bytes that may still be kept in memory."""
-        with self._lock:
-            self._settle()
-            return self._memory_left
-
-    @property
-    def file_bytes(self) -> int:
-        """The size of the file, what is free in it included."""
-        with self._lock:
-            self._settle()
-            return self._blocks * BLOCK
-
     def _take_memory(self, size: int) -> bool:
         with self._lock:
             self._settle()

@@ -12,6 +12,7 @@ from llmos_stream.errors import Reason
 from llmos_stream.storage.spool import Spools
 from llmos_stream.types import UpdateHead
 from llmos_stream.wire import RECORD_COST, MemoryStore, Message, Outcome, Refusal, Store
+from tests.storage.aids import memory_left
 from tests.wire.records import payload_of, records, topic
 
 PARTITIONS, SENDERS, MAX_MESSAGES, IDLE_SECONDS = 2, 4, 5, 20
@@ -157,12 +158,12 @@ class ManySendersInAFile(ManySenders):
     @invariant()
     def memory_is_held_by_what_is_pending_alone(self) -> None:
         if not self.open:
-            assert self.spools.memory_left == self.MEMORY
+            assert memory_left(self.spools) == self.MEMORY
 
     def teardown(self) -> None:
         for partition in range(PARTITIONS):
             self.topic.assembler.forget(partition)
-        assert self.spools.memory_left == self.MEMORY
+        assert memory_left(self.spools) == self.MEMORY
 
 
 ManySenders.TestCase.settings = settings(deadline=None, max_examples=80, stateful_step_count=50)
