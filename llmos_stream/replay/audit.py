@@ -61,7 +61,7 @@ async def audit(log: ReplayLog, number: int) -> Audit:
         for item, part in zip(head.manifest, shares, strict=True):
             presence, detail = await _presence(log, source, item)
             items.append(AuditedContribution(item, head.parent - item.staleness, part, presence, detail))
-    kept = number in log.index.moments if rule is not None and rule.moments else None
+    kept = bool(log.index.moments(number)) if rule is not None and rule.moments else None
     return Audit(entry, items, share, kept)
 
 

@@ -1,7 +1,8 @@
 """What a replay can start from: the heads of all versions and snapshots in the log, and where each begins."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from contextlib import suppress
+from dataclasses import dataclass, replace
 
 from llmos_stream.broker import Broker, Topics
 from llmos_stream.codec import Layout
@@ -34,19 +35,26 @@ class Entry:
 
 @dataclass(frozen=True)
 class Index:
-    """The versions kept, by number in order; of some also the moments, by name, and the residual.
+    """The versions kept, by number in order; of some also where snapshots begin, by name: moments and the residual.
 
     Deltas of a chain whose full version is not kept are left out.
     """
 
     versions: Mapping[int, Entry]
-    moments: Mapping[int, Mapping[str, Pointer]]
-    residuals: Mapping[int, Pointer] = field(default_factory=dict)
+    snapshots: Mapping[int, Mapping[str, int]]
 
     @property
     def numbers(self) -> range:
         """All numbers from the oldest version kept to the newest; empty where there is none."""
         return range(min(self.versions), max(self.versions) + 1) if self.versions else range(0)
+
+    def moments(self, number: int) -> dict[str, int]:
+        """Return where the moments kept with a version begin; empty where the log has none."""
+        return {name: offset for name, offset in self.snapshots.get(number, {}).items() if name != RESIDUAL}
+
+    def residual(self, number: int) -> int | None:
+        """Return where the residual after a version begins; None where the log has none."""
+        return self.snapshots.get(number, {}).get(RESIDUAL)
 
     def entry(self, number: int) -> Entry:
         """Return a version.
@@ -84,24 +92,12 @@ async def read_index(broker: Broker, topics: Topics) -> Index:
             if at is not None:
                 head = _shared(found.head, head)
                 versions[head.number] = Entry(head, at)
-    moments, residuals = await _read_snapshots(broker, topics)
-    return Index(dict(sorted(versions.items())), moments, residuals)
-
-
-async def _read_snapshots(broker: Broker, topics: Topics) -> tuple[dict[int, dict[str, Pointer]], dict[int, Pointer]]:
-    moments: dict[int, dict[str, Pointer]] = {}
-    residuals: dict[int, Pointer] = {}
-    try:
+    snapshots: dict[int, dict[str, int]] = {}
+    with suppress(TopicMissing):  # a federation older than this topic
         async with broker.reader([topics.snapshots], start="earliest") as reader:
-            async for found in read_heads(reader, SnapshotHead):
-                pointer = Pointer(found.head.version, found.partition, found.offset)
-                if found.head.tensor == RESIDUAL:
-                    residuals[found.head.version] = pointer
-                else:
-                    moments.setdefault(found.head.version, {})[found.head.tensor] = pointer
-    except TopicMissing:  # a federation older than this topic
-        pass
-    return moments, residuals
+            async for snapshot in read_heads(reader, SnapshotHead):
+                snapshots.setdefault(snapshot.head.version, {})[snapshot.head.tensor] = snapshot.offset
+    return Index(dict(sorted(versions.items())), snapshots)
 
 
 def _shared(head: VersionHead, before: VersionHead | None) -> VersionHead:

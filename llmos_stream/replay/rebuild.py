@@ -98,7 +98,7 @@ class Rebuilder:
         if self._lacks_residual(parent):
             return False
         try:
-            return parent in self._log.index.moments or not self._log.rule(head).moments
+            return bool(self._log.index.moments(parent)) or not self._log.rule(head).moments
         except Rejected:
             return True
 
@@ -129,7 +129,7 @@ class Rebuilder:
             self._pipeline = self._stands = self._residual = None
             return Verdict(number, RebuildOutcome.GONE, count, perf_counter() - begun, digest, detail=str(missing))
         # Moments carried through a difference differ too: recorded ones are better, where there are any.
-        self._stands = None if differs and number in self._log.index.moments else number
+        self._stands = None if differs and self._log.index.moments(number) else number
         if differs:
             self._residual = None
         other = self._log.rule(head).other_packages() if differs else None
@@ -192,7 +192,7 @@ class Rebuilder:
     def _lacks_residual(self, parent: int) -> bool:
         """Say whether the parent is a delta whose residual is not in the log."""
         index = self._log.index
-        return index.entry(parent).head.kind is VersionKind.DELTA and parent not in index.residuals
+        return index.entry(parent).head.kind is VersionKind.DELTA and index.residual(parent) is None
 
     def _had_moments(self, parent: int, rule: Rule) -> bool:
         """Say whether the parent left moments that this rule goes on with; a new optimiser starts with none."""

@@ -91,8 +91,7 @@ class ReplayLog:
         Raises:
             Missing: They are damaged.
         """
-        offsets = {name: pointer.offset for name, pointer in self.index.moments.get(number, {}).items()}
-        return (await self._kept(number, offsets)).moments
+        return (await self._kept(number, self.index.moments(number))).moments
 
     async def residual(self, number: int) -> Residual | None:
         """Return the error-feedback residual after a version; None after a full one.
@@ -102,9 +101,9 @@ class ReplayLog:
         """
         if self.index.entry(number).head.kind is VersionKind.FULL:
             return None
-        if number not in self.index.residuals:
+        if (offset := self.index.residual(number)) is None:
             raise Missing(f"what version {number} left out (its residual) is not in the log")
-        return (await self._kept(number, {RESIDUAL: self.index.residuals[number].offset})).residual
+        return (await self._kept(number, {RESIDUAL: offset})).residual
 
     async def _kept(self, number: int, offsets: Mapping[str, int]) -> Kept:
         if not offsets:
