@@ -5,7 +5,6 @@ from llmos_stream.log.federation import Federation
 from llmos_stream.log.index import VersionIndex, version_index
 from llmos_stream.log.pausing import set_paused, updates_kept_hours
 from llmos_stream.log.replica import Follower, Replica
-from llmos_stream.log.scan import LoggedVersion, read_versions
 from llmos_stream.log.topics import wait_for_topics
 from llmos_stream.log.versions import Version, decode_version
 
@@ -13,7 +12,6 @@ __all__ = [
     "ControlView",
     "Federation",
     "Follower",
-    "LoggedVersion",
     "Pointer",
     "Promotion",
     "Replica",
@@ -21,7 +19,6 @@ __all__ = [
     "Version",
     "VersionIndex",
     "decode_version",
-    "read_versions",
     "set_paused",
     "updates_kept_hours",
     "version_index",

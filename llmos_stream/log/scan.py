@@ -1,16 +1,14 @@
 """Reading what the log holds now, from the oldest record kept to the end."""
 
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from llmos_stream.broker import Reader, Record, TopicPartition
-from llmos_stream.config import WireSettings
 from llmos_stream.errors import Reason, Rejected
-from llmos_stream.log.stream import MessageStream, OnGap, RecordStream, foreign, value_of
-from llmos_stream.log.versions import version_assembler, version_head
+from llmos_stream.log.stream import OnGap, RecordStream, foreign, value_of
 from llmos_stream.runtime import SYSTEM_CLOCK, Clock
-from llmos_stream.types import Part, SnapshotHead, VersionHead
+from llmos_stream.types import SnapshotHead, VersionHead
 from llmos_stream.wire import Assembler, Prelude, Refusal, read_chunk
 
 _POLL_SECONDS = 1.0
@@ -21,35 +19,12 @@ H = TypeVar("H", VersionHead, SnapshotHead)
 
 
 @dataclass(frozen=True, slots=True)
-class LoggedVersion:
-    """A version as it lies in the log, its payload not decoded."""
-
-    head: VersionHead
-    parts: Iterable[Part]
-    partition: int
-    offset: int
-    digest: bytes = b""
-    """See `wire.Prelude.digest`."""
-
-
-@dataclass(frozen=True, slots=True)
 class LoggedHead(Generic[H]):
     """A message's head, and where the message begins."""
 
     head: H
     partition: int
     offset: int
-
-
-async def read_versions(reader: Reader, wire: WireSettings) -> AsyncIterator[LoggedVersion]:
-    """Every version from the reader's position to the present end, in order.
-
-    One whose beginning retention has deleted is passed over.
-    """
-    stream = MessageStream(reader, version_assembler(wire))
-    async for message in stream.to_end():
-        at = message.partition, message.first_offset
-        yield LoggedVersion(version_head(message), message.parts, *at, message.head_digest)
 
 
 async def read_heads(reader: Reader, kind: type[H]) -> AsyncIterator[LoggedHead[H]]:

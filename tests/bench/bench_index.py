@@ -25,11 +25,12 @@ from rich.progress import Progress
 from llmos_stream.broker import Broker, LocalKafka, Record, Topics, TopicSpec, connect
 from llmos_stream.broker.kafka.reader import KafkaReader
 from llmos_stream.config import BrokerSettings, WireSettings
-from llmos_stream.log import VersionIndex, read_versions, version_index
+from llmos_stream.log import VersionIndex, version_index
 from llmos_stream.types import CodecId, CodecSpec, TensorSpec, VersionHead, VersionKind
 from llmos_stream.wire import message_id, pack_prelude, split
 from tests.bench.children import BenchmarkFailed
 from tests.bench.common import add_flags, show, write_json
+from tests.federation import read_versions
 
 _FULL_EVERY = 16
 _PIECE = bytes(1 << 20)

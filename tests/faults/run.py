@@ -9,13 +9,13 @@ from time import monotonic
 from llmos_stream.broker import Broker, Topics
 from llmos_stream.config import Settings
 from llmos_stream.errors import TopicMissing
-from llmos_stream.log import read_versions
 from llmos_stream.runtime import Shutdown
 from llmos_stream.runtime.retry import keep_trying
 from tests.faults.host import Ended, Host, Running
 from tests.faults.injector import Notice
 from tests.faults.net import Net
 from tests.faults.plan import AGGREGATOR, KILLS, OF_THE_NET, Fault, Plan, Point
+from tests.federation import read_versions
 
 LIMIT_SECONDS = 60.0
 _STALL_SECONDS = 25.0

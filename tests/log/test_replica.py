@@ -12,11 +12,11 @@ from llmos_stream.broker import Broker, MemoryBroker, Reader, Topics
 from llmos_stream.codec import weights_digest
 from llmos_stream.config import Settings
 from llmos_stream.errors import BrokerUnavailable, OffsetGone, Reason, Rejected
-from llmos_stream.log import ControlView, Follower, Pointer, Replica, Version, read_versions
+from llmos_stream.log import ControlView, Follower, Pointer, Replica, Version
 from llmos_stream.runtime import Offload
 from llmos_stream.types import Part, VersionHead, VersionKind
 from llmos_stream.wire import message_id, pack_prelude, split
-from tests.federation import decoded_versions
+from tests.federation import decoded_versions, read_versions
 from tests.roles.aids import NUMEL, aggregator, settings_for, update
 
 _SECONDS = 60.0

@@ -14,7 +14,7 @@ import pytest
 from llmos_stream.broker import Broker, LocalKafka, MemoryBroker, Topics, connect
 from llmos_stream.config import Settings
 from llmos_stream.errors import BrokerUnavailable, Fenced
-from llmos_stream.log import RunEnd, read_versions, stream
+from llmos_stream.log import RunEnd, stream
 from llmos_stream.log.events import follow_events
 from llmos_stream.log.topics import topics_exist
 from llmos_stream.roles import evaluator
@@ -28,6 +28,7 @@ from llmos_stream.training import load_task
 from llmos_stream.types import Event
 from llmos_stream.wire import load_event
 from tests.conftest import KafkaNode
+from tests.federation import read_versions
 from tests.roles.aids import settings_for
 
 pytestmark = pytest.mark.timeout(240)

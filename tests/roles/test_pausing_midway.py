@@ -10,12 +10,13 @@ import torch
 
 from llmos_stream.broker import Broker, Topics
 from llmos_stream.config import Settings
-from llmos_stream.log import ControlView, Pointer, control, read_versions, set_paused
+from llmos_stream.log import ControlView, Pointer, control, set_paused
 from llmos_stream.roles.aggregator.decoding import Decoder
 from llmos_stream.roles.aggregator.publisher import Outgoing, Publisher
 from llmos_stream.testing import RunningFederation
 from llmos_stream.types import VersionHead
 from llmos_stream.wire.control import load_paused
+from tests.federation import read_versions
 from tests.roles.aids import NUMEL, aggregator, delta_of, settings_for, update
 from tests.roles.test_pausing import _hear, _logged
 

@@ -9,7 +9,7 @@ import pytest
 from llmos_stream.broker import Broker, MemoryBroker, Topics, connect
 from llmos_stream.config import Settings
 from llmos_stream.errors import ConfigError
-from llmos_stream.log import RunEnd, read_versions
+from llmos_stream.log import RunEnd
 from llmos_stream.log.events import follow_events
 from llmos_stream.roles.aggregator import initial_of, run_aggregator
 from llmos_stream.roles.client import ClientState, run_client
@@ -19,6 +19,7 @@ from llmos_stream.training import load_task
 from llmos_stream.training.model_evaluator import Evaluation
 from llmos_stream.types import Event, VersionKind
 from tests.conftest import KafkaNode
+from tests.federation import read_versions
 from tests.roles.aids import settings_for
 
 

@@ -20,12 +20,11 @@ from llmos_stream.errors import OffsetGone, Rejected, StateError
 from llmos_stream.log.control import ControlView
 from llmos_stream.log.federation import Federation
 from llmos_stream.log.index import version_index
-from llmos_stream.log.replica import Follower
-from llmos_stream.log.scan import read_versions
+from llmos_stream.log.replica import Follower, take_message
 from llmos_stream.log.snapshots import Kept, fetch_snapshots
 from llmos_stream.log.standing import LocatedVersion, Standing
-from llmos_stream.log.stream import foreign
-from llmos_stream.log.versions import Version
+from llmos_stream.log.stream import MessageStream, foreign
+from llmos_stream.log.versions import Version, version_assembler, version_head
 from llmos_stream.wire.control import Checkpoint, Pointer
 
 logger = logging.getLogger(__name__)
@@ -143,13 +142,13 @@ async def _with_history(federation: Federation, most_stale: int, found: Recovere
         if begin > bases:
             logger.warning("retention has deleted versions before offset %d: updates on them may be refused", begin)
         reader.seek(at, max(begin, bases))
-        async for logged in read_versions(reader, federation.wire):
-            number = logged.head.number
-            place = standing.pointer(logged.head, logged.partition, logged.offset)
+        async for message in MessageStream(reader, version_assembler(federation.wire)).to_end():
+            head = version_head(message)
+            number, place = head.number, standing.pointer(head, message.partition, message.first_offset)
             try:
-                version = await federation.run(follower.take, logged.head, logged.parts, logged.digest)
+                version = await federation.run(take_message, follower, message)
             except Rejected as error:
-                foreign(federation.topics.models, logged.offset, error.detail)
+                foreign(federation.topics.models, message.first_offset, error.detail)
                 continue
             if version is None or place is None:
                 continue
