@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from llmos_stream.broker import Broker, Reader, Topics
 from llmos_stream.config import Settings, WireSettings
 from llmos_stream.log import Follower, Version
+from llmos_stream.log.admission import head_of
 from llmos_stream.log.federation import Federation
 from llmos_stream.log.stream import MessageStream
-from llmos_stream.log.versions import version_assembler, version_head
+from llmos_stream.log.versions import version_assembler
 from llmos_stream.runtime import SYSTEM_CLOCK, Offload, Shutdown
 from llmos_stream.types import Event, EventKind, Part, VersionHead
 
@@ -41,7 +42,7 @@ async def read_versions(reader: Reader, wire: WireSettings) -> AsyncIterator[Log
     """
     async for message in MessageStream(reader, version_assembler(wire)).to_end():
         at = message.partition, message.first_offset
-        yield LoggedVersion(version_head(message), message.parts, *at, message.head_digest)
+        yield LoggedVersion(head_of(VersionHead, message), message.parts, *at, message.head_digest)
 
 
 async def decoded_versions(reader: Reader, wire: WireSettings) -> AsyncIterator[Version]:

@@ -11,6 +11,7 @@ from dataclasses import replace
 from llmos_stream.broker import Reader, TopicPartition
 from llmos_stream.config import WireSettings
 from llmos_stream.errors import BrokerUnavailable, OffsetGone, Reason, Rejected
+from llmos_stream.log.admission import head_of
 from llmos_stream.log.control import ControlView
 from llmos_stream.log.cursor import Cursor
 from llmos_stream.log.index import VersionIndex
@@ -22,7 +23,6 @@ from llmos_stream.log.versions import (
     check_follows,
     decode_version,
     version_assembler,
-    version_head,
 )
 from llmos_stream.runtime import SYSTEM_CLOCK, Clock, Offload
 from llmos_stream.telemetry.tracing import TraceParent, follow
@@ -65,7 +65,7 @@ class Follower:
 def take_message(follower: Follower, message: Message) -> Version | None:
     """The version in `message`, whose parts are given back. Works for a while, raises as `Follower.take`."""
     try:
-        return follower.take(version_head(message), message.parts, message.head_digest)
+        return follower.take(head_of(VersionHead, message), message.parts, message.head_digest)
     finally:
         message.parts.close()  # here and not where the last reference goes: the end of a file may take a while
 
@@ -143,7 +143,7 @@ class Replica:
 
     async def _take(self, message: Message, pointer: Pointer) -> Version | None:
         """The version asked for, when this is it. What is not the next one is passed over."""
-        head, held = version_head(message), self._follower.version
+        head, held = head_of(VersionHead, message), self._follower.version
         if not self._is_next(message.first_offset, head.number, held):
             self._pass_over(message.first_offset, f"version {head.number}, which is not the next one")
             return None

@@ -12,9 +12,10 @@ from llmos_stream.broker import Reader, TopicPartition
 from llmos_stream.codec import Layout, Residual, decode, encode, max_payload_size
 from llmos_stream.config import WireSettings
 from llmos_stream.errors import BrokerUnavailable, Reason, Rejected
+from llmos_stream.log.admission import head_of, topic_assembler
 from llmos_stream.log.stream import MessageStream
 from llmos_stream.runtime import Offload
-from llmos_stream.storage.spool import Spooled, Spools, spooled
+from llmos_stream.storage.spool import Spooled, spooled
 from llmos_stream.types import CodecId, CodecSpec, SnapshotHead
 from llmos_stream.wire import Assembler, MemoryStore, Message, Parts, Prelude, Refusal, Store, payload_digest
 
@@ -64,19 +65,12 @@ def snapshot_assembler(layout: Layout, wire: WireSettings) -> Assembler:
     """Collects snapshots of this model and refuses everything else before it is collected."""
 
     def admit(prelude: Prelude) -> None:
-        head = prelude.head
-        if not isinstance(head, SnapshotHead):
-            raise Rejected(Reason.UNSUPPORTED, "this topic carries snapshots")
+        head = head_of(SnapshotHead, prelude)
         limit = max_payload_size(head.codec, layout.parameters)
         if head.layout_digest != layout.digest or head.payload_size > limit:
             raise Rejected(Reason.TOO_LARGE, "a snapshot of another model")
 
-    return Assembler(
-        admit,
-        max_pending_bytes=wire.pending_bytes,
-        max_idle_seconds=wire.incomplete_seconds,
-        store=Spools(wire.memory_bytes, wire.spool_dir).new,
-    )
+    return topic_assembler(admit, wire)
 
 
 class Kept(NamedTuple):

@@ -14,6 +14,7 @@ from llmos_stream.codec import QuantizedForm, Workspace, decode, prepare_quantiz
 from llmos_stream.core import Update, Whole
 from llmos_stream.core.flat import norm_of, row_norms
 from llmos_stream.errors import Reason, Rejected
+from llmos_stream.log.admission import head_of
 from llmos_stream.types import UpdateHead
 from llmos_stream.wire import Message
 
@@ -68,7 +69,7 @@ def decode_update(message: Message, numel: int, buffers: int = 0) -> Update:
 
     Raises Rejected.
     """
-    head = update_head(message)
+    head = head_of(UpdateHead, message)
     if message.payload_digest != head.payload_digest:
         raise Rejected(Reason.WRONG_DIGEST, "the payload does not match its digest")
     values = torch.empty(buffers, dtype=torch.float32)
@@ -83,13 +84,3 @@ def decode_update(message: Message, numel: int, buffers: int = 0) -> Update:
     else:
         delta = Whole(decode(message.parts, head.codec, numel, buffers=values), owned=True)
     return Update(head, message.partition, message.first_offset, delta, values)
-
-
-def update_head(message: Message) -> UpdateHead:
-    """The head of a message that must be an update's.
-
-    Raises Rejected.
-    """
-    if not isinstance(message.head, UpdateHead):
-        raise Rejected(Reason.UNSUPPORTED, "this topic carries updates")
-    return message.head

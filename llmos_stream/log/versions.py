@@ -8,13 +8,14 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from llmos_stream.codec import Layout, apply_delta, decode, encode, max_payload_size, weights_digest, with_buffers
+from llmos_stream.codec import Layout, apply_delta, decode, encode, weights_digest, with_buffers
 from llmos_stream.config import Settings, VersionSettings, WireSettings
 from llmos_stream.core import Rule
 from llmos_stream.errors import Reason, Rejected
-from llmos_stream.storage.spool import Spooled, Spools, spooled
+from llmos_stream.log.admission import check_payload_size, head_of, topic_assembler
+from llmos_stream.storage.spool import Spooled, spooled
 from llmos_stream.types import CodecId, CodecSpec, Contribution, Part, VersionHead, VersionKind
-from llmos_stream.wire import Assembler, MemoryStore, Message, Parts, Prelude, Store, payload_digest
+from llmos_stream.wire import Assembler, MemoryStore, Parts, Prelude, Store, payload_digest
 
 FULL_CODEC = CodecSpec(CodecId.FLOAT32)
 
@@ -160,27 +161,11 @@ def _check_weights(head: VersionHead, weights: Tensor) -> None:
 
 def admit_version(prelude: Prelude) -> None:
     """Refuse what is no version, or claims a payload that its layout cannot need, before it is collected."""
-    head = prelude.head
-    if not isinstance(head, VersionHead):
-        raise Rejected(Reason.UNSUPPORTED, "this topic carries versions")
+    head = head_of(VersionHead, prelude)
     if head.tensors is not None:
-        limit = max_payload_size(head.codec, Layout.from_specs(head.tensors).numel)
-        if head.payload_size > limit:
-            raise Rejected(Reason.TOO_LARGE, f"payload of {head.payload_size} bytes, at most {limit} needed")
+        check_payload_size(head, Layout.from_specs(head.tensors).numel)
 
 
 def version_assembler(wire: WireSettings) -> Assembler:
     """Collects versions and refuses everything else before it is collected."""
-    return Assembler(
-        admit_version,
-        max_pending_bytes=wire.pending_bytes,
-        max_idle_seconds=wire.incomplete_seconds,
-        store=Spools(wire.memory_bytes, wire.spool_dir).new,
-    )
-
-
-def version_head(message: Message) -> VersionHead:
-    """The head, which must be a version's. Raises Rejected."""
-    if not isinstance(message.head, VersionHead):
-        raise Rejected(Reason.UNSUPPORTED, "this topic carries versions")
-    return message.head
+    return topic_assembler(admit_version, wire)

@@ -8,16 +8,16 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from llmos_stream.broker import Reader, TopicPartition
-from llmos_stream.codec import Layout, max_payload_size
+from llmos_stream.codec import Layout
 from llmos_stream.config import WireSettings
 from llmos_stream.core import Update
 from llmos_stream.errors import OffsetGone, Reason, Rejected
+from llmos_stream.log.admission import check_payload_size, head_of, topic_assembler
 from llmos_stream.log.stream import RecordStream, value_of
 from llmos_stream.log.updates import decode_update
 from llmos_stream.replay.index import UpdateMissing
-from llmos_stream.storage.spool import Spools
 from llmos_stream.types import Contribution, UpdateHead
-from llmos_stream.wire import Assembler, Message, Outcome, Prelude, Refusal
+from llmos_stream.wire import Message, Outcome, Prelude, Refusal
 
 _KEEP_BYTES = 256 << 20
 _POLL_SECONDS = 1.0
@@ -58,8 +58,7 @@ class RecordedUpdates:
         self._wanted: dict[_Place, int] = {}
         self._identities: dict[tuple[str, int, bytes], _Place] = {}
         self._want(ahead)
-        spools = Spools(wire.memory_bytes, wire.spool_dir)
-        self._assembler = Assembler(self._admit, max_pending_bytes=wire.pending_bytes, store=spools.new)
+        self._assembler = topic_assembler(self._admit, wire)
         self._begun: set[_Place] = set()
         self._refused: dict[_Place, str] = {}
         self._kept: dict[_Place, Message] = {}
@@ -179,16 +178,12 @@ class RecordedUpdates:
             self._kept_bytes -= self._kept.pop(last).head.payload_size
 
     def _admit(self, prelude: Prelude) -> None:
-        head = prelude.head
-        if not isinstance(head, UpdateHead):
-            raise Rejected(Reason.UNSUPPORTED, "this topic carries updates")
+        head = head_of(UpdateHead, prelude)
         place = self._identities.get((head.client_id, head.sequence, head.payload_digest))
         if place is None or self._alone not in (None, place):
             detail = f"update {head.client_id}/{head.sequence} with payload {head.payload_digest.hex()[:16]} is there"
             raise Rejected(Reason.UNSUPPORTED, detail)
-        limit = max_payload_size(head.codec, self._numel, self._buffers)
-        if head.payload_size > limit:
-            raise Rejected(Reason.TOO_LARGE, f"payload of {head.payload_size} bytes, at most {limit} needed")
+        check_payload_size(head, self._numel, self._buffers)
 
     def _name(self, item: Contribution) -> str:
         return f"update {item.client_id}/{item.sequence} at {self._topic}[{item.partition}] offset {item.offset}"

@@ -8,6 +8,7 @@ from functools import partial
 from llmos_stream.broker import Broker, TopicPartition, Topics
 from llmos_stream.config import EvaluatorSettings, Settings
 from llmos_stream.errors import OffsetGone, Rejected
+from llmos_stream.log.admission import head_of
 from llmos_stream.log.control import ControlView, Pointer
 from llmos_stream.log.events import emit
 from llmos_stream.log.federation import Federation
@@ -16,12 +17,12 @@ from llmos_stream.log.record_tracing import version_attributes
 from llmos_stream.log.replica import Follower, newest_version, take_message
 from llmos_stream.log.stream import MessageStream, foreign
 from llmos_stream.log.topics import topics_exist
-from llmos_stream.log.versions import Version, version_assembler, version_head
+from llmos_stream.log.versions import Version, version_assembler
 from llmos_stream.runtime import SYSTEM_CLOCK, Clock, Offload, Shutdown
 from llmos_stream.telemetry.tracing import TraceParent, follow
 from llmos_stream.training import Task
 from llmos_stream.training.model_evaluator import Evaluation, ModelEvaluator
-from llmos_stream.types import EventKind, Role
+from llmos_stream.types import EventKind, Role, VersionHead
 from llmos_stream.wire import Message
 
 logger = logging.getLogger(__name__)
@@ -188,7 +189,7 @@ async def _versions(
 async def _decoded(
     message: Message, follower: Follower, federation: Federation, span: TraceParent | None
 ) -> Version | None:
-    head = version_head(message)
+    head = head_of(VersionHead, message)
     try:
         with follow("version.apply", span, version_attributes(head)):
             version = await federation.run(take_message, follower, message)

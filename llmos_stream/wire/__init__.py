@@ -24,7 +24,7 @@ from llmos_stream.wire.frame import (
     unpack_prelude,
 )
 from llmos_stream.wire.outcomes import Message, Outcome, Refusal
-from llmos_stream.wire.pending import RECORD_COST
+from llmos_stream.wire.pending import RECORD_COST, Admit
 from llmos_stream.wire.store import MemoryStore, Parts, Store
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "MAX_SIGNATURE_BYTES",
     "MESSAGE_ID_BYTES",
     "RECORD_COST",
+    "Admit",
     "Assembler",
     "Chunk",
     "FrameKind",

@@ -15,9 +15,10 @@ from llmos_stream.codec import Decoding, QuantizedForm, prepare_quantized, prepa
 from llmos_stream.core import Update
 from llmos_stream.core.flat import norm_of
 from llmos_stream.errors import Reason, Rejected, StateError
-from llmos_stream.log.updates import WORTH_QUANTIZED, QuantizedDelta, RowNorms, update_head
+from llmos_stream.log.admission import head_of
+from llmos_stream.log.updates import WORTH_QUANTIZED, QuantizedDelta, RowNorms
 from llmos_stream.runtime import Offload, run_all
-from llmos_stream.types import CodecId, CodecSpec, Part
+from llmos_stream.types import CodecId, CodecSpec, Part, UpdateHead
 from llmos_stream.wire import Message
 
 _BOUNDED = frozenset({CodecId.INT8, CodecId.INT4, CodecId.TOPK})
@@ -49,7 +50,7 @@ class Decoder:
         not use this decoder again.
         """
         self._kept = False
-        head = update_head(message)
+        head = head_of(UpdateHead, message)
         found = message.digest_on_the_way or await self._offload.run(_digest, message)
         if found != head.payload_digest:
             raise Rejected(Reason.WRONG_DIGEST, "the payload does not match its digest")

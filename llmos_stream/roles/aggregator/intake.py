@@ -9,18 +9,18 @@ from collections import deque
 from collections.abc import AsyncGenerator, Mapping, Sequence
 
 from llmos_stream.broker import Reader, TopicPartition
-from llmos_stream.codec import Layout, max_payload_size
+from llmos_stream.codec import Layout
 from llmos_stream.core import Rule, Update, check_head
 from llmos_stream.errors import OffsetGone, Reason, Rejected
+from llmos_stream.log.admission import check_payload_size, head_of, topic_assembler
 from llmos_stream.log.federation import Federation
 from llmos_stream.log.stream import MessageStream
 from llmos_stream.roles.aggregator.decoding import Decoder
 from llmos_stream.roles.aggregator.offsets import SafeOffsets
-from llmos_stream.storage.spool import Spools
 from llmos_stream.telemetry.process_metrics import PENDING, PENDING_BYTES
 from llmos_stream.telemetry.tracing import TraceParent
 from llmos_stream.types import Contribution, UpdateHead
-from llmos_stream.wire import Assembler, Message, Outcome, Prelude, Refusal
+from llmos_stream.wire import Message, Outcome, Prelude, Refusal
 
 logger = logging.getLogger(__name__)
 
@@ -40,14 +40,7 @@ class Intake:
         self._offload = federation.offload
         self._clock = federation.clock
         self._version = 0
-        wire = federation.wire
-        self._assembler = Assembler(
-            self._admit,
-            max_pending_bytes=wire.pending_bytes,
-            max_idle_seconds=wire.incomplete_seconds,
-            store=Spools(wire.memory_bytes, wire.spool_dir).new,
-            hashes=True,
-        )
+        self._assembler = topic_assembler(self._admit, federation.wire, hashes=True)
         self._offsets = SafeOffsets(self._assembler.low_water)
         clips = rule.aggregation.clip_norm is not None
         self._decoder = Decoder(
@@ -148,9 +141,7 @@ class Intake:
         )
 
     def _admit(self, prelude: Prelude) -> None:
-        head = prelude.head
-        if not isinstance(head, UpdateHead):
-            raise Rejected(Reason.UNSUPPORTED, "this topic carries updates")
+        head = head_of(UpdateHead, prelude)
         check_head(
             head,
             version=self._version,
@@ -158,9 +149,7 @@ class Intake:
             staleness=self._rule.staleness,
             aggregation=self._rule.aggregation,
         )
-        limit = max_payload_size(head.codec, self._layout.parameters, self._layout.buffer_elements)
-        if head.payload_size > limit:
-            raise Rejected(Reason.TOO_LARGE, f"payload of {head.payload_size} bytes, at most {limit} needed")
+        check_payload_size(head, self._layout.parameters, self._layout.buffer_elements)
 
     async def _decode(self, message: Message) -> Update | Refusal:
         begun = self._clock.monotonic()

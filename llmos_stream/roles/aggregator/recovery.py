@@ -17,6 +17,7 @@ from llmos_stream.broker import TopicPartition
 from llmos_stream.codec import Layout, Residual
 from llmos_stream.core import Rule, SequenceWindow, State, start
 from llmos_stream.errors import OffsetGone, Rejected, StateError
+from llmos_stream.log.admission import head_of
 from llmos_stream.log.control import ControlView
 from llmos_stream.log.federation import Federation
 from llmos_stream.log.index import version_index
@@ -24,7 +25,8 @@ from llmos_stream.log.replica import Follower, take_message
 from llmos_stream.log.snapshots import Kept, fetch_snapshots
 from llmos_stream.log.standing import LocatedVersion, Standing
 from llmos_stream.log.stream import MessageStream, foreign
-from llmos_stream.log.versions import Version, version_assembler, version_head
+from llmos_stream.log.versions import Version, version_assembler
+from llmos_stream.types import VersionHead
 from llmos_stream.wire.control import Checkpoint, Pointer
 
 logger = logging.getLogger(__name__)
@@ -143,7 +145,7 @@ async def _with_history(federation: Federation, most_stale: int, found: Recovere
             logger.warning("retention has deleted versions before offset %d: updates on them may be refused", begin)
         reader.seek(at, max(begin, bases))
         async for message in MessageStream(reader, version_assembler(federation.wire)).to_end():
-            head = version_head(message)
+            head = head_of(VersionHead, message)
             number, place = head.number, standing.pointer(head, message.partition, message.first_offset)
             try:
                 version = await federation.run(take_message, follower, message)
