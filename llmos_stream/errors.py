@@ -92,6 +92,7 @@ class Reason(StrEnum):
     DECOMPRESSION_BOMB = "decompression_bomb"
     NOT_FINITE = "not_finite"
     BAD_NUM_EXAMPLES = "bad_num_examples"
+    WRONG_KEY = "wrong_key"  # the record's key is not the client id in the head
     UNKNOWN_BASE_VERSION = "unknown_base_version"
     TOO_STALE = "too_stale"
     UNSAFE_VERSION = "unsafe_version"  # what was made of it and others must not be published

@@ -107,8 +107,11 @@ class WireSettings(Section):
     """Bytes of a message that one record carries; they must fit Kafka's default limit of 1 MiB."""
     incomplete_seconds: Positive = 60.0
     """A half-received message is dropped when no chunk of it has come for this long."""
+    message_seconds: Positive = 3600.0
+    """A message that is not whole this long after it began is dropped, however its chunks come."""
     pending_bytes: Annotated[int, Field(ge=1 << 20)] = 4 << 30
-    """Bytes of half-received messages that are held at most; then the one that has been idle longest is dropped."""
+    """Bytes of half-received messages that are held at most; then the oldest of the client that holds most is
+    dropped."""
     memory_bytes: Annotated[int, Field(ge=0)] = 4 << 20
     """How much of pending_bytes is held in memory; the rest lies in a temporary file."""
     spool_dir: FilePath | None = None

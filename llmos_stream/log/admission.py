@@ -35,6 +35,7 @@ def topic_assembler(admit: Admit, wire: WireSettings, *, hashes: bool = False) -
         admit,
         max_pending_bytes=wire.pending_bytes,
         max_idle_seconds=wire.incomplete_seconds,
+        max_seconds=wire.message_seconds,
         store=Spools(wire.memory_bytes, wire.spool_dir).new,
         hashes=hashes,
     )

@@ -8,6 +8,7 @@ count as this process's memory.
 import hashlib
 import heapq
 import os
+import shutil
 import tempfile
 import threading
 import weakref
@@ -16,7 +17,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from llmos_stream.errors import StateError
+from llmos_stream.errors import ConfigError, StateError
 from llmos_stream.storage.durable import read_exactly
 from llmos_stream.types import Part
 from llmos_stream.wire import RECORD_COST, Parts, Store
@@ -124,6 +125,16 @@ class Spools:
         )
 
 
+def room_in(folder: Path | None) -> int:
+    """Bytes that are free in the folder of spools (None: the system's). Raises ConfigError where none can be made."""
+    where = folder or Path(tempfile.gettempdir())
+    try:
+        with tempfile.TemporaryFile(dir=where):
+            return shutil.disk_usage(where).free
+    except OSError as error:
+        raise ConfigError(f"wire.spool_dir: nothing can be written in {where} ({error.strerror or error})") from None
+
+
 class Spooled(NamedTuple):
     """A payload in a store, its bytes counted and its SHA-256 taken on the way there."""
 
@@ -174,7 +185,10 @@ class Spool:
         return self._size
 
     def append(self, part: Part) -> None:
-        """Keep `part`: as it is while there is memory, in the file from then on. Raises StateError where it cannot."""
+        """Keep `part`: as it is while there is memory, in the file from then on. Raises StateError where it cannot.
+
+        Nothing of it is kept then.
+        """
         self._check_open()
         cost = len(part) + RECORD_COST
         if not self._in_file and self._spools._take_memory(cost):
@@ -199,14 +213,19 @@ class Spool:
         self._given_back()
 
     def _append_to_file(self, part: memoryview) -> None:
-        while part:
-            used = self._in_file % BLOCK
-            if self._in_file == len(self._held.blocks) * BLOCK:
-                self._held.blocks.append(self._spools._take_block())
-            piece = part[: BLOCK - used]
-            self._spools._write(piece, self._held.blocks[-1] * BLOCK + used)
-            self._in_file += len(piece)
-            part = part[len(piece) :]
+        before = self._in_file
+        try:
+            while part:
+                used = self._in_file % BLOCK
+                if self._in_file == len(self._held.blocks) * BLOCK:
+                    self._held.blocks.append(self._spools._take_block())
+                piece = part[: BLOCK - used]
+                self._spools._write(piece, self._held.blocks[self._in_file // BLOCK] * BLOCK + used)
+                self._in_file += len(piece)
+                part = part[len(piece) :]
+        except StateError:
+            self._in_file = before  # the part may be tried again once there is room
+            raise
 
     def _check_open(self) -> None:
         if not self._given_back.alive:

@@ -26,6 +26,9 @@ def passed_over() -> Mapping[str, int]:
     return {topic: count for topic, count in counts.items() if count}
 
 
+UNLISTED = Counter(
+    "llmos_unlisted_refusals", "Refused records past the quota of their key: in no event and not in quarantine."
+)
 RETRIES = Counter("llmos_retries", "Times that work was begun again after trouble, by what was lost.", ("need",))
 LEADING = Gauge("llmos_leading", "1 while this aggregator leads, 0 while it stands by.")
 LEADERSHIPS = Counter("llmos_leaderships", "Times that this aggregator came to lead.")

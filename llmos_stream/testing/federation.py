@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from llmos_stream.broker import Broker, MemoryBroker, Producer, Topics
 from llmos_stream.codec import encode, with_buffers
 from llmos_stream.config import Settings, load
+from llmos_stream.errors import Rejected
 from llmos_stream.log import Federation, RunEnd, Version
 from llmos_stream.roles.aggregator import Initial, run_aggregator
 from llmos_stream.runtime import SYSTEM_CLOCK, Clock
@@ -17,7 +18,8 @@ from llmos_stream.testing.log import PATIENCE_SECONDS, WatchedLog
 from llmos_stream.testing.role import running_role
 from llmos_stream.testing.updates import FLOAT32, update_head, update_records
 from llmos_stream.training import shared_layout, shared_tensors
-from llmos_stream.types import CodecSpec
+from llmos_stream.types import CodecSpec, UpdateHead
+from llmos_stream.wire import read_chunk, unpack_prelude
 
 
 def quick_settings(federation: str = "test", **sections: Mapping[str, Any]) -> Settings:
@@ -96,9 +98,13 @@ class RunningFederation(WatchedLog):
         )
         return await self.send(update_records(head, payload), client)
 
-    async def send(self, records: Sequence[bytes], client: str = "a") -> int:
-        """Write raw records to `<f>.updates`, whatever they are. Returns the first one's offset."""
-        return (await self._producer.send_all(self.topics.updates, records, key=client.encode())).offset
+    async def send(self, records: Sequence[bytes], client: str | None = None) -> int:
+        """Write raw records to `<f>.updates`, whatever they are. Returns the first one's offset.
+
+        Their key is `client`, or the client whom their head names, where it can be read.
+        """
+        key = (client or _client_of(records[0])).encode()
+        return (await self._producer.send_all(self.topics.updates, records, key=key)).offset
 
     async def version(self, number: int) -> Version:
         """A version, decoded, as soon as it is there."""
@@ -115,6 +121,14 @@ class RunningFederation(WatchedLog):
         """End the aggregator in the middle of whatever it does, as far as that goes within a process."""
         self.task.cancel()
         await asyncio.wait([self.task])
+
+
+def _client_of(record: bytes) -> str:
+    try:
+        prelude = unpack_prelude(read_chunk(record).body)
+    except Rejected:
+        return "a"
+    return prelude.head.client_id if prelude is not None and isinstance(prelude.head, UpdateHead) else "a"
 
 
 @asynccontextmanager

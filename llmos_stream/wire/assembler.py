@@ -1,14 +1,15 @@
 """Chunks back into messages, as a pure state machine: records in, outcomes out, no clock of its own.
 
-A message is known by its partition and message id. What it claims (count, sizes) is only ever
-compared, never allocated: what is held are the records that really came, up to a limit, in stores
-that the caller chooses.
+A message is known by its partition, its key and its message id, so that nobody can write into another's. What it claims
+(count, sizes) is only ever compared, never allocated: what is held are the records that really came, up to a limit, in
+stores that the caller chooses.
 """
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable
 
-from llmos_stream.errors import Reason, Rejected
+from llmos_stream.errors import Reason, Rejected, StateError
 from llmos_stream.types import Part
 from llmos_stream.wire.chunks import Chunk, read_chunk
 from llmos_stream.wire.outcomes import Message, Outcome, Refusal
@@ -17,7 +18,17 @@ from llmos_stream.wire.store import MemoryStore, Store
 
 _SETTLED_KEPT = 16384
 
-_Stream = tuple[int, bytes]
+_Stream = tuple[int, bytes | None, bytes]
+
+
+class _User:
+    """What one key holds: its messages, the longest idle first, and their bytes."""
+
+    __slots__ = ("bytes", "streams")
+
+    def __init__(self) -> None:
+        self.streams: OrderedDict[_Stream, None] = OrderedDict()
+        self.bytes = 0
 
 
 class Assembler:
@@ -25,8 +36,9 @@ class Assembler:
 
     `admit` is called with each prelude as soon as it is there, its head not parsed yet, and raises Rejected to refuse
     the message before its payload is kept. At most `max_pending_bytes` (of chunks, with RECORD_COST for each) and
-    `max_pending_messages` are held between two calls; past that, the longest idle message goes.
-    Times are seconds of any clock that does not run backwards.
+    `max_pending_messages` are held between two calls, and `max_key_messages` of one key. Past that, the longest idle
+    message goes of the key that holds most; a store that cannot keep more counts as full. Times are seconds of any
+    clock that does not run backwards.
 
     `store` makes what keeps one message's payload; it is closed when the message is given up, and goes
     with the Message when it is whole. What it raises is raised by `push`. `hashes` computes the
@@ -39,7 +51,9 @@ class Assembler:
         max_pending_bytes: int,
         max_pending_messages: int = 4096,
         max_idle_seconds: float = 60.0,
+        max_seconds: float = math.inf,
         *,
+        max_key_messages: int = 16,
         store: Callable[[], Store] = MemoryStore,
         hashes: bool = False,
     ) -> None:
@@ -49,9 +63,13 @@ class Assembler:
         self._max_bytes = max_pending_bytes
         self._max_messages = max_pending_messages
         self._max_idle = max_idle_seconds
+        self._max_seconds = max_seconds
+        self._max_key_messages = max_key_messages
         self._store = store
         self._hashes = hashes
         self._pending: OrderedDict[_Stream, Pending] = OrderedDict()  # longest idle first
+        self._begun: OrderedDict[_Stream, float] = OrderedDict()  # oldest first
+        self._users: dict[bytes | None, _User] = {}
         self._settled: OrderedDict[_Stream, None] = OrderedDict()  # no longer pending: later chunks are passed over
         self._bytes = 0
 
@@ -88,17 +106,23 @@ class Assembler:
         except Rejected as error:
             start = bytes(value[:HEAD_BYTES_KEPT])
             return [Refusal(error.reason, error.detail, None, start, key, partition, offset)]
-        outcome = self._take(chunk, key, partition, offset, now)
-        outcomes = [] if outcome is None else [outcome]
+        outcomes: list[Outcome] = []
+        outcome = self._take(chunk, key, partition, offset, now, outcomes)
+        if outcome is not None:
+            outcomes.append(outcome)
+        if (user := self._users.get(key)) is not None and len(user.streams) > self._max_key_messages:
+            outcomes.append(self._drop(next(iter(user.streams)), "given up for newer ones of the same key"))
         while self._bytes > self._max_bytes or len(self._pending) > self._max_messages:
-            outcomes.append(self._drop_longest_idle("given up to make room"))
+            outcomes.append(self._make_room())
         return outcomes
 
     def expire(self, now: float) -> list[Outcome]:
-        """Refuse as INCOMPLETE what has been idle for too long. Push what has already been read first."""
+        """Refuse as INCOMPLETE what has been idle or has gone on for too long. Push what has been read first."""
         outcomes: list[Outcome] = []
         while self._pending and now - next(iter(self._pending.values())).touched >= self._max_idle:
-            outcomes.append(self._drop_longest_idle(f"then none for {self._max_idle:g} s"))
+            outcomes.append(self._drop(next(iter(self._pending)), f"then none for {self._max_idle:g} s"))
+        while self._begun and now - next(iter(self._begun.values())) >= self._max_seconds:
+            outcomes.append(self._drop(next(iter(self._begun)), f"and no more within {self._max_seconds:g} s"))
         return outcomes
 
     def forget(self, partition: int) -> None:
@@ -108,11 +132,15 @@ class Assembler:
         for stream in [stream for stream in self._settled if stream[0] == partition]:
             del self._settled[stream]
 
-    def _take(self, chunk: Chunk, key: bytes | None, partition: int, offset: int, now: float) -> Outcome | None:
-        stream = (partition, chunk.message_id)
+    def _take(
+        self, chunk: Chunk, key: bytes | None, partition: int, offset: int, now: float, dropped: list[Outcome]
+    ) -> Outcome | None:
+        stream = (partition, key, chunk.message_id)
         if chunk.index == 0:
             self._remove(stream)
             self._pending[stream] = Pending(key, partition, offset, chunk.count, now, self._store, self._hashes)
+            self._begun[stream] = now
+            self._users.setdefault(key, _User()).streams[stream] = None
         pending = self._pending.get(stream)
         if pending is None:
             if stream in self._settled:
@@ -121,20 +149,25 @@ class Assembler:
             detail = f"chunk {chunk.index} of {chunk.count} came without the beginning of its message"
             return Refusal(Reason.MISSING_CHUNK, detail, None, b"", key, partition, offset)
         try:
-            return self._append(stream, pending, chunk, offset, now)
+            return self._append(stream, pending, chunk, offset, now, dropped)
         except Rejected as error:
             self._remove(stream)
             self._settle(stream)
             return pending.refusal(error.reason, error.detail)
 
-    def _append(self, stream: _Stream, pending: Pending, chunk: Chunk, offset: int, now: float) -> Message | None:
+    def _append(
+        self, stream: _Stream, pending: Pending, chunk: Chunk, offset: int, now: float, dropped: list[Outcome]
+    ) -> Message | None:
         before = pending.held
         if not pending.append(chunk, now):
             return None
         self._bytes += pending.held - before
+        user = self._users[pending.key]
+        user.bytes += pending.held - before
         self._pending.move_to_end(stream)
+        user.streams.move_to_end(stream)
         whole = pending.is_whole(chunk.body, self._admit, self._max_bytes)
-        pending.keep(chunk.body)
+        self._keep(stream, pending, chunk.body, dropped)
         if not whole:
             return None
         message = pending.message(offset)
@@ -143,8 +176,28 @@ class Assembler:
             self._settle(stream)
         return message
 
-    def _drop_longest_idle(self, detail: str) -> Refusal:
-        stream, pending = next(iter(self._pending.items()))
+    def _keep(self, stream: _Stream, pending: Pending, body: memoryview, dropped: list[Outcome]) -> None:
+        """Store a chunk, and give up others where there is no room left. Raises Rejected where that does not help."""
+        while True:
+            try:
+                pending.keep(body)
+                return
+            except StateError as error:
+                if self._largest() == stream:
+                    raise Rejected(Reason.INCOMPLETE, f"given up to make room: {error}") from None
+                dropped.append(self._make_room())
+
+    def _make_room(self) -> Refusal:
+        return self._drop(self._largest(), "given up to make room")
+
+    def _largest(self) -> _Stream:
+        """The longest idle message of the key that holds most."""
+        over = self._bytes > self._max_bytes or len(self._pending) <= self._max_messages
+        user = max(self._users.values(), key=lambda user: user.bytes if over else len(user.streams))
+        return next(iter(user.streams))
+
+    def _drop(self, stream: _Stream, detail: str) -> Refusal:
+        pending = self._pending[stream]
         self._remove(stream)
         self._settle(stream)
         return pending.refusal(Reason.INCOMPLETE, f"{pending.chunks} of {pending.count} chunks came, {detail}")
@@ -153,6 +206,12 @@ class Assembler:
         pending = self._pending.pop(stream, None)
         if pending is not None:
             self._bytes -= pending.held
+            del self._begun[stream]
+            user = self._users[pending.key]
+            user.bytes -= pending.held
+            del user.streams[stream]
+            if not user.streams:
+                del self._users[pending.key]
             pending.close()
 
     def _settle(self, stream: _Stream) -> None:

@@ -110,6 +110,8 @@ class Prelude:
     signed: memoryview
     signature: bytes | None
     size: int
+    key: bytes | None = None
+    """That of the message's first record."""
     parsed: Head | None = None
     """The head, once somebody has asked for it."""
     digest: bytes = b""

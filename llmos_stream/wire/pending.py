@@ -133,6 +133,8 @@ class Pending:
             return self._prelude
         data: Part = body if self._parts is None else _joined([*self._parts, body], _PRELUDE_ROOM)
         self._prelude = prelude = read_prelude(data)
+        if prelude is not None:
+            prelude.key = self.key
         if prelude is None:
             self._needed = prelude_needs(data)
             return None

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from llmos_stream.broker import Broker, MemoryBroker
-from llmos_stream.errors import StateError
+from llmos_stream.errors import ConfigError
 from tests.roles.aids import NUMEL, aggregator, settings_for, update
 
 
@@ -24,7 +24,9 @@ async def test_interleaved_updates_go_through_the_file(broker: Broker, federatio
     assert min(map(len, good)) > 3
     async with aggregator(broker, settings) as running:
         for in_turn in zip_longest(wrong, *good):
-            await running.send([value for value in in_turn if value is not None])
+            for client, value in zip(("wrong", "c0", "c1", "c2"), in_turn, strict=True):
+                if value is not None:
+                    await running.send([value], client)
         version = await running.version(1)
         (entry,) = await running.quarantined(1)
     weights = version.weights
@@ -34,14 +36,12 @@ async def test_interleaved_updates_go_through_the_file(broker: Broker, federatio
     assert _files(tmp_path) == []
 
 
-async def test_a_file_that_cannot_be_written_ends_the_aggregator_with_the_remedy(
-    federation: str, tmp_path: Path
-) -> None:
+async def test_a_folder_that_cannot_be_written_is_refused_at_the_start(federation: str, tmp_path: Path) -> None:
     async def run() -> None:
         settings = settings_for(federation, wire={"memory_bytes": 0, "spool_dir": tmp_path / "missing"})
         async with aggregator(MemoryBroker(), settings) as running:
             await running.send(update(torch.ones(NUMEL)))
             await running.version(1)
 
-    with pytest.raises(StateError, match=r"wire\.spool_dir: .*No such file or directory"):
+    with pytest.raises(ConfigError, match=r"wire\.spool_dir: .*No such file or directory"):
         await run()

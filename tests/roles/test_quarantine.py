@@ -158,7 +158,7 @@ CASES: list[tuple[Callable[[], list[bytes]], str]] = [
 
 async def test_every_kind_of_rubbish_is_quarantined_and_the_run_goes_on(broker: Broker, federation: str) -> None:
     async with aggregator(broker, settings_for(federation)) as running:
-        offsets = [await running.send(make(), f"client-{place}") for place, (make, _) in enumerate(CASES)]
+        offsets = [await running.send(make()) for make, _ in CASES]
         await running.send(update(delta_of(1.0), client_id="honest"), "honest")
         version = await running.version(1)
         entries = await running.quarantined(len(CASES))

@@ -193,6 +193,12 @@ def test_round_trip(head: Head, signature: bytes | None) -> None:
     assert (prelude.head, prelude.size, prelude.signature) == (head, len(data), signature)
 
 
+def test_a_digest_of_the_parent_is_read_back_and_left_out_where_there_is_none() -> None:
+    chained = version(parent_digest=b"\x07" * 32)
+    assert read(pack_prelude(chained)) == chained
+    assert b"before" not in pack_prelude(VERSION)
+
+
 def test_samples_set_every_field() -> None:
     """The round trip above and the golden bytes are of all fields, also of those added later."""
     for sample, bare in ((UPDATE, {"metrics"}), (VERSION, {"manifest", "tensors", "rule", "build"})):

@@ -17,6 +17,7 @@ from llmos_stream.log.federation import Federation
 from llmos_stream.log.stream import MessageStream
 from llmos_stream.roles.aggregator.decoding import Decoder
 from llmos_stream.roles.aggregator.offsets import SafeOffsets
+from llmos_stream.storage.spool import room_in
 from llmos_stream.telemetry.process_metrics import PENDING, PENDING_BYTES
 from llmos_stream.telemetry.tracing import TraceParent
 from llmos_stream.types import Contribution, UpdateHead
@@ -40,7 +41,11 @@ class Intake:
         self._offload = federation.offload
         self._clock = federation.clock
         self._version = 0
-        self._assembler = topic_assembler(self._admit, federation.wire, hashes=True)
+        wire = federation.wire
+        # The other half is for the versions that are on their way out.
+        pending = min(wire.pending_bytes, wire.memory_bytes + room_in(wire.spool_dir) // 2)
+        shared = wire.model_copy(update={"pending_bytes": pending})
+        self._assembler = topic_assembler(self._admit, shared, hashes=True)
         self._offsets = SafeOffsets(self._assembler.low_water)
         clips = rule.aggregation.clip_norm is not None
         self._decoder = Decoder(
@@ -142,6 +147,8 @@ class Intake:
 
     def _admit(self, prelude: Prelude) -> None:
         head = head_of(UpdateHead, prelude)
+        if prelude.key != head.client_id.encode():
+            raise Rejected(Reason.WRONG_KEY, f"an update of client {head.client_id} under another key than that")
         check_head(
             head,
             version=self._version,

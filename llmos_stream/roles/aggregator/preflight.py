@@ -5,6 +5,7 @@ from llmos_stream.config import ServerOptimizerSettings, Settings
 from llmos_stream.core import Rule
 from llmos_stream.errors import ConfigError
 from llmos_stream.log.versions import FULL_CODEC, build, delta_codec, local_rule
+from llmos_stream.storage.spool import room_in
 from llmos_stream.types import Contribution, VersionHead, VersionKind
 from llmos_stream.wire import pack_prelude
 
@@ -50,6 +51,12 @@ def check_fits(layout: Layout, settings: Settings) -> None:
                 f"topics.{name}_retention_gib: {gib:g} GiB do not hold {what} ({needed / (1 << 30):.2f} GiB); raise it"
                 + (" or lower versions.full_every" if name == "models" and settings.versions.full_every > 1 else "")
             )
+    room = room_in(settings.wire.spool_dir)
+    if settings.wire.memory_bytes < size and 2 * size > room:
+        raise ConfigError(
+            f"wire.spool_dir: {room >> 20} MiB are free there, and versions of {size >> 20} MiB pass through it; "
+            "make room or name another folder"
+        )
     if size > settings.wire.pending_bytes:
         raise ConfigError(
             f"wire.pending_bytes: {settings.wire.pending_bytes} is less than a version takes ({size} bytes); "

@@ -13,9 +13,11 @@ from llmos_stream.core import Refused
 from llmos_stream.log.federation import Federation
 from llmos_stream.log.snapshots import EncodedSnapshot
 from llmos_stream.log.stream import event_key
+from llmos_stream.roles.aggregator.quota import RefusalQuota
 from llmos_stream.roles.aggregator.version_chain import Encoded
 from llmos_stream.runtime import run_all
 from llmos_stream.telemetry.event_metrics import OWN
+from llmos_stream.telemetry.process_metrics import UNLISTED
 from llmos_stream.telemetry.tracing import trace_headers
 from llmos_stream.types import Event, EventKind, Role, SnapshotHead, UpdateHead, VersionHead
 from llmos_stream.wire import Parts, Refusal, dump_event, message_id, pack_prelude, split
@@ -63,6 +65,7 @@ class Publisher:
         """Where the newest version is, and what was written with it."""
         self._quarantine: list[tuple[bytes | None, bytes]] = []
         self._events: list[Event] = []
+        self._quota = RefusalQuota()
 
     @property
     def waiting(self) -> int:
@@ -72,6 +75,8 @@ class Publisher:
     def refuse(self, refusal: Refusal | Refused) -> None:
         """Quarantine a bad update: its head, its reason and its offset, never its payload.
 
+        Of a flood under one key only the beginning is written down (see `quota`).
+
         One that the core refused has a head that could be read, and is kept under the client that it names.
         """
         head = refusal.head
@@ -80,6 +85,9 @@ class Publisher:
         else:
             key, head_bytes = refusal.key or b"", refusal.head_bytes
         update = head if isinstance(head, UpdateHead) else None
+        if not self._quota.takes(key, self._federation.clock.monotonic()):
+            UNLISTED.inc()
+            return
         logger.warning("refused an update at offset %d: %s", refusal.offset, refusal.reason)
         self._quarantine.append(
             dump_quarantined(
