@@ -2,12 +2,14 @@
 differences in OKLab (Ottosson 2020), where the whole range from black to white is 1."""
 
 import itertools
+import re
 
 import pytest
 
-from llmos_stream.reporting.template import DARK, LIGHT
+from llmos_stream.reporting.template import STYLE
 
 Vector = tuple[float, float, float]
+LIGHT, DARK = (dict(re.findall(r"--(\w+): (#[0-9a-f]{6});", block)) for block in STYLE.split(":root")[1:])
 THEMES = pytest.mark.parametrize("theme", [LIGHT, DARK], ids=["light", "dark"])
 SIGHTS: dict[str, tuple[Vector, Vector, Vector]] = {
     "usual": ((1, 0, 0), (0, 1, 0), (0, 0, 1)),
