@@ -3,6 +3,7 @@
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import orjson
 from pydantic import SecretStr
@@ -93,12 +94,6 @@ def make_app(
         except TimeoutError:
             raise HTTPException(503, f"version {number} was not found in the log in time; try again") from None
 
-    async def pause(request: Request) -> Response:
-        return await set_paused(request, True)
-
-    async def resume(request: Request) -> Response:
-        return await set_paused(request, False)
-
     async def set_paused(request: Request, paused: bool) -> Response:
         await _authorised(request, settings.token)
         if view.status is Status.FINISHED:
@@ -121,8 +116,8 @@ def make_app(
             Route("/api/state", state),
             Route("/api/events", events),
             Route("/api/versions/{number}", version),
-            Route("/api/pause", pause, methods=["POST"]),
-            Route("/api/resume", resume, methods=["POST"]),
+            Route("/api/pause", partial(set_paused, paused=True), methods=["POST"]),
+            Route("/api/resume", partial(set_paused, paused=False), methods=["POST"]),
             Route("/api/promote", promote, methods=["POST"]),
         ],
         middleware=[

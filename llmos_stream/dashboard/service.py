@@ -51,14 +51,10 @@ class LivePage:
         async with Offload(_WORKERS) as offload:
             older = OlderVersions(self._reached, topics.federation)
             assets = await offload.run(load_assets)
-
-            async def pause(paused: bool) -> None:
-                await set_paused(self._reached(), topics, paused)
-
-            async def serve(number: int) -> None:
-                await promote(self._reached(), topics, self._settings.registry, number, offload)
-
-            actions = OperatorActions(pause, serve)
+            actions = OperatorActions(
+                set_paused=lambda paused: set_paused(self._reached(), topics, paused),
+                promote=lambda number: promote(self._reached(), topics, self._settings.registry, number, offload),
+            )
             app = make_app(ours, view, states, assets, actions, older)
             await run_all(
                 serve_http(app, address, "the live page is", shutdown, drain, strict=True),
