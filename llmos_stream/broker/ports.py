@@ -8,7 +8,7 @@ offsets of a partition's records rise but have gaps.
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, Required, TypedDict, Unpack
 
 Start = Literal["earliest", "latest", "committed"]
 Headers = Sequence[tuple[str, bytes]]
@@ -61,6 +61,31 @@ class TopicInfo:
     config: Mapping[str, str]
 
 
+class WriteOptions(TypedDict, total=False):
+    """What may be said of a record beside its value.
+
+    Its partition is `partition`, else Kafka's murmur2 of the key, else the next in turn.
+    """
+
+    key: bytes | None
+    partition: int | None
+    headers: Headers
+
+
+class ReaderOptions(TypedDict, total=False):
+    """What may be said of a reader beside its topics.
+
+    `start` "committed" is where `group` left off, or the earliest record where it never committed. `check_crcs` False
+    spares Kafka's own checksums where payloads carry a digest. `fetch_bytes` is how much one fetch takes from one
+    partition, if that is less than the settings say: a reader that jumps about wants no more than a record.
+    """
+
+    start: Required[Start]
+    group: str | None
+    check_crcs: bool
+    fetch_bytes: int | None
+
+
 class Writer(Protocol):
     """The two ways to write, alike inside and outside a transaction.
 
@@ -70,29 +95,10 @@ class Writer(Protocol):
     use: open another.
     """
 
-    async def send(
-        self,
-        topic: str,
-        value: bytes | None,
-        *,
-        key: bytes | None = None,
-        partition: int | None = None,
-        headers: Headers = (),
-    ) -> Sent:
-        """Write one record. Its partition is `partition`, else Kafka's murmur2 of the key, else the next in turn.
+    async def send(self, topic: str, value: bytes | None, **options: Unpack[WriteOptions]) -> Sent:
+        """Write one record. A `value` of None is a tombstone and needs a key."""
 
-        A `value` of None is a tombstone and needs a key.
-        """
-
-    async def send_all(
-        self,
-        topic: str,
-        values: Iterable[bytes],
-        *,
-        key: bytes | None = None,
-        partition: int | None = None,
-        headers: Headers = (),
-    ) -> Sent:
+    async def send_all(self, topic: str, values: Iterable[bytes], **options: Unpack[WriteOptions]) -> Sent:
         """Write several records, in order, on one partition; return where the first lies.
 
         `values` is consumed lazily while a bounded number of bytes is on its way. `headers` go with the first.
@@ -188,19 +194,5 @@ class Broker(AbstractAsyncContextManager["Broker", None], Protocol):
     def producer(self, transactional_id: str | None = None) -> Producer:
         """A producer, to be opened with `async with`."""
 
-    def reader(
-        self,
-        topics: Sequence[str],
-        *,
-        start: Start,
-        group: str | None = None,
-        check_crcs: bool = True,
-        fetch_bytes: int | None = None,
-    ) -> Reader:
-        """A reader, to be opened with `async with`; raises TopicMissing then.
-
-        `committed` starts where `group` left off, or at the earliest record where it never committed.
-        `check_crcs` False spares Kafka's own checksums where payloads carry a digest. `fetch_bytes` is how much one
-        fetch takes from one partition, if that is less than the settings say: a reader that jumps about wants no more
-        than a record.
-        """
+    def reader(self, topics: Sequence[str], **options: Unpack[ReaderOptions]) -> Reader:
+        """A reader, to be opened with `async with`; raises TopicMissing then."""

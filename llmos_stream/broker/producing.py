@@ -4,8 +4,9 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
+from typing import Unpack
 
-from llmos_stream.broker.ports import Headers, Sent, TopicPartition, Transaction
+from llmos_stream.broker.ports import Sent, TopicPartition, Transaction, WriteOptions
 from llmos_stream.errors import BrokerError, Fenced, TransactionAborted
 
 _log = logging.getLogger(__name__)
@@ -14,29 +15,13 @@ _log = logging.getLogger(__name__)
 class _Writer(ABC):
     """The two public ways to write, over what each writer gives."""
 
-    async def send(
-        self,
-        topic: str,
-        value: bytes | None,
-        *,
-        key: bytes | None = None,
-        partition: int | None = None,
-        headers: Headers = (),
-    ) -> Sent:
+    async def send(self, topic: str, value: bytes | None, **options: Unpack[WriteOptions]) -> Sent:
         with self._writing() as producer:
-            return await producer._write(topic, [value], key, partition, headers)
+            return await producer._write(topic, [value], **options)
 
-    async def send_all(
-        self,
-        topic: str,
-        values: Iterable[bytes],
-        *,
-        key: bytes | None = None,
-        partition: int | None = None,
-        headers: Headers = (),
-    ) -> Sent:
+    async def send_all(self, topic: str, values: Iterable[bytes], **options: Unpack[WriteOptions]) -> Sent:
         with self._writing() as producer:
-            return await producer._write(topic, values, key, partition, headers)
+            return await producer._write(topic, values, **options)
 
     @abstractmethod
     def _writing(self) -> AbstractContextManager["BaseProducer"]:
@@ -99,9 +84,7 @@ class BaseProducer(_Writer):
     async def _abort(self) -> None: ...
 
     @abstractmethod
-    async def _write(
-        self, topic: str, values: Iterable[bytes | None], key: bytes | None, partition: int | None, headers: Headers
-    ) -> Sent: ...
+    async def _write(self, topic: str, values: Iterable[bytes | None], **options: Unpack[WriteOptions]) -> Sent: ...
 
     @abstractmethod
     async def _write_offsets(self, group: str, offsets: Mapping[TopicPartition, int]) -> None: ...

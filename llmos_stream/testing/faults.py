@@ -4,10 +4,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mappin
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, Unpack
 
-from llmos_stream.broker import Broker, Producer, Reader, Record, Sent, Start, TopicInfo, TopicPartition, TopicSpec
-from llmos_stream.broker.ports import Headers, Transaction, Writer
+from llmos_stream.broker import Broker, Producer, Reader, Record, Sent, TopicInfo, TopicPartition, TopicSpec
+from llmos_stream.broker.ports import ReaderOptions, Transaction, WriteOptions, Writer
 
 T = TypeVar("T")
 
@@ -75,17 +75,8 @@ class FaultyBroker:
     def producer(self, transactional_id: str | None = None) -> Producer:
         return _Producer(self, self.inner.producer(transactional_id))
 
-    def reader(
-        self,
-        topics: Sequence[str],
-        *,
-        start: Start,
-        group: str | None = None,
-        check_crcs: bool = True,
-        fetch_bytes: int | None = None,
-    ) -> Reader:
-        inner = self.inner.reader(topics, start=start, group=group, check_crcs=check_crcs, fetch_bytes=fetch_bytes)
-        return _Reader(self, inner, tuple(topics))
+    def reader(self, topics: Sequence[str], **options: Unpack[ReaderOptions]) -> Reader:
+        return _Reader(self, self.inner.reader(topics, **options), tuple(topics))
 
     async def __aenter__(self) -> Self:
         await self.inner.__aenter__()
@@ -128,37 +119,18 @@ class _Writer:
         self._inner = inner
         self.written: dict[str, None] = {}
 
-    async def send(
-        self,
-        topic: str,
-        value: bytes | None,
-        *,
-        key: bytes | None = None,
-        partition: int | None = None,
-        headers: Headers = (),
-    ) -> Sent:
-        return await self._write(
-            "send", self._inner.send, topic=topic, value=value, key=key, partition=partition, headers=headers
-        )
+    async def send(self, topic: str, value: bytes | None, **options: Unpack[WriteOptions]) -> Sent:
+        return await self._write("send", self._inner.send, topic=topic, value=value, **options)
 
-    async def send_all(
-        self,
-        topic: str,
-        values: Iterable[bytes],
-        *,
-        key: bytes | None = None,
-        partition: int | None = None,
-        headers: Headers = (),
-    ) -> Sent:
-        return await self._write(
-            "send_all", self._inner.send_all, topic=topic, values=values, key=key, partition=partition, headers=headers
-        )
+    async def send_all(self, topic: str, values: Iterable[bytes], **options: Unpack[WriteOptions]) -> Sent:
+        return await self._write("send_all", self._inner.send_all, topic=topic, values=values, **options)
 
     async def _write(
         self, operation: str, method: Callable[..., Awaitable[Sent]], *, topic: str, **arguments: Any
     ) -> Sent:
         self.written[topic] = None
-        return await self._owner._ask(operation, self._inner, method, (topic,), topic=topic, **arguments)
+        whole = {"key": None, "partition": None, "headers": ()} | arguments
+        return await self._owner._ask(operation, self._inner, method, (topic,), topic=topic, **whole)
 
 
 class _Transaction(_Writer):

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Sequence
-from typing import Self
+from typing import Self, Unpack
 
 import aiokafka.errors as theirs
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
@@ -12,7 +12,7 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from llmos_stream.broker.kafka.connection import Connection, topic_leaders
 from llmos_stream.broker.kafka.producer import KafkaProducer
 from llmos_stream.broker.kafka.reader import KafkaReader
-from llmos_stream.broker.ports import Start, TopicInfo, TopicSpec
+from llmos_stream.broker.ports import ReaderOptions, TopicInfo, TopicSpec
 from llmos_stream.broker.topics import differences
 from llmos_stream.config import BrokerSettings
 from llmos_stream.errors import BrokerError, BrokerUnavailable
@@ -80,16 +80,8 @@ class KafkaBroker:
     def producer(self, transactional_id: str | None = None) -> KafkaProducer:
         return KafkaProducer(self._connection, transactional_id)
 
-    def reader(
-        self,
-        topics: Sequence[str],
-        *,
-        start: Start,
-        group: str | None = None,
-        check_crcs: bool = True,
-        fetch_bytes: int | None = None,
-    ) -> KafkaReader:
-        return KafkaReader(self._connection, topics, start, group, check_crcs, fetch_bytes)
+    def reader(self, topics: Sequence[str], **options: Unpack[ReaderOptions]) -> KafkaReader:
+        return KafkaReader(self._connection, topics, **options)
 
     async def _create(self, admin: AIOKafkaAdminClient, specs: Sequence[TopicSpec]) -> list[str]:
         answer = await admin.create_topics(

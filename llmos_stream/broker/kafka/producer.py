@@ -63,7 +63,12 @@ class KafkaProducer(BaseProducer):
         await close_producer(self._client, flush=self._lost is None, seconds=_CLOSE_SECONDS)
 
     async def _write(
-        self, topic: str, values: Iterable[bytes | None], key: bytes | None, partition: int | None, headers: Headers
+        self,
+        topic: str,
+        values: Iterable[bytes | None],
+        key: bytes | None = None,
+        partition: int | None = None,
+        headers: Headers = (),
     ) -> Sent:
         at = await self._place(topic, key, partition)
         first: Sent | None = None

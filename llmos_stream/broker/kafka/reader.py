@@ -27,8 +27,8 @@ class KafkaReader(BaseReader):
         connection: Connection,
         topics: Sequence[str],
         start: Start,
-        group: str | None,
-        check_crcs: bool,
+        group: str | None = None,
+        check_crcs: bool = True,
         fetch_bytes: int | None = None,
     ) -> None:
         super().__init__(topics, start, group)

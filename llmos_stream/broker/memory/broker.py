@@ -2,13 +2,13 @@
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Self
+from typing import Self, Unpack
 
 from llmos_stream.broker.memory.cluster import Cluster
 from llmos_stream.broker.memory.producer import MemoryProducer
 from llmos_stream.broker.memory.reader import MemoryReader
 from llmos_stream.broker.memory.sessions import Sessions
-from llmos_stream.broker.ports import Start, TopicInfo, TopicSpec
+from llmos_stream.broker.ports import ReaderOptions, TopicInfo, TopicSpec
 
 
 class MemoryBroker:
@@ -54,16 +54,8 @@ class MemoryBroker:
     def producer(self, transactional_id: str | None = None) -> MemoryProducer:
         return MemoryProducer(self._cluster, self._sessions, transactional_id)
 
-    def reader(
-        self,
-        topics: Sequence[str],
-        *,
-        start: Start,
-        group: str | None = None,
-        check_crcs: bool = True,
-        fetch_bytes: int | None = None,
-    ) -> MemoryReader:
-        return MemoryReader(self._cluster, self._sessions, topics, start, group)
+    def reader(self, topics: Sequence[str], **options: Unpack[ReaderOptions]) -> MemoryReader:
+        return MemoryReader(self._cluster, self._sessions, topics, **options)
 
     def clean(self) -> None:
         """Apply retention and compaction now; writing does it as needed."""

@@ -31,7 +31,12 @@ class MemoryProducer(BaseProducer):
             self._sessions.close(self._session)
 
     async def _write(
-        self, topic: str, values: Iterable[bytes | None], key: bytes | None, partition: int | None, headers: Headers
+        self,
+        topic: str,
+        values: Iterable[bytes | None],
+        key: bytes | None = None,
+        partition: int | None = None,
+        headers: Headers = (),
     ) -> Sent:
         at = self._place(topic, key, partition)
         first = None

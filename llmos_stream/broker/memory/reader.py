@@ -14,8 +14,16 @@ class MemoryReader(BaseReader):
     """See `ports.Reader`."""
 
     def __init__(
-        self, cluster: Cluster, sessions: Sessions, topics: Sequence[str], start: Start, group: str | None
+        self,
+        cluster: Cluster,
+        sessions: Sessions,
+        topics: Sequence[str],
+        start: Start,
+        group: str | None = None,
+        check_crcs: bool = True,
+        fetch_bytes: int | None = None,
     ) -> None:
+        """The last two have no meaning in memory."""
         super().__init__(topics, start, group)
         self._cluster = cluster
         self._sessions = sessions
