@@ -205,7 +205,9 @@ def test_broker_and_all_settings_go_together_through_the_faces_of_roles_alone() 
     for room, path in _modules():
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-                names = {argument.arg for argument in (*node.args.args, *node.args.kwonlyargs)}
+                arguments = (*node.args.args, *node.args.kwonlyargs)
+                # An address in a user's own words is no broker.
+                names = {one.arg for one in arguments if not ast.unparse(one.annotation or one).startswith("str ")}
                 assert room == "cli" or node.name in _FACES or not {"broker", "settings"} <= names, (path, node.name)
 
 

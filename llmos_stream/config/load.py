@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import SecretStr, ValidationError
 
-from llmos_stream.config.base import expanded, explain
+from llmos_stream.config.base import explain
 from llmos_stream.config.settings import NAMES, SECTIONS, Settings
 from llmos_stream.config.sources import CONFIG_VARIABLE, read_environment, read_file
 from llmos_stream.errors import ConfigError
@@ -27,15 +27,35 @@ def load(
         ConfigError: Some fields are wrong; it lists each with the reason.
     """
     named = os.environ.get(CONFIG_VARIABLE, "").strip()
-    if file is None and named:
-        try:
-            file = expanded(Path(named))
-        except ValueError as error:
-            raise ConfigError(f"{CONFIG_VARIABLE}: {error}") from None
+    path = file or (Path(named) if named else None)
     values: dict[str, Any] = {}
-    from_file = {} if file is None else read_file(file)
+    from_file = {} if path is None else read_file(path)
     for layer in (defaults or {}, from_file, read_environment(os.environ), overrides or {}):
         _lay_over(values, layer)
+    return _validated(values)
+
+
+def settings_of(given: Settings | Mapping[str, Any] | Path | str | None, named: Mapping[str, Any]) -> Settings:
+    """Settings as a program gives them: whole, some by section, or a file. What is `named`, and not None, wins.
+
+    Raises:
+        ConfigError: As `load` does.
+    """
+    overrides = {name: value for name, value in named.items() if value is not None}
+    match given:
+        case Settings():
+            values = given.model_dump(exclude_unset=True)
+            _lay_over(values, overrides)
+            return _validated(values) if overrides else given
+        case str() | Path():
+            return load(overrides, Path(given))
+        case Mapping() | None:
+            return load({**(given or {}), **overrides})
+        case _:
+            raise ConfigError(f"settings: a mapping, a file or Settings, not {type(given).__name__}")
+
+
+def _validated(values: Mapping[str, Any]) -> Settings:
     try:
         return Settings.model_validate(values)
     except ValidationError as error:

@@ -9,6 +9,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from llmos_stream.config.base import expanded
 from llmos_stream.config.names import did_you_mean
 from llmos_stream.config.settings import NAMES, SECTIONS
 from llmos_stream.errors import ConfigError
@@ -55,7 +56,9 @@ def read_file(path: Path) -> Values:
         ConfigError: There is no such file, it cannot be read, or it is not TOML in UTF-8.
     """
     try:
-        data = path.read_bytes()
+        data = expanded(path).read_bytes()
+    except ValueError as error:
+        raise ConfigError(f"settings file {path}: {error}") from None
     except FileNotFoundError:
         raise ConfigError(f"settings file {path} does not exist") from None
     except OSError as error:

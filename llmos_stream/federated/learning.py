@@ -8,14 +8,16 @@ global_model = fl.get_global_model()
 
 import logging
 import weakref
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from llmos_stream import __version__
-from llmos_stream.config import Settings, load
+from llmos_stream.config import Settings, settings_of
 from llmos_stream.errors import Rejected
 from llmos_stream.federated.membership import Membership
 from llmos_stream.log import Version
@@ -40,7 +42,10 @@ class FederatedLearning:
     `(inputs, targets)`, or mappings with labels, as Hugging Face models take them (see `training.batches`).
     `optimizer` is any torch optimiser over the model's parameters: new weights are copied into the
     parameters in place, so it keeps its settings and its state. `loss(outputs, targets)` is by default the loss that
-    the outputs carry, or else cross entropy. `settings` are read from the environment and `$LLMOS_CONFIG` unless given.
+    the outputs carry, or else cross entropy. `federation` and `broker` are short for the
+    settings `federation.name` and `broker.bootstrap_servers`. `settings` are some by section, as in
+    `{"codec": {"name": "int4"}}`, or a TOML file; the others are read from the environment and `$LLMOS_CONFIG`. A whole
+    `Settings` takes the place of all three.
 
     Raises ConfigError for settings that make no sense, TaskError for a model or batches that cannot be used, and
     BrokerUnavailable when no broker answers.
@@ -54,9 +59,11 @@ class FederatedLearning:
         optimizer: Optimizer,
         *,
         loss: Loss = default_loss,
-        settings: Settings | None = None,
+        federation: str | None = None,
+        broker: str | Sequence[str] | None = None,
+        settings: Settings | Mapping[str, Any] | Path | str | None = None,
     ) -> None:
-        self._settings = settings or load()
+        self._settings = settings_of(settings, {"federation.name": federation, "broker.bootstrap_servers": broker})
         self._batches = reiterable(data_loader)
         self._local = LocalModel(LocalTrainer(model, optimizer, loss), self._settings.task.share)
         if (why := why_not_copied(model)) is not None:

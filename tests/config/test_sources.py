@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from llmos_stream.config import SECTIONS, load
+from llmos_stream.config import SECTIONS, load, settings_of
 from llmos_stream.errors import ConfigError
 
 
@@ -227,3 +227,40 @@ def test_a_password_in_an_address_is_refused_and_not_shown() -> None:
 @pytest.mark.parametrize("section", ["operations", "inference", "dashboard"])
 def test_a_host_to_listen_on_that_is_none_is_refused(section: str) -> None:
     assert "is no host name" in _refused({section: {"host": "http://0.0.0.0"}})
+
+
+def test_settings_as_a_program_gives_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLMOS_FEDERATION__NAME", "ward")
+    monkeypatch.setenv("LLMOS_CODEC__FRACTION", "0.5")
+    file = tmp_path / "llmos.toml"
+    file.write_text('[codec]\nname = "int4"\n')
+    for given in ({"codec": {"name": "int4"}}, {"codec.name": "int4"}, file, str(file)):
+        settings = settings_of(given, {"federation.name": None, "broker.bootstrap_servers": ["a:1", "b:2"]})
+        assert (settings.federation.name, settings.broker.bootstrap_servers) == ("ward", "a:1,b:2")
+        assert (settings.codec.name, settings.codec.fraction) == ("int4", 0.5)
+    whole = load({"codec": {"name": "topk"}})
+    assert settings_of(whole, {"federation.name": None}) is whole
+    monkeypatch.setenv("LLMOS_CODEC__FRACTION", "0.25")  # comes too late
+    other = settings_of(whole, {"federation.name": "x"})
+    assert (other.federation.name, other.codec) == ("x", whole.codec)
+    assert other.codec.model_fields_set == whole.codec.model_fields_set
+    assert settings_of(None, {"federation.name": "x"}).federation.name == "x"
+
+
+@pytest.mark.parametrize(
+    ("given", "named", "said"),
+    [
+        ({"broker": "a:1"}, {}, "broker: this is a section, which takes its settings by name"),
+        ({"codecs": {}}, {}, "codecs: there is no such setting; did you mean codec?"),
+        ("nowhere.toml", {}, "settings file nowhere.toml does not exist"),
+        ("~nobody-here/x.toml", {}, "settings file ~nobody-here/x.toml: nobody here knows the home folder of ~nobody"),
+        (7, {}, "settings: a mapping, a file or Settings, not int"),
+        (None, {"federation.name": "a b"}, "federation.name: "),
+        (load(), {"broker.bootstrap_servers": "a:b"}, "broker.bootstrap_servers: "),
+    ],
+)
+def test_what_a_program_gives_wrong_is_one_line(given: Any, named: dict[str, str], said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        settings_of(given, named)
+    assert str(caught.value).startswith(said)
+    assert "\n" not in str(caught.value)

@@ -236,6 +236,18 @@ def test_the_end_of_the_run_is_told(tmp_path: Path) -> None:
     assert answers[-1]["version"] == 2
 
 
+def test_federation_broker_and_settings_may_be_given_in_short() -> None:
+    model = _model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with FederatedLearning(
+        model, _batches(1), optimizer, federation="ward", settings={"codec": {"name": "int4"}}
+    ) as fl:
+        assert "loss" in fl.train(0)
+        assert (fl._settings.federation.name, fl._settings.codec.name) == ("ward", "int4")
+    with pytest.raises(ConfigError, match="not HOST:PORT"):
+        FederatedLearning(model, _batches(1), optimizer, broker="localhost:abc")
+
+
 def test_settings_that_make_no_sense_are_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLMOS_CODEC__FRACTION", "7")
     model = _model()
