@@ -3,6 +3,7 @@
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
+from dataclasses import asdict
 from functools import partial
 
 from llmos_stream.broker import Broker, Producer, TopicPartition, Topics
@@ -13,7 +14,7 @@ from llmos_stream.log.topics import wait_for_topics
 from llmos_stream.runtime import SYSTEM_CLOCK, Shutdown
 from llmos_stream.runtime.retry import keep_trying, until_stop
 from llmos_stream.telemetry.event_metrics import OWN
-from llmos_stream.types import Event
+from llmos_stream.types import Contribution, Event, VersionHead
 from llmos_stream.wire import dump_event
 
 logger = logging.getLogger(__name__)
@@ -25,6 +26,23 @@ async def emit(producer: Producer, topic: str, entry: Event) -> None:
     """Write one event, keyed by its client where it has one and by the role otherwise, and count it."""
     await producer.send(topic, dump_event(entry), key=event_key(entry))
     OWN.observe(entry)
+
+
+def folded_data(item: Contribution, version: int) -> dict[str, object]:
+    """What the manifest of a version says of a contribution, as an event says it."""
+    data = asdict(item) | {"version": version}
+    del data["payload_digest"]
+    return data
+
+
+def published_data(head: VersionHead) -> dict[str, object]:
+    """What a version says of itself, as an event says it."""
+    return {
+        "version": head.number,
+        "parent": head.parent,
+        "contributions": len(head.manifest),
+        "payload_bytes": head.payload_size,
+    }
 
 
 async def read_events(broker: Broker, topics: Topics) -> AsyncIterator[Event]:

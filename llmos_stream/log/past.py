@@ -6,7 +6,7 @@ left say which updates were folded. So a fold that takes each identity once sees
 
 from collections.abc import AsyncIterator, Iterator
 
-from llmos_stream.log.events import read_events
+from llmos_stream.log.events import folded_data, published_data, read_events
 from llmos_stream.log.federation import Federation
 from llmos_stream.log.index import version_index
 from llmos_stream.types import Event, EventKind, Role, VersionHead
@@ -57,22 +57,5 @@ async def _versions_up_to(federation: Federation, number: int | None) -> AsyncIt
 
 def _events_of(head: VersionHead) -> Iterator[Event]:
     for item in head.manifest:
-        folded = {
-            "client_id": item.client_id,
-            "sequence": item.sequence,
-            "staleness": item.staleness,
-            "weight": item.weight,
-            "clip": item.clip,
-            "num_examples": item.num_examples,
-            "partition": item.partition,
-            "offset": item.offset,
-            "version": head.number,
-        }
-        yield Event(EventKind.UPDATE_FOLDED, Role.AGGREGATOR, head.time_ms, folded)
-    published = {
-        "version": head.number,
-        "parent": head.parent,
-        "contributions": len(head.manifest),
-        "payload_bytes": head.payload_size,
-    }
-    yield Event(EventKind.VERSION_PUBLISHED, Role.AGGREGATOR, head.time_ms, published)
+        yield Event(EventKind.UPDATE_FOLDED, Role.AGGREGATOR, head.time_ms, folded_data(item, head.number))
+    yield Event(EventKind.VERSION_PUBLISHED, Role.AGGREGATOR, head.time_ms, published_data(head))

@@ -11,6 +11,7 @@ from llmos_stream.codec import Layout
 from llmos_stream.config import Settings
 from llmos_stream.core import NewVersion, Pace, Refused, Rule, State, release, take_back
 from llmos_stream.errors import Rejected
+from llmos_stream.log.events import folded_data, published_data
 from llmos_stream.log.federation import Federation
 from llmos_stream.log.snapshots import EncodedSnapshot, Kept, encode_snapshot
 from llmos_stream.roles.aggregator.leadership import Load
@@ -201,10 +202,7 @@ class Committing:
         return self._federation.event(
             EventKind.VERSION_PUBLISHED,
             ROLE,
-            version=head.number,
-            parent=head.parent,
-            contributions=len(head.manifest),
-            payload_bytes=head.payload_size,
+            **published_data(head),
             raw_bytes=4 * self._layout.numel,
             fold_seconds=batch.fold_seconds,
             mean_staleness=sum(item.staleness for item in head.manifest) / max(len(head.manifest), 1),
@@ -217,15 +215,7 @@ class Committing:
         return self._federation.event(
             EventKind.UPDATE_FOLDED,
             ROLE,
-            client_id=item.client_id,
-            sequence=item.sequence,
-            staleness=item.staleness,
-            weight=item.weight,
-            clip=item.clip,
-            num_examples=item.num_examples,
-            partition=item.partition,
-            offset=item.offset,
-            version=version,
+            **folded_data(item, version),
             payload_bytes=update.head.payload_size,
             raw_bytes=4 * self._layout.numel,
         )
