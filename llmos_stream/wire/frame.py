@@ -179,7 +179,7 @@ def read_prelude(data: Part) -> Prelude | None:
     if len(data) < size:
         return None
     view = memoryview(data)
-    _, _, kind, _, head_size = _opening(view)
+    _, _, kind, _, head_size = _OPENING.unpack_from(view)
     end = OPENING_BYTES + head_size
     signature = None if view[end] == _NIL else bytes(view[end + 3 : size])
     return Prelude(FrameKind(kind), view[:end], signature, size)
@@ -198,7 +198,7 @@ def prelude_needs(data: Part) -> int:
         if data[: len(_MAGIC)] != _MAGIC[: len(data)]:
             raise malformed("not a frame: it does not start with the protocol's name")
         return OPENING_BYTES
-    magic, version, kind, mark, head_size = _opening(data)
+    magic, version, kind, mark, head_size = _OPENING.unpack_from(data)
     if magic != _MAGIC:
         raise malformed("not a frame: it does not start with the protocol's name")
     if version != FORMAT_VERSION:
@@ -207,15 +207,10 @@ def prelude_needs(data: Part) -> int:
         raise Rejected(Reason.UNSUPPORTED, f"kind {kind} of message is unknown to this release")
     if mark != _BIN32:
         raise malformed("the head is not a bin 32")
-    end = OPENING_BYTES + head_size
+    end: int = OPENING_BYTES + head_size
     if end + 1 > MAX_PRELUDE_BYTES:
         raise Rejected(Reason.TOO_LARGE, f"a prelude of {end + 1} bytes or more; the limit is {MAX_PRELUDE_BYTES}")
     return end + _signature_needs(data[end : end + 3])
-
-
-def _opening(data: Part) -> tuple[bytes, int, int, int, int]:
-    magic, version, kind, mark, head_size = _OPENING.unpack_from(data)
-    return magic, version, kind, mark, head_size
 
 
 def _signature_needs(item: Part) -> int:
