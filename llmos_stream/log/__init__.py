@@ -6,7 +6,7 @@ from llmos_stream.log.index import VersionIndex, version_index
 from llmos_stream.log.pausing import set_paused, updates_kept_hours
 from llmos_stream.log.replica import Follower, Replica
 from llmos_stream.log.topics import wait_for_topics
-from llmos_stream.log.versions import Version, decode_version
+from llmos_stream.log.versions import Version
 
 __all__ = [
     "ControlView",
@@ -18,7 +18,6 @@ __all__ = [
     "RunEnd",
     "Version",
     "VersionIndex",
-    "decode_version",
     "set_paused",
     "updates_kept_hours",
     "version_index",

@@ -2,11 +2,10 @@
 
 from llmos_stream.core import Changes
 from llmos_stream.replay.audit import Audit, Presence, audit
-from llmos_stream.replay.index import Index, Missing, UpdateMissing
+from llmos_stream.replay.index import Index, Missing
 from llmos_stream.replay.rebuild import Rebuilder, RebuildOutcome, Verdict
 from llmos_stream.replay.replay_log import ReplayLog
 from llmos_stream.replay.shadow import run_shadow, shadow_settings
-from llmos_stream.replay.updates import RecordedUpdates
 from llmos_stream.replay.whatif import Change, WhatIf, WhatIfResult
 
 __all__ = [
@@ -18,9 +17,7 @@ __all__ = [
     "Presence",
     "RebuildOutcome",
     "Rebuilder",
-    "RecordedUpdates",
     "ReplayLog",
-    "UpdateMissing",
     "Verdict",
     "WhatIf",
     "WhatIfResult",

@@ -3,7 +3,6 @@
 from llmos_stream.wire.assembler import Assembler
 from llmos_stream.wire.chunks import (
     CHUNK_OVERHEAD,
-    MESSAGE_ID_BYTES,
     Chunk,
     message_id,
     read_chunk,
@@ -12,7 +11,6 @@ from llmos_stream.wire.chunks import (
 from llmos_stream.wire.describe import describe
 from llmos_stream.wire.events import dump_event, load_event
 from llmos_stream.wire.frame import (
-    FORMAT_VERSION,
     MAX_PRELUDE_BYTES,
     MAX_SIGNATURE_BYTES,
     FrameKind,
@@ -29,10 +27,8 @@ from llmos_stream.wire.store import MemoryStore, Parts, Store
 
 __all__ = [
     "CHUNK_OVERHEAD",
-    "FORMAT_VERSION",
     "MAX_PRELUDE_BYTES",
     "MAX_SIGNATURE_BYTES",
-    "MESSAGE_ID_BYTES",
     "RECORD_COST",
     "Admit",
     "Assembler",

@@ -12,7 +12,8 @@ from llmos_stream.broker import Broker, MemoryBroker, TopicSpec
 from llmos_stream.codec import decode, encode
 from llmos_stream.config import load
 from llmos_stream.log.updates import decode_update
-from llmos_stream.replay import RecordedUpdates, UpdateMissing
+from llmos_stream.replay.index import UpdateMissing
+from llmos_stream.replay.updates import RecordedUpdates
 from llmos_stream.testing import Call, FaultyBroker
 from llmos_stream.types import Contribution, UpdateHead
 from tests.roles.aids import FLOAT32, records_of, update_head
