@@ -1,6 +1,5 @@
 """Where a record goes and whether it fits: rules that both implementations share."""
 
-from collections import Counter
 from collections.abc import Sequence
 
 from aiokafka.partitioner import murmur2
@@ -43,21 +42,3 @@ def check_record(
             f"a record of {size} bytes exceeds the {limit} bytes that {topic} takes; "
             "make chunks smaller (LLMOS_WIRE__CHUNK_BYTES)"
         )
-
-
-class Turns:
-    """Partitions for records without a key: each in turn, so that the order of a run does not hang on chance."""
-
-    def __init__(self) -> None:
-        self._next: Counter[str] = Counter()
-
-    def choose(self, topic: str, key: bytes | None, partition: int | None, partitions: int) -> int:
-        """The record's partition. Raises ValueError when `partition` is not one of the topic's."""
-        if partition is not None:
-            if not 0 <= partition < partitions:
-                raise ValueError(f"{topic} has no partition {partition}")
-            return partition
-        if key is not None:
-            return partition_of(key, partitions)
-        self._next[topic] += 1
-        return (self._next[topic] - 1) % partitions

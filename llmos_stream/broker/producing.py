@@ -2,10 +2,12 @@
 
 import logging
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from typing import Unpack
 
+from llmos_stream.broker.placement import partition_of
 from llmos_stream.broker.ports import Sent, TopicPartition, Transaction, WriteOptions
 from llmos_stream.errors import BrokerError, Fenced, TransactionAborted
 
@@ -34,6 +36,7 @@ class BaseProducer(_Writer):
     def __init__(self, transactional_id: str | None) -> None:
         self._transactional_id = transactional_id
         self._busy = False
+        self._turns: Counter[str] = Counter()
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Transaction]:
@@ -60,6 +63,18 @@ class BaseProducer(_Writer):
             await self._commit()
         finally:
             self._busy = False
+
+    def _choose(self, topic: str, key: bytes | None, partition: int | None, partitions: int) -> int:
+        """A record's partition. Raises ValueError when `partition` is not one of the topic's."""
+        if partition is not None:
+            if not 0 <= partition < partitions:
+                raise ValueError(f"{topic} has no partition {partition}")
+            return partition
+        if key is not None:
+            return partition_of(key, partitions)
+        # In turn, so that the order of a run does not hang on chance.
+        self._turns[topic] += 1
+        return (self._turns[topic] - 1) % partitions
 
     async def _abort_quietly(self) -> None:
         """Abort; the error that led here matters more than one that comes on top."""

@@ -3,20 +3,16 @@
 import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from llmos_stream.web.guards import Denied
+
 _STALL_SECONDS = 10.0
 
 
-class _Fault(NamedTuple):
-    status: int
-    detail: str
-
-
-_NO_ROOM = _Fault(503, "too many bodies of requests are under way; ask again in a moment")
+_NO_ROOM = Denied(503, "too many bodies of requests are under way; ask again in a moment")
 
 
 @dataclass(eq=False, slots=True)
@@ -103,7 +99,7 @@ class BodyLimit:
         body = _Body(asyncio.timeout(self._stall_seconds))
         try:
             fault = await self._read(body, scope, receive)
-            if isinstance(fault, _Fault):
+            if isinstance(fault, Denied):
                 answer = JSONResponse({"detail": fault.detail}, fault.status)
                 answer.headers["connection"] = "close"  # the rest of the body is not read
                 if fault.status == _NO_ROOM.status:
@@ -121,10 +117,10 @@ class BodyLimit:
         finally:
             self._held.drop(body)
 
-    async def _read(self, body: _Body, scope: Scope, receive: Receive) -> _Fault | bool:
+    async def _read(self, body: _Body, scope: Scope, receive: Receive) -> Denied | bool:
         """Return whether the body is there, or why it is refused."""
         most = max(self._max_bytes, self._larger.get(scope["path"], 0))
-        too_large = _Fault(413, f"the body has more than {most} bytes, the limit")
+        too_large = Denied(413, f"the body has more than {most} bytes, the limit")
         declared = dict(scope["headers"]).get(b"content-length", b"")
         if declared.isdigit() and (len(declared) > 18 or int(declared) > most):
             return too_large
@@ -145,4 +141,4 @@ class BodyLimit:
                         return True
                     body.patience.reschedule(asyncio.get_running_loop().time() + self._stall_seconds)
         except TimeoutError:
-            return _NO_ROOM if body.broken_off else _Fault(408, "the body stopped coming")
+            return _NO_ROOM if body.broken_off else Denied(408, "the body stopped coming")

@@ -65,7 +65,7 @@ def _is_address(name: str) -> bool:
 
 
 class Denied(NamedTuple):
-    """Why a request may change nothing: an HTTP status and a sentence."""
+    """Why a request is not handled: an HTTP status and a sentence."""
 
     status: int
     detail: str

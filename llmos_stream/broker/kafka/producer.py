@@ -13,7 +13,7 @@ from llmos_stream.broker.kafka.connection import Connection
 from llmos_stream.broker.kafka.quirks import close_producer, writer_error
 from llmos_stream.broker.kafka.translate import AIOKAFKA_ERRORS, translate
 from llmos_stream.broker.kafka.tuning import produce_options
-from llmos_stream.broker.placement import Turns, check_record
+from llmos_stream.broker.placement import check_record
 from llmos_stream.broker.ports import Headers, Sent, TopicPartition
 from llmos_stream.broker.producing import BaseProducer
 from llmos_stream.errors import BrokerError, BrokerUnavailable
@@ -33,7 +33,6 @@ class KafkaProducer(BaseProducer):
         super().__init__(transactional_id)
         self._connection = connection
         self._seconds = connection.settings.request_timeout_seconds
-        self._turns = Turns()
         self._partitions: dict[str, int] = {}
         self._counting = asyncio.Lock()
         self._client: Any = None
@@ -145,7 +144,7 @@ class KafkaProducer(BaseProducer):
             if topic not in self._partitions:
                 self._partitions |= await self._connection.partitions([topic], self._seconds)
         count = self._partitions[topic]
-        return TheirPartition(topic, self._turns.choose(topic, key, partition, count))
+        return TheirPartition(topic, self._choose(topic, key, partition, count))
 
     async def _enqueue(
         self, at: TheirPartition, value: bytes | None, key: bytes | None, headers: Headers

@@ -6,7 +6,6 @@ from typing import Self
 
 from llmos_stream.broker.memory.cluster import Cluster
 from llmos_stream.broker.memory.sessions import Session, Sessions
-from llmos_stream.broker.placement import Turns
 from llmos_stream.broker.ports import Headers, Sent, TopicPartition
 from llmos_stream.broker.producing import BaseProducer
 
@@ -18,7 +17,6 @@ class MemoryProducer(BaseProducer):
         super().__init__(transactional_id)
         self._cluster = cluster
         self._sessions = sessions
-        self._turns = Turns()
         self._session: Session | None = None
 
     async def __aenter__(self) -> Self:
@@ -61,7 +59,7 @@ class MemoryProducer(BaseProducer):
         self._sessions.end(self._held(), commit=False)
 
     def _place(self, topic: str, key: bytes | None, partition: int | None) -> TopicPartition:
-        return TopicPartition(topic, self._turns.choose(topic, key, partition, self._cluster.partitions(topic)))
+        return TopicPartition(topic, self._choose(topic, key, partition, self._cluster.partitions(topic)))
 
     def _append(self, at: TopicPartition, value: bytes | None, key: bytes | None, headers: Headers) -> Sent:
         if self._session is not None:

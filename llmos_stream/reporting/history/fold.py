@@ -91,10 +91,6 @@ class History:
         """Mean over the whole run; `rate` covers the newest seconds."""
         return self.folded / self.seconds if self.seconds else None
 
-    def share(self, client: ClientStats) -> float:
-        """The client's part of all contribution weight, 0 to 1."""
-        return client.weight / self._weight if self._weight else 0.0
-
     def rows(self, now_ms: int | None = None) -> list[ClientRow]:
         """List the clients that have a row, the largest share first.
 
@@ -114,7 +110,7 @@ class History:
                 last_staleness=client.last_staleness,
                 train_seconds=client.train_seconds.value,
                 silent_seconds=client.silent_seconds(now or 0),
-                share=self.share(client),
+                share=client.weight / self._weight if self._weight else 0.0,
                 bytes_sent=client.bytes_sent,
                 state=states[client.client_id],
             )
