@@ -25,10 +25,8 @@ class LocalKafka:
         self, data_dir: Path | None = None, *, port: int | None = None, properties: Mapping[str, str] | None = None
     ) -> None:
         self._properties = dict(properties or {})
-        self._kept = data_dir is not None
-        self._folder = data_dir
+        self._data_dir = data_dir
         self._port = port
-        self._controller_port: int | None = None
         self._node: Node | None = None
 
     @staticmethod
@@ -39,9 +37,9 @@ class LocalKafka:
     @property
     def bootstrap_servers(self) -> str:
         """HOST:PORT, once started; the same after a restart."""
-        if self._port is None:
+        if self._node is None:
             raise ValueError("start it first")
-        return f"127.0.0.1:{self._port}"
+        return f"127.0.0.1:{self._node.place.port}"
 
     @property
     def running(self) -> bool:
@@ -57,15 +55,13 @@ class LocalKafka:
         if (reason := self.missing()) is not None:
             raise BrokerError(reason)
         libraries = jars.fetch()
-        fresh = self._folder is None
-        if self._folder is None:
-            self._folder = Path(tempfile.mkdtemp(prefix="llmos-kafka-"))
+        fresh = self._node is None
+        node = self._node = self._node or self._placed()
         try:
-            self._node = self._placed(self._folder)
-            self._node.launch(libraries, files.cluster_id())
-            self._node.await_ready()
+            node.launch(libraries, files.cluster_id())
+            node.await_ready()
         except BaseException:
-            self._end(0)
+            node.end(0)
             if fresh:
                 self.stop()
             raise
@@ -73,18 +69,21 @@ class LocalKafka:
 
     def stop(self) -> None:
         """Let it shut down in order, or kill it after 20 s. A temporary folder goes."""
-        self._end(STOP_SECONDS)
-        if not self._kept and self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
-            self._folder = None
+        if self._node is not None:
+            self._node.end(STOP_SECONDS)
+            if self._data_dir is None:
+                shutil.rmtree(self._node.place.folder, ignore_errors=True)
+                self._node = None
 
     def kill(self) -> None:
         """SIGKILL, as in a crash; the data stays for `start`."""
-        self._end(0)
+        if self._node is not None:
+            self._node.end(0)
 
     def restart(self) -> None:
         """Shut down in order and start again, same port, same data."""
-        self._end(STOP_SECONDS)
+        if self._node is not None:
+            self._node.end(STOP_SECONDS)
         self.start()
 
     def __enter__(self) -> Self:
@@ -93,14 +92,8 @@ class LocalKafka:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def _placed(self, folder: Path) -> Node:
-        if self._port is None or self._controller_port is None:
-            ports = needs.free_ports(2)
-            self._port, self._controller_port = self._port or ports[0], ports[1]
-        place = files.Place(1, folder, self._port, self._controller_port)
+    def _placed(self) -> Node:
+        port, controller_port = needs.free_ports(2)
+        folder = self._data_dir or Path(tempfile.mkdtemp(prefix="llmos-kafka-"))
+        place = files.Place(1, folder, self._port or port, controller_port)
         return Node(place, [place], self._properties, _HEAP_MB)
-
-    def _end(self, seconds: float) -> None:
-        if self._node is not None:
-            self._node.end(seconds)
-            self._node = None
