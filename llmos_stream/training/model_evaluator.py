@@ -50,7 +50,9 @@ class ModelEvaluator:
                 "task.entry, task.share: the task's shared tensors are not the federation's "
                 f"({difference(self._local.layout, layout)})"
             )
-        self._local.load(weights, layout)
+        if layout != self._local.layout:  # of a release that knew no buffers: in another order
+            weights = self._local.layout.flatten(layout.unflatten(weights))
+        self._local.load(weights)
         with task_errors(self._entry):
             metrics = evaluate(self._local.trainer.model, self._task.test_batches(self._batch_size), self._task.loss)
         num_examples = int(metrics.pop("num_examples"))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from llmos_stream.codec import Layout, is_finite
+from llmos_stream.codec import is_finite
 from llmos_stream.errors import TaskError
 from llmos_stream.training.batches import Batch
 from llmos_stream.training.local import EpochMetrics, LocalTrainer
@@ -46,8 +46,8 @@ class LocalModel:
         """The shared tensors as they are now: a new flat float32 vector."""
         return self.layout.flatten(self._shared())
 
-    def load(self, weights: Tensor, layout: Layout | None = None) -> Tensor:
-        """Copy a flat vector (of `layout`, else of its own) into the model, in place, and return what that made of it.
+    def load(self, weights: Tensor) -> Tensor:
+        """Copy a flat vector into the model, in place, and return what the model made of it.
 
         That differs from `weights` where the model is of lower precision than float32; deltas are taken
         from it, so that this rounding is not mistaken for training.
@@ -55,7 +55,7 @@ class LocalModel:
         Raises:
             TaskError: A tensor's own dtype cannot hold its values.
         """
-        load_(self._shared(), (layout or self.layout).unflatten(weights))
+        load_(self._shared(), self.layout.unflatten(weights))
         loaded = self.weights()
         if not is_finite(loaded) and (marked := loaded.isfinite() != weights.isfinite()).any():
             spec, at = self._first(marked)

@@ -217,7 +217,7 @@ def _published(parent: Tensor, new: NewVersion, residual: Residual | None, chain
     return residual
 
 
-@settings(deadline=None, max_examples=120)
+@settings(deadline=None, max_examples=60)
 @given(
     strategy=st.sampled_from(STRATEGIES),
     optimizer=st.sampled_from(OPTIMIZERS),

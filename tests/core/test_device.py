@@ -1,5 +1,7 @@
 """Where updates are folded. What a GPU gives must be what the CPU gives, bit for bit."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -8,6 +10,7 @@ from llmos_stream.core import NewVersion, State, device_for, release, step
 from llmos_stream.core.device import Upload
 from llmos_stream.core.flat import BLOCK, divisor
 from llmos_stream.errors import ConfigError
+from llmos_stream.types import TensorKind, TensorSpec
 from tests.core.builders import LAYOUT, same_bytes, start, update
 from tests.core.test_determinism import RULES
 
@@ -51,6 +54,24 @@ def test_a_gpu_gives_the_same_versions_bit_for_bit(strategy: str, name: str, mom
         assert same_bytes(one.weights, other.weights)
         assert one.moments.keys() == other.moments.keys()
         assert all(same_bytes(one.moments[key], other.moments[key]) for key in one.moments)
+
+
+@needs_gpu
+@pytest.mark.parametrize("strategy", ["fedbuff", "fedasync", "median", "norm_bound"])
+def test_a_gpu_gives_the_same_buffers_bit_for_bit(strategy: str) -> None:
+    specs = (TensorSpec("var", (NUMEL - 1,), "float32", TensorKind.BUFFER),)
+    found: list[list[torch.Tensor]] = []
+    for device in ("cpu", "cuda"):
+        generator = torch.Generator().manual_seed(5)
+        settings = AggregationSettings(strategy=strategy, buffer_size=3)
+        state = start(torch.ones(NUMEL), LAYOUT, aggregation=settings, buffers=specs, device=device)
+        found.append([])
+        for number in range(6):
+            item = update([0.5], number, state.version, 7 + 13 * number)
+            values = torch.rand(NUMEL - 1, generator=generator)
+            state, effects = step(state, replace(item, buffers=values), now=0.0)
+            found[-1] += [effect.weights for effect in effects if isinstance(effect, NewVersion)]
+    assert all(same_bytes(one, other) for one, other in zip(*found, strict=True))
 
 
 @pytest.mark.parametrize(("strategy", "name", "momentum"), RULES)

@@ -1,6 +1,7 @@
 """A model with buffers through a whole federation: clients, versions in a chain, a restart, and replays."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,15 +10,20 @@ from torch import Tensor, nn
 
 from llmos_stream.broker import Broker, MemoryBroker
 from llmos_stream.codec import Layout
+from llmos_stream.config import TaskSettings
 from llmos_stream.errors import ConfigError, TaskError
+from llmos_stream.inference.model_pool import load_model
+from llmos_stream.log import Version
 from llmos_stream.replay import Change, RebuildOutcome, WhatIf
 from llmos_stream.roles.aggregator import Initial
 from llmos_stream.testing import running_federation
 from llmos_stream.training import LocalTrainer, shared_layout
+from llmos_stream.training.model_evaluator import ModelEvaluator
 from llmos_stream.training.shared_model import LocalModel
 from llmos_stream.types import CodecId, CodecSpec, VersionKind
 from tests.replay.aids import outcomes, replay_log, verdicts_of
 from tests.roles.aids import FLOAT32, settings_for
+from tests.wire.heads import VERSION
 
 NAMED = {
     "w": torch.zeros(40),
@@ -153,3 +159,39 @@ async def test_a_log_of_a_release_that_knew_no_buffers_is_refused_in_one_line(br
         async with running_federation(_initial(), settings, broker) as running:
             await running.task
     assert "\n" not in str(caught.value)
+
+
+class _Task:
+    """Whatever a version of `_Measuring` makes of all ones."""
+
+    name = "measuring"
+
+    def model(self) -> nn.Module:
+        return _Measuring()
+
+    def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        return torch.optim.SGD(model.parameters(), 0.1)
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return nn.functional.mse_loss(outputs, targets)
+
+    def train_batches(self, shard: int) -> list[tuple[Tensor, Tensor]]:
+        return []
+
+    def test_batches(self, batch_size: int) -> list[tuple[Tensor, Tensor]]:
+        return [(torch.ones(2, 4), torch.zeros(2, 4))]
+
+    def num_train_examples(self, shard: int) -> int:
+        return 0
+
+
+def test_a_version_of_a_release_that_knew_no_buffers_is_evaluated_and_served() -> None:
+    values = _named(_Measuring()) | {"norm.bias": torch.full((4,), 3.0), "norm.running_mean": torch.ones(4)}
+    old = Layout.of(dict(sorted(values.items())))
+    task, weights = _Task(), old.flatten(values)
+    assert old.tensors != shared_layout(task.model(), "all").tensors
+    evaluation = ModelEvaluator(task, TaskSettings(), 2).evaluate(7, old, weights)
+    assert evaluation.metrics["loss"] == pytest.approx(9.0)
+    head = replace(VERSION, layout_digest=old.digest, tensors=old.tensors)
+    loaded = load_model(task, "all", Version(head, old, weights))
+    assert torch.allclose(loaded.model(torch.ones(2, 4)), torch.full((2, 4), 3.0))
