@@ -21,35 +21,23 @@ from base64 import b64encode
 
 import orjson
 
-from llmos_stream.errors import Reason
-from llmos_stream.types import Head
 from llmos_stream.wire.describe import describe
+from llmos_stream.wire.outcomes import Refusal
 
 DETAIL_CHARACTERS = 1000
 _KEY_BYTES = 256
 
 
-def dump_quarantined(
-    reason: Reason,
-    detail: str,
-    *,
-    topic: str,
-    partition: int,
-    offset: int,
-    time_ms: int,
-    key: bytes,
-    head: Head | None,
-    head_bytes: bytes,
-) -> tuple[bytes | None, bytes]:
+def dump_quarantined(refusal: Refusal, topic: str, time_ms: int) -> tuple[bytes | None, bytes]:
     """The key and the value of a record."""
     entry = {
-        "reason": reason,
-        "detail": detail[:DETAIL_CHARACTERS],
+        "reason": refusal.reason,
+        "detail": refusal.detail[:DETAIL_CHARACTERS],
         "topic": topic,
-        "partition": partition,
-        "offset": offset,
+        "partition": refusal.partition,
+        "offset": refusal.offset,
         "time_ms": time_ms,
-        "head": None if head is None else describe(head, full=False),
-        "head_bytes": b64encode(head_bytes).decode(),
+        "head": None if refusal.head is None else describe(refusal.head, full=False),
+        "head_bytes": b64encode(refusal.head_bytes).decode(),
     }
-    return key[:_KEY_BYTES] or None, orjson.dumps(entry)
+    return (refusal.key or b"")[:_KEY_BYTES] or None, orjson.dumps(entry)

@@ -6,15 +6,13 @@ import orjson
 
 from llmos_stream.errors import Reason
 from llmos_stream.types import Head
-from llmos_stream.wire import describe, quarantine
+from llmos_stream.wire import Refusal, describe, quarantine
 from tests.wire.heads import UPDATE
 
 
 def _record(detail: str = "NaN", key: bytes = b"a", head: Head | None = UPDATE) -> tuple[bytes | None, bytes]:
-    place = {"partition": 3, "offset": 7, "time_ms": 1_700_000_000_000}
-    return quarantine.dump_quarantined(
-        Reason.NOT_FINITE, detail, topic="f.updates", key=key, head=head, head_bytes=b"\0\xff", **place
-    )
+    refusal = Refusal(Reason.NOT_FINITE, detail, head, b"\0\xff", key, 3, 7)
+    return quarantine.dump_quarantined(refusal, "f.updates", 1_700_000_000_000)
 
 
 def test_golden() -> None:

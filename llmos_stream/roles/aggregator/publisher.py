@@ -79,29 +79,16 @@ class Publisher:
 
         One that the core refused has a head that could be read, and is kept under the client that it names.
         """
-        head = refusal.head
         if isinstance(refusal, Refused):
-            key, head_bytes = refusal.head.client_id.encode(), b""
-        else:
-            key, head_bytes = refusal.key or b"", refusal.head_bytes
-        update = head if isinstance(head, UpdateHead) else None
-        if not self._quota.takes(key, self._federation.clock.monotonic()):
+            key, place = refusal.head.client_id.encode(), (refusal.partition, refusal.offset)
+            refusal = Refusal(refusal.reason, refusal.detail, refusal.head, b"", key, *place)
+        update = refusal.head if isinstance(refusal.head, UpdateHead) else None
+        if not self._quota.takes(refusal.key or b"", self._federation.clock.monotonic()):
             UNLISTED.inc()
             return
         logger.warning("refused an update at offset %d: %s", refusal.offset, refusal.reason)
-        self._quarantine.append(
-            dump_quarantined(
-                refusal.reason,
-                refusal.detail,
-                topic=self._topics.updates,
-                partition=refusal.partition,
-                offset=refusal.offset,
-                time_ms=self._federation.clock.time_ms(),
-                key=key,
-                head=head,
-                head_bytes=head_bytes,
-            )
-        )
+        time_ms = self._federation.clock.time_ms()
+        self._quarantine.append(dump_quarantined(refusal, self._topics.updates, time_ms))
         self._events.append(
             self._federation.event(
                 EventKind.UPDATE_REJECTED,
