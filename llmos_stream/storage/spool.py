@@ -175,14 +175,8 @@ class Spool:
         self._held = _Holdings()
         self._parts: list[Part] = []  # what came first
         self._in_file = 0  # bytes after those
-        self._size = 0
         self._given_back = weakref.finalize(self, spools._give_back, self._held)
         self._given_back.atexit = False
-
-    @property
-    def size(self) -> int:
-        """Bytes appended."""
-        return self._size
 
     def append(self, part: Part) -> None:
         """Keep `part`: as it is while there is memory, in the file from then on. Raises StateError where it cannot.
@@ -196,7 +190,6 @@ class Spool:
             self._parts.append(part)
         else:
             self._append_to_file(memoryview(part))
-        self._size += len(part)
 
     def __iter__(self) -> Iterator[Part]:
         """The parts from the beginning. Raises StateError where the file cannot be read."""
