@@ -56,28 +56,20 @@ class VersionIndex:
         walked = self.walk(to=number)
         return await anext((version async for version, _ in walked if version.head.number == number), None)
 
-    async def walk(
-        self, from_: int | None = None, to: int | None = None
-    ) -> AsyncIterator[tuple[LocatedVersion, Pointer | None]]:
-        """The versions from one number to another, both included, in the order of the log.
+    async def walk(self, to: int | None = None) -> AsyncIterator[tuple[LocatedVersion, Pointer | None]]:
+        """The versions up to a number, that one included, or all; in the order of the log.
 
         With each comes where to find its weights: None for a delta whose full version the log does not hold.
         """
-        start = self._oldest
-        if from_ is not None and (first := await self.find(from_)) is not None:
-            at = await self.stands_on(first)
-            start = first.offset if at is None else at.beginning.offset
         standing = Standing()
-        async for version in self._run(start):
+        async for version in self._run():
             if to is not None and version.head.number > to:
                 return
-            at = standing.pointer(version.head, version.partition, version.offset)
-            if from_ is None or version.head.number >= from_:
-                yield version, at
+            yield version, standing.pointer(version.head, version.partition, version.offset)
 
     async def oldest(self) -> LocatedVersion | None:
         """The oldest version that is there from its beginning; None in an empty log."""
-        return await anext(self._run(self._oldest), None)
+        return await anext(self._run(), None)
 
     async def newest(self) -> LocatedVersion | None:
         """The newest version; None in an empty log."""
@@ -159,10 +151,10 @@ class VersionIndex:
             here, others = await self._before(here.offset, here.records + 1, checked=True), others + 1
         raise Rejected(Reason.MALFORMED, f"version {version.head.number} does not follow from those before it")
 
-    async def _run(self, start: int) -> AsyncIterator[LocatedVersion]:
-        """The versions of the run, from `start` on."""
+    async def _run(self) -> AsyncIterator[LocatedVersion]:
+        """The versions of the run."""
         succession, skipped = Succession(), self._cursor.skipped
-        async for found in self._heads(start):
+        async for found in self._heads():
             for version in succession.take(found):
                 yield version
         for version in succession.rest():
@@ -170,9 +162,9 @@ class VersionIndex:
         if foreign := succession.foreign + self._cursor.skipped - skipped:
             logger.warning("passed over what others wrote in %s, in %d places", self._cursor.at.topic, foreign)
 
-    async def _heads(self, start: int) -> AsyncIterator[LocatedVersion]:
-        """All that can be read as a version, from `start` on."""
-        offset = start
+    async def _heads(self) -> AsyncIterator[LocatedVersion]:
+        """All that can be read as a version."""
+        offset = self._oldest
         passed: tuple[Piece, LocatedVersion] | None = None  # the version whose payload was passed over to get here
         while True:
             piece = await self._cursor.beginning(offset, self._end)

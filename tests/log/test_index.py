@@ -92,8 +92,8 @@ async def a_log(broker: Broker, federation: str = "trial", **config: str) -> Asy
         yield Log(broker, topic, producer)
 
 
-async def numbers(index: VersionIndex, from_: int | None = None, to: int | None = None) -> list[int]:
-    return [version.head.number async for version, _ in index.walk(from_, to)]
+async def numbers(index: VersionIndex, to: int | None = None) -> list[int]:
+    return [version.head.number async for version, _ in index.walk(to)]
 
 
 async def holds(index: VersionIndex, places: dict[int, Pointer]) -> None:
@@ -118,12 +118,10 @@ async def test_a_log_is_gone_through_and_looked_up(broker: Broker, federation: s
         places = await log.run(range(20))
         async with log.index() as index:
             await holds(index, places)
-            assert await numbers(index, 7, 9) == [7, 8, 9]
-            assert await numbers(index, 18) == [18, 19]
-            assert await numbers(index, to=1) == [0, 1]
-            assert await numbers(index, 25) == []
-            found = [at async for _, at in index.walk(10, 11)]
-            assert found == [places[10], places[11]]
+            assert await numbers(index, 1) == [0, 1]
+            assert await numbers(index, 25) == list(range(20))
+            found = [at async for _, at in index.walk(11)]
+            assert found == [places[number] for number in range(12)]
 
 
 async def test_an_empty_topic_holds_no_version(broker: Broker, federation: str) -> None:
@@ -261,7 +259,7 @@ async def test_retention_that_goes_on_meanwhile(ask: str) -> None:
             else:
                 assert await index.stands_on(last) is None
         async with log.index() as index:
-            assert await numbers(index, 119) == [119]
+            assert (await numbers(index))[-1] == 119
 
 
 _ANY = st.one_of(
