@@ -126,9 +126,7 @@ class ReplayLog:
         """Return a reader of the updates of `ahead`, in that order. Use one at a time."""
         topics = self._federation.topics if self._live is None else Topics(self._live)
         reader = await self._reader(topics.updates)
-        source = RecordedUpdates(
-            reader, ahead, numel=layout.parameters, buffers=layout.buffer_elements, wire=self._federation.wire
-        )
+        source = RecordedUpdates(reader, ahead, layout, self._federation.wire)
         await source.begin()
         return source
 

@@ -20,6 +20,7 @@ from llmos_stream.types import Contribution, UpdateHead
 from llmos_stream.wire import Message, Outcome, Prelude, Refusal
 
 _KEEP_BYTES = 256 << 20
+"""Of what is complete and not asked for yet."""
 _POLL_SECONDS = 1.0
 
 
@@ -31,28 +32,23 @@ class _Place(NamedTuple):
 class RecordedUpdates:
     """Gives the messages of contributions. Open it with `begin`, and use it from one task.
 
-    `ahead` names, in order, the contributions that `take` will be asked for; nothing else is kept. The elements of a
-    layout's parameters (`numel`) and `buffers` bound the size of an update. `keep_bytes` bounds what is complete and
-    not asked for yet; `at_once` is how many records are taken from the reader at a time.
+    `ahead` names, in order, the contributions that `take` will be asked for; nothing else is kept. `layout` bounds
+    the size of an update. `at_once` is how many records are taken from the reader at a time.
     """
 
     def __init__(
         self,
         reader: Reader,
         ahead: Iterable[Contribution],
-        *,
-        numel: int,
+        layout: Layout,
         wire: WireSettings,
-        buffers: int = 0,
-        keep_bytes: int = _KEEP_BYTES,
+        *,
         at_once: int = 500,
     ) -> None:
         self._reader = reader
         self._stream = RecordStream(reader, on_gap=self._overtaken)
         self._topic = reader.partitions[0].topic
-        self._numel = numel
-        self._buffers = buffers
-        self._keep_bytes = keep_bytes
+        self._layout = layout
         self._at_once = at_once
         self._asked = 0
         self._wanted: dict[_Place, int] = {}
@@ -173,7 +169,7 @@ class RecordedUpdates:
             return
         self._kept[place] = outcome
         self._kept_bytes += outcome.head.payload_size
-        while self._kept_bytes > self._keep_bytes and (others := self._kept.keys() - {target}):
+        while self._kept_bytes > _KEEP_BYTES and (others := self._kept.keys() - {target}):
             last = max(others, key=self._wanted.__getitem__)
             self._kept_bytes -= self._kept.pop(last).head.payload_size
 
@@ -183,7 +179,7 @@ class RecordedUpdates:
         if place is None or self._alone not in (None, place):
             detail = f"update {head.client_id}/{head.sequence} with payload {head.payload_digest.hex()[:16]} is there"
             raise Rejected(Reason.UNSUPPORTED, detail)
-        check_payload_size(head, self._numel, self._buffers)
+        check_payload_size(head, self._layout.parameters, self._layout.buffer_elements)
 
     def _name(self, item: Contribution) -> str:
         return f"update {item.client_id}/{item.sequence} at {self._topic}[{item.partition}] offset {item.offset}"
