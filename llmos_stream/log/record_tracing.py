@@ -39,8 +39,7 @@ class SpanContexts:
     Costs nothing where nobody traces.
     """
 
-    def __init__(self, most: int = _MOST) -> None:
-        self._most = most
+    def __init__(self) -> None:
         self._came: OrderedDict[tuple[int, int], TraceParent] = OrderedDict()
 
     def note(self, records: Iterable[Record]) -> None:
@@ -50,7 +49,7 @@ class SpanContexts:
         for record in records:
             if (came := traceparent_of(record.headers)) is not None:
                 self._came[record.partition, record.offset] = came
-                if len(self._came) > self._most:
+                if len(self._came) > _MOST:
                     self._came.popitem(last=False)
 
     def take(self, partition: int, offset: int) -> TraceParent | None:

@@ -7,7 +7,6 @@ from typing import Generic, TypeVar
 from llmos_stream.broker import Reader, Record, TopicPartition
 from llmos_stream.errors import Reason, Rejected
 from llmos_stream.log.stream import OnGap, RecordStream, foreign, value_of
-from llmos_stream.runtime import SYSTEM_CLOCK, Clock
 from llmos_stream.types import SnapshotHead, VersionHead
 from llmos_stream.wire import Assembler, Prelude, Refusal, read_chunk
 
@@ -43,10 +42,8 @@ class HeadStream(RecordStream, Generic[H]):
     passed over.
     """
 
-    def __init__(
-        self, reader: Reader, kind: type[H], *, clock: Clock = SYSTEM_CLOCK, on_gap: OnGap | None = None
-    ) -> None:
-        super().__init__(reader, clock=clock, on_gap=on_gap)
+    def __init__(self, reader: Reader, kind: type[H], *, on_gap: OnGap | None = None) -> None:
+        super().__init__(reader, on_gap=on_gap)
         self._kind: type[H] = kind
         self._heads: list[H] = []
         # A message is settled as soon as its head is there, so no more than heads are ever held, whatever the limit.

@@ -12,12 +12,11 @@ from llmos_stream.wire.store import Parts
 class Message:
     """A whole message. `parts` are its payload alone, in as many parts as came: they add up to `head.payload_size`.
 
-    `prelude_size` is the bytes of the prelude on the wire. Offsets are of its first and last record.
+    Offsets are of its first and last record.
     """
 
     head: Head
     signature: bytes | None
-    prelude_size: int
     parts: Parts
     partition: int
     first_offset: int

@@ -106,7 +106,6 @@ class Pending:
         return Message(
             head=self._prelude.head,
             signature=self._prelude.signature,
-            prelude_size=self._prelude.size,
             parts=parts,
             partition=self.partition,
             first_offset=self.first_offset,

@@ -97,7 +97,7 @@ def _message(parts: Sequence[bytes], spec: CodecSpec) -> Message:
     digest = payload_digest(parts)
     head = UpdateHead("bench", 0, 0, 1, bytes(32), spec, sum(map(len, parts)), digest)
     store = MemoryStore(memoryview(part) for part in parts)
-    return Message(head, None, 0, store, 0, 0, 0, None, digest_on_the_way=digest)
+    return Message(head, None, store, 0, 0, 0, None, digest_on_the_way=digest)
 
 
 def _unzip(parts: Sequence[bytes], spec: CodecSpec, numel: int) -> None:

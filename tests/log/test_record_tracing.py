@@ -10,6 +10,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from llmos_stream.broker import Broker, MemoryBroker, Record, Topics
+from llmos_stream.log import record_tracing
 from llmos_stream.log.record_tracing import SpanContexts
 from llmos_stream.runtime import Shutdown
 from llmos_stream.telemetry.tracing import HEADER, TraceParent, traceparent_of
@@ -142,8 +143,9 @@ def _record(offset: int, header: bytes | None = None) -> Record:
     return Record("t", 0, offset, None, b"", 0, () if header is None else ((HEADER, header),))
 
 
-def test_a_trail_remembers_a_bounded_number_and_nothing_when_off() -> None:
-    trail = SpanContexts(most=2)
+def test_a_trail_remembers_a_bounded_number_and_nothing_when_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(record_tracing, "_MOST", 2)
+    trail = SpanContexts()
     trail.note([_record(0, PARENT.dump())])
     assert trail.take(0, 0) is None
     with traced_to(InMemorySpanExporter()):

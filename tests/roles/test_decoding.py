@@ -39,7 +39,7 @@ def flat(seed: int = 0, numel: int = NUMEL) -> Tensor:
 def message(parts: list[bytes], spec: CodecSpec, sequence: int = 0, digest: bytes | None = None) -> Message:
     found = payload_digest(parts)
     head = UpdateHead("ann", sequence, 0, 5, bytes(32), spec, sum(map(len, parts)), digest or found)
-    return Message(head, None, 0, MemoryStore(memoryview(part) for part in parts), 0, 7, 8, b"ann")
+    return Message(head, None, MemoryStore(memoryview(part) for part in parts), 0, 7, 8, b"ann")
 
 
 def encoded(spec: CodecSpec, seed: int = 0) -> list[bytes]:
@@ -180,7 +180,7 @@ async def test_what_is_no_good_update_is_refused_and_the_next_is_decoded(offload
         (message([*good, b"\0"], spec), Reason.CORRUPT_PAYLOAD),
         (message([good[0], b"\xff\xff\xff\xff"], spec), Reason.DECOMPRESSION_BOMB),
         (message(good, CodecSpec(99)), Reason.UNKNOWN_CODEC),
-        (Message(snapshot, None, 0, MemoryStore(), 0, 7, 8, None), Reason.UNSUPPORTED),
+        (Message(snapshot, None, MemoryStore(), 0, 7, 8, None), Reason.UNSUPPORTED),
     ):
         with pytest.raises(Rejected) as caught:
             await decoder.decode(bad)
@@ -210,7 +210,7 @@ async def test_parts_that_change_between_two_readings_are_no_refusal(offload: Of
     spec = SPECS["int8"]
     parts = Changing(encoded(spec))
     whole = message(encoded(spec), spec)
-    found = Message(whole.head, None, 0, parts, 0, 7, 8, None)
+    found = Message(whole.head, None, parts, 0, 7, 8, None)
     update = await Decoder(NUMEL, offload, 0).decode(found)
     parts.pop()
     with pytest.raises(StateError, match="no longer"):

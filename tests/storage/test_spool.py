@@ -255,4 +255,3 @@ def test_a_head_in_many_chunks_is_read_from_the_file_too() -> None:
     values = list(split(prelude, [payload], 300, message_id("c", 0), 37))
     message = only_message(reader.push(values))
     assert b"".join(message.parts) == payload
-    assert message.prelude_size == len(prelude)
