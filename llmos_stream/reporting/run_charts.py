@@ -65,7 +65,7 @@ def _scores(points: Sequence[EvaluationPoint], x: Sequence[float], x_axis: Json)
             scatter(
                 "lines+markers" if len(shown) <= _MARKED else "lines",
                 [at for at, _ in shown],
-                [float(_digits(point.metrics[name])) for _, point in shown],
+                [float(f"{point.metrics[name]:.6g}") for _, point in shown],
                 f"version %{{customdata}}: {name} %{{y:.4g}}",
                 customdata=[point.version for _, point in shown],
                 xaxis="x",
@@ -77,10 +77,6 @@ def _scores(points: Sequence[EvaluationPoint], x: Sequence[float], x_axis: Json)
         domain = [0.0, 1.0] if len(names) == 1 else [0.54, 1.0] if index == 1 else [0.0, 0.46]
         layout[f"yaxis{number}"] = axis(name, domain=domain, nticks=6)
     return figure(traces, xaxis=x_axis | {"anchor": "y" if len(names) == 1 else "y2"}, **layout)
-
-
-def _digits(value: float) -> str:
-    return f"{value:.6g}"
 
 
 def traffic(history: History, time: TimeAxis) -> Chart:
@@ -108,7 +104,7 @@ def traffic(history: History, time: TimeAxis) -> Chart:
         scatter(
             "lines",
             [time.at(point.time_ms) for point in points],
-            [float(_digits(getattr(point, name) / scale)) for point in points],
+            [float(f"{getattr(point, name) / scale:.6g}") for point in points],
             f"{words}: %{{y:.4g}} {unit}",
             line={"color": colour, "width": 2, "dash": dash, "shape": "hv"},
         )

@@ -151,7 +151,8 @@ def _clients(history: History, now_ms: int, limit: int) -> Table:
         table.add_row(*_cells(row, most))
     more = len(history.clients) - len(shown)
     if more:
-        table.add_row(Text(f"… and {wording.count(more)} more", style="dim"), *[""] * 6, _troubles_of(hidden))
+        trouble = ", ".join(troubles([row.state for row in hidden]))
+        table.add_row(Text(f"… and {wording.count(more)} more", style="dim"), *[""] * 6, Text(trouble, style="dim"))
     return table
 
 
@@ -178,7 +179,3 @@ def _bar(fraction: float) -> str:
 def _troubles(states: list[ClientStatus]) -> str:
     found = troubles(states)
     return f" ({', '.join(found)})" if found else ""
-
-
-def _troubles_of(rows: list[ClientRow]) -> Text:
-    return Text(_troubles([row.state for row in rows]).strip(" ()"), style="dim")
