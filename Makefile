@@ -3,6 +3,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+DEMO_READY := $(VENV)/.demo
+TORCH_READY := $(VENV)/.torch
+# Where there is a torch without CUDA, for a machine without an NVIDIA GPU. Empty: take PyPI's.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+INSTALL = $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 N ?= 200
 SEED ?= 0
 JOBS ?= 2
@@ -16,14 +21,30 @@ PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $(WORKERS) --dist loadgr
 help: ## show these lines
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
-$(READY): pyproject.toml constraints.txt
-	@echo "==> setting up $(VENV) (torch is large: the first time takes some minutes)"
+$(TORCH_READY): constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; say make PYTHON=python3.12"; exit 1; }
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@$(PYTHON) -m venv $(VENV) || { echo "Python's venv is needed; on Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
+	@if [ "$$(uname -s)" != Linux ]; then echo "==> torch (about 0.1 GB)"; \
+	elif nvidia-smi -L >/dev/null 2>&1; then echo "==> torch with CUDA, for the GPU here (about 2.5 GB to download, 5 GB on disk)"; \
+	elif [ -n "$(TORCH_INDEX)" ]; then \
+	  echo "==> torch without CUDA: no NVIDIA GPU is here (about 0.2 GB to download, 0.8 GB on disk)"; \
+	  $(INSTALL) --timeout 15 --retries 1 --no-deps --index-url $(TORCH_INDEX) torch || \
+	    echo "==> $(TORCH_INDEX) has none; PyPI's is taken, which has CUDA in it (about 2.5 GB to download, 5 GB on disk)"; \
+	else echo "==> torch from PyPI, which has CUDA in it (about 2.5 GB to download, 5 GB on disk)"; fi
+	$(INSTALL) torch
 	@touch $@
 
-demo: $(READY) ## train one model with eight clients, here and now; writes report.html
+$(DEMO_READY): pyproject.toml $(TORCH_READY)
+	@echo "==> what the demo needs beside torch (about 0.1 GB to download, 0.4 GB on disk)"
+	$(INSTALL) -e '.[demo]'
+	@touch $@
+
+$(READY): pyproject.toml $(TORCH_READY)
+	@echo "==> what the tests need beside torch (about 0.4 GB to download, 1 GB on disk)"
+	$(INSTALL) -e '.[dev]'
+	@touch $@
+
+demo: $(DEMO_READY) ## train one model with eight clients, here and now; writes report.html
 	$(BIN)/llmos-stream demo $(ARGS)
 
 test: lint ## lint, types and tests: every behaviour on the in-process broker, and once on a real Kafka

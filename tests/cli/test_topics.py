@@ -1,5 +1,7 @@
 """`llmos-stream topics` on a real Kafka."""
 
+import io
+
 import pytest
 
 from tests.cli.aids import Run
@@ -50,3 +52,26 @@ def test_a_federation_whose_name_begins_the_same_is_another(llmos: Run, on_kafka
     llmos("topics", "create", "--federation.name", other)
     assert llmos("topics", "list", "--json").status == 5
     assert len(llmos("topics", "list", "--json", "--federation.name", other).json()) == 6
+
+
+def test_delete_asks_first(llmos: Run, on_kafka: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = f"{on_kafka}.b"
+    for name in (on_kafka, other):
+        llmos("topics", "create", "--federation.name", name)
+    nobody = llmos("topics", "delete")
+    assert (nobody.status, nobody.error()) == (
+        2,
+        "topics delete asks first, and nobody is at a terminal here: --yes deletes without asking",
+    )
+    for answer, status, said in (("no\n", 1, ""), ("", 1, ""), (f"{on_kafka}\n", 0, f"deleted {on_kafka}.control, ")):
+        terminal = io.StringIO(answer)
+        monkeypatch.setattr(terminal, "isatty", lambda: True)
+        monkeypatch.setattr("sys.stdin", terminal)
+        assert len(llmos("topics", "list", "--json").json()) == 6
+        done = llmos("topics", "delete")
+        assert done.status == status
+        assert f"every version, update and event of federation {on_kafka}, for good" in done.err
+        assert done.out.startswith(said)
+    assert llmos("topics", "list").status == 5
+    assert llmos("topics", "delete", "--yes").status == 5
+    assert len(llmos("topics", "delete", "--yes", "--json", "--federation.name", other).json()["deleted"]) == 6
