@@ -1,7 +1,7 @@
 """`llmos-stream aggregator`, `client` and `evaluate`: the roles of a federation, a process each."""
 
 import argparse
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from llmos_stream.runtime import Offload, Shutdown, run_while
 if TYPE_CHECKING:
     from llmos_stream.broker import Broker
     from llmos_stream.log import RunEnd
+    from llmos_stream.roles.client.outcomes import Outcomes
     from llmos_stream.training import Task
     from llmos_stream.training.model_evaluator import Evaluation
 
@@ -109,18 +110,28 @@ def _run_aggregator(arguments: argparse.Namespace, settings: Settings) -> int:
 
 def _run_client(arguments: argparse.Namespace, settings: Settings) -> int:
 
-    async def role(broker: "Broker", task: "Task", offload: Offload, shutdown: Shutdown) -> int:
+    async def role(broker: "Broker", task: "Task", offload: Offload, shutdown: Shutdown) -> "tuple[int, Outcomes]":
         from llmos_stream.roles.client import ClientState, client_id_of, run_client, state_folder
 
         client_id = client_id_of(settings.client)
         with ClientState(client_id, state_folder(settings.client, settings.federation.name, client_id)) as state:
-            return await run_client(broker, settings, task, state, offload, shutdown)
+            sent = await run_client(broker, settings, task, state, offload, shutdown)
+            return sent, state.outcomes
 
     ended = run_role("client", settings, role)
     if ended.in_order:
-        sent = ended.result or 0
-        answer(arguments, {"updates": sent}, f"{plural(sent, 'update')} sent")
+        sent, outcomes = ended.result or (0, None)
+        known = {} if outcomes is None else outcomes.summary()
+        answer(arguments, {"updates": sent, **known}, f"{plural(sent, 'update')} sent{_said(known)}")
     return ended.status
+
+
+def _said(known: Mapping[str, object]) -> str:
+    """What became of a client's updates, as the end of a sentence."""
+    words = {"counted": "counted", "dropped": "not counted", "waiting": "not decided yet"}
+    return "".join(f", {known[key]} {word}" for key, word in words.items() if known.get(key)) + (
+        f" ({known['why']})" if known.get("why") else ""
+    )
 
 
 def _run_evaluate(arguments: argparse.Namespace, settings: Settings) -> int:

@@ -88,7 +88,8 @@ class FederatedLearning:
 
         Returns the epoch's metrics: `epoch`, `loss`, `accuracy` (where the model classifies),
         `num_examples`, `version` (trained on), `sequence`, `sent_bytes`, `raw_bytes` and
-        `train_seconds`. When so many versions came meanwhile that the update could not count, it is not
+        `train_seconds`; and of all its updates so far how many were `counted`, `dropped` (with `why`, the last reason)
+        or are still `waiting` to be. When so many versions came meanwhile that the update could not count, it is not
         sent, and `rejected`, the reason, is there in place of `sequence` and the bytes; the next call
         goes on from the newest. Once the run has ended nothing is trained, and the answer is `epoch`,
         `version` and `finished`, the reason. An exception in training leaves the object usable.
@@ -115,9 +116,10 @@ class FederatedLearning:
         try:
             published = self._membership.publish(trained)
         except Rejected as error:
-            return {**told, "rejected": str(error)}
+            return {**told, **self._membership.outcomes(), "rejected": str(error)}
         return {
             **told,
+            **self._membership.outcomes(),
             "sequence": published.head.sequence,
             "sent_bytes": published.sent_bytes,
             "raw_bytes": published.raw_bytes,

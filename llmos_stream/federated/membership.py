@@ -34,6 +34,7 @@ T = TypeVar("T")
 
 _JOIN_SECONDS = 60.0
 _DRAIN_SECONDS = 30.0
+_SAY_SECONDS = 3.0
 _VERSIONS_KEPT = 4
 
 
@@ -118,6 +119,10 @@ class Membership:
             raise Closed("this FederatedLearning object was closed before the update was sent")
         return published
 
+    def outcomes(self) -> dict[str, int | str]:
+        """What became of this client's updates, as far as it has heard."""
+        return self._joined.outcomes.summary()
+
     def close(self) -> None:
         """Leave the federation. May be called more than once."""
         if self._background.closed:
@@ -144,7 +149,7 @@ class Membership:
             client_id = client_id_of(settings.client)
             in_memory = embedded and settings.client.state_dir is None
             folder = None if in_memory else state_folder(settings.client, topics.federation, client_id)
-            state = stack.enter_context(ClientState(client_id, folder, self._clock))
+            state = stack.enter_context(ClientState(client_id, folder))
             self._make_client = lambda: Client(self._federation, client_id, self._layout, settings.codec, state)
             await stack.enter_async_context(self._entered)
             client = await self._entered.enter_async_context(self._make_client())
@@ -189,8 +194,15 @@ class Membership:
 
     async def _newest(self, client: Client) -> Version | None:
         participation = self._participation
-        first = participation.version is None
-        return await participation.newest(client, _JOIN_SECONDS if first else participation.seconds_to_newer(client))
+        if participation.version is not None:
+            return await participation.newest(client, participation.seconds_to_newer(client))
+        return await run_while(participation.newest(client, _JOIN_SECONDS), self._say_waiting())
+
+    async def _say_waiting(self) -> None:
+        await self._clock.sleep(_SAY_SECONDS)
+        logger.warning(
+            "waiting for the first version of federation %s: is its aggregator running?", self._federation.name
+        )
 
     async def _next_version(self, client: Client) -> Version | None:
         if self._participation.version is None and await self._newest(client) is None:

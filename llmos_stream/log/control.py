@@ -50,11 +50,16 @@ _SPOILT_KEPT = 1024
 
 @asynccontextmanager
 async def open_control(
-    broker: Broker, topics: Topics, *, with_sequences: bool = False, clock: Clock = SYSTEM_CLOCK
+    broker: Broker,
+    topics: Topics,
+    *,
+    with_sequences: bool = False,
+    sequences_of: str | None = None,
+    clock: Clock = SYSTEM_CLOCK,
 ) -> AsyncIterator["ControlView"]:
     """The control topic, read to its present end."""
     async with broker.reader([topics.control], start="earliest") as reader:
-        control = ControlView(reader, with_sequences=with_sequences, clock=clock)
+        control = ControlView(reader, with_sequences=with_sequences, sequences_of=sequences_of, clock=clock)
         await control.catch_up()
         yield control
 
@@ -62,14 +67,22 @@ async def open_control(
 class ControlView:
     """Follows `<f>.control` through a reader that starts at the beginning.
 
-    `sequences` stays empty unless they are asked for: they grow with the clients, and only an
-    aggregator needs them.
+    `sequences` stays empty unless they are asked for, all or those of one client: they grow with the clients, and only
+    an aggregator needs them all.
     """
 
-    def __init__(self, reader: Reader, *, with_sequences: bool = False, clock: Clock = SYSTEM_CLOCK) -> None:
+    def __init__(
+        self,
+        reader: Reader,
+        *,
+        with_sequences: bool = False,
+        sequences_of: str | None = None,
+        clock: Clock = SYSTEM_CLOCK,
+    ) -> None:
         self._stream = RecordStream(reader, clock=clock)
         self._clock = clock
         self._with_sequences = with_sequences
+        self._sequences_of = sequences_of
         self.sequences: dict[str, list[int]] = {}
         self.finished: RunEnd | None = None
         # What lies behind the newest ones may not be what they say: then those before count.
@@ -85,6 +98,8 @@ class ControlView:
         """Whether a version has ever been announced, as far as anybody can tell."""
         self.beats = 0
         """How often the leader has been heard. One that was superseded is not listened to."""
+        self.heard_at = clock.monotonic()
+        """When that was last; when this view was opened, as long as it has not been."""
 
     @property
     def latest(self) -> Pointer | None:
@@ -196,9 +211,10 @@ class ControlView:
         if leader.term >= known:
             self.leader = leader
             self.beats += 1
+            self.heard_at = self._clock.monotonic()
 
     def _apply_sequences(self, client_id: str, value: bytes | None) -> None:
-        if not self._with_sequences:
+        if not self._with_sequences and client_id != self._sequences_of:
             return
         self.sequences.pop(client_id, None)
         if value is not None:

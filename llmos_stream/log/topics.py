@@ -19,7 +19,7 @@ async def topics_exist(broker: Broker, topics: Topics) -> bool:
 
 async def wait_for_topics(broker: Broker, topics: Topics, shutdown: Shutdown) -> bool:
     """Wait until the federation's aggregator has made its topics. False when a stop came and there are still none."""
-    pause = _FIRST_LOOK_SECONDS
+    pause, is_new = _FIRST_LOOK_SECONDS, True
     while True:
         there = await until_stop(topics_exist(broker, topics), shutdown)
         met(BROKER)
@@ -28,6 +28,8 @@ async def wait_for_topics(broker: Broker, topics: Topics, shutdown: Shutdown) ->
         if shutdown.requested:
             return False
         if pause == _LAST_LOOK_SECONDS:
-            logger.info("waiting for federation %s: it has no topics yet", topics.federation)
+            say = logger.warning if is_new else logger.info
+            is_new = False
+            say("waiting for federation %s: it has no topics yet", topics.federation)
         await shutdown.wait(pause)
         pause = min(2 * pause, _LAST_LOOK_SECONDS)

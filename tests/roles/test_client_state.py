@@ -12,6 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from llmos_stream.codec import encode, weights_digest
+from llmos_stream.core.client_sequences import APART, CHANCES
+from llmos_stream.core.dedup import SequenceWindow
 from llmos_stream.errors import StateError
 from llmos_stream.roles.client import ClientState
 from llmos_stream.roles.client.state import Unsent
@@ -86,12 +88,24 @@ def test_one_update_waits_at_a_time_and_is_settled_once(tmp_path: Path) -> None:
 
 
 def test_a_lost_disk_does_not_repeat_a_sequence(tmp_path: Path) -> None:
+    window = SequenceWindow()
     with ClientState("a", tmp_path / "old") as state:
-        last = [state.take_sequence() for _ in range(5)][-1]
+        for _ in range(5):
+            window.add(state.take_sequence())
     with ClientState("a", tmp_path / "new") as state:
+        state.begin(window.dump())
         first = state.take_sequence()
-    assert first > last - 5  # from the clock, not from 0: five were taken within five milliseconds or more
-    assert first > 1_600_000_000_000
+        assert state.take_sequence() == first + 1
+    assert window.highest + APART <= first < window.highest + APART + CHANCES
+
+
+def test_a_new_folder_of_which_the_log_knows_nothing_begins_anywhere(tmp_path: Path) -> None:
+    starts = set()
+    for number in range(3):
+        with ClientState("a", tmp_path / str(number)) as state:
+            state.begin(None)
+            starts.add(state.take_sequence())
+    assert len(starts) > 1
 
 
 def test_in_memory_it_starts_at_zero_and_keeps_what_it_is_given() -> None:

@@ -21,6 +21,8 @@ from llmos_stream.training.shared_model import LocalModel, Trained
 
 logger = logging.getLogger(__name__)
 
+_LAST_WORDS, _LAST_WORD_SECONDS = 4, 0.3
+
 
 async def run_client(
     broker: Broker,
@@ -81,8 +83,16 @@ class _TrainingClient:
             participation.resume()
             while (version := await participation.next_version(client)) is not None:
                 await self._update(client, self._local, version)
+            await self._last_word(client)
             logger.info("leaving after %d updates: %s", participation.updates, participation.reason_to_leave)
             await client.leave(participation.reason_to_leave, participation.updates)
+
+    async def _last_word(self, client: Client) -> None:
+        """Hear what becomes of the last updates, as far as that is soon."""
+        for _ in range(_LAST_WORDS):
+            if not client.outcomes.waiting or client.finished or self._federation.shutdown.requested:
+                return
+            await client.listen(_LAST_WORD_SECONDS)
 
     async def _update(self, client: Client, local: LocalModel, version: Version) -> None:
         """Train and publish, unless a stop or the end of the run cuts it short."""

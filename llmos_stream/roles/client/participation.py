@@ -14,6 +14,8 @@ from llmos_stream.training.shared_model import Trained
 
 logger = logging.getLogger(__name__)
 
+_SAY_SECONDS = 3.0
+
 
 class Participation:
     """A client's part in a run, kept while connections come and go: `next_version` and `publish` in turn."""
@@ -23,6 +25,8 @@ class Participation:
         self._clock = clock
         self._state = policy.join(rules, clock.monotonic())
         self._waits_for: WaitReason | None = None
+        self._waits_since = 0.0
+        self._has_said = False
         self.version: Version | None = None
         """The newest version that was received. Its weights are good until the next one is."""
         self.reason_to_leave = ""
@@ -94,7 +98,7 @@ class Participation:
             self._state, action = policy.next_action(self._state, client.heard(), now)
             match action:
                 case policy.Wait():
-                    self._say(action, now)
+                    self._say(action, now, client)
                     await client.listen(action.until - now)
                 case policy.Look():
                     await client.look()
@@ -107,11 +111,14 @@ class Participation:
     def _observe(self, event: PolicyEvent) -> None:
         self._state = policy.observe(self._state, event, self._clock.monotonic())
 
-    def _say(self, wait: policy.Wait, now: float) -> None:
-        if wait.reason is self._waits_for:
-            return
-        self._waits_for = wait.reason
-        if wait.reason is WaitReason.PAUSE:
-            logger.info("the federation is paused: waiting until it goes on")
-        elif wait.reason is WaitReason.PACE:
-            logger.debug("%.1f s too early for the pace that the aggregator asks for", wait.until - now)
+    def _say(self, wait: policy.Wait, now: float, client: Client) -> None:
+        if wait.reason is not self._waits_for:
+            self._waits_for, self._waits_since, self._has_said = wait.reason, now, False
+            if wait.reason is WaitReason.PACE:
+                logger.debug("%.1f s too early for the pace that the aggregator asks for", wait.until - now)
+        elif not self._has_said and now - self._waits_since >= _SAY_SECONDS:
+            if wait.reason is WaitReason.PAUSE:
+                logger.warning("the federation is paused: waiting until it goes on")
+            elif client.heard().newest is None:
+                logger.warning("the federation has no version yet: waiting for its aggregator")
+            self._has_said = True

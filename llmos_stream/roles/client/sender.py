@@ -114,6 +114,7 @@ class UpdateSender:
             await self._federation.run(self._outbox.settle, head.sequence)
             await self._events.update_rejected(head.sequence, error)
             raise
+        self._outbox.outcomes.sent(head, self._federation.clock.monotonic())
         await self._federation.run(self._outbox.settle, head.sequence)
         sent_bytes, raw_bytes = len(update.prelude) + head.payload_size, 4 * self._outbox.numel
         loss = head.metrics.get("loss", math.nan)

@@ -4,27 +4,34 @@ It knows nothing of training, and decides nothing: see `participation`.
 """
 
 import asyncio
+import logging
 from contextlib import AsyncExitStack, suppress
 from types import TracebackType
 from typing import Self
 
+from llmos_stream.broker import Reader
 from llmos_stream.codec import Layout
 from llmos_stream.config import CodecSettings
 from llmos_stream.core.client_policy import Heard
-from llmos_stream.errors import BrokerError
+from llmos_stream.errors import BrokerError, OffsetGone
 from llmos_stream.log.control import ControlView, RunEnd
 from llmos_stream.log.federation import Federation
+from llmos_stream.log.stream import value_of
 from llmos_stream.log.versions import Version
 from llmos_stream.roles.client.events import ClientEvents
 from llmos_stream.roles.client.outbox import Outbox
+from llmos_stream.roles.client.outcomes import Outcomes
 from llmos_stream.roles.client.receiver import VersionReceiver
 from llmos_stream.roles.client.sender import Published, UpdateSender
 from llmos_stream.roles.client.state import ClientState
 from llmos_stream.telemetry.tracing import TraceParent
 from llmos_stream.training.shared_model import Trained
 
+logger = logging.getLogger(__name__)
+
 _LOOK_SECONDS = 2.0
 _LISTEN_SECONDS = 0.5
+_AT_ONCE = 500
 
 
 class Client:
@@ -41,6 +48,8 @@ class Client:
         self._federation = federation
         self._layout = layout
         self._outbox = Outbox(codec, client_id, layout, state, federation.clock)
+        self._state = state
+        self._refusals: Reader | None = None
         self._producer = federation.producer()
         self._events = ClientEvents(federation, self._producer, client_id)
         self._stack = AsyncExitStack()
@@ -69,11 +78,42 @@ class Client:
             models = await stack.enter_async_context(
                 federation.reader(federation.topics.models, "latest", check_crcs=False)
             )
-            self._control = control = await stack.enter_async_context(federation.control())
+            self._control = control = await stack.enter_async_context(federation.control(sequences_of=self.client_id))
+            self._state.begin(control.sequences.get(self.client_id))
+            self._refusals = await self._follow_refusals(stack)
             self._receiver = VersionReceiver(federation, control, models, self._layout)
             self._sender = UpdateSender(federation, self._producer, self._outbox, control, self._receiver, self._events)
             await federation.run(self._outbox.open)
             self._stack = stack.pop_all()
+
+    @property
+    def outcomes(self) -> Outcomes:
+        """What became of this client's updates."""
+        return self._state.outcomes
+
+    async def _follow_refusals(self, stack: AsyncExitStack) -> Reader | None:
+        """What is refused from now on; None where this client may not read it: it goes without the reasons then."""
+        try:
+            return await stack.enter_async_context(
+                self._federation.reader(self._federation.topics.quarantine, "latest")
+            )
+        except BrokerError as error:
+            logger.info("going on without the reasons for refusals: %s", error)
+            return None
+
+    async def _learn(self) -> None:
+        """Take in what the log says of this client's updates, and say what its owner should know."""
+        control, outcomes, now = self._control, self._state.outcomes, self._federation.clock.monotonic()
+        if (numbers := control.sequences.pop(self.client_id, None)) is not None:
+            outcomes.take_window(numbers, now)
+        if self._refusals is not None:
+            try:
+                for record in await self._refusals.poll(0, _AT_ONCE):
+                    outcomes.take_refusal(value_of(record))
+            except (BrokerError, OffsetGone) as error:
+                logger.info("going on without the reasons for refusals: %s", error)
+                self._refusals = None
+        outcomes.look(now, 0.0 if control.finished else now - control.heard_at)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -102,16 +142,22 @@ class Client:
     async def listen(self, seconds: float) -> None:
         """Take in what comes on the control topic, as soon as something does, for a part of `seconds`."""
         await self._control.poll(min(max(seconds, 0.0), _LISTEN_SECONDS))
+        await self._learn()
 
     async def look(self) -> None:
         """Take in what came on the control topic while nobody listened, as far as the broker answers in time."""
         with suppress(BrokerError, TimeoutError):
             async with asyncio.timeout(_LOOK_SECONDS):
                 await self._control.hear()
+                await self._learn()
 
     async def newest(self, above: int | None, seconds: float) -> Version | None:
         """The newest version above `above`. See `VersionReceiver.newest`."""
-        return await self._receiver.newest(above, seconds)
+        version = await self._receiver.newest(above, seconds)
+        if version is not None:
+            self._state.outcomes.take_manifest(version.head, self._federation.clock.monotonic())
+        await self._learn()
+        return version
 
     async def publish(self, trained: Trained) -> Published:
         """Encode an update, make it durable and send it; returns when the log has acknowledged it.

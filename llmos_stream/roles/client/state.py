@@ -10,7 +10,8 @@ A state folder holds
 
     state.json
     client_id   str
-    next        int         the sequence of the next update
+    next        int         the sequence of the next update: one more than the last, or higher where the log shows that
+                            others were folded under this name (`core.client_sequences`). A new folder begins anywhere
     unsent      null        nothing waits to be sent; or the update that the log has not acknowledged yet:
                             {"file": str, "size": int, "digest": hex SHA-256 of the prelude, "payload": int}
                             (the prelude names the payload's own digest; "payload" is its bytes, which come first)
@@ -32,8 +33,9 @@ import fcntl
 import logging
 import os
 import re
+import secrets
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -43,7 +45,9 @@ from typing import Self
 from safetensors import SafetensorError
 from torch import Tensor
 
+from llmos_stream.core.client_sequences import CHANCES, next_sequence
 from llmos_stream.errors import StateError
+from llmos_stream.roles.client.outcomes import Outcomes
 from llmos_stream.roles.client.state_files import (
     NamedFile,
     Payload,
@@ -58,7 +62,6 @@ from llmos_stream.roles.client.state_files import (
     write_residual,
     write_state,
 )
-from llmos_stream.runtime import SYSTEM_CLOCK, Clock
 from llmos_stream.types import Part
 
 __all__ = ["ClientState", "Payload", "Unsent"]
@@ -66,6 +69,7 @@ __all__ = ["ClientState", "Payload", "Unsent"]
 logger = logging.getLogger(__name__)
 
 _STATE, _OLD_STATE, _OLD_RESIDUAL = "state.json", "sequence.json", "residual.safetensors"
+_STARTS = 1 << 20
 _OURS = re.compile(r"update-\d+\.bin|residual(-\d+)?\.safetensors|sequence\.json|(state|sequence|residual)\.new")
 
 
@@ -76,16 +80,17 @@ class ClientState:
     cannot be made or written, is in use, damaged, or another client's.
     """
 
-    def __init__(self, client_id: str, folder: Path | None, clock: Clock = SYSTEM_CLOCK) -> None:
+    def __init__(self, client_id: str, folder: Path | None) -> None:
         self.mutex = threading.Lock()
         self._client_id = client_id
         self._folder = folder
-        self._clock = clock
         self._lock: int | None = None
         self._unsent: Unsent | None = None
         self._residual: Tensor | None = None
         self._spare: Path | None = None  # a residual that the state no longer names
         self._record = StateRecord(0)
+        self._is_new = True
+        self.outcomes = Outcomes(client_id)
         if folder is not None:
             with self._state_errors():
                 folder.mkdir(parents=True, exist_ok=True)
@@ -98,10 +103,22 @@ class ClientState:
                 raise
         self._next = self._record.next
 
+    def begin(self, numbers: Sequence[int] | None) -> None:
+        """Note what the log says has been folded under this client's name, before the first update of this process."""
+        self.outcomes.begin(numbers, 0 if self._is_new else self._next)
+
     def take_sequence(self) -> int:
         """A sequence number for an update to `spool`; it is not given out again, come of it what may."""
-        self._next += 1
-        return self._next - 1
+        apart, window = self._is_new or self.outcomes.is_shared, self.outcomes.window
+        wanted = 0 if self._is_new and window is not None else self._next
+        sequence = next_sequence(wanted, window, secrets.randbelow(CHANCES), apart=apart)
+        if sequence != self._next:
+            logger.warning(
+                "going on with sequence %d, not %d: others were folded under this name", sequence, self._next
+            )
+        self._is_new = self.outcomes.is_shared = False
+        self._next = sequence + 1
+        return sequence
 
     def unsent(self) -> Unsent | None:
         """The update that was not acknowledged, if any."""
@@ -192,6 +209,7 @@ class ClientState:
 
     def _open(self, folder: Path) -> None:
         old = folder / _OLD_STATE
+        self._is_new = not ((folder / _STATE).exists() or old.exists())
         if (folder / _STATE).exists():
             self._record = read_state(folder / _STATE, self._client_id)
         elif old.exists():
@@ -199,8 +217,8 @@ class ClientState:
             kept = NamedFile(residual.name, residual.stat().st_size, None) if residual.exists() else None
             self._record = replace(read_state(old, self._client_id), residual=kept)
         else:
-            # A client whose disk was lost must not use a number again: without a file, start from the clock.
-            self._record = StateRecord(self._clock.time_ms())
+            # A client whose disk was lost must not use a number again, and the log may not know which it has used.
+            self._record = StateRecord(secrets.randbelow(_STARTS))
         self._sweep(folder)
 
     def _commit(self, record: StateRecord) -> None:

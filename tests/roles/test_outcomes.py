@@ -1,0 +1,161 @@
+"""A client learns what became of its updates, and goes on where they count: after a lost disk, beside another."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from llmos_stream.broker import Broker, MemoryBroker
+from llmos_stream.core.dedup import SequenceWindow
+from llmos_stream.roles.client import Client, ClientState
+from llmos_stream.roles.client.outcomes import Outcomes
+from llmos_stream.runtime import Offload
+from llmos_stream.testing import RunningFederation
+from llmos_stream.training.shared_model import Trained
+from llmos_stream.types import Contribution, UpdateHead, VersionHead, VersionKind
+from tests.federation import federation_of
+from tests.roles.aids import FLOAT32, LAYOUT, aggregator, delta_of, settings_for
+
+_LONG = 1000.0
+
+
+def _client(running: RunningFederation, state: ClientState, offload: Offload) -> Client:
+    return Client(federation_of(running.broker, running.settings, offload), "c", LAYOUT, running.settings.codec, state)
+
+
+async def _round(client: Client, value: float = 1.0, num_examples: int = 10) -> int:
+    """Train on the newest version and send; hear what became of it."""
+    version = await client.newest(None, 10.0)
+    assert version is not None
+    before = client.outcomes.counted + client.outcomes.dropped
+    sent = await client.publish(Trained(delta_of(value), version.head.number, num_examples, {"loss": 0.5}, 2.0))
+    while client.outcomes.counted + client.outcomes.dropped == before:
+        await client.listen(5.0)
+    return sent.head.sequence
+
+
+async def test_a_client_hears_that_its_updates_count(broker: Broker, federation: str, tmp_path: Path) -> None:
+    async with aggregator(broker, settings_for(federation)) as running, Offload(1) as offload:
+        with ClientState("c", tmp_path) as state:
+            async with _client(running, state, offload) as client:
+                for _ in range(2):
+                    await _round(client)
+        assert state.outcomes.summary() == {"counted": 2, "dropped": 0, "waiting": 0}
+
+
+async def test_a_lost_disk_costs_no_update(federation: str, tmp_path: Path) -> None:
+    async with aggregator(MemoryBroker(), settings_for(federation)) as running, Offload(1) as offload:
+        for disk in ("first", "second", "third"):
+            with ClientState("c", tmp_path / disk) as state:
+                async with _client(running, state, offload) as client:
+                    await _round(client)
+                    await _round(client)
+            assert state.outcomes.summary() == {"counted": 2, "dropped": 0, "waiting": 0}
+        assert (await running.version(6)).head.number == 6
+
+
+async def test_two_living_clients_of_one_name_both_count_and_both_are_told(
+    federation: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with aggregator(MemoryBroker(), settings_for(federation)) as running, Offload(1) as offload:
+        with ClientState("c", tmp_path / "one") as one, ClientState("c", tmp_path / "two") as two:
+            async with _client(running, one, offload) as first, _client(running, two, offload) as second:
+                await _round(first)
+                for _ in range(3):
+                    await _round(second)
+                    await _round(first)
+        assert (one.outcomes.counted, two.outcomes.counted) == (4, 3)
+        assert (one.outcomes.dropped, two.outcomes.dropped) == (0, 0)
+    told = [record for record in caplog.records if "another one sends under that name" in record.getMessage()]
+    assert len(told) == 2
+
+
+async def test_two_clients_with_copies_of_one_folder_get_apart(
+    federation: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with aggregator(MemoryBroker(), settings_for(federation)) as running, Offload(1) as offload:
+        with ClientState("c", tmp_path / "one") as state:
+            async with _client(running, state, offload) as client:
+                await _round(client)
+        shutil.copytree(tmp_path / "one", tmp_path / "two")
+        with ClientState("c", tmp_path / "one") as one, ClientState("c", tmp_path / "two") as two:
+            async with _client(running, one, offload) as first, _client(running, two, offload) as second:
+                await _round(first, 1.0)
+                for _ in range(4):
+                    await _round(second, 2.0)
+                    await _round(first, 3.0)
+        assert two.outcomes.counted + two.outcomes.dropped == 4
+        assert one.outcomes.dropped + two.outcomes.dropped <= 1
+    assert "another one sends under that name" in caplog.text
+
+
+async def test_a_refused_update_is_told_with_the_reason(
+    federation: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with aggregator(MemoryBroker(), settings_for(federation)) as running, Offload(1) as offload:
+        with ClientState("c", tmp_path) as state:
+            async with _client(running, state, offload) as client:
+                await client.newest(None, 10.0)
+                await client.publish(Trained(delta_of(1.0), 5, 10, {"loss": 0.5}, 2.0))  # a version to come
+                while not client.outcomes.dropped:
+                    await client.listen(5.0)
+        assert state.outcomes.counted == 0
+        assert state.outcomes.why in caplog.text
+
+
+def _head(sequence: int, digest: bytes = b"d" * 32) -> UpdateHead:
+    return UpdateHead("c", sequence, 0, 1, b"l" * 32, FLOAT32, 4, digest)
+
+
+def _version(*items: Contribution) -> VersionHead:
+    return VersionHead(1, 0, VersionKind.FULL, b"l" * 32, FLOAT32, 4, b"p" * 32, b"w" * 32, 0, items)
+
+
+def _windows(*sequences: int) -> list[int]:
+    window = SequenceWindow()
+    for sequence in sequences:
+        window.add(sequence, 0)
+    return window.dump()
+
+
+def test_another_payload_under_an_own_sequence_takes_back_that_it_counted() -> None:
+    outcomes = Outcomes("c")
+    outcomes.begin(None, 3)
+    outcomes.sent(_head(3), 0.0)
+    outcomes.take_window(_windows(3), 1.0)
+    assert outcomes.summary() == {"counted": 1, "dropped": 0, "waiting": 0}
+    outcomes.take_manifest(_version(Contribution("c", 3, 0, 0, 1, 0, 1.0, 1.0, b"x" * 32)), 2.0)
+    assert (outcomes.counted, outcomes.dropped, outcomes.is_shared) == (0, 1, True)
+    assert outcomes.why.startswith("duplicate")
+
+
+def test_what_lies_far_below_the_window_does_not_count() -> None:
+    outcomes = Outcomes("c")
+    outcomes.begin(None, 3)
+    outcomes.sent(_head(3), 0.0)
+    outcomes.take_window(_windows(5000), 1.0)
+    assert outcomes.summary()["dropped"] == 1
+
+
+@pytest.mark.parametrize(
+    ("silent", "waited", "said"),
+    [(12.0, 0.0, "no aggregator has been heard for 12 s"), (0.0, 45.0, "the oldest sent 45 s ago"), (3.0, 10.0, None)],
+)
+def test_silence_is_told_once_a_minute(
+    silent: float, waited: float, said: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    outcomes = Outcomes("c")
+    outcomes.sent(_head(1), _LONG)
+    for _ in range(3):
+        outcomes.look(_LONG + waited, silent)
+    assert [record.levelname for record in caplog.records] == ([] if said is None else ["WARNING"])
+    assert said is None or said in caplog.text
+
+
+@pytest.mark.parametrize("value", [b"", b"{}", b"[]", b'{"head":{"client_id":"c","sequence":1}}', b"\xff", b"null"])
+def test_records_of_another_form_say_nothing_of_an_update(value: bytes) -> None:
+    outcomes = Outcomes("c")
+    outcomes.sent(_head(2), 0.0)
+    outcomes.take_refusal(value)
+    outcomes.take_window([1, 2], 0.0)
+    assert outcomes.waiting == 1
