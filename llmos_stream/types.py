@@ -187,6 +187,7 @@ class EventKind(StrEnum):
     UPDATE_REJECTED = "update_rejected"
     VERSION_PUBLISHED = "version_published"
     EVALUATION = "evaluation"
+    MODEL_COLLAPSED = "model_collapsed"
     RUN_FINISHED = "run_finished"
 
 

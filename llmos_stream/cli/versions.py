@@ -85,10 +85,11 @@ async def _list(settings: Settings, as_json: bool) -> int:
     table = plain_table("version", "time (UTC)", "contributions", "payload", "offset", "weights")
     for row in rows:
         contributions = f"{row['contributions']} from {plural(row['clients'], 'client')}"
+        back = row["rolled_back_to"]
         table.add_row(
             f"{row['version']}{' *' if row['promoted'] else ''}",
             datetime.fromtimestamp(row["time_ms"] / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S"),
-            contributions if row["contributions"] else "initial weights",
+            contributions if row["contributions"] else "initial weights" if back is None else f"back to version {back}",
             size(row["payload_bytes"]) + (" delta" if row["kind"] == "delta" else ""),
             str(row["offset"]),
             row["weights_digest"][:12],
@@ -102,12 +103,15 @@ async def _list(settings: Settings, as_json: bool) -> int:
 
 def _row(version: "LocatedVersion", served: int | None) -> dict[str, Any]:
     """A version as `list` shows it."""
+    from llmos_stream.log.versions import rolled_back_to
+
     head = version.head
     return {
         "version": head.number,
         "time_ms": head.time_ms,
         "kind": str(head.kind),
         "contributions": len(head.manifest),
+        "rolled_back_to": rolled_back_to(head),
         "clients": len({item.client_id for item in head.manifest}),
         "payload_bytes": head.payload_size,
         "partition": version.partition,
@@ -127,6 +131,7 @@ async def _find(settings: Settings, number: int | None) -> "LocatedVersion":
 
 
 def _show(version: "LocatedVersion", as_json: bool) -> int:
+    from llmos_stream.log.versions import rolled_back_to
     from llmos_stream.wire import describe
 
     head = version.head
@@ -138,7 +143,8 @@ def _show(version: "LocatedVersion", as_json: bool) -> int:
     if head.tensors is not None:
         show_fields({"tensors": len(head.tensors)}, ())
     if not head.manifest:
-        say("no contributions: the initial weights")
+        back = rolled_back_to(head)
+        say(f"no contributions: {'the initial weights' if back is None else f'it goes back to version {back}'}")
         return 0
     table = plain_table("client", "sequence", "examples", "staleness", "weight", "clip", "partition", "offset")
     for item in head.manifest:

@@ -15,6 +15,7 @@ from llmos_stream.config.aggregation import (
 from llmos_stream.config.base import NAME_PATTERN, Section, expanded, explain
 from llmos_stream.config.broker import BrokerSettings, FederationSettings, TopicSettings, WireSettings
 from llmos_stream.config.client import ClientSettings, CodecSettings, EvaluatorSettings, TaskSettings
+from llmos_stream.config.guard import GuardSettings
 from llmos_stream.config.load import load, settings_of, to_environment
 from llmos_stream.config.names import did_you_mean
 from llmos_stream.config.operations import OperationsSettings, RuntimeSettings, TracingSettings
@@ -32,6 +33,7 @@ __all__ = [
     "DashboardSettings",
     "EvaluatorSettings",
     "FederationSettings",
+    "GuardSettings",
     "InferenceSettings",
     "OperationsSettings",
     "RegistrySettings",

@@ -16,6 +16,7 @@ from llmos_stream.config.aggregation import (
 from llmos_stream.config.base import Section
 from llmos_stream.config.broker import BrokerSettings, FederationSettings, TopicSettings, WireSettings
 from llmos_stream.config.client import ClientSettings, CodecSettings, EvaluatorSettings, TaskSettings
+from llmos_stream.config.guard import GuardSettings
 from llmos_stream.config.operations import OperationsSettings, RuntimeSettings, TracingSettings
 from llmos_stream.config.serving import DashboardSettings, InferenceSettings, RegistrySettings
 
@@ -33,6 +34,7 @@ class Settings(Section):
     server_optimizer: ServerOptimizerSettings = ServerOptimizerSettings()
     versions: VersionSettings = VersionSettings()
     stop: StopSettings = StopSettings()
+    guard: GuardSettings = GuardSettings()
     task: TaskSettings = TaskSettings()
     client: ClientSettings = ClientSettings()
     aggregator: AggregatorSettings = AggregatorSettings()

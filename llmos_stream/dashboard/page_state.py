@@ -10,6 +10,7 @@ from llmos_stream.broker import Topics
 from llmos_stream.dashboard.charts import charts
 from llmos_stream.dashboard.federation_view import FederationView
 from llmos_stream.log.scan import LoggedHead
+from llmos_stream.log.versions import rolled_back_to
 from llmos_stream.reporting import wording
 from llmos_stream.reporting.history.clients import ClientStats, ClientStatus
 from llmos_stream.reporting.history.records import ClientRow, RejectedUpdate
@@ -99,6 +100,7 @@ def _version(view: FederationView, logged: LoggedHead[VersionHead]) -> Json:
         "time_ms": head.time_ms,
         "kind": str(head.kind),
         "contributions": len(head.manifest),
+        "rolled_back_to": rolled_back_to(head),
         "clients": len({item.client_id for item in head.manifest}),
         "examples": _sum(sum(item.num_examples for item in head.manifest)),
         "staleness": _rounded(sum(item.staleness for item in head.manifest) / len(head.manifest))
@@ -120,6 +122,7 @@ def version_details(logged: LoggedHead[VersionHead]) -> Json:
         "parent": head.parent,
         "kind": str(head.kind),
         "time_ms": head.time_ms,
+        "rolled_back_to": rolled_back_to(head),
         "codec": head.codec.label,
         "bytes": head.payload_size,
         "partition": logged.partition,

@@ -17,6 +17,8 @@ from llmos_stream.storage.spool import Spooled, spooled
 from llmos_stream.types import CodecId, CodecSpec, Contribution, Part, VersionHead, VersionKind
 from llmos_stream.wire import Assembler, MemoryStore, Parts, Prelude, Store, payload_digest
 
+ROLLED_BACK_TO = "rolled_back_to"
+"""In a version's rule: the version that it equals. Such a version has no contributions."""
 FULL_CODEC = CodecSpec(CodecId.FLOAT32)
 
 
@@ -39,6 +41,12 @@ def build() -> Mapping[str, str]:
 def local_rule(settings: Settings) -> Rule:
     """The rule that this machine's settings make."""
     return Rule(settings.aggregation, settings.staleness, settings.server_optimizer)
+
+
+def rolled_back_to(head: VersionHead) -> int | None:
+    """The older version that this one equals, where it was published to go back to that."""
+    version = head.rule.get(ROLLED_BACK_TO)
+    return version if isinstance(version, int) and head.parent is not None and 0 <= version < head.parent else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from llmos_stream.core import Pipeline, Rule
 from llmos_stream.core.flat import l2_norm
 from llmos_stream.errors import Rejected
 from llmos_stream.log import Version
+from llmos_stream.log.versions import rolled_back_to
 from llmos_stream.replay.index import Missing
 from llmos_stream.replay.replay_log import ReplayLog
 from llmos_stream.replay.updates import RecordedUpdates
@@ -95,6 +96,8 @@ class Rebuilder:
 
     def _is_known(self, head: VersionHead, parent: int) -> bool:
         """Say whether the log has the parent's moments and its residual, as far as there were any."""
+        if rolled_back_to(head) is not None:
+            return True  # it needs neither
         if self._lacks_residual(parent):
             return False
         try:
@@ -113,13 +116,20 @@ class Rebuilder:
             if head.parent is None:
                 self.last = await self._log.version(number)
                 return Verdict(number, RebuildOutcome.INITIAL, 0, perf_counter() - begun, digest, digest)
-            rebuilt = await self._rebuild(head, head.parent)
+            equals = rolled_back_to(head)
+            if equals is not None:  # its moments start anew, and lie in the log
+                self._pipeline = self._stands = self._residual = None
+                rebuilt = await self._log.weights(equals)
+            else:
+                rebuilt = await self._rebuild(head, head.parent)
             found = await self._log.offload.run(weights_digest, rebuilt)
             outcome, differs = RebuildOutcome.MATCH, None
             if found == head.weights_digest:
                 self._log.hold(number, rebuilt)
             else:
-                if self._lacks_residual(head.parent):  # the one computed here may not be the aggregator's
+                if equals is None and self._lacks_residual(
+                    head.parent
+                ):  # the one computed here may not be the aggregator's
                     raise Missing(f"what version {head.parent} left out (its residual) is not in the log")
                 published = await self._log.weights(number)
                 outcome, differs = RebuildOutcome.DIFFERS, await self._log.offload.run(difference, rebuilt, published)
@@ -129,7 +139,7 @@ class Rebuilder:
             self._pipeline = self._stands = self._residual = None
             return Verdict(number, RebuildOutcome.GONE, count, perf_counter() - begun, digest, detail=str(missing))
         # Moments carried through a difference differ too: recorded ones are better, where there are any.
-        self._stands = None if differs and self._log.index.moments(number) else number
+        self._stands = None if equals is not None or (differs and self._log.index.moments(number)) else number
         if differs:
             self._residual = None
         other = self._log.rule(head).other_packages() if differs else None

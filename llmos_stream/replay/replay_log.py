@@ -14,6 +14,7 @@ from llmos_stream.errors import OffsetGone, Rejected
 from llmos_stream.log import Replica, Version
 from llmos_stream.log.federation import Federation
 from llmos_stream.log.snapshots import RESIDUAL, Kept, fetch_snapshots
+from llmos_stream.log.versions import rolled_back_to
 from llmos_stream.replay.index import Index, Missing, UpdateMissing, read_index
 from llmos_stream.replay.updates import RecordedUpdates, decode_recorded
 from llmos_stream.types import Contribution, VersionHead, VersionKind
@@ -169,6 +170,8 @@ async def kept_span(log: ReplayLog, numbers: range, without: Set[str]) -> tuple[
             head = index.entry(first).head
             if head.parent is None:
                 break
+            if (equals := rolled_back_to(head)) is not None:
+                raise Missing(f"version {first} went back to version {equals}, and begins anew there")
             if head.parent != first - 1 or head.parent not in index.versions:
                 raise Missing(f"version {head.parent}, the parent of {first}, is not in the log")
             for item in head.manifest:

@@ -12,7 +12,29 @@ _NAMED = 5
 
 def notices(history: History, passed_over: Mapping[str, int]) -> list[str]:
     """List what is wrong. `passed_over` counts the records by topic that no writer of the federation wrote."""
-    return [*_refused(history), *_repeating(history), *_foreign(passed_over)]
+    return [*_collapsed(history), *_refused(history), *_repeating(history), *_foreign(passed_over)]
+
+
+def _collapsed(history: History) -> Iterator[str]:
+    found = history.collapse
+    if found is None:
+        return
+    loss = "not a finite number" if found.loss is None else wording.number(found.loss)
+    best = (
+        ""
+        if found.best_version is None or found.best_loss is None
+        else (f", where version {found.best_version} has {wording.number(found.best_loss)}")
+    )
+    back = history.gone_back
+    if back is not None and back[0] > found.version:
+        done = f"Version {back[0]} goes back to version {back[1]}."
+    elif found.action == "pause":
+        done = "The federation was paused for it (guard.on_collapse): llmos-stream resume lets it go on."
+    elif found.action == "rollback":
+        done = "A version that goes back to the best one is to come (guard.on_collapse)."
+    else:
+        done = "Nothing was done about it (guard.on_collapse)."
+    yield f"The model has collapsed: the loss of version {found.version} is {loss}{best}. {done}"
 
 
 def _refused(history: History) -> Iterator[str]:

@@ -5,6 +5,7 @@ Names end with their units, as Prometheus asks. Labels come from closed sets: an
 """
 
 from collections.abc import Mapping
+from math import inf
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 
@@ -54,6 +55,9 @@ class EventMetrics:
         self._evaluated = gauge("evaluated_version", "Number of the version evaluated last.")
         self._evaluation = gauge("evaluation", "What the version evaluated last reached, by metric.", "metric")
         self._measuring = histogram("evaluation_seconds", "Evaluation of one version.", _SECONDS)
+        self._collapsed = gauge("model_collapsed", "1 from a collapse of the model until a newer version is good.")
+        self._limit: float | None = None
+        self._collapsed_version = 0.0
         self._finished = gauge("run_finished", "1 once the run has ended.")
         self._metrics: set[str] = set()
         # Each label is there from the start, so that a rate shows its first event.
@@ -93,6 +97,10 @@ class EventMetrics:
                 self._published(data)
             case EventKind.EVALUATION:
                 self._measured(data)
+            case EventKind.MODEL_COLLAPSED:
+                self._collapsed.set(1)
+                self._limit = amount(data.get("limit"))
+                self._collapsed_version = amount(data.get("version")) or 0
             case EventKind.RUN_FINISHED:
                 self._finished.set(1)
 
@@ -113,7 +121,10 @@ class EventMetrics:
         _observe(self._measuring, data.get("seconds"))
         if (version := amount(data.get("version"))) is not None:
             self._evaluated.set(version)
-        for name, value in (metrics(data.get("metrics")) or {}).items():
+        found = metrics(data.get("metrics")) or {}
+        if "loss" in found and (version or 0) > self._collapsed_version and found["loss"] <= (self._limit or inf):
+            self._collapsed.set(0)
+        for name, value in found.items():
             if name in self._metrics or len(self._metrics) < _MAX_METRICS:
                 self._metrics.add(name)
                 self._evaluation.labels(name[:64]).set(value)

@@ -124,6 +124,15 @@ FIELDS: Mapping[EventKind, Mapping[str, Field]] = MappingProxyType(
             "pace_seconds": Field(amount),
             "mean_staleness": Field(amount),
             "weights_digest": Field(text),
+            "rolled_back_to": Field(whole),
+        },
+        EventKind.MODEL_COLLAPSED: {
+            "version": Field(whole, True),
+            "loss": Field(amount),
+            "limit": Field(amount),
+            "best_version": Field(whole),
+            "best_loss": Field(amount),
+            "action": Field(text),
         },
         EventKind.EVALUATION: {
             "version": Field(whole, True),

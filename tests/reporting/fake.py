@@ -147,6 +147,8 @@ class Federation:
             else:
                 bases[index] = version
                 due.append((now + took, index))
+        collapse = {"loss": None, "limit": 9.0, "best_version": 1, "best_loss": 1.8, "action": "none"}
+        self._add(now + 0.35, EventKind.MODEL_COLLAPSED, "aggregator", version=2, **collapse)
         self._add(
             now + 0.4,
             EventKind.RUN_FINISHED,

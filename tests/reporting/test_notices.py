@@ -49,3 +49,41 @@ def test_records_that_nobody_wrote_are_counted() -> None:
     (said,) = notices(History(), {"models": 1, "events": 1200, "control": 0})
     assert said.startswith("Passed over 1 201 records")
     assert "1 in models and 1200 in events" in said
+
+
+def _collapsed(action: str, **fields: object) -> History:
+    history = History()
+    data = {"version": 4, "loss": None, "limit": 3.0, "best_version": 2, "best_loss": 1.0, "action": action, **fields}
+    history.add(Event(EventKind.MODEL_COLLAPSED, "aggregator", 1, data))
+    return history
+
+
+def _evaluated(history: History, version: int, loss: float | None) -> list[str]:
+    history.add(Event(EventKind.EVALUATION, "evaluator", 2, {"version": version, "metrics": {"loss": loss}}))
+    return notices(history, {})
+
+
+def test_a_collapse_stands_there_until_a_newer_version_is_good() -> None:
+    history = _collapsed("none")
+    (said,) = notices(history, {})
+    assert "the loss of version 4 is not a finite number, where version 2 has 1." in said
+    assert "Nothing was done" in said
+    assert _evaluated(history, 3, 1.0) == [said]
+    assert _evaluated(history, 5, None) == [said]
+    assert _evaluated(history, 6, 3.5) == [said]
+    assert _evaluated(history, 7, 2.5) == []
+
+
+def test_what_was_done_about_it_is_said() -> None:
+    assert "llmos-stream resume" in notices(_collapsed("pause", loss=9.5), {})[0]
+    history = _collapsed("rollback", loss=9.5)
+    assert "the loss of version 4 is 9.5" in notices(history, {})[0]
+    assert "is to come" in notices(history, {})[0]
+    back = {"version": 6, "parent": 5, "contributions": 0, "rolled_back_to": 2}
+    history.add(Event(EventKind.VERSION_PUBLISHED, "aggregator", 3, back))
+    assert "Version 6 goes back to version 2." in notices(history, {})[0]
+
+
+def test_without_another_version_to_compare_with() -> None:
+    (said,) = notices(_collapsed("none", best_version=None, best_loss=None, limit=None), {})
+    assert "is not a finite number. Nothing" in said

@@ -99,3 +99,20 @@ def test_labels_come_from_closed_sets(metrics: EventMetrics, registry: Collector
     assert found['t_updates_rejected_total{reason="other"}'] == 100
     assert found['t_update_sent_bytes_total{codec="other"}'] == 100
     assert len([name for name in found if name.startswith("t_evaluation{")]) == 32
+
+
+def test_a_collapse_counts_until_a_newer_version_is_good(metrics: EventMetrics, registry: CollectorRegistry) -> None:
+    def collapsed() -> float:
+        return _samples(registry).get("t_model_collapsed", 0.0)
+
+    def evaluated(version: int, **found: float | None) -> float:
+        metrics.observe(_event(EventKind.EVALUATION, version=version, metrics=found))
+        return collapsed()
+
+    assert evaluated(3, loss=1.0) == 0
+    metrics.observe(_event(EventKind.MODEL_COLLAPSED, version=4, limit=3.0, loss=None))
+    assert collapsed() == 1
+    assert [evaluated(3, loss=1.0), evaluated(5, loss=None), evaluated(6, accuracy=0.5), evaluated(7, loss=4.0)] == [
+        1
+    ] * 4
+    assert evaluated(8, loss=2.0) == 0

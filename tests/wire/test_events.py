@@ -24,6 +24,7 @@ MINIMAL: dict[EventKind, dict[str, object]] = {
     EventKind.UPDATE_REJECTED: {"reason": "truncated"},
     EventKind.VERSION_PUBLISHED: {"version": 0},
     EventKind.EVALUATION: {"version": 0, "metrics": {}},
+    EventKind.MODEL_COLLAPSED: {"version": 0},
     EventKind.RUN_FINISHED: {},
 }
 

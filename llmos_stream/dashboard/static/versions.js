@@ -22,7 +22,7 @@ const table = new Table(place, {
     { name: "loss", text: (row) => told(row.loss, number), value: (row) => row.loss },
     {
       name: "made of", value: (row) => row.contributions,
-      text: (row) => (row.contributions ? `${plural(row.contributions, "update")} of ${plural(row.clients, "client")}` : "initial weights"),
+      text: (row) => (row.contributions ? `${plural(row.contributions, "update")} of ${plural(row.clients, "client")}` : made(row)),
     },
     { name: "staleness", text: (row) => told(row.staleness, fixed(1)), value: (row) => row.staleness },
     { name: "size", text: (row) => `${size(row.bytes)} ${row.kind}`, value: (row) => row.bytes },
@@ -77,8 +77,14 @@ function facts(version) {
   return el("dl", { className: "facts pinned" }, ...rows.flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, value)]));
 }
 
-function contributions({ number: version, contributions: rows }) {
-  if (!rows.length) return el("p", { className: "muted" }, "No contributions: these are the initial weights.");
+/** What a version without contributions is made of. */
+function made(version) {
+  return version.rolled_back_to === null ? "initial weights" : `back to version ${version.rolled_back_to}`;
+}
+
+function contributions(opened) {
+  const { number: version, contributions: rows } = opened;
+  if (!rows.length) return el("p", { className: "muted" }, `No contributions: ${made(opened)}.`);
   const names = ["client", "weight", "share", "staleness", "examples", "clip", "sequence", "partition / offset", "payload SHA-256"];
   const heads = names.map((name, index) => el("th", { scope: "col", className: index === 0 || index === 8 ? "t" : "n" }, name));
   const body = [...rows].sort((a, b) => b.share - a.share).map((row) => {

@@ -11,7 +11,14 @@ from collections.abc import Callable, Mapping
 
 from llmos_stream.errors import Reason, Rejected
 from llmos_stream.reporting.history.clients import NAME_LENGTH, ClientStats, ClientStatus, ClientTable
-from llmos_stream.reporting.history.records import ClientRow, Finish, RejectedUpdate, UpdatePoint, VersionPoint
+from llmos_stream.reporting.history.records import (
+    ClientRow,
+    CollapsePoint,
+    Finish,
+    RejectedUpdate,
+    UpdatePoint,
+    VersionPoint,
+)
 from llmos_stream.reporting.history.series import Bins, Mean, Rate, Thinned, TimeRange, Window, Windows
 from llmos_stream.reporting.history.totals import Rejections, Scores, Traffic
 from llmos_stream.types import Event, EventKind
@@ -38,6 +45,9 @@ class History:
         self.finish: Finish | None = None
         self.version: int | None = None
         """The newest global version in the events."""
+        self._collapse: CollapsePoint | None = None
+        self.gone_back: tuple[int, int] | None = None
+        """The newest version that went back to an older one, and that one."""
         self.version_count = 0
         self.folded = 0
         self.sent = 0
@@ -56,6 +66,7 @@ class History:
             EventKind.UPDATE_REJECTED: self._update_rejected,
             EventKind.VERSION_PUBLISHED: self._version_published,
             EventKind.EVALUATION: self._evaluation,
+            EventKind.MODEL_COLLAPSED: self._model_collapsed,
             EventKind.RUN_FINISHED: self._run_finished,
         }
 
@@ -85,6 +96,14 @@ class History:
         """From the first event to the end of the run, or else to the last event."""
         end = self.finish.time_ms if self.finish is not None else self.end_ms
         return 0.0 if self.start_ms is None or end is None else max(0.0, (end - self.start_ms) / 1000)
+
+    @property
+    def collapse(self) -> CollapsePoint | None:
+        """The newest collapse of the model; None where the newest version evaluated is a newer one, and good."""
+        found, last = self._collapse, self.scores.last
+        if found is None or last is None or last.version <= found.version or "loss" not in last.metrics:
+            return found
+        return None if found.limit is None or last.metrics["loss"] <= found.limit else found
 
     @property
     def updates_per_second(self) -> float | None:
@@ -197,8 +216,7 @@ class History:
         if not self._is_new_place(EventKind.UPDATE_DUPLICATE, data):
             return
         self.duplicates += 1
-        if client := self.clients.get(text(data["client_id"]) or ""):
-            client.note_repeated(time_ms)
+        self.clients.touch(text(data["client_id"]) or "").note_repeated(time_ms)
 
     def _update_rejected(self, time_ms: int, data: Mapping[str, object]) -> None:
         if not self._is_new_place(EventKind.UPDATE_REJECTED, data):
@@ -237,9 +255,25 @@ class History:
         pace = amount(data.get("pace_seconds"))
         self.versions.add(VersionPoint(version, time_ms, contributions, mean, size, self.lag, pace))
         self.traffic.add(time_ms, broadcast=size)
+        older = whole(data.get("rolled_back_to"))
+        if older is not None and (self.gone_back is None or version > self.gone_back[0]):
+            self.gone_back = version, older
 
     def _evaluation(self, time_ms: int, data: Mapping[str, object]) -> None:
         self.scores.add(whole(data["version"]) or 0, time_ms, metrics(data["metrics"]) or {})
+
+    def _model_collapsed(self, _: int, data: Mapping[str, object]) -> None:
+        version = whole(data["version"]) or 0
+        if self._collapse is not None and version <= self._collapse.version:
+            return
+        self._collapse = CollapsePoint(
+            version,
+            amount(data.get("loss")),
+            amount(data.get("limit")),
+            whole(data.get("best_version")),
+            amount(data.get("best_loss")),
+            (text(data.get("action")) or "")[:NAME_LENGTH],
+        )
 
     def _run_finished(self, time_ms: int, data: Mapping[str, object]) -> None:
         if self.finish is None or time_ms > self.finish.time_ms:

@@ -59,6 +59,18 @@ class RejectedUpdate(NamedTuple):
     offset: int | None
 
 
+class CollapsePoint(NamedTuple):
+    """A version whose loss showed that the model had collapsed, and what was done."""
+
+    version: int
+    loss: float | None
+    """None where it was not finite."""
+    limit: float | None
+    best_version: int | None
+    best_loss: float | None
+    action: str
+
+
 class Finish(NamedTuple):
     """The end of the run."""
 

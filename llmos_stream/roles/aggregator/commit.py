@@ -14,6 +14,7 @@ from llmos_stream.errors import Rejected
 from llmos_stream.log.events import folded_data, published_data
 from llmos_stream.log.federation import Federation
 from llmos_stream.log.snapshots import EncodedSnapshot, Kept, encode_snapshot
+from llmos_stream.log.versions import ROLLED_BACK_TO, rolled_back_to
 from llmos_stream.roles.aggregator.leadership import Load
 from llmos_stream.roles.aggregator.publisher import ROLE, Outgoing, Publisher
 from llmos_stream.roles.aggregator.recovery import Recovered, kept_state
@@ -105,14 +106,18 @@ class Committing:
                 records[key] = dump_setting(checkpoint)
         await self._publisher.write_control(records)
 
-    async def publish(self, new: NewVersion, state: State, batch: Batch, load: Load) -> Committed:
+    async def publish(
+        self, new: NewVersion, state: State, batch: Batch, load: Load, equals: int | None = None
+    ) -> Committed:
         """Commit a version that `state` has come to with `batch`. `load` is how busy this was known to be before.
+
+        `equals` is the older version that it goes back to, if it does.
 
         Its span goes on from that of the update which made it due, and is linked to those of all.
         """
         spans = [update.span for update in batch.updates if update.span is not None]
         with span("aggregator.version", {"version": new.number}, parent=spans[-1] if spans else None, links=spans):
-            return await self._publish(new, state, batch, load)
+            return await self._publish(new, state, batch, load, equals)
 
     async def flush_sometimes(self) -> None:
         """Refusals and repeats do not wait for a version that may be long in coming."""
@@ -123,11 +128,11 @@ class Committing:
             self._source.committed(offsets)
             self._flushed = self._clock.monotonic()
 
-    async def _publish(self, new: NewVersion, state: State, batch: Batch, load: Load) -> Committed:
+    async def _publish(self, new: NewVersion, state: State, batch: Batch, load: Load, equals: int | None) -> Committed:
         number, manifest, begun = new.number, new.manifest, self._clock.monotonic()
         parent, full = self._chain.newest
-        encoded = await self._chain.encode(new, self._clock.time_ms())
-        if parent is not None:
+        encoded = await self._chain.encode(new, self._clock.time_ms(), equals)
+        if parent is not None and equals is None:
             try:
                 await self._federation.run(state.pipeline.guard, parent, encoded.weights, self._layout.tensors)
             except Rejected as unsafe:
@@ -209,6 +214,7 @@ class Committing:
             weights_digest=head.weights_digest.hex(),
             lag=load.lag,
             pace_seconds=load.pace_seconds,
+            **({} if (equals := rolled_back_to(head)) is None else {ROLLED_BACK_TO: equals}),
         )
 
     def _folded_event(self, item: Contribution, update: Waiting, version: int) -> Event:

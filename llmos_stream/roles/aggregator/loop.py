@@ -24,12 +24,14 @@ from llmos_stream.core import (
 )
 from llmos_stream.log.control import ControlView
 from llmos_stream.log.federation import Federation
+from llmos_stream.log.pausing import set_paused
 from llmos_stream.log.record_tracing import update_attributes
 from llmos_stream.log.versions import local_rule
 from llmos_stream.roles.aggregator.commit import Committing
 from llmos_stream.roles.aggregator.leadership import Load
 from llmos_stream.roles.aggregator.publisher import ROLE, Publisher
 from llmos_stream.roles.aggregator.recovery import Recovered, resumed_state
+from llmos_stream.roles.aggregator.rollback import collapse_event, weights_of
 from llmos_stream.roles.aggregator.source import UpdateSource
 from llmos_stream.roles.aggregator.stopping import Ending
 from llmos_stream.roles.aggregator.waiting import Waiting, WaitingUpdates
@@ -74,6 +76,8 @@ class Folding:
         self._load = Load()
         self._committing = Committing(federation, settings, self._rule, layout, source, ending, publisher)
         self._keep_place: Callable[[], Awaitable[object]] = _hold
+        self._on_collapse = settings.guard.on_collapse
+        self._goes_back_to: int | None = None
         self._paused = False
         self._round: float | None = None  # recovery before the first one may take long
         self._end: RunEnd | None = None
@@ -90,12 +94,16 @@ class Folding:
 
     async def begin(self, weights: Tensor, version: int = 0) -> None:
         """Publish `weights` as the first version of a new federation."""
+        await self._publish(self._begun(weights, version, None))
+
+    def _begun(self, weights: Tensor, version: int, parent: int | None, *, floor: int = 0) -> NewVersion:
+        """Begin a state whose moments are new, and return the version to publish."""
         layout = self._layout
         self._state = start(
-            weights, layout.digest, version, rule=self._rule, buffers=layout.buffers, device=self._device
+            weights, layout.digest, version, rule=self._rule, floor=floor, buffers=layout.buffers, device=self._device
         )
         moments = {name: tensor.cpu() for name, tensor in self._state.pipeline.state_tensors().items()}
-        await self._publish(NewVersion(version, None, weights, (), {}, moments))
+        return NewVersion(version, parent, weights, (), {}, moments)
 
     async def resume(self, found: Recovered) -> None:
         """Go on from what the log holds."""
@@ -145,6 +153,7 @@ class Folding:
         BUFFERED.set(len(self._waiting))
         await self._keep_place()
         self._end = self._end or await self._observe()
+        await self._guard()
         await self._committing.flush_sometimes()
 
     async def _goes_on(self, paused: Callable[[], bool]) -> bool:
@@ -184,6 +193,36 @@ class Folding:
         if deadline is not None and deadline <= self._clock.monotonic():
             self._state, effects = await self._federation.run(tick, self._state, self._clock.monotonic())
             await self._apply(effects)
+
+    async def _guard(self) -> None:
+        """Act on a collapse of the model. A version that goes back comes once no update waits for another one."""
+        if (collapse := self._ending.collapse) is not None:
+            self._ending.collapse = None
+            event = collapse_event(self._federation, collapse, self._on_collapse)
+            logger.error("the model has collapsed: %s", dict(event.data))
+            if self._on_collapse == "pause":
+                await set_paused(self._federation.broker, self._federation.topics, True)
+            self.publisher.note(event)
+            await self.publisher.commit({})
+            if self._on_collapse == "rollback" and collapse.best is not None:
+                self._goes_back_to = collapse.best[0]
+        if self._goes_back_to is not None and not len(self._waiting) and self._end is None:
+            version, self._goes_back_to = self._goes_back_to, None
+            await self._go_back(version)
+
+    async def _go_back(self, version: int) -> None:
+        """Publish a version that equals an older one. Moments start anew, and no update on a version between counts."""
+        weights = await weights_of(self._federation, version)
+        if weights is None:
+            return
+        parent, sequences = self._state.version, self._state.sequences
+        number = parent + 1
+        new = self._begun(weights, number, parent, floor=number)
+        self._state.sequences = sequences
+        if self._ending.guard is not None:
+            self._ending.guard.forget_before(number)
+        await self._publish(new, equals=version)
+        logger.warning("version %d goes back to version %d", number, version)
 
     async def _observe(self) -> RunEnd | None:
         end = await self._ending.observe(self._state.version)
@@ -234,9 +273,10 @@ class Folding:
         self.publisher.refuse(refusal)
         self._source.release(refusal.partition, refusal.offset)
 
-    async def _publish(self, new: NewVersion) -> None:
+    async def _publish(self, new: NewVersion, equals: int | None = None) -> None:
         batch = self._waiting.take(new.manifest)
-        committed = await self._committing.publish(new, self._state, batch, self._load)
+        committed = await self._committing.publish(new, self._state, batch, self._load, equals)
         self._state, self._end = committed.state, committed.end
         self._load = self._load._replace(pace_seconds=committed.pace_seconds)
         self._round = self._clock.monotonic()
+        await self._guard()

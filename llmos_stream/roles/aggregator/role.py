@@ -14,6 +14,7 @@ from llmos_stream.broker import Broker, Topics
 from llmos_stream.codec import Layout
 from llmos_stream.config import Settings
 from llmos_stream.core import device_for
+from llmos_stream.core.collapse import CollapseGuard
 from llmos_stream.errors import ConfigError
 from llmos_stream.log.control import ControlView, RunEnd
 from llmos_stream.log.federation import Federation
@@ -98,7 +99,7 @@ class _Aggregator(Aggregation):
         updates = broker.reader([topics.updates], start="committed", group=group_of(topics), check_crcs=False)
         reader = await stack.enter_async_context(updates)
         source = Intake(federation, reader, layout, local_rule(settings), settings.aggregator.decode_bytes)
-        ending = Ending(settings.stop, events, federation.clock)
+        ending = Ending(settings.stop, events, federation.clock, CollapseGuard(settings.guard))
         return await self._fold(Folding(federation, settings, layout, source, ending, publisher), control, self._begin)
 
     async def _begin(self, folding: Folding) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from llmos_stream.broker import Reader
 from llmos_stream.config import StopSettings
 from llmos_stream.core import Stop, make_stop_rule
+from llmos_stream.core.collapse import Collapse, CollapseGuard, loss_of
 from llmos_stream.errors import ConfigError, StateError
 from llmos_stream.log.stream import EventStream, go_on
 from llmos_stream.runtime import Clock
@@ -16,13 +17,19 @@ from llmos_stream.wire.control import RunEnd
 logger = logging.getLogger(__name__)
 
 _EVENTS_AT_ONCE = 5000
+_GUARD = "guard"
 
 
 class Ending:
     """Watches one run through a reader of `<f>.events`, from version 0 on, through all restarts."""
 
-    def __init__(self, settings: StopSettings, evaluations: Reader, clock: Clock) -> None:
+    def __init__(
+        self, settings: StopSettings, evaluations: Reader, clock: Clock, guard: CollapseGuard | None = None
+    ) -> None:
         self._clock = clock
+        self.guard = guard
+        self.collapse: Collapse | None = None
+        """The last one that the guard saw. Whoever acts on it takes it away."""
         self._rule = make_stop_rule(settings)
         self._reader = evaluations
         self._evaluations = EventStream(evaluations, clock=clock, on_gap=go_on("events"))
@@ -36,14 +43,16 @@ class Ending:
         self.started_ms = started_ms
         self._before_seconds = max(0.0, (self._clock.time_ms() - started_ms) / 1000)
         self._evaluations.seek(self._at, events)
+        if self.guard is not None:
+            self.guard.load(learnt.get(_GUARD))
         try:
-            self._rule.load(learnt)
+            self._rule.load({name: value for name, value in learnt.items() if name != _GUARD})
         except StateError as error:
             logger.error("%s; patience counts anew", error)
 
     def learnt(self) -> dict[str, object]:
-        """What the stop rule knows, for `resume`."""
-        return self._rule.dump()
+        """What the stop rule and the guard know, for `resume`."""
+        return self._rule.dump() | ({} if self.guard is None else {_GUARD: self.guard.dump()})
 
     async def position(self) -> int:
         """The next offset of the events, for `resume`."""
@@ -60,6 +69,7 @@ class Ending:
             match entry:
                 case Event(EventKind.EVALUATION, data={"version": int(version), "metrics": dict(metrics)}):
                     stop = stop or self._judge(version, metrics)
+                    self._watch(version, metrics, number)
         return _end(stop or self._rule.tick(self._before_seconds + self._clock.monotonic() - self._since), number)
 
     async def _waiting(self) -> list[Event]:
@@ -68,6 +78,11 @@ class Ending:
         while len(found) < _EVENTS_AT_ONCE and (events := await self._evaluations.events(0)):
             found += events
         return found
+
+    def _watch(self, version: int, metrics: Mapping[str, float | None], newest: int) -> None:
+        loss = loss_of(metrics)
+        if self.guard is not None and loss is not None and version <= newest:
+            self.collapse = self.guard.observe(version, loss) or self.collapse
 
     def _judge(self, version: int, metrics: Mapping[str, float | None]) -> Stop | None:
         try:

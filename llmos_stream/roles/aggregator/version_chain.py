@@ -12,7 +12,7 @@ from llmos_stream.codec import DeltaEncoding, Layout, Residual, add_residual, fi
 from llmos_stream.config import VersionSettings
 from llmos_stream.core import NewVersion, Rule
 from llmos_stream.log.snapshots import EncodedSnapshot, residual_message
-from llmos_stream.log.versions import Origin, Version, delta_codec, delta_version, encode_version
+from llmos_stream.log.versions import ROLLED_BACK_TO, Origin, Version, delta_codec, delta_version, encode_version
 from llmos_stream.runtime import Offload, run_all
 from llmos_stream.storage.spool import Spools
 from llmos_stream.types import VersionHead
@@ -62,10 +62,16 @@ class Chain:
         """The weights that readers have, and the full version that they stand on."""
         return self._weights, self._full
 
-    async def encode(self, new: NewVersion, time_ms: int) -> Encoded:
-        """The message of `new`. What its readers will have is written over the weights of `new`."""
+    async def encode(self, new: NewVersion, time_ms: int, equals: int | None = None) -> Encoded:
+        """The message of `new`. What its readers will have is written over the weights of `new`.
+
+        One that `equals` an older version is written in full, and nothing is owed to anybody after it.
+        """
         parent, full, self._weights = self._weights, self._full, new.weights
-        origin = Origin(new.parent, new.manifest, self._rule, time_ms, self._digest)
+        rule = self._rule if equals is None else {**self._rule, ROLLED_BACK_TO: equals}
+        origin = Origin(new.parent, new.manifest, rule, time_ms, self._digest)
+        if equals is not None:
+            full = self._residual = None
         due = full is None or new.number - full.version >= self._every
         after, _ = self._layout.parts(new.weights)
         before = None if parent is None else self._layout.parts(parent)[0]
