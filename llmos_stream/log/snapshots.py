@@ -13,8 +13,8 @@ from llmos_stream.codec import Layout, Residual, decode, encode, max_payload_siz
 from llmos_stream.config import WireSettings
 from llmos_stream.errors import BrokerUnavailable, Reason, Rejected
 from llmos_stream.log.admission import head_of, topic_assembler
+from llmos_stream.log.federation import Federation
 from llmos_stream.log.stream import MessageStream
-from llmos_stream.runtime import Offload
 from llmos_stream.storage.spool import Spooled, spooled
 from llmos_stream.types import CodecId, CodecSpec, SnapshotHead
 from llmos_stream.wire import Assembler, MemoryStore, Message, Parts, Prelude, Refusal, Store, payload_digest
@@ -81,32 +81,25 @@ class Kept(NamedTuple):
 
 
 async def fetch_snapshots(
-    reader: Reader,
-    offsets: Mapping[str, int],
-    version: int,
-    layout: Layout,
-    *,
-    wire: WireSettings,
-    offload: Offload,
-    timeout_seconds: float,
+    federation: Federation, reader: Reader, offsets: Mapping[str, int], version: int, layout: Layout, seconds: float
 ) -> Kept:
     """The vectors of `version` that begin at `offsets`.
 
     Raises OffsetGone when retention has deleted one, Rejected when one is not what it should be,
-    BrokerUnavailable past the time-out.
+    BrokerUnavailable when nothing of one came for so many seconds.
     """
     moments: dict[str, Tensor] = {}
     residual: Residual | None = None
     at = TopicPartition(*reader.partitions[0])
     for name, offset in offsets.items():
-        message = await _message_at(reader, at, offset, snapshot_assembler(layout, wire), timeout_seconds)
+        message = await _message_at(reader, at, offset, snapshot_assembler(layout, federation.wire), seconds)
         head = message.head
         if not isinstance(head, SnapshotHead) or (head.version, head.tensor) != (version, name):
             raise Rejected(Reason.MALFORMED, f"no {name} of version {version} at offset {offset} of {at.topic}")
         if name == RESIDUAL:
-            residual = await offload.run(decode_residual, message, layout)
+            residual = await federation.run(decode_residual, message, layout)
         else:
-            moments[name] = await offload.run(decode_snapshot, message, layout)
+            moments[name] = await federation.run(decode_snapshot, message, layout)
     return Kept(moments, residual)
 
 

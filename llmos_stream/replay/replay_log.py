@@ -110,15 +110,9 @@ class ReplayLog:
         if not offsets:
             return Kept({}, None)
         try:
-            return await fetch_snapshots(
-                await self._reader(self._federation.topics.snapshots),
-                offsets,
-                number,
-                self.index.layout(number),
-                wire=self._federation.wire,
-                offload=self.offload,
-                timeout_seconds=_FETCH_SECONDS,
-            )
+            reader = await self._reader(self._federation.topics.snapshots)
+            layout = self.index.layout(number)
+            return await fetch_snapshots(self._federation, reader, offsets, number, layout, _FETCH_SECONDS)
         except (OffsetGone, Rejected) as error:
             names = " and ".join(sorted(offsets))
             raise Missing(f"the {names} of version {number} cannot be read: {error}") from None

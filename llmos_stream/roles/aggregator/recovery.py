@@ -116,13 +116,7 @@ async def kept_state(federation: Federation, checkpoint: Checkpoint, layout: Lay
     try:
         async with federation.reader(federation.topics.snapshots, "latest", check_crcs=False) as reader:
             return await fetch_snapshots(
-                reader,
-                checkpoint.snapshots,
-                checkpoint.version,
-                layout,
-                wire=federation.wire,
-                offload=federation.offload,
-                timeout_seconds=_FETCH_SECONDS,
+                federation, reader, checkpoint.snapshots, checkpoint.version, layout, _FETCH_SECONDS
             )
     except OffsetGone as error:
         logger.error("topics.snapshots_retention_gib: too little, the state at the newest version is gone (%s)", error)
