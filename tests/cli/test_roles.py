@@ -140,8 +140,10 @@ def test_a_federation_of_processes(start: Start, llmos: Run, on_kafka: str, monk
     measured = ended["evaluator"].json()
     assert (measured["version"], measured["num_examples"]) == (3, 256)
     assert measured["metrics"].keys() == {"accuracy", "loss"}
-    updates = [ended["first"].json()["updates"], int(ended["second"].out.removesuffix(" updates sent\n"))]
-    assert sum(updates) >= 6
+    first, second = ended["first"].json(), ended["second"].out.partition(" updates sent")
+    assert first["updates"] + int(second[0]) >= 6
+    assert first["counted"] + first["dropped"] + first["waiting"] == first["updates"]
+    assert " counted" in second[2]
     rows = llmos("versions", "list", "--json").json()
     assert [(row["version"], row["contributions"]) for row in rows] == [(0, 0), (1, 2), (2, 2), (3, 2)]
 
@@ -158,7 +160,7 @@ def test_a_federation_of_processes(start: Start, llmos: Run, on_kafka: str, monk
         f"federation {on_kafka} ended at version 3 (max_versions); start a new one under another name"
     )
     late = llmos("client", "--json", "--client.id", "late")
-    assert (late.status, late.json()) == (0, {"updates": 0})
+    assert (late.status, late.json()) == (0, {"updates": 0, "counted": 0, "dropped": 0, "waiting": 0})
     assert "run ended: max_versions" in late.err
 
 
