@@ -42,7 +42,12 @@ class AggregationSettings(Section):
     mixing: Fraction = 0.6
     """alpha of fedasync."""
     clip_norm: Positive | None = None
-    """L2 norm that no delta may exceed; a longer one is scaled down. Unset: no clipping."""
+    """L2 norm that no delta may exceed; a longer one is scaled down. Unset: clip_multiple alone decides."""
+    clip_multiple: Annotated[float, Field(ge=0)] = 10.0
+    """A delta longer than this times the median of the clients' last ones is scaled down to it. 0: none is."""
+    max_share: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """A client's examples count for no more than gives it this share of a version whose others are of median size, but
+    for 3 times the median at least. 1: for all that it claims."""
     max_num_examples: Count = 1_000_000_000
     """An update that claims more examples than this is refused."""
     max_step: Positive | None = None

@@ -48,7 +48,8 @@ class NewVersion:
     `sequences` is what must be remembered with the version so that a repeat is known after a restart:
     the window of each client in the manifest (see `dedup.SequenceWindow.dump`), and None for a client
     that is forgotten. `moments` are the server optimiser's (see `Pipeline.state_tensors`): the live tensors
-    (copies, where a GPU folds), to be written out before the next step.
+    (copies, where a GPU folds), to be written out before the next step. `limits` are those that
+    its updates were held to (see `limits`).
     """
 
     number: int
@@ -57,6 +58,7 @@ class NewVersion:
     manifest: tuple[Contribution, ...]
     sequences: Mapping[str, Sequence[int] | None] = field(default_factory=dict)
     moments: Mapping[str, Tensor] = field(default_factory=dict)
+    limits: Mapping[str, float] = field(default_factory=dict)
 
 
 Effect = Folded | Duplicate | Refused | NewVersion

@@ -26,6 +26,7 @@ from llmos_stream.core.delta import Delta, as_delta
 from llmos_stream.core.flat import divisor, require_flat
 from llmos_stream.core.guard import check_version
 from llmos_stream.core.held import Held
+from llmos_stream.core.limits import Limits
 from llmos_stream.core.optimizer import ServerOptimizer
 from llmos_stream.core.running_sum import RunningSum
 from llmos_stream.core.staleness import Discount, discounted
@@ -97,6 +98,8 @@ class Pipeline:
         self._behind = sum(spec.numel for spec in buffers)
         self._sum = RunningSum(device, self._behind)
         self._mean = BufferMean()
+        self.limits = Limits(aggregation, capacity_of(strategy, aggregation))
+        self._norm = 0.0  # of the update that was checked last, clipped
         self._held: list[Delta] = []
         self._values: list[Tensor] = []
 
@@ -119,7 +122,16 @@ class Pipeline:
         """The clip factor of an update that is sound, at these `weights`. Raises Rejected."""
         parameters, current = self._parts(weights)
         check_buffers(buffers, current.cpu(), self.buffers)
-        return self.stages.check(delta, parameters.numel(), self._aggregation.clip_norm)
+        fixed, recent = self._aggregation.clip_norm, self.limits.norm
+        limit = fixed if recent is None else recent if fixed is None else min(fixed, recent)
+        clip = self.stages.check(delta, parameters.numel(), limit)
+        if self.limits.measures:
+            self._norm = as_delta(delta).norm() * clip
+        return clip
+
+    def note(self, contribution: Contribution) -> None:
+        """The update that was checked last is folded as this contribution: later limits take it into account."""
+        self.limits.note(contribution.client_id, self._norm, contribution.num_examples)
 
     def weigh(self, num_examples: int, tau: int) -> float:
         """The weight that the manifest records, before clipping and normalising."""
@@ -178,6 +190,7 @@ class Pipeline:
         else:
             vector = self._sum.drain()
         new = self._apply(weights, vector, manifest)
+        self.limits.renew()
         if self.strategy.needs_history:
             self.history[version + 1] = new
             self.history.pop(version - self._staleness.maximum, None)

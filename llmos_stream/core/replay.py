@@ -72,6 +72,7 @@ class Replay:
         """
         pipeline = self._known
         clip = pipeline.check(update.delta, update.buffers, self.weights)
+        num_examples = pipeline.limits.counted(update.head.num_examples)
         if self.needs_base:
             if not self.pending:
                 pipeline.history.clear()  # no more of them are held than what waits needs
@@ -80,11 +81,13 @@ class Replay:
             pipeline.check_base(self.version - staleness)
         again = replace(
             contribution,
+            num_examples=num_examples,
             staleness=staleness,
-            weight=pipeline.weigh(contribution.num_examples, staleness),
+            weight=pipeline.weigh(num_examples, staleness),
             clip=clip,
         )
         pipeline.fold(again, update.delta, 0.0, update.buffers)
+        pipeline.note(again)
 
     def flush(self) -> None:
         """Make a version of what is buffered. Raises ValueError when there is nothing."""

@@ -50,6 +50,9 @@ _PACKAGES = "packages"
 
 S = TypeVar("S", bound=Section)
 
+_BEFORE_LIMITS = {"clip_multiple": 0.0, "max_share": 1.0}
+"""What holds in records from before these settings came."""
+
 
 @dataclass(frozen=True, slots=True)
 class Rule:
@@ -240,6 +243,8 @@ def _section(kind: type[S], name: str, recorded: Mapping[str, object], changes: 
     found = recorded.get(name)
     try:
         fields: dict[str, Any] = dict(found) if isinstance(found, Mapping) else {}
+        if fields and kind is AggregationSettings:
+            fields = {**_BEFORE_LIMITS, **fields}
         settings = kind.model_validate(fields)
     except ValueError:
         raise Rejected(Reason.UNSUPPORTED, f"this release does not understand the recorded rule's {name}") from None

@@ -28,6 +28,7 @@ def step(state: State, update: Update, now: float) -> tuple[State, tuple[Effect,
     except Rejected as rejected:
         return state, (Refused(rejected.reason, rejected.detail, head, update.partition, update.offset),)
     state.pipeline.fold(contribution, update.delta, now, update.buffers)
+    state.pipeline.note(contribution)
     state.sequences.add(head.client_id, head.sequence, state.version)
     folded = Folded(contribution)
     return state, (folded, _publish(state)) if state.pipeline.due(now) else (folded,)
@@ -58,21 +59,22 @@ def _contribution(state: State, update: Update) -> Contribution:
     head = update.head
     tau = _staleness(state, head)
     clip = state.pipeline.check(update.delta, update.buffers, state.weights)
+    num_examples = state.pipeline.limits.counted(head.num_examples)
     return Contribution(
         client_id=head.client_id,
         sequence=head.sequence,
         partition=update.partition,
         offset=update.offset,
-        num_examples=head.num_examples,
+        num_examples=num_examples,
         staleness=tau,
-        weight=state.pipeline.weigh(head.num_examples, tau),
+        weight=state.pipeline.weigh(num_examples, tau),
         clip=clip,
         payload_digest=head.payload_digest,
     )
 
 
 def _publish(state: State) -> NewVersion:
-    parent = state.version
+    parent, limits = state.version, state.pipeline.limits.record()
     state.weights, manifest = state.pipeline.flush(parent, state.weights)
     state.version = parent + 1
     # It never falls, whatever becomes of staleness.maximum in later runs: what is forgotten stays forgotten.
@@ -84,4 +86,4 @@ def _publish(state: State) -> NewVersion:
     sequences |= {client_id: state.sequences.dump_of(client_id) for client_id in sorted(kept)}
     # On the CPU these are the tensors themselves; a GPU gives them up in one copy a version.
     moments = {name: tensor.cpu() for name, tensor in state.pipeline.state_tensors().items()}
-    return NewVersion(state.version, parent, state.weights.cpu(), manifest, sequences, moments)
+    return NewVersion(state.version, parent, state.weights.cpu(), manifest, sequences, moments, limits)

@@ -201,7 +201,7 @@ def decode_recorded(message: Message, item: Contribution, base_version: int | No
     finally:
         message.parts.close()
     head = update.head
-    if base_version not in (None, head.base_version) or head.num_examples != item.num_examples:
+    if base_version not in (None, head.base_version) or head.num_examples < item.num_examples:
         there = f"it names base {head.base_version} and {head.num_examples} examples"
         raise UpdateMissing(f"{name}: {there}, the manifest {base_version} and {item.num_examples}", gone=False)
     return update

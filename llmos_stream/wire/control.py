@@ -8,7 +8,7 @@ latest      {"version": int, "partition": int, "offset": int, "full": null or su
 run         {"state": "finished", "reason": str, "detail": str, "version": int}
             why the run has ended, and with which version. Read by every role
 state       {"version": int, "started_ms": int, "events": int, "stop": {...}, "snapshots": {str: int},
-            "bases": null or int, "floor": int, "intake": {...}}
+            "bases": null or int, "floor": int, "intake": {...}, "limits": {str: [float, int]}}
             what an aggregator must know beside the newest version to go on from it: see `Checkpoint`.
             Read by the next aggregator
 sequences/CLIENT  [highest, version, words...]
@@ -123,7 +123,8 @@ class Checkpoint:
     stands on, where the strategy needs the weights of past versions.
     stop: what the stop rule learnt (`StopRule.dump`). events: the next offset of `<f>.events` to look at.
     started_ms: when the run started, in milliseconds since the epoch.
-    floor: see `core.State`. intake: what the source of the updates wants back after a restart.
+    floor: see `core.State`. limits: see `core.limits`.
+    intake: what the source of the updates wants back after a restart.
     """
 
     version: int
@@ -134,6 +135,7 @@ class Checkpoint:
     bases: int | None = None
     floor: int = 0
     intake: Mapping[str, object] = field(default_factory=dict)
+    limits: Mapping[str, Any] = field(default_factory=dict)
 
 
 def dump_setting(setting: Pointer | Leader | Promotion | Checkpoint) -> bytes:
@@ -210,6 +212,7 @@ def load_checkpoint(value: Mapping[str, Any]) -> Checkpoint:
         bases=None if value["bases"] is None else count(value, "bases"),
         floor=count(value, "floor") if "floor" in value else 0,
         intake=dict(value["intake"]),
+        limits=dict(value.get("limits", {})),
     )
 
 

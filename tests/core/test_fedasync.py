@@ -27,7 +27,7 @@ def test_a_run_of_updates_on_old_and_new_bases(
     state = start(
         torch.tensor(weights),
         LAYOUT,
-        aggregation=AggregationSettings(strategy="fedasync", mixing=alpha, clip_norm=clip),
+        aggregation=AggregationSettings(strategy="fedasync", mixing=alpha, clip_norm=clip, clip_multiple=0.0),
         staleness=StalenessSettings(maximum=4),
     )
     oracle = oracles.FedAsync([weights], lambda tau: oracles.s("polynomial", tau, 0.5, 4), alpha, clip)

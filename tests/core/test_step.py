@@ -223,7 +223,7 @@ def test_goes_on_from_what_is_remembered_as_if_never_stopped(name: str) -> None:
     state = start(torch.zeros(2), LAYOUT, aggregation=aggregation, server_optimizer=rule)
     versions(state, [update([1.0, 0.1 * i], i, base=0) for i in range(4)])
     moments = {name: tensor.clone() for name, tensor in state.pipeline.state_tensors().items()}
-    sequences = state.sequences.dump()
+    sequences, limits = state.sequences.dump(), state.pipeline.limits.dump()
     later = [update([0.5, 0.5], 3, base=2), update([0.3, -0.5], 4, base=2), update([0.2, 0.2], 5, base=1)]
     weights = state.weights.clone()
     (straight,) = versions(state, later)
@@ -236,6 +236,7 @@ def test_goes_on_from_what_is_remembered_as_if_never_stopped(name: str) -> None:
         moments=moments,
         sequences=sequences,
     )
+    resumed.pipeline.limits.load(limits)
     (again,) = versions(resumed, later)
     assert same_bytes(straight.weights, again.weights)
     assert straight.manifest == again.manifest

@@ -192,6 +192,7 @@ class Committing:
             stop=self._ending.learnt(),
             bases=self._places[0].beginning.offset if self._places else None,
             floor=state.floor,
+            limits=state.pipeline.limits.dump(),
             intake=self._source.checkpoint(number),
         )
 

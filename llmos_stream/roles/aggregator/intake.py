@@ -47,7 +47,7 @@ class Intake:
         shared = wire.model_copy(update={"pending_bytes": pending})
         self._assembler = topic_assembler(self._admit, shared, hashes=True)
         self._offsets = SafeOffsets(self._assembler.low_water)
-        clips = rule.aggregation.clip_norm is not None
+        clips = rule.aggregation.clip_norm is not None or rule.aggregation.clip_multiple > 0
         self._decoder = Decoder(
             layout.parameters, federation.offload, decode_bytes, clips=clips, buffers=layout.buffer_elements
         )

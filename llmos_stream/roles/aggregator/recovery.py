@@ -184,9 +184,11 @@ def resumed_state(rule: Rule, device: torch.device, layout: Layout, found: Recov
         device=device,
     )
     try:
-        return begin(moments=found.moments)
+        state = begin(moments=found.moments)
     except StateError as error:
         # Another rule than before, by its operator's choice.
         state = begin()
         logger.warning("%s: its moments start anew", error)
-        return state
+    if found.checkpoint is not None:
+        state.pipeline.limits.load(found.checkpoint.limits)
+    return state

@@ -68,10 +68,11 @@ class Chain:
         One that `equals` an older version is written in full, and nothing is owed to anybody after it.
         """
         parent, full, self._weights = self._weights, self._full, new.weights
-        rule = self._rule if equals is None else {**self._rule, ROLLED_BACK_TO: equals}
-        origin = Origin(new.parent, new.manifest, rule, time_ms, self._digest)
+        rule = {**self._rule, "limits": new.limits} if new.limits else self._rule
         if equals is not None:
+            rule = {**rule, ROLLED_BACK_TO: equals}
             full = self._residual = None
+        origin = Origin(new.parent, new.manifest, rule, time_ms, self._digest)
         due = full is None or new.number - full.version >= self._every
         after, _ = self._layout.parts(new.weights)
         before = None if parent is None else self._layout.parts(parent)[0]
