@@ -5,8 +5,7 @@
 See `FederatedLearning` for training from your own loop and `llmos-stream --help` for everything else.
 """
 
-from typing import TYPE_CHECKING
-
+TYPE_CHECKING = False  # as in `typing`, which takes its time: Ctrl-C is not heeded yet
 try:
     import fcntl as _fcntl  # noqa: F401 (a state folder is locked by it)
 except ImportError:

@@ -2,11 +2,14 @@
 
 import os
 import signal
-from collections.abc import Sequence
-from typing import NoReturn
+
+TYPE_CHECKING = False  # as in `typing`, which takes its time itself
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import NoReturn
 
 
-def run(argv: Sequence[str] | None = None) -> NoReturn:
+def run(argv: "Sequence[str] | None" = None) -> "NoReturn":
     """Run one command, and end the process with its exit status.
 
     Ctrl-C among the imports ends it at once: an interrupt there would end in a traceback, or be lost in one of them.
