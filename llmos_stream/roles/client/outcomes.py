@@ -41,7 +41,7 @@ class Outcomes:
         """Why the last of those was not."""
         self.window: SequenceWindow | None = None
         self.is_shared = False
-        """Whether another process has sent under this name since the last sequence was taken."""
+        """Whether another process has taken the very sequence of an update of this one, since the last was taken."""
         self._client_id = client_id
         self._own_from: int | None = None
         self._sent: OrderedDict[int, _Sent] = OrderedDict()
@@ -94,6 +94,7 @@ class Outcomes:
                     self.counted -= 1  # it was the other one's that counted
                 del self._sent[item.sequence]
                 self._drop(item.sequence, "duplicate: another update of that client and sequence was folded")
+                self.is_shared = True
                 self._meet(item.sequence, now)
 
     def take_refusal(self, value: bytes) -> None:
@@ -126,7 +127,6 @@ class Outcomes:
         return sequence not in self._sent and self._own_from is not None and sequence >= self._own_from
 
     def _meet(self, sequence: int, now: float) -> None:
-        self.is_shared = True
         self._say(
             "shared",
             now,
