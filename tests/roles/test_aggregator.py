@@ -3,6 +3,7 @@
 import asyncio
 from typing import Any
 
+import orjson
 import pytest
 import torch
 
@@ -173,11 +174,40 @@ async def test_the_run_ends_by_evaluations_or_time(
         await running.version(0)
         async with broker.producer() as producer:
             for version, value in enumerate(values):
+                if version:
+                    await running.send(update(delta_of(1.0), sequence=version, base_version=version - 1))
+                    await running.version(version)
                 measured = event(EventKind.EVALUATION, "evaluator", version=version, metrics={"accuracy": value})
                 await emit(producer, running.topics.events, measured)
         end = await running.task
     assert end is not None
     assert end.reason == reason
+
+
+@pytest.mark.parametrize(
+    ("version", "value"),
+    [(10**15, 0.99), (-1, 0.99), (0, 1e9), (0, 1.5), (0, -3.0), (0, "0.99"), (0, True), (0, [1.0])],
+)
+async def test_an_evaluation_that_nobody_can_have_made_ends_nothing(
+    federation: str, version: int, value: object
+) -> None:
+    broker = MemoryBroker()
+    async with aggregator(broker, settings_for(federation, stop={"target": 0.9})) as running:
+        await running.version(0)
+        forged = {"kind": "evaluation", "role": "evaluator", "time_ms": 0}
+        forged |= {"data": {"version": version, "metrics": {"accuracy": value}}}
+        async with broker.producer() as producer:
+            await producer.send(running.topics.events, orjson.dumps(forged), key=b"evaluator")
+            await running.send(update(delta_of(1.0)))
+            await running.version(1)
+            await running.send(update(delta_of(1.0), sequence=1, base_version=1))
+            await running.version(2)
+            assert not running.task.done()
+            measured = event(EventKind.EVALUATION, "evaluator", version=1, metrics={"accuracy": 0.95})
+            await emit(producer, running.topics.events, measured)
+        end = await running.task
+    assert end is not None
+    assert end.reason == "target"
 
 
 async def test_another_model_is_refused_and_fences_nobody(broker: Broker, federation: str) -> None:

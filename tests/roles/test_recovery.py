@@ -82,15 +82,17 @@ async def test_patience_counts_on_through_restarts(broker: Broker, federation: s
     """Also with what was evaluated while there was no aggregator."""
     settings = settings_for(federation, stop={"patience": 4})
     async with aggregator(broker, settings) as running:
-        await running.version(0)
+        for number in range(4):
+            await running.send(update(delta_of(1.0), sequence=number, base_version=number))
+            await running.version(number + 1)
         await _evaluate(running, 0.5, 0.4)
-        await running.send(update(delta_of(1.0)))
-        await running.version(1)
+        await running.send(update(delta_of(1.0), sequence=4, base_version=4))
+        await running.version(5)
         await running.kill()
     await _evaluate(running, 0.3, first=2)
     async with aggregator(broker, settings) as running:
-        await running.send(update(delta_of(1.0), sequence=1, base_version=1))
-        await running.version(2)
+        await running.send(update(delta_of(1.0), sequence=5, base_version=5))
+        await running.version(6)
         await running.kill()
     async with aggregator(broker, settings) as running:
         await _evaluate(running, 0.3, 0.3, first=3)

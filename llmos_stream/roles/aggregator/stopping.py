@@ -11,12 +11,14 @@ from llmos_stream.core.collapse import Collapse, CollapseGuard, loss_of
 from llmos_stream.errors import ConfigError, StateError
 from llmos_stream.log.stream import EventStream, go_on
 from llmos_stream.runtime import Clock
-from llmos_stream.types import Event, EventKind
+from llmos_stream.telemetry.process_metrics import FOREIGN
+from llmos_stream.types import Event, EventKind, TopicKind
 from llmos_stream.wire.control import RunEnd
 
 logger = logging.getLogger(__name__)
 
 _EVENTS_AT_ONCE = 5000
+_LARGEST = 1e15
 _GUARD = "guard"
 
 
@@ -68,6 +70,10 @@ class Ending:
         for entry in await self._waiting():
             match entry:
                 case Event(EventKind.EVALUATION, data={"version": int(version), "metrics": dict(metrics)}):
+                    if not (0 <= version <= number and all(map(_is_plausible, metrics.items()))):
+                        FOREIGN.labels(TopicKind.EVENTS).inc()
+                        logger.warning("an evaluation of version %d does not count: %s", version, str(metrics)[:200])
+                        continue
                     stop = stop or self._judge(version, metrics)
                     self._watch(version, metrics, number)
         return _end(stop or self._rule.tick(self._before_seconds + self._clock.monotonic() - self._since), number)
@@ -93,6 +99,16 @@ class Ending:
             # What an evaluator sends must not end the aggregator; a person reads this and mends one of the two.
             logger.error("%s", error)
             return None
+
+
+def _is_plausible(metric: tuple[str, object]) -> bool:
+    """Whether an evaluator of this federation can have measured it; null stands for a value that is not finite."""
+    name, value = metric
+    if value is None:
+        return True
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= _LARGEST:
+        return False
+    return name != "accuracy" or 0 <= value <= 1
 
 
 def _end(stop: Stop | None, number: int) -> RunEnd | None:
