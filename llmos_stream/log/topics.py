@@ -30,6 +30,9 @@ async def wait_for_topics(broker: Broker, topics: Topics, shutdown: Shutdown) ->
         if pause == _LAST_LOOK_SECONDS:
             say = logger.warning if is_new else logger.info
             is_new = False
-            say("waiting for federation %s: it has no topics yet", topics.federation)
+            say(
+                "waiting for federation %s: it has no topics yet, or this user may not see them (Describe)",
+                topics.federation,
+            )
         await shutdown.wait(pause)
         pause = min(2 * pause, _LAST_LOOK_SECONDS)

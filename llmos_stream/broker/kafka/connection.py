@@ -95,9 +95,12 @@ class Connection:
                         await asyncio.sleep(pause)
                         pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
             except TimeoutError:
-                why = f" ({reasons[-1]})" if reasons else ""
+                # What hangs up on another protocol says nothing.
+                why = f" ({str(reasons[-1]) or type(reasons[-1]).__name__})" if reasons else ""
                 raise BrokerUnavailable(
                     f"no Kafka answers at {self.address} after {self.settings.connect_timeout_seconds:g} s{why}; "
+                    "a listener with another broker.security_protocol than "
+                    f"{self.settings.security_protocol} hangs up, and its advertised.listeners must be reached; "
                     "check LLMOS_BROKER__BOOTSTRAP_SERVERS, or start one with `llmos-stream broker start`"
                 ) from None
 

@@ -47,7 +47,10 @@ def translate(
         case theirs.ProducerFenced() | theirs.InvalidProducerEpoch():
             translated = Fenced(fenced(producer))
         case theirs.MessageSizeTooLargeError() | theirs.RecordListTooLargeError():
-            translated = RecordTooLarge(f"the broker refused a record for {topic}; make chunks smaller ({said})")
+            translated = RecordTooLarge(
+                f"the broker refused a record for {topic}; make chunks smaller "
+                f"(LLMOS_WIRE__CHUNK_BYTES) or raise max.message.bytes of the topic ({said})"
+            )
         case theirs.UnknownTopicOrPartitionError() if topic is not None:
             translated = TopicMissing(topic_missing(topic))
         case theirs.OffsetOutOfRangeError():
