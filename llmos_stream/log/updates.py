@@ -72,7 +72,7 @@ def decode_update(message: Message, numel: int, buffers: int = 0) -> Update:
     head = head_of(UpdateHead, message)
     if message.payload_digest != head.payload_digest:
         raise Rejected(Reason.WRONG_DIGEST, "the payload does not match its digest")
-    values = torch.empty(buffers, dtype=torch.float32)
+    values = torch.empty(buffers, dtype=torch.float32, device="cpu")
     delta: QuantizedDelta | Whole
     size = quantized_bytes(head.codec, numel)
     if size <= WORTH_QUANTIZED * numel:

@@ -5,7 +5,7 @@ import torch
 
 from llmos_stream.broker import Broker, MemoryBroker
 from llmos_stream.config import Settings
-from llmos_stream.errors import ConfigError
+from llmos_stream.errors import ConfigError, NotFound
 from llmos_stream.replay import Change, Missing, WhatIf, WhatIfResult
 from llmos_stream.training import load_task
 from llmos_stream.training.model_evaluator import ModelEvaluator
@@ -109,7 +109,7 @@ async def test_fedasync_told_as_fedbuff(federation: str) -> None:
 async def test_a_client_that_is_not_there_is_named(federation: str) -> None:
     broker = MemoryBroker()
     settings = await write_random(broker, federation, "sgd")
-    with pytest.raises(ConfigError, match="no contribution of nobody in these versions"):
+    with pytest.raises(NotFound, match="no contribution of nobody in these versions"):
         await _told(broker, settings, Change(frozenset({"nobody"})))
     with pytest.raises(ConfigError, match="the changed settings make no rule"):
         await _told(broker, settings, Change(settings={"staleness": {"a": -1.0}}))

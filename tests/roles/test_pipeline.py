@@ -235,7 +235,7 @@ async def test_a_client_keeps_its_sequence_and_residual_across_restarts(federati
 async def test_a_client_with_another_model_is_told_which_tensor_differs(federation: str) -> None:
     settings = _settings(federation)
     other = _client(settings.model_copy(update={"task": settings.task.model_copy(update={"entry": "noop:100"})}), 0)
-    with pytest.raises(ConfigError, match=r"task\.entry, task\.share: .* here, .* there"):
+    with pytest.raises(ConfigError, match=r"task\.entry, task\.share: .* here and .* there"):
         await Federation(MemoryBroker(), settings, [other]).run()
 
 

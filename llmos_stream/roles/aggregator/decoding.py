@@ -56,7 +56,7 @@ class Decoder:
             raise Rejected(Reason.WRONG_DIGEST, "the payload does not match its digest")
         size = quantized_bytes(head.codec, self._numel)
         rows = RowNorms(self._numel)
-        values = torch.empty(self._buffers, dtype=torch.float32)
+        values = torch.empty(self._buffers, dtype=torch.float32, device="cpu")
         delta: _Borrowed | _Read
         if size <= min(self._room_bytes, WORTH_QUANTIZED * self._numel):
             if self._room.numel() < size:

@@ -101,7 +101,7 @@ class Outbox:
 
     def _write(self, delta: Tensor, buffers: Tensor | None, sequence: int) -> Payload:
         """Encode slice by slice, each written before the next is made."""
-        values = torch.empty(0, dtype=torch.float32) if buffers is None else buffers
+        values = torch.empty(0, dtype=torch.float32, device="cpu") if buffers is None else buffers
         generator = _generator(self._client_id, sequence)
         if self._feedback is None:
             frames = encode(delta, self._codec, level=self._level, generator=generator)
