@@ -37,6 +37,7 @@ def add(commands: Commands) -> None:
             "staleness",
             "server_optimizer",
             "versions",
+            "guard",
             "stop",
         ),
         examples=(

@@ -137,7 +137,7 @@ def test_a_report_in_a_folder_that_cannot_be_written_is_refused_before_the_work(
     path = tmp_path / "file" / "new" / "report.html"
     done = llmos("demo", "--report", path)
     assert done.status == 2
-    assert done.error() == f"--report: cannot write {path}: Not a directory; --no-report goes without"
+    assert done.error() == f"--report: cannot write {path}: Not a directory"
     assert llmos("demo", "--report", "/proc/report.html").error().startswith("--report: cannot write /proc/report.html")
     assert list(tmp_path.iterdir()) == [tmp_path / "file"]
 

@@ -1,5 +1,6 @@
 """Was every update counted exactly once, and are the versions what they say? From the log and the clients' journals."""
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
@@ -76,9 +77,11 @@ def _manifests(logged: Logged, verdict: Verdict) -> list[list[Sending]]:
                 verdict.others.append(f"version {number} names an update at {item.offset} that is not there")
                 continue
             head = sending.head
+            limits = version.head.rule.get("limits")
+            most = limits.get("examples", math.inf) if isinstance(limits, Mapping) else math.inf
             said = (item.client_id, item.sequence, item.num_examples, item.payload_digest, item.staleness)
             staleness = number - 1 - head.base_version
-            if said != (head.client_id, head.sequence, head.num_examples, head.payload_digest, staleness):
+            if said != (head.client_id, head.sequence, min(head.num_examples, most), head.payload_digest, staleness):
                 verdict.others.append(f"version {number}: the manifest and the update at {item.offset} differ")
             sendings.append(sending)
         manifests.append(sendings)
@@ -128,7 +131,10 @@ def _compare_with_the_oracle(
     oracle = Oracle(first.head.rule, first.weights.numpy().astype(np.float64))
     for place, (version, manifest) in enumerate(zip(logged.versions[1:], manifests[1:], strict=True)):
         expected = oracle.fold(
-            [(one.head.base_version, one.head.num_examples, one.delta.numpy().astype(np.float64)) for one in manifest]
+            [
+                (one.head.base_version, item.num_examples, one.delta.numpy().astype(np.float64))
+                for item, one in zip(version.head.manifest, manifest, strict=True)
+            ]
         )
         weights = version.weights.numpy().astype(np.float64)
         error = float(np.abs(expected + owed[place] - weights - owed[place + 1]).max())
