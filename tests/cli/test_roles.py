@@ -197,7 +197,10 @@ def test_signals_and_a_restart(
     assert newest >= version
     aggregator = start("aggregator", "--json")
     version_after(newest)
-    for role, expected in ((client, {"updates"}), (aggregator, {"reason", "detail", "version"})):
+    for role, expected in (
+        (client, {"updates", "counted", "dropped", "waiting"}),
+        (aggregator, {"reason", "detail", "version"}),
+    ):
         role.signal(signal.SIGINT)
         done = role.wait()
         assert done.status == 130, done
