@@ -79,7 +79,8 @@ async def test_a_pause_outlives_the_aggregator(
     async with aggregator(broker, settings) as running:
         await running.version(0)
         await set_paused(broker, Topics(settings.federation.name), True)
-    await running.send(update(delta_of(1.0)))
+        await running.stop()
+        await running.send(update(delta_of(1.0)))
     async with aggregator(broker, settings) as running:
         await _logged(caplog, "paused: nothing is folded")
         await set_paused(broker, Topics(settings.federation.name), False)
