@@ -157,8 +157,11 @@ class Reader(AbstractAsyncContextManager["Reader", None], Protocol):
     async def position(self, at: TopicPartition) -> int:
         """The next offset that `poll` looks at."""
 
-    async def end_offsets(self) -> dict[TopicPartition, int]:
-        """Where each partition ends for this reader: its last stable offset."""
+    async def end_offsets(self, *, undecided: bool = False) -> dict[TopicPartition, int]:
+        """Where each partition ends for this reader: its last stable offset.
+
+        With `undecided` the high watermark: what open transactions have written lies between the two.
+        """
 
     async def lag(self) -> int:
         """How many offsets lie between the positions and the ends, over all partitions."""

@@ -40,8 +40,8 @@ class BaseReader(ABC):
     @abstractmethod
     async def position(self, at: TopicPartition) -> int: ...
 
-    async def end_offsets(self) -> dict[TopicPartition, int]:
-        return await self._ends(self.partitions)
+    async def end_offsets(self, *, undecided: bool = False) -> dict[TopicPartition, int]:
+        return await self._ends(self.partitions, undecided=undecided)
 
     async def lag(self) -> int:
         ends = await self.end_offsets()
@@ -77,4 +77,4 @@ class BaseReader(ABC):
     async def _beginnings(self, at: Sequence[TopicPartition]) -> dict[TopicPartition, int]: ...
 
     @abstractmethod
-    async def _ends(self, at: Sequence[TopicPartition]) -> dict[TopicPartition, int]: ...
+    async def _ends(self, at: Sequence[TopicPartition], *, undecided: bool = False) -> dict[TopicPartition, int]: ...

@@ -24,6 +24,7 @@ from llmos_stream.log.versions import (
     decode_version,
     version_assembler,
 )
+from llmos_stream.log.visibility import PROMPT_SECONDS, await_visible
 from llmos_stream.runtime import SYSTEM_CLOCK, Clock, Offload
 from llmos_stream.telemetry.tracing import TraceParent, follow
 from llmos_stream.types import Part, VersionHead, VersionKind
@@ -31,10 +32,6 @@ from llmos_stream.wire import Message, Refusal
 from llmos_stream.wire.control import Pointer
 
 logger = logging.getLogger(__name__)
-
-_LOOK_SECONDS = 0.1
-_VISIBLE_SECONDS = 10.0
-"""How long after its pointer a version is seen at the latest: both are of one transaction."""
 
 
 class Follower:
@@ -112,8 +109,9 @@ class Replica:
     async def _move(self, pointer: Pointer, timeout_seconds: float, *, late: bool = False) -> Version:
         at, in_place = TopicPartition(self._topic, pointer.partition), self._in_place
         self._in_place, self._wanted, self._chain = False, pointer, None
-        await self._await_visible(pointer, at, timeout_seconds)
+        begun = self._clock.monotonic()
         if late:
+            await await_visible(self._reader, pointer, self._clock, begun, timeout_seconds)
             cursor = Cursor(self._reader, at)
             index = VersionIndex(cursor, *await cursor.bounds())
             self._chain = {version.offset: version.head.number for version in await index.chain(pointer)}
@@ -121,25 +119,20 @@ class Replica:
             self._stream.seek(at, min(self._chain))
         elif not in_place:
             self._stream.seek(at, self._next)
-        while (message := await self._stream.awaited(at, timeout_seconds)) is not None:
-            if (version := await self._take(message, pointer)) is not None:
-                self._in_place = True
-                return version
-        raise BrokerUnavailable(f"version {pointer.version} of {self._topic} did not arrive in {timeout_seconds:g} s")
-
-    async def _await_visible(self, pointer: Pointer, at: TopicPartition, timeout_seconds: float) -> None:
-        """Wait until the log reaches to where the version is: its pointer may be seen a moment earlier."""
-        begun = self._clock.monotonic()
-        while await self._is_beyond_end(pointer, at):
-            if self._clock.monotonic() - begun > min(timeout_seconds, _VISIBLE_SECONDS):
-                where = f"version {pointer.version} of {self._topic}, at offset {pointer.offset},"
-                if timeout_seconds < _VISIBLE_SECONDS:
-                    raise BrokerUnavailable(f"{where} did not arrive in {timeout_seconds:g} s")
-                raise Rejected(Reason.MISSING_CHUNK, f"{where} is beyond the end of the log")
-            await self._clock.sleep(_LOOK_SECONDS)
-
-    async def _is_beyond_end(self, pointer: Pointer, at: TopicPartition) -> bool:
-        return (await self._reader.end_offsets())[at] <= pointer.offset
+        patience = min(timeout_seconds, PROMPT_SECONDS)
+        while True:
+            message = await self._stream.awaited(at, patience)
+            if message is not None:
+                if (version := await self._take(message, pointer)) is not None:
+                    self._in_place = True
+                    return version
+            elif patience == timeout_seconds:
+                raise BrokerUnavailable(
+                    f"version {pointer.version} of {self._topic} did not arrive in {timeout_seconds:g} s"
+                )
+            else:
+                await await_visible(self._reader, pointer, self._clock, begun, timeout_seconds)
+                patience = timeout_seconds
 
     async def _take(self, message: Message, pointer: Pointer) -> Version | None:
         """The version asked for, when this is it. What is not the next one is passed over."""

@@ -221,8 +221,8 @@ class _Reader:
     async def position(self, at: TopicPartition) -> int:
         return await self._ask("position", self._inner.position, at=at)
 
-    async def end_offsets(self) -> dict[TopicPartition, int]:
-        return await self._ask("end_offsets", self._inner.end_offsets)
+    async def end_offsets(self, *, undecided: bool = False) -> dict[TopicPartition, int]:
+        return await self._ask("end_offsets", self._inner.end_offsets, undecided=undecided)
 
     async def lag(self) -> int:
         return await self._ask("lag", self._inner.lag)

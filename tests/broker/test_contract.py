@@ -394,7 +394,9 @@ async def test_what_follows_an_open_transaction_waits_for_it(broker: Broker, fed
             assert values(await take(reader, 1)) == [b"before"]
             assert await reader.poll(0.3) == []
             assert await reader.end_offsets() == {at: 1}
+            assert await reader.end_offsets(undecided=True) == {at: 3}
         assert values(await take(reader, 2)) == [b"inside", b"after"]
+        assert await reader.end_offsets() == await reader.end_offsets(undecided=True) == {at: 4}
 
 
 async def test_an_aborted_transaction_is_never_seen(broker: Broker, federation: str) -> None:

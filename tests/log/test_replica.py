@@ -1,9 +1,11 @@
 """Readers of a chain of versions, on both brokers: each gets the bytes a version names, wherever it comes from."""
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -12,10 +14,14 @@ from llmos_stream.broker import Broker, MemoryBroker, Reader, Topics
 from llmos_stream.codec import weights_digest
 from llmos_stream.config import Settings
 from llmos_stream.errors import BrokerUnavailable, OffsetGone, Reason, Rejected
-from llmos_stream.log import ControlView, Follower, Pointer, Replica, Version
+from llmos_stream.log import ControlView, Follower, Pointer, Replica, Version, visibility
+from llmos_stream.log import replica as replica_module
+from llmos_stream.log.replica import newest_version
 from llmos_stream.runtime import Offload
+from llmos_stream.testing import Call, FaultyBroker
 from llmos_stream.types import Part, VersionHead, VersionKind
 from llmos_stream.wire import message_id, pack_prelude, split
+from llmos_stream.wire.control import LATEST, dump_setting
 from tests.federation import decoded_versions, read_versions
 from tests.roles.aids import NUMEL, aggregator, settings_for, update
 
@@ -181,3 +187,75 @@ async def test_a_delta_that_is_not_what_it_says_is_refused_and_the_next_full_ver
         version = await replica.move_to(Pointer(5, 0, places[5], Pointer(4, 0, places[4])), _SECONDS)
     assert weights_digest(version.weights) == logged[5].head.weights_digest
     assert pointers[5].beginning.version == 4
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("end", ["commit", "abort"])
+async def test_a_version_behind_an_open_transaction_is_waited_for(
+    broker: Broker, federation: str, monkeypatch: pytest.MonkeyPatch, late: bool, end: str
+) -> None:
+    """Its pointer is seen long before: that does not make it one that is not there."""
+    monkeypatch.setattr(visibility, "PROMPT_SECONDS", 0.0)
+    monkeypatch.setattr(replica_module, "PROMPT_SECONDS", 0.05)
+    settings, asked = _settings(federation), asyncio.Event()
+
+    async def note(call: Call) -> Any:
+        if call.operation == "end_offsets" and call.arguments["undecided"]:
+            asked.set()
+        return await call.proceed()
+
+    watched, topics = FaultyBroker(broker, note), Topics(federation)
+    async with (
+        aggregator(broker, settings) as running,
+        Offload(1) as offload,
+        watched.reader([topics.models], start="latest") as models,
+        watched.reader([topics.control], start="earliest") as reader,
+        broker.producer(f"{federation}-other") as other,
+    ):
+        control, replica = ControlView(reader), _replica(models, settings, offload)
+        await running.version(0)
+        await control.catch_up()
+        if not late:
+            assert (await newest_version(control, replica, _SECONDS)) is not None
+        with contextlib.suppress(ZeroDivisionError):
+            async with other.transaction() as transaction:
+                await transaction.send(topics.models, b"rubbish", partition=0)
+                await running.send(update(torch.ones(NUMEL)))
+                while control.latest is None or control.latest.version < 1:
+                    await control.poll(0.1)
+                moving = asyncio.create_task(newest_version(control, replica, _SECONDS))
+                asked.clear()
+                await asyncio.wait_for(asked.wait(), _SECONDS)
+                await asyncio.wait([moving], timeout=0.5)
+                assert not moving.done()
+                if end == "abort":
+                    raise ZeroDivisionError
+        version = await moving
+        assert version is not None
+        assert version.head.number == 1
+
+
+async def test_a_pointer_beyond_all_that_was_written_is_disowned_by_whoever_follows(
+    broker: Broker, federation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(visibility, "PROMPT_SECONDS", 0.0)
+    monkeypatch.setattr(replica_module, "PROMPT_SECONDS", 0.05)
+    settings, topics = _settings(federation), Topics(federation)
+    pointers = await _write(broker, settings, 2)
+    async with (
+        Offload(1) as offload,
+        broker.reader([topics.models], start="latest") as models,
+        broker.reader([topics.control], start="earliest") as reader,
+        broker.producer() as producer,
+    ):
+        control, replica = ControlView(reader), _replica(models, settings, offload)
+        await control.catch_up()
+        for offset in (pointers[2].offset + 1000, 2**62):
+            assert (await newest_version(control, replica, _SECONDS)) is not None
+            forged = Pointer(3, 0, offset, pointers[0])
+            await producer.send(topics.control, dump_setting(forged), key=LATEST)
+            while control.latest != forged:
+                await control.poll(0.1)
+            version = await newest_version(control, replica, _SECONDS)
+            assert version is not None
+            assert version.head.number == 2

@@ -1,8 +1,10 @@
 """Records that nobody of the federation wrote, in every topic: each role counts them, passes them over and goes on."""
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
+from typing import Any
 
 import orjson
 import pytest
@@ -10,12 +12,13 @@ import torch
 
 from llmos_stream.broker import Broker, MemoryBroker, Topics
 from llmos_stream.config import Settings
-from llmos_stream.log import Pointer, Version
+from llmos_stream.log import Pointer, Version, visibility
+from llmos_stream.log.control import open_control
 from llmos_stream.log.federation import Federation
 from llmos_stream.log.replica import newest_version
 from llmos_stream.log.versions import Origin, encode_version
 from llmos_stream.runtime import Offload, Shutdown
-from llmos_stream.testing import RunningFederation
+from llmos_stream.testing import Call, FaultyBroker, RunningFederation
 from llmos_stream.wire import message_id, pack_prelude, split
 from llmos_stream.wire.control import (
     AGGREGATOR,
@@ -174,7 +177,10 @@ async def test_a_forged_version_is_not_taken(federation: str, what: str, announc
 
 
 @pytest.mark.parametrize("offset", [0, 10**6, 2**62])
-async def test_a_pointer_to_nothing_leads_nobody_astray(federation: str, offset: int) -> None:
+async def test_a_pointer_to_nothing_leads_nobody_astray(
+    federation: str, offset: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(visibility, "PROMPT_SECONDS", 0.5)
     broker, settings = MemoryBroker(), settings_for(federation)
     async with aggregator(broker, settings) as running:
         await running.send(update(delta_of(1.0)))
@@ -185,6 +191,42 @@ async def test_a_pointer_to_nothing_leads_nobody_astray(federation: str, offset:
         await running.version(2)
     async with _late(broker, settings) as late:
         assert torch.equal((await late()).weights, delta_of(2.0))
+
+
+async def test_a_version_behind_an_open_transaction_is_not_made_again(
+    broker: Broker, federation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever takes over sees its pointer and not yet the version."""
+    monkeypatch.setattr(visibility, "PROMPT_SECONDS", 0.0)
+    settings, looked = settings_for(federation), asyncio.Event()
+
+    async def note(call: Call) -> Any:
+        if call.operation == "end_offsets" and call.arguments["undecided"]:
+            looked.set()
+        return await call.proceed()
+
+    async with broker.producer(f"{federation}-other") as other:
+        async with contextlib.AsyncExitStack() as stack:
+            async with aggregator(broker, settings) as running:
+                await running.version(0)
+                transaction = await stack.enter_async_context(other.transaction())
+                await transaction.send(running.topics.models, b"rubbish", partition=0)
+                await running.send(update(delta_of(1.0)))
+                async with open_control(broker, running.topics) as control:
+                    while control.latest is None or control.latest.version < 1:
+                        await control.poll(0.1)
+            restarted = asyncio.create_task(_goes_on(FaultyBroker(broker, note), settings))
+            await asyncio.wait_for(looked.wait(), 60)
+            await asyncio.wait([restarted], timeout=0.3)
+            assert not restarted.done()
+        assert await restarted == [b"0", None, b"1", b"2"]
+
+
+async def _goes_on(broker: Broker, settings: Settings) -> list[bytes | None]:
+    """The keys of what is in the topic of versions once there is another one."""
+    async with aggregator(broker, settings) as running:
+        await running.send(update(delta_of(1.0), sequence=1, base_version=1))
+        return [record.key for record in await running.read(running.topics.models, 4)]
 
 
 async def test_a_state_that_leads_to_nothing_costs_the_moments_alone(federation: str) -> None:

@@ -1,13 +1,15 @@
 """Where aiokafka (0.12 to 0.14) needs help. All that touches its private names is in this module."""
 
 import asyncio
-from collections.abc import Awaitable, Collection
+from collections.abc import Awaitable, Collection, Mapping, Sequence
 from contextlib import suppress
+from copy import copy
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka import TopicPartition as TheirPartition
 from aiokafka.client import ConnectionGroup
+from aiokafka.consumer.fetcher import READ_UNCOMMITTED
 from aiokafka.errors import KafkaError
 
 _IMPATIENT_SECONDS = 1.0
@@ -42,6 +44,14 @@ async def prepare_consumer(client: AIOKafkaConsumer, topics: Collection[str]) ->
 
     client._client.send = send_past_fetches
     await client._client.set_topics(topics)
+
+
+async def high_watermarks(client: AIOKafkaConsumer, at: Sequence[TheirPartition]) -> Mapping[TheirPartition, int]:
+    """The ends of partitions with what open transactions wrote; a consumer itself asks only for stable offsets."""
+    asking = copy(client._fetcher)
+    asking._isolation_level = READ_UNCOMMITTED
+    found: Mapping[TheirPartition, int] = await asking.end_offsets(at, client._request_timeout_ms)
+    return found
 
 
 def seek(client: AIOKafkaConsumer, at: TheirPartition, offset: int) -> None:

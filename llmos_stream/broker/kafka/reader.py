@@ -9,7 +9,7 @@ from aiokafka import AIOKafkaConsumer
 from aiokafka import TopicPartition as TheirPartition
 
 from llmos_stream.broker.kafka.connection import Connection
-from llmos_stream.broker.kafka.quirks import close_consumer, prepare_consumer, reader_error, seek
+from llmos_stream.broker.kafka.quirks import close_consumer, high_watermarks, prepare_consumer, reader_error, seek
 from llmos_stream.broker.kafka.translate import AIOKAFKA_ERRORS, translate
 from llmos_stream.broker.kafka.tuning import fetch_options
 from llmos_stream.broker.ports import Record, Start, TopicPartition
@@ -112,9 +112,11 @@ class KafkaReader(BaseReader):
         async with self._translating():
             return self._ours(await self._client.beginning_offsets([self._theirs(one) for one in at]))
 
-    async def _ends(self, at: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
+    async def _ends(self, at: Sequence[TopicPartition], *, undecided: bool = False) -> dict[TopicPartition, int]:
+        theirs = [self._theirs(one) for one in at]
         async with self._translating():
-            return self._ours(await self._client.end_offsets([self._theirs(one) for one in at]))
+            found = high_watermarks(self._client, theirs) if undecided else self._client.end_offsets(theirs)
+            return self._ours(await found)
 
     def _ours(self, offsets: Mapping[TheirPartition, int]) -> dict[TopicPartition, int]:
         return {TopicPartition(*at): offset for at, offset in offsets.items()}

@@ -122,6 +122,10 @@ class Cluster:
         with self.lock:
             return self._log(at).start
 
+    def end(self, at: TopicPartition) -> int:
+        with self.lock:
+            return self._log(at).end
+
     def last_stable(self, at: TopicPartition) -> int:
         with self.lock:
             return self._log(at).last_stable

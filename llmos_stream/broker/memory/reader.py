@@ -72,9 +72,10 @@ class MemoryReader(BaseReader):
     async def _beginnings(self, at: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
         return {one: self._cluster.beginning(self._own(one)) for one in at}
 
-    async def _ends(self, at: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
+    async def _ends(self, at: Sequence[TopicPartition], *, undecided: bool = False) -> dict[TopicPartition, int]:
         self._sessions.abort_overdue()
-        return {one: self._cluster.last_stable(self._own(one)) for one in at}
+        end = self._cluster.end if undecided else self._cluster.last_stable
+        return {one: end(self._own(one)) for one in at}
 
     def _rotate(self) -> None:
         """Begin the next poll at another partition, so that a busy one cannot starve the rest."""

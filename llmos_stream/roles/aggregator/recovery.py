@@ -26,6 +26,7 @@ from llmos_stream.log.snapshots import Kept, fetch_snapshots
 from llmos_stream.log.standing import LocatedVersion, Standing
 from llmos_stream.log.stream import MessageStream, foreign
 from llmos_stream.log.versions import Version, version_assembler
+from llmos_stream.log.visibility import await_visible
 from llmos_stream.types import VersionHead
 from llmos_stream.wire.control import Checkpoint, Pointer
 
@@ -73,6 +74,7 @@ async def find_newest(federation: Federation, control: ControlView) -> Found | N
     if not control.begun:
         return None
     control.disown_unkept()
+    await _await_newest(federation, control)
     async with version_index(federation.broker, federation.topics.models) as index:
         while (pointer := control.latest) is not None:
             try:
@@ -82,6 +84,21 @@ async def find_newest(federation: Federation, control: ControlView) -> Found | N
         logger.error("no version is where %s says: going on from the newest in the log", federation.topics.control)
         newest = await index.pointer()
         return None if newest is None else _found(newest, await index.chain(newest))
+
+
+async def _await_newest(federation: Federation, control: ControlView) -> None:
+    """Wait until the newest version is seen, or one that is there takes its place.
+
+    A leader that went on without it would make a second version of the same number.
+    """
+    begun = federation.clock.monotonic()
+    async with federation.reader(federation.topics.models, "latest") as reader:
+        while (pointer := control.latest) is not None:
+            try:
+                await await_visible(reader, pointer, federation.clock, begun, _FETCH_SECONDS)
+                break
+            except Rejected as error:
+                control.disown(pointer, str(error))
 
 
 def _found(pointer: Pointer, chain: Sequence[LocatedVersion]) -> Found:
