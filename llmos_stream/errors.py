@@ -93,6 +93,7 @@ class Reason(StrEnum):
     NOT_FINITE = "not_finite"
     BAD_NUM_EXAMPLES = "bad_num_examples"
     WRONG_KEY = "wrong_key"  # the record's key is not the client id in the head
+    SEQUENCE_AHEAD = "sequence_ahead"  # so far above the client's last that it could hardly go on after it
     UNKNOWN_BASE_VERSION = "unknown_base_version"
     TOO_STALE = "too_stale"
     UNSAFE_VERSION = "unsafe_version"  # what was made of it and others must not be published

@@ -20,6 +20,8 @@ _MASK = (1 << WINDOW) - 1
 _WORD = 64
 _WORD_MASK = (1 << _WORD) - 1
 _LONGEST = 2 + WINDOW // _WORD
+_HIGHEST = 1 << 62
+"""A window above it leaves a client no room: see `client_sequences.check_sequence`, which lets none come near."""
 
 
 class SequenceWindow:
@@ -62,7 +64,7 @@ class SequenceWindow:
     def load(cls, numbers: Sequence[int]) -> "SequenceWindow":
         """The window that `dump` wrote. Raises StateError if it did not write this."""
         good = 3 <= len(numbers) <= _LONGEST and all(0 <= number <= _WORD_MASK for number in numbers)
-        if not good or not numbers[2] & 1:
+        if not good or not numbers[2] & 1 or numbers[0] > _HIGHEST:
             raise StateError("a window of sequences is damaged")
         return cls(numbers[0], sum(word << _WORD * i for i, word in enumerate(numbers[2:])), numbers[1])
 
@@ -82,6 +84,10 @@ class Sequences:
         """Whether this update was folded already, or must be taken as folded."""
         window = self._windows.get(client_id)
         return window is not None and window.seen(sequence)
+
+    def of(self, client_id: str) -> SequenceWindow | None:
+        """One client's window; None for a client that has none."""
+        return self._windows.get(client_id)
 
     def add(self, client_id: str, sequence: int, version: int) -> None:
         """Mark as folded at global `version`, which never falls. Raises ValueError for a repeat."""

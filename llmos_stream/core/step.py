@@ -6,6 +6,7 @@ one or a duplicate leaves the state bit for bit as it was (a delta that is decod
 walked through for that: see `delta.Delta`). The state given is consumed (see `state.State`).
 """
 
+from llmos_stream.core.client_sequences import check_sequence
 from llmos_stream.core.effects import Duplicate, Effect, Folded, NewVersion, Refused
 from llmos_stream.core.state import State
 from llmos_stream.core.validate import Update
@@ -58,6 +59,7 @@ def _staleness(state: State, head: UpdateHead) -> int:
 def _contribution(state: State, update: Update) -> Contribution:
     head = update.head
     tau = _staleness(state, head)
+    check_sequence(head.sequence, state.sequences.of(head.client_id))
     clip = state.pipeline.check(update.delta, update.buffers, state.weights)
     num_examples = state.pipeline.limits.counted(head.num_examples)
     return Contribution(

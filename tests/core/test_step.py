@@ -45,6 +45,7 @@ def begin(**aggregation: Any) -> State:
 
 REFUSED = [
     (update([1.0, 1.0], -1, base=4), Reason.MALFORMED),
+    (update([1.0, 1.0], 2**63 - 1, base=4), Reason.SEQUENCE_AHEAD),
     (update([1.0, 1.0], 9, base=4, layout=b"other"), Reason.WRONG_LAYOUT),
     (update([1.0, 1.0, 1.0], 9, base=4), Reason.WRONG_LAYOUT),
     (update([], 9, base=4), Reason.WRONG_LAYOUT),

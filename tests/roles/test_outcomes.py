@@ -14,7 +14,7 @@ from llmos_stream.testing import RunningFederation
 from llmos_stream.training.shared_model import Trained
 from llmos_stream.types import Contribution, UpdateHead, VersionHead, VersionKind
 from tests.federation import federation_of
-from tests.roles.aids import FLOAT32, LAYOUT, aggregator, delta_of, settings_for
+from tests.roles.aids import FLOAT32, LAYOUT, aggregator, delta_of, settings_for, update
 
 _LONG = 1000.0
 
@@ -156,6 +156,36 @@ def test_silence_is_told_once_a_minute(
 def test_records_of_another_form_say_nothing_of_an_update(value: bytes) -> None:
     outcomes = Outcomes("c")
     outcomes.sent(_head(2), 0.0)
-    outcomes.take_refusal(value)
+    outcomes.take_refusal(value, 0.0)
     outcomes.take_window([1, 2], 0.0)
     assert outcomes.waiting == 1
+
+
+@pytest.mark.parametrize("ahead", [1, 5000, 1 << 32, 1 << 40, 1 << 62, 1 << 63])
+async def test_nobody_spends_the_sequences_of_another(
+    federation: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, ahead: int
+) -> None:
+    """Whoever sends under a client's name, however high: the client goes on, and is told."""
+    async with aggregator(MemoryBroker(), settings_for(federation)) as running, Offload(1) as offload:
+        with ClientState("c", tmp_path) as state:
+            async with _client(running, state, offload) as client:
+                taken = min(await _round(client) + ahead, (1 << 63) - 1)
+                await running.send(update(delta_of(1.0), client_id="c", sequence=taken, base_version=1))
+                while "another one sends under that name" not in caplog.text:
+                    await client.listen(1.0)
+                counted = client.outcomes.counted
+                while client.outcomes.counted < counted + 3:
+                    await _round(client)
+
+
+async def test_who_goes_by_a_forged_window_comes_back(federation: str, tmp_path: Path) -> None:
+    async with aggregator(MemoryBroker(), settings_for(federation)) as running, Offload(1) as offload:
+        with ClientState("c", tmp_path) as state:
+            async with _client(running, state, offload) as client:
+                await _round(client)
+                async with running.broker.producer() as producer:
+                    await producer.send(running.topics.control, b"[1099511627776,1,1]", key=b"sequences/c")
+                while state.outcomes.window is None or state.outcomes.window.highest < 1 << 40:
+                    await client.listen(1.0)
+                while client.outcomes.counted < 2:
+                    await _round(client)

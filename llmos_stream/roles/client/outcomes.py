@@ -13,7 +13,7 @@ from typing import NamedTuple
 import orjson
 
 from llmos_stream.core.dedup import WINDOW, SequenceWindow
-from llmos_stream.errors import StateError
+from llmos_stream.errors import Reason, StateError
 from llmos_stream.types import UpdateHead, VersionHead
 
 logger = logging.getLogger(__name__)
@@ -42,6 +42,8 @@ class Outcomes:
         self.window: SequenceWindow | None = None
         self.is_shared = False
         """Whether another process has taken the very sequence of an update of this one, since the last was taken."""
+        self.is_lost = False
+        """Whether sequences as high as this client's are refused: it goes on from the start, as with a new folder."""
         self._client_id = client_id
         self._own_from: int | None = None
         self._sent: OrderedDict[int, _Sent] = OrderedDict()
@@ -97,14 +99,20 @@ class Outcomes:
                 self.is_shared = True
                 self._meet(item.sequence, now)
 
-    def take_refusal(self, value: bytes) -> None:
+    def take_refusal(self, value: bytes, now: float) -> None:
         """The aggregator has put an update of somebody into quarantine."""
         try:
             entry = orjson.loads(value)
             head = entry["head"]
-            if head["client_id"] != self._client_id or self._waiting.pop(head["sequence"], None) is None:
+            if head["client_id"] != self._client_id:
+                return
+            if self._waiting.pop(head["sequence"], None) is None:
+                if entry["reason"] == Reason.SEQUENCE_AHEAD and head["sequence"] not in self._sent:
+                    self._meet(head["sequence"], now)
                 return
             self._drop(head["sequence"], f"{entry['reason']}: {entry['detail']}")
+            if entry["reason"] == Reason.SEQUENCE_AHEAD:
+                self.window, self.is_lost = None, True
         except (orjson.JSONDecodeError, KeyError, TypeError):
             return  # what nobody of this federation wrote, or the refusal of what has no head
 

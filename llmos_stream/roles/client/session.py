@@ -109,7 +109,7 @@ class Client:
         if self._refusals is not None:
             try:
                 for record in await self._refusals.poll(0, _AT_ONCE):
-                    outcomes.take_refusal(value_of(record))
+                    outcomes.take_refusal(value_of(record), now)
             except (BrokerError, OffsetGone) as error:
                 logger.info("going on without the reasons for refusals: %s", error)
                 self._refusals = None

@@ -109,6 +109,8 @@ class ClientState:
 
     def take_sequence(self) -> int:
         """A sequence number for an update to `spool`; it is not given out again, come of it what may."""
+        if self.outcomes.is_lost:
+            self._is_new, self._next = True, secrets.randbelow(_STARTS)
         apart, window = self._is_new or self.outcomes.is_shared, self.outcomes.window
         wanted = 0 if self._is_new and window is not None else self._next
         sequence = next_sequence(wanted, window, secrets.randbelow(CHANCES), apart=apart)
@@ -116,7 +118,7 @@ class ClientState:
             logger.warning(
                 "going on with sequence %d, not %d: others were folded under this name", sequence, self._next
             )
-        self._is_new = self.outcomes.is_shared = False
+        self._is_new = self.outcomes.is_shared = self.outcomes.is_lost = False
         self._next = sequence + 1
         return sequence
 
