@@ -12,7 +12,7 @@ from llmos_stream.dashboard.federation_view import FederationView
 from llmos_stream.log.scan import LoggedHead
 from llmos_stream.log.versions import rolled_back_to
 from llmos_stream.reporting import wording
-from llmos_stream.reporting.history.clients import ClientStats, ClientStatus
+from llmos_stream.reporting.history.clients import ClientStatus
 from llmos_stream.reporting.history.records import ClientRow, RejectedUpdate
 from llmos_stream.reporting.notices import notices
 from llmos_stream.telemetry.process_metrics import passed_over
@@ -26,9 +26,9 @@ _MAX_EXACT = 2**53 - 1
 
 def page_state(view: FederationView, may_operate: bool) -> Json:
     """Return the whole state, as of the view's clock."""
-    rows = {row.client_id: row for row in view.history.rows(view.now_ms)}
+    rows = {row.client.client_id: row for row in view.history.rows(view.now_ms)}
     # In their order of arrival, which never changes: pages are sent the differences.
-    listed = [_client(client, rows[client.client_id]) for client in view.history.clients]
+    listed = [_client(rows[client.client_id]) for client in view.history.clients]
     return {
         "federation": view.federation,
         "may_operate": may_operate,
@@ -75,20 +75,21 @@ def _headline(view: FederationView, states: Counter[ClientStatus]) -> Json:
     }
 
 
-def _client(client: ClientStats, row: ClientRow) -> Json:
+def _client(row: ClientRow) -> Json:
+    client = row.client
     return {
         "id": wording.plain(client.client_id, _NAME),
         "state": row.state,
         "seen_ms": client.last_seen_ms,
-        "examples": row.num_examples,
-        "folded": row.folded,
-        "refused": row.rejected,
-        "duplicates": row.duplicates,
-        "staleness": _rounded(row.mean_staleness),
-        "last_staleness": row.last_staleness,
-        "train_seconds": _rounded(row.train_seconds),
+        "examples": client.num_examples,
+        "folded": client.folded,
+        "refused": client.rejected,
+        "duplicates": client.duplicates,
+        "staleness": _rounded(client.staleness.value),
+        "last_staleness": client.last_staleness,
+        "train_seconds": _rounded(client.train_seconds.value),
         "share": round(row.share, 4),
-        "sent": _sum(row.bytes_sent),
+        "sent": _sum(client.bytes_sent),
     }
 
 

@@ -83,7 +83,7 @@ def weights(history: History, rows: Sequence[ClientRow], colours: Colours) -> Ch
         for group, colour, words in groups
     ]
     top, many, half = rows[0], len(history.clients), _half(rows)
-    name, part = wording.plain(top.client_id, 24), f"{100 * top.share:.0f} %"
+    name, part = wording.plain(top.client.client_id, 24), f"{100 * top.share:.0f} %"
     return Chart(
         "weights",
         f"{half} of {wording.plural(many, 'client')} carried half of the weight",
@@ -112,19 +112,20 @@ def counts(history: History, rows: Sequence[ClientRow], colours: Colours) -> Cha
     """Chart how many updates each client has in versions."""
     if not history.folded:
         return Chart("counts", "No update was folded", "No client has an update in any version.")
-    shown = sorted(sorted(rows, key=lambda row: -row.folded)[:_ROWS], key=lambda row: wording.natural(row.client_id))
-    most, least = max(rows, key=lambda row: row.folded), min(rows, key=lambda row: row.folded)
-    names = [label(row.client_id) for row in shown]
+    clients = sorted((row.client for row in rows), key=lambda client: -client.folded)
+    shown = sorted(clients[:_ROWS], key=lambda client: wording.natural(client.client_id))
+    most, least = clients[0], min(clients, key=lambda client: client.folded)
+    names = [label(client.client_id) for client in shown]
     trace: Json = {
         "type": "bar",
         "orientation": "h",
-        "x": [row.folded for row in shown],
+        "x": [client.folded for client in shown],
         "y": [*range(len(shown))],
-        "text": [wording.count(row.folded) for row in shown],
+        "text": [wording.count(client.folded) for client in shown],
         "textposition": "outside",
         "cliponaxis": False,
         "customdata": names,
-        "marker": {"color": [colours.of(row.client_id) for row in shown]},
+        "marker": {"color": [colours.of(client.client_id) for client in shown]},
         "hovertemplate": "%{customdata}: %{x} updates<extra></extra>",
     }
     hidden = len(history.clients) - len(shown)

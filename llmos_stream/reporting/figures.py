@@ -81,7 +81,7 @@ class Colours:
     @classmethod
     def of_rows(cls, rows: Sequence[ClientRow]) -> "Colours":
         """Choose colours for `rows`, which begin with the largest share."""
-        chosen = sorted((row.client_id for row in rows[:SERIES]), key=wording.natural)
+        chosen = sorted((row.client.client_id for row in rows[:SERIES]), key=wording.natural)
         return cls({client_id: f"--c{index}" for index, client_id in enumerate(chosen)})
 
     def of(self, client_id: str | None) -> str:

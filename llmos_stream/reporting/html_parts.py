@@ -104,21 +104,22 @@ def clients_table(history: History, rows: Sequence[ClientRow], colours: Colours)
         return '<p class="muted">No client was seen.</p>'
     most = rows[0].share
     body = []
-    for row in sorted(rows[:_TABLE_ROWS], key=lambda row: wording.natural(row.client_id)):
-        colour = f"--of: var({colours.of(row.client_id)})"
+    for row in sorted(rows[:_TABLE_ROWS], key=lambda row: wording.natural(row.client.client_id)):
+        client = row.client
+        colour = f"--of: var({colours.of(client.client_id)})"
         width = 100 * row.share / most if most else 0.0
         cells = [
-            wording.or_dash(row.num_examples, wording.count),
-            wording.count(row.folded),
-            wording.count(row.rejected),
-            wording.count(row.duplicates),
-            f"{wording.or_dash(row.mean_staleness, '{:.1f}'.format)} / {wording.or_dash(row.last_staleness)}",
-            wording.or_dash(row.train_seconds, wording.duration),
-            wording.size(row.bytes_sent),
+            wording.or_dash(client.num_examples, wording.count),
+            wording.count(client.folded),
+            wording.count(client.rejected),
+            wording.count(client.duplicates),
+            f"{wording.or_dash(client.staleness.value, '{:.1f}'.format)} / {wording.or_dash(client.last_staleness)}",
+            wording.or_dash(client.train_seconds.value, wording.duration),
+            wording.size(client.bytes_sent),
         ]
         body.append(
             f'<tr><th scope="row" class="t"><span class="mark block" style="{colour}" aria-hidden="true"></span>'
-            f"{escaped(row.client_id)}</th>"
+            f"{escaped(client.client_id)}</th>"
             + "".join(f"<td>{escaped(cell)}</td>" for cell in cells)
             + f'<td><span class="bar" aria-hidden="true"><span style="{colour}; width: {width:.0f}%"></span></span>'
             f'{100 * row.share:.1f} %</td><td class="t {row.state}">{row.state}</td></tr>'

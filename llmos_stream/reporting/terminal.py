@@ -147,7 +147,7 @@ def _clients(history: History, now_ms: int, limit: int) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("state", no_wrap=True)
     most = max((row.share for row in rows), default=0.0)
-    for row in sorted(shown, key=lambda row: wording.natural(row.client_id)):
+    for row in sorted(shown, key=lambda row: wording.natural(row.client.client_id)):
         table.add_row(*_cells(row, most))
     more = len(history.clients) - len(shown)
     if more:
@@ -157,14 +157,15 @@ def _clients(history: History, now_ms: int, limit: int) -> Table:
 
 
 def _cells(row: ClientRow, most: float) -> list[RenderableType]:
+    client = row.client
     style = "dim" if row.state is ClientStatus.LEFT else ""
-    staleness = f"{wording.or_dash(row.mean_staleness, '{:.1f}'.format)}/{wording.or_dash(row.last_staleness)}"
+    staleness = f"{wording.or_dash(client.staleness.value, '{:.1f}'.format)}/{wording.or_dash(client.last_staleness)}"
     return [
-        Text(wording.plain(row.client_id, 16), style=style),
-        Text(wording.or_dash(row.num_examples, wording.count)),
-        Text(wording.count(row.folded)),
+        Text(wording.plain(client.client_id, 16), style=style),
+        Text(wording.or_dash(client.num_examples, wording.count)),
+        Text(wording.count(client.folded)),
         Text(staleness),
-        Text(wording.or_dash(row.train_seconds, wording.short_duration)),
+        Text(wording.or_dash(client.train_seconds.value, wording.short_duration)),
         Text(wording.or_dash(row.silent_seconds, wording.short_duration)),
         Text.assemble((_bar(row.share / most if most else 0.0), "cyan"), f"{100 * row.share:4.0f} %"),
         Text(str(row.state), style=_STYLES[row.state]),

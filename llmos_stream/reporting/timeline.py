@@ -29,7 +29,7 @@ def timeline(history: History, rows: Sequence[ClientRow], colours: Colours, time
     """Chart stays, joins, leaves, folded and rejected updates of the clients with the largest shares."""
     if not rows:
         return Chart("timeline", "No client took part", "No client joined and none sent an update.")
-    shown = sorted((row.client_id for row in rows[:_ROWS]), key=wording.natural)
+    shown = sorted((row.client.client_id for row in rows[:_ROWS]), key=wording.natural)
     place = {client_id: index for index, client_id in enumerate(shown)}
     clients = [client for client in history.clients if client.client_id in place]
     updates: dict[str, list[UpdatePoint]] = {client_id: [] for client_id in shown}

@@ -63,7 +63,7 @@ async def test_where_events_are_gone_the_versions_say_what_was_folded(kept_bytes
         left = await _history(broker, _settings())
     assert left.version_count == whole.version_count == _VERSIONS
     assert left.folded == whole.folded == _VERSIONS
-    shares = [{row.client_id: row.share for row in history.rows()} for history in (left, whole)]
+    shares = [{row.client.client_id: row.share for row in history.rows()} for history in (left, whole)]
     assert shares[0] == shares[1] == {"client-0": 0.5, "client-1": 0.5}
     assert left.finish is not None
     assert left.finish.reason == "max_versions"

@@ -42,9 +42,9 @@ def test_each_client_has_its_numbers_and_a_word_for_its_state() -> None:
     history = part(300)
     table = {row.split()[0]: row for row in live(history)[3:-1]}
     for row in history.rows(history.end_ms):
-        text = table[row.client_id]
-        assert text.split()[1:3] == [str(row.num_examples), str(row.folded)]
-        assert f"{row.mean_staleness:.1f}/{row.last_staleness}" in text
+        text = table[row.client.client_id]
+        assert text.split()[1:3] == [str(row.client.num_examples), str(row.client.folded)]
+        assert f"{row.client.staleness.value:.1f}/{row.client.last_staleness}" in text
         assert f"{100 * row.share:.0f} %" in text
         assert text.endswith(row.state)
     assert table["client-7"].endswith("slow")
@@ -64,7 +64,7 @@ def test_many_clients_degrade_to_the_largest_and_a_count() -> None:
     rows = live(history)
     assert max(cell_len(row) for row in rows) <= 80
     names = [row.split()[0] for row in rows if row.startswith("client-")]
-    assert set(names) == {row.client_id for row in history.rows()[:12]}
+    assert set(names) == {row.client.client_id for row in history.rows()[:12]}
     assert any(row.startswith("… and 92 more") for row in rows)
     assert len(shown(render(history, title="t", now_ms=0, rows=104))) == 104 + 5
 

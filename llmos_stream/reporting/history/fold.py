@@ -119,23 +119,14 @@ class History:
         states = self.clients.states(now or 0, finished=self.finish is not None)
         rows = [
             ClientRow(
-                client_id=client.client_id,
-                num_examples=client.num_examples,
-                sent=client.sent,
-                folded=client.folded,
-                duplicates=client.duplicates,
-                rejected=client.rejected,
-                mean_staleness=client.staleness.value,
-                last_staleness=client.last_staleness,
-                train_seconds=client.train_seconds.value,
+                client,
                 silent_seconds=client.silent_seconds(now or 0),
                 share=client.weight / self._weight if self._weight else 0.0,
-                bytes_sent=client.bytes_sent,
                 state=states[client.client_id],
             )
             for client in self.clients
         ]
-        return sorted(rows, key=lambda row: (-row.share, -row.folded, row.client_id))
+        return sorted(rows, key=lambda row: (-row.share, -row.client.folded, row.client.client_id))
 
     def summary(self) -> dict[str, object]:
         """Return the run in numbers, ready for JSON; None where no event says.
@@ -165,7 +156,7 @@ class History:
             "updates_per_second": self.updates_per_second,
             "mean_staleness": self.staleness.value,
             "clients": len(self.clients),
-            "clients_slow": sorted(row.client_id for row in self.rows() if row.state is ClientStatus.SLOW),
+            "clients_slow": sorted(row.client.client_id for row in self.rows() if row.state is ClientStatus.SLOW),
         }
 
     def _touch(self, time_ms: int, data: Mapping[str, object]) -> ClientStats:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from llmos_stream.reporting.history.clients import ClientStatus
+from llmos_stream.reporting.history.clients import ClientStats, ClientStatus
 
 
 class UpdatePoint(NamedTuple):
@@ -81,19 +81,11 @@ class Finish(NamedTuple):
 
 
 class ClientRow(NamedTuple):
-    """One client in a table; None where no event says."""
+    """One client in a table, as of some moment."""
 
-    client_id: str
-    num_examples: int | None
-    sent: int
-    folded: int
-    duplicates: int
-    rejected: int
-    mean_staleness: float | None
-    last_staleness: int | None
-    train_seconds: float | None
+    client: ClientStats
     silent_seconds: float | None
+    """None where no event says."""
     share: float
     """Share of all contribution weight, 0 to 1."""
-    bytes_sent: int
     state: ClientStatus
