@@ -296,16 +296,16 @@ def test_an_interrupt_in_the_middle_leaves_it_usable(monkeypatch: pytest.MonkeyP
     """Ctrl-C while an update is on its way: the next one goes out as if nothing had been."""
     model = _model()
     with FederatedLearning(model, _batches(1), torch.optim.SGD(model.parameters(), lr=0.1)) as fl:
-        sender = fl._membership._joined._sender
-        send = sender._send
+        client = fl._membership._joined
+        send = client._send
 
         async def interrupted(*_: object) -> None:
             raise asyncio.CancelledError
 
-        monkeypatch.setattr(sender, "_send", interrupted)
+        monkeypatch.setattr(client, "_send", interrupted)
         with pytest.raises(CancelledError):
             fl.train(0)
-        monkeypatch.setattr(sender, "_send", send)
+        monkeypatch.setattr(client, "_send", send)
         assert "sequence" in fl.train(1)
 
 
@@ -494,7 +494,7 @@ def test_an_update_that_an_earlier_process_left_is_sent(running: Settings, monke
         raise asyncio.CancelledError
 
     with FederatedLearning(model, _batches(1), optimizer) as fl:
-        monkeypatch.setattr(fl._membership._joined._sender, "_send", interrupted)
+        monkeypatch.setattr(fl._membership._joined, "_send", interrupted)
         with pytest.raises(CancelledError):
             fl.train(0)
     with FederatedLearning(model, _batches(1), optimizer) as fl:

@@ -46,7 +46,7 @@ async def _spool(
     with ClientState("c", folder) as state, patch.context() as here:
         async with _client(running, state, offload) as client:
             await client.newest(None, 10.0)
-            here.setattr(client._sender, "_send", _killed)
+            here.setattr(client, "_send", _killed)
             with pytest.raises(Killed):
                 await _publish(client, base)
         waiting = state.unsent()

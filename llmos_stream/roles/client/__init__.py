@@ -1,14 +1,13 @@
 """The client: it takes versions, trains on its own data, and publishes updates.
 
 From the outside in: `loop` is the role. `participation` does what the policy decides (`core.client_policy`). `session`
-is the connection, made of `receiver` (versions in) and `sender` (updates out). `outbox` encodes updates, and `state`
-keeps what must survive a crash, in files that `state_files` writes.
+is the connection: it sends updates, and its `receiver` takes versions in. `outbox` encodes updates, and `state` keeps
+what must survive a crash, in files that `state_files` writes.
 """
 
 from llmos_stream.roles.client.identity import client_id_of, state_folder
 from llmos_stream.roles.client.loop import run_client
-from llmos_stream.roles.client.sender import Published
-from llmos_stream.roles.client.session import Client
+from llmos_stream.roles.client.session import Client, Published
 from llmos_stream.roles.client.state import ClientState
 
 __all__ = ["Client", "ClientState", "Published", "client_id_of", "run_client", "state_folder"]

@@ -7,7 +7,8 @@ from llmos_stream.errors import BrokerError, Rejected
 from llmos_stream.log.events import emit
 from llmos_stream.log.federation import Federation
 from llmos_stream.log.producer import RetryingProducer
-from llmos_stream.types import Event, EventKind, Role, UpdateHead
+from llmos_stream.roles.client.state_files import Unsent
+from llmos_stream.types import Event, EventKind, Role
 
 logger = logging.getLogger(__name__)
 
@@ -32,16 +33,9 @@ class ClientEvents:
         """The client takes part no longer. Raises as `joined` does."""
         await self._emit(self._event(EventKind.CLIENT_LEFT, reason=reason, updates=updates))
 
-    async def update_sent(
-        self,
-        head: UpdateHead,
-        *,
-        raw_bytes: int,
-        sent_bytes: int,
-        train_seconds: float | None,
-        encode_seconds: float | None,
-    ) -> None:
-        """The log has acknowledged an update."""
+    async def update_sent(self, update: Unsent, *, raw_bytes: int) -> None:
+        """The log has acknowledged an update, which would have `raw_bytes` as float32."""
+        head = update.head
         await self._emit_settled(
             self._event(
                 EventKind.UPDATE_SENT,
@@ -50,9 +44,9 @@ class ClientEvents:
                 num_examples=head.num_examples,
                 codec=head.codec.label,
                 raw_bytes=raw_bytes,
-                sent_bytes=sent_bytes,
-                train_seconds=train_seconds,
-                encode_seconds=encode_seconds,
+                sent_bytes=update.sent_bytes,
+                train_seconds=update.train_seconds,
+                encode_seconds=update.encode_seconds,
                 metrics=dict(head.metrics),
             )
         )

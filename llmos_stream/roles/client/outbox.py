@@ -9,7 +9,6 @@ from torch import Tensor
 from llmos_stream.codec import SLICE, ErrorFeedback, Layout, encode, is_finite, spec_of, with_buffers
 from llmos_stream.config import CodecSettings
 from llmos_stream.errors import StateError, TaskError
-from llmos_stream.roles.client.outcomes import Outcomes
 from llmos_stream.roles.client.state import ClientState, Payload, Unsent
 from llmos_stream.runtime import SYSTEM_CLOCK, Clock
 from llmos_stream.training.shared_model import Trained
@@ -34,16 +33,6 @@ class Outbox:
         self._level = codec.zstd_level
         lossy = codec.name != "float32"
         self._feedback = ErrorFeedback(layout.parameters) if lossy and codec.error_feedback else None
-
-    @property
-    def numel(self) -> int:
-        """How many elements an update has."""
-        return self._layout.numel
-
-    @property
-    def outcomes(self) -> Outcomes:
-        """What became of the updates that were sent."""
-        return self._state.outcomes
 
     def open(self) -> None:
         """Raise StateError when what the state holds is damaged or of another model."""

@@ -5,33 +5,47 @@ It knows nothing of training, and decides nothing: see `participation`.
 
 import asyncio
 import logging
+import math
+import secrets
 from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-from llmos_stream.broker import Reader
+from llmos_stream.broker import Producer, Reader
 from llmos_stream.codec import Layout
 from llmos_stream.config import CodecSettings
 from llmos_stream.core.client_policy import Heard
-from llmos_stream.errors import BrokerError, OffsetGone
+from llmos_stream.errors import BrokerError, FederationFinished, OffsetGone, Rejected
 from llmos_stream.log.control import ControlView, RunEnd
 from llmos_stream.log.federation import Federation
+from llmos_stream.log.record_tracing import update_attributes
 from llmos_stream.log.stream import value_of
 from llmos_stream.log.versions import Version
 from llmos_stream.roles.client.events import ClientEvents
 from llmos_stream.roles.client.outbox import Outbox
 from llmos_stream.roles.client.outcomes import Outcomes
 from llmos_stream.roles.client.receiver import VersionReceiver
-from llmos_stream.roles.client.sender import Published, UpdateSender
-from llmos_stream.roles.client.state import ClientState
-from llmos_stream.telemetry.tracing import TraceParent
+from llmos_stream.roles.client.state import ClientState, Unsent
+from llmos_stream.telemetry.tracing import TraceParent, span, trace_headers
 from llmos_stream.training.shared_model import Trained
+from llmos_stream.types import UpdateHead
+from llmos_stream.wire import message_id, split
 
 logger = logging.getLogger(__name__)
 
 _LOOK_SECONDS = 2.0
 _LISTEN_SECONDS = 0.5
 _AT_ONCE = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """An update that the log has acknowledged."""
+
+    head: UpdateHead
+    sent_bytes: int
+    raw_bytes: int
 
 
 class Client:
@@ -55,7 +69,6 @@ class Client:
         self._stack = AsyncExitStack()
         self._control: ControlView
         self._receiver: VersionReceiver
-        self._sender: UpdateSender
 
     @property
     def finished(self) -> RunEnd | None:
@@ -82,7 +95,6 @@ class Client:
             self._state.begin(control.sequences.get(self.client_id))
             self._refusals = await self._follow_refusals(stack)
             self._receiver = VersionReceiver(federation, control, models, self._layout)
-            self._sender = UpdateSender(federation, self._producer, self._outbox, control, self._receiver, self._events)
             await federation.run(self._outbox.open)
             self._stack = stack.pop_all()
 
@@ -103,7 +115,7 @@ class Client:
 
     async def _learn(self) -> None:
         """Take in what the log says of this client's updates, and say what its owner should know."""
-        control, outcomes, now = self._control, self._state.outcomes, self._federation.clock.monotonic()
+        control, outcomes, now = self._control, self.outcomes, self._federation.clock.monotonic()
         if (numbers := control.sequences.pop(self.client_id, None)) is not None:
             outcomes.take_window(numbers, now)
         if self._refusals is not None:
@@ -155,7 +167,7 @@ class Client:
         """The newest version above `above`. See `VersionReceiver.newest`."""
         version = await self._receiver.newest(above, seconds)
         if version is not None:
-            self._state.outcomes.take_manifest(version.head, self._federation.clock.monotonic())
+            self.outcomes.take_manifest(version.head, self._federation.clock.monotonic())
         await self._learn()
         return version
 
@@ -172,7 +184,21 @@ class Client:
             StateError: the update cannot be kept.
         """
         await self.look()
-        return await self._sender.publish(trained)
+        if self._control.finished:
+            raise FederationFinished(f"the run has ended: {self._control.finished.reason}")
+        try:
+            self._receiver.check_base(trained.base_version)
+        except Rejected as error:
+            await self._events.update_rejected(None, error)
+            raise
+        while True:
+            with span("client.encode") as encoding:
+                update, is_new = await self._federation.run(self._outbox.put, trained)
+                encoding.set_attributes(update_attributes(update.head))
+            if is_new:
+                return await self._send(update)
+            with suppress(Rejected):
+                await self._send(update)
 
     async def send_unsent(self) -> Published | None:
         """Send the update that was not acknowledged, if there is one, with the sequence it has.
@@ -181,4 +207,58 @@ class Client:
         has told what counts.
         """
         await self.look()
-        return await self._sender.send_unsent()
+        update = await self._federation.run(self._outbox.unsent)
+        if update is None:
+            return None
+        if self._control.finished:
+            logger.warning("update %d is given up: the run has ended", update.head.sequence)
+            await self._federation.run(self._outbox.settle, update.head.sequence)
+            return None
+        logger.info("sending update %d, which was not acknowledged", update.head.sequence)
+        try:
+            return await self._send(update)
+        except Rejected:
+            return None
+
+    async def _send(self, update: Unsent) -> Published:
+        """Send until acknowledged. A repeat carries the same sequence, so it can only be counted once."""
+        head = update.head
+
+        async def write(producer: Producer) -> None:
+            with suppress(BrokerError):  # for whoever reads next
+                await self._control.poll(0)
+            self._receiver.check_base(head.base_version)
+            records = split(
+                update.prelude,
+                update.parts,
+                payload_size=head.payload_size,
+                # An id of its own, so that chunks of an earlier attempt are not taken for chunks of this one; by
+                # chance, so that no earlier process has used it.
+                message_id=message_id(head.client_id, head.sequence, secrets.randbits(64)),
+                chunk_bytes=self._federation.wire.chunk_bytes,
+            )
+            await producer.send_all(
+                self._federation.topics.updates, records, key=head.client_id.encode(), headers=trace_headers()
+            )
+
+        try:
+            with span("client.publish", update_attributes(head)):
+                await self._producer.deliver(write)
+        except Rejected as error:
+            await self._federation.run(self._outbox.settle, head.sequence)
+            await self._events.update_rejected(head.sequence, error)
+            raise
+        self.outcomes.sent(head, self._federation.clock.monotonic())
+        await self._federation.run(self._outbox.settle, head.sequence)
+        loss = head.metrics.get("loss", math.nan)
+        logger.info(
+            "update %d on version %d: loss %.4f, %d examples, %d bytes",
+            head.sequence,
+            head.base_version,
+            loss,
+            head.num_examples,
+            update.sent_bytes,
+        )
+        raw_bytes = 4 * self._layout.numel
+        await self._events.update_sent(update, raw_bytes=raw_bytes)
+        return Published(head, update.sent_bytes, raw_bytes)

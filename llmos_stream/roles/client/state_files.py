@@ -51,6 +51,11 @@ class Unsent:
         """The payload's parts, which may be walked any number of times. Walking raises StateError when it cannot."""
         return self.payload.parts
 
+    @property
+    def sent_bytes(self) -> int:
+        """Bytes of the whole message."""
+        return len(self.prelude) + self.head.payload_size
+
 
 @dataclass(frozen=True, slots=True)
 class NamedFile:
