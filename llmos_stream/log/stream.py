@@ -219,6 +219,11 @@ class MessageStream(RecordStream):
             if (message := await self.next(_POLL_SECONDS)) is not None:
                 yield message
 
+    async def position(self, at: TopicPartition) -> int:
+        """The offset in a partition that is looked at next."""
+        waiting = (record.offset for record in self._records if record.partition == at.partition)
+        return next(waiting, await self._reader.position(at))
+
     async def batch(self, seconds: float, offload: Offload) -> deque[Outcome]:
         """What the records amount to that come within this time, assembled off the event loop, at most a fetch at once.
 

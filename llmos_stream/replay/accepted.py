@@ -39,7 +39,7 @@ class AcceptedUpdates:
         self._models = models
         self._at = models.partitions[0]
         self._heads = HeadStream(models, VersionHead, on_gap=self._overtaken)
-        self._updates = RecordedUpdates(updates, (), layout, wire, at_once=1)
+        self._updates = RecordedUpdates(updates, (), layout, wire)
         self._layout = layout
         self._offload = offload
         self._began = 0

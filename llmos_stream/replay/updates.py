@@ -13,11 +13,11 @@ from llmos_stream.config import WireSettings
 from llmos_stream.core import Update
 from llmos_stream.errors import OffsetGone, Reason, Rejected
 from llmos_stream.log.admission import check_payload_size, head_of, topic_assembler
-from llmos_stream.log.stream import RecordStream, value_of
+from llmos_stream.log.stream import MessageStream
 from llmos_stream.log.updates import decode_update
 from llmos_stream.replay.index import UpdateMissing
 from llmos_stream.types import Contribution, UpdateHead
-from llmos_stream.wire import Message, Outcome, Prelude, Refusal
+from llmos_stream.wire import Message, Prelude, Refusal
 
 _KEEP_BYTES = 256 << 20
 """Of what is complete and not asked for yet."""
@@ -29,34 +29,21 @@ class _Place(NamedTuple):
     offset: int
 
 
-class RecordedUpdates:
+class RecordedUpdates(MessageStream):
     """Gives the messages of contributions. Open it with `begin`, and use it from one task.
 
     `ahead` names, in order, the contributions that `take` will be asked for; nothing else is kept. `layout` bounds
-    the size of an update. `at_once` is how many records are taken from the reader at a time.
+    the size of an update.
     """
 
-    def __init__(
-        self,
-        reader: Reader,
-        ahead: Iterable[Contribution],
-        layout: Layout,
-        wire: WireSettings,
-        *,
-        at_once: int = 500,
-    ) -> None:
-        self._reader = reader
-        self._stream = RecordStream(reader, on_gap=self._overtaken)
-        self._topic = reader.partitions[0].topic
+    def __init__(self, reader: Reader, ahead: Iterable[Contribution], layout: Layout, wire: WireSettings) -> None:
+        super().__init__(reader, topic_assembler(self._admit, wire), on_gap=self._overtaken)
         self._layout = layout
-        self._at_once = at_once
         self._asked = 0
         self._wanted: dict[_Place, int] = {}
         self._identities: dict[tuple[str, int, bytes], _Place] = {}
         self._want(ahead)
-        self._assembler = topic_assembler(self._admit, wire)
-        self._begun: set[_Place] = set()
-        self._refused: dict[_Place, str] = {}
+        self._reasons: dict[_Place, str] = {}  # why there is none of those wanted
         self._kept: dict[_Place, Message] = {}
         self._kept_bytes = 0
         self._alone: _Place | None = None
@@ -102,17 +89,19 @@ class RecordedUpdates:
         try:
             while place not in self._kept:
                 self.check_kept(item)
-                position = await self._reader.position(at)
-                if place not in self._begun and position > place.offset:
+                position = await self.position(at)
+                if position > place.offset and not self._assembler.has_begun(*place):
                     if rewound == 2:
-                        why = self._refused.get(place, "no update begins there")
+                        why = self._reasons.get(place, "no update begins there")
                         raise UpdateMissing(f"{self._name(item)} is not what the manifest names: {why}", gone=False)
                     rewound += 1
-                    self._rewind(at, place, alone=rewound == 2)
+                    # At last nothing else is collected, so that nothing can push it out.
+                    self._alone = place if rewound == 2 else None
+                    self.seek(at, place.offset)
                 elif position >= self._ends[at]:
                     raise UpdateMissing(f"{self._name(item)} is not complete in the log", gone=False)
-                else:
-                    await self._read(place)
+                elif (message := await self.next(_POLL_SECONDS)) is not None:
+                    self._keep(message, place)
             return self._kept[place]
         finally:
             self._alone = None
@@ -130,45 +119,24 @@ class RecordedUpdates:
         if (message := self._kept.pop(place, None)) is not None:
             self._kept_bytes -= message.head.payload_size
         self._wanted.pop(place, None)
-        self._refused.pop(place, None)
+        self._reasons.pop(place, None)
         self._identities.pop(_identity(item), None)
 
-    def _rewind(self, at: TopicPartition, place: _Place, *, alone: bool) -> None:
-        """Read a partition again from `place`; `alone`, collect nothing else, so that nothing can push it out."""
-        self._assembler.forget(at.partition)
-        self._begun = {begun for begun in self._begun if begun.partition != at.partition}
-        self._alone = place if alone else None
-        self._reader.seek(at, place.offset)
-
-    async def _read(self, target: _Place) -> None:
-        for record in await self._stream.poll(_POLL_SECONDS, self._at_once):
-            place = _Place(record.partition, record.offset)
-            if place in self._wanted:
-                self._begun.add(place)
-            for outcome in self._assembler.push(
-                value_of(record), key=record.key, partition=record.partition, offset=record.offset, now=0.0
-            ):
-                self._settle(outcome, target)
-
     def _overtaken(self, _: OffsetGone, oldest: Mapping[TopicPartition, int]) -> None:
-        for at in oldest:
-            self._assembler.forget(at.partition)
-            self._begun = {begun for begun in self._begun if begun.partition != at.partition}
         self._oldest.update(oldest)
 
-    def _settle(self, outcome: Outcome, target: _Place) -> None:
-        if isinstance(outcome, Refusal):
-            place = _Place(outcome.partition, outcome.offset)
-            self._begun.discard(place)
-            if place in self._wanted:
-                self._refused[place] = outcome.detail
-            return
-        place = _Place(outcome.partition, outcome.first_offset)
-        self._begun.discard(place)
+    def _refused(self, refusal: Refusal) -> None:
+        """Whatever is not wanted is refused too: it need be nobody else's."""
+        place = _Place(refusal.partition, refusal.offset)
+        if place in self._wanted:
+            self._reasons[place] = refusal.detail
+
+    def _keep(self, message: Message, target: _Place) -> None:
+        place = _Place(message.partition, message.first_offset)
         if place not in self._wanted or place in self._kept:
             return
-        self._kept[place] = outcome
-        self._kept_bytes += outcome.head.payload_size
+        self._kept[place] = message
+        self._kept_bytes += message.head.payload_size
         while self._kept_bytes > _KEEP_BYTES and (others := self._kept.keys() - {target}):
             last = max(others, key=self._wanted.__getitem__)
             self._kept_bytes -= self._kept.pop(last).head.payload_size

@@ -90,6 +90,10 @@ class Assembler:
         """
         return min((item.first_offset for item in self._pending.values() if item.partition == partition), default=None)
 
+    def has_begun(self, partition: int, first_offset: int) -> bool:
+        """Whether the message that begins there is pending."""
+        return any((item.partition, item.first_offset) == (partition, first_offset) for item in self._pending.values())
+
     def push(self, value: Part, *, key: bytes | None, partition: int, offset: int, now: float) -> list[Outcome]:
         """Take the next record of a partition. Never raises for what the record holds.
 
