@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, asynccontextmanager, contextmanag
 from typing import Unpack
 
 from llmos_stream.broker.placement import partition_of
-from llmos_stream.broker.ports import Sent, TopicPartition, Transaction, WriteOptions
+from llmos_stream.broker.ports import Headers, Sent, TopicPartition, Transaction, WriteOptions
 from llmos_stream.errors import BrokerError, Fenced, TransactionAborted
 
 _log = logging.getLogger(__name__)
@@ -64,6 +64,20 @@ class BaseProducer(_Writer):
         finally:
             self._busy = False
 
+    async def _write(
+        self,
+        topic: str,
+        values: Iterable[bytes | None],
+        key: bytes | None = None,
+        partition: int | None = None,
+        headers: Headers = (),
+    ) -> Sent:
+        partition = self._choose(topic, key, partition, await self._count(topic))
+        first = await self._write_to(TopicPartition(topic, partition), values, key, headers)
+        if first is None:
+            raise ValueError("nothing to send")
+        return first
+
     def _choose(self, topic: str, key: bytes | None, partition: int | None, partitions: int) -> int:
         """A record's partition. Raises ValueError when `partition` is not one of the topic's."""
         if partition is not None:
@@ -99,7 +113,14 @@ class BaseProducer(_Writer):
     async def _abort(self) -> None: ...
 
     @abstractmethod
-    async def _write(self, topic: str, values: Iterable[bytes | None], **options: Unpack[WriteOptions]) -> Sent: ...
+    async def _count(self, topic: str) -> int:
+        """How many partitions the topic has."""
+
+    @abstractmethod
+    async def _write_to(
+        self, at: TopicPartition, values: Iterable[bytes | None], key: bytes | None, headers: Headers
+    ) -> Sent | None:
+        """Write records there, `headers` with the first; where that lies, None without any."""
 
     @abstractmethod
     async def _write_offsets(self, group: str, offsets: Mapping[TopicPartition, int]) -> None: ...

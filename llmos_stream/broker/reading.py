@@ -2,8 +2,9 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
+from typing import Unpack
 
-from llmos_stream.broker.ports import Start, TopicPartition
+from llmos_stream.broker.ports import ReaderOptions, TopicPartition
 
 
 class BaseReader(ABC):
@@ -12,16 +13,16 @@ class BaseReader(ABC):
     Raises ValueError for one that makes no sense.
     """
 
-    def __init__(self, topics: Sequence[str], start: Start, group: str | None) -> None:
+    def __init__(self, topics: Sequence[str], **options: Unpack[ReaderOptions]) -> None:
+        self._topics = topics
+        self._options = options
+        self._start, self._group = options["start"], options.get("group")
         if isinstance(topics, str) or not topics or len(set(topics)) != len(topics):
             raise ValueError(f"topics must be a sequence of distinct names, not {topics!r}")
-        if start not in {"earliest", "latest", "committed"}:
-            raise ValueError(f"start must be earliest, latest or committed, not {start!r}")
-        if start == "committed" and group is None:
+        if self._start not in {"earliest", "latest", "committed"}:
+            raise ValueError(f"start must be earliest, latest or committed, not {self._start!r}")
+        if self._start == "committed" and self._group is None:
             raise ValueError("start 'committed' needs a group")
-        self._topics = topics
-        self._start: Start = start
-        self._group = group
         self._assigned: Collection[TopicPartition] = ()
 
     @property

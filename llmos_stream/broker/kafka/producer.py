@@ -61,22 +61,22 @@ class KafkaProducer(BaseProducer):
     async def __aexit__(self, *_: object) -> None:
         await close_producer(self._client, flush=self._lost is None, seconds=_CLOSE_SECONDS)
 
-    async def _write(
-        self,
-        topic: str,
-        values: Iterable[bytes | None],
-        key: bytes | None = None,
-        partition: int | None = None,
-        headers: Headers = (),
-    ) -> Sent:
-        at = await self._place(topic, key, partition)
+    async def _count(self, topic: str) -> int:
+        async with self._counting:  # many records at once must not each ask for the same number
+            if topic not in self._partitions:
+                self._partitions |= await self._connection.partitions([topic], self._seconds)
+        return self._partitions[topic]
+
+    async def _write_to(
+        self, at: TopicPartition, values: Iterable[bytes | None], key: bytes | None, headers: Headers
+    ) -> Sent | None:
         first: Sent | None = None
         under_way: deque[tuple[int, asyncio.Future[Any]]] = deque()
         size = 0
         for value in values:
-            check_record(topic, key, value, headers)
+            check_record(at.topic, key, value, headers)
             self._refuse_lost()
-            with self._losing(topic):
+            with self._losing(at.topic):
                 under_way.append((len(value or b""), await self._enqueue(at, value, key, headers)))
                 headers = ()
                 size += len(value or b"")
@@ -85,12 +85,10 @@ class KafkaProducer(BaseProducer):
                     sent = await self._acknowledged(future)
                     first = first or sent
                     size -= taken
-        with self._losing(topic):
+        with self._losing(at.topic):
             for _, future in under_way:
                 sent = await self._acknowledged(future)
                 first = first or sent
-        if first is None:
-            raise ValueError("nothing to send")
         return first
 
     async def _write_offsets(self, group: str, offsets: Mapping[TopicPartition, int]) -> None:
@@ -139,15 +137,8 @@ class KafkaProducer(BaseProducer):
             self._lost = BrokerUnavailable("interrupted while a transaction was being aborted; open a new producer")
             raise
 
-    async def _place(self, topic: str, key: bytes | None, partition: int | None) -> TheirPartition:
-        async with self._counting:  # many records at once must not each ask for the same number
-            if topic not in self._partitions:
-                self._partitions |= await self._connection.partitions([topic], self._seconds)
-        count = self._partitions[topic]
-        return TheirPartition(topic, self._choose(topic, key, partition, count))
-
     async def _enqueue(
-        self, at: TheirPartition, value: bytes | None, key: bytes | None, headers: Headers
+        self, at: TopicPartition, value: bytes | None, key: bytes | None, headers: Headers
     ) -> asyncio.Future[Any]:
         future: asyncio.Future[Any] = await self._client.send(
             at.topic, value, key=key, partition=at.partition, headers=list(headers)

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
 from aiokafka import AIOKafkaConsumer
 from aiokafka import TopicPartition as TheirPartition
@@ -12,7 +12,7 @@ from llmos_stream.broker.kafka.connection import Connection
 from llmos_stream.broker.kafka.quirks import close_consumer, high_watermarks, prepare_consumer, reader_error, seek
 from llmos_stream.broker.kafka.translate import AIOKAFKA_ERRORS, translate
 from llmos_stream.broker.kafka.tuning import fetch_options
-from llmos_stream.broker.ports import Record, Start, TopicPartition
+from llmos_stream.broker.ports import ReaderOptions, Record, TopicPartition
 from llmos_stream.broker.reading import BaseReader
 from llmos_stream.errors import BrokerUnavailable
 
@@ -22,19 +22,9 @@ _CLOSE_SECONDS = 5.0
 class KafkaReader(BaseReader):
     """See `ports.Reader`."""
 
-    def __init__(
-        self,
-        connection: Connection,
-        topics: Sequence[str],
-        start: Start,
-        group: str | None = None,
-        check_crcs: bool = True,
-        fetch_bytes: int | None = None,
-    ) -> None:
-        super().__init__(topics, start, group)
+    def __init__(self, connection: Connection, topics: Sequence[str], **options: Unpack[ReaderOptions]) -> None:
+        super().__init__(topics, **options)
         self._connection = connection
-        self._check_crcs = check_crcs
-        self._fetch_bytes = fetch_bytes
         self._client: Any = None
 
     async def __aenter__(self) -> Self:
@@ -48,8 +38,8 @@ class KafkaReader(BaseReader):
                 isolation_level="read_committed",
                 auto_offset_reset="none",
                 enable_auto_commit=False,
-                check_crcs=self._check_crcs,
-                **fetch_options(self._connection.settings, len(self._assigned), self._fetch_bytes),
+                check_crcs=self._options.get("check_crcs", True),
+                **fetch_options(self._connection.settings, len(self._assigned), self._options.get("fetch_bytes")),
             ),
             AIOKafkaConsumer.start,
             AIOKafkaConsumer.stop,

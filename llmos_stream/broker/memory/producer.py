@@ -28,22 +28,17 @@ class MemoryProducer(BaseProducer):
         if self._session is not None:
             self._sessions.close(self._session)
 
-    async def _write(
-        self,
-        topic: str,
-        values: Iterable[bytes | None],
-        key: bytes | None = None,
-        partition: int | None = None,
-        headers: Headers = (),
-    ) -> Sent:
-        at = self._place(topic, key, partition)
+    async def _count(self, topic: str) -> int:
+        return self._cluster.partitions(topic)
+
+    async def _write_to(
+        self, at: TopicPartition, values: Iterable[bytes | None], key: bytes | None, headers: Headers
+    ) -> Sent | None:
         first = None
         for value in values:
             await asyncio.sleep(0)  # as over a network, others get their turn between two writes
             sent = self._append(at, value, key, headers)
             first, headers = first or sent, ()
-        if first is None:
-            raise ValueError("nothing to send")
         return first
 
     async def _write_offsets(self, group: str, offsets: Mapping[TopicPartition, int]) -> None:
@@ -57,9 +52,6 @@ class MemoryProducer(BaseProducer):
 
     async def _abort(self) -> None:
         self._sessions.end(self._held(), commit=False)
-
-    def _place(self, topic: str, key: bytes | None, partition: int | None) -> TopicPartition:
-        return TopicPartition(topic, self._choose(topic, key, partition, self._cluster.partitions(topic)))
 
     def _append(self, at: TopicPartition, value: bytes | None, key: bytes | None, headers: Headers) -> Sent:
         if self._session is not None:

@@ -2,11 +2,11 @@
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from typing import Self
+from typing import Self, Unpack
 
 from llmos_stream.broker.memory.cluster import Cluster
 from llmos_stream.broker.memory.sessions import Sessions
-from llmos_stream.broker.ports import Record, Start, TopicPartition
+from llmos_stream.broker.ports import ReaderOptions, Record, TopicPartition
 from llmos_stream.broker.reading import BaseReader
 
 
@@ -14,17 +14,10 @@ class MemoryReader(BaseReader):
     """See `ports.Reader`."""
 
     def __init__(
-        self,
-        cluster: Cluster,
-        sessions: Sessions,
-        topics: Sequence[str],
-        start: Start,
-        group: str | None = None,
-        check_crcs: bool = True,
-        fetch_bytes: int | None = None,
+        self, cluster: Cluster, sessions: Sessions, topics: Sequence[str], **options: Unpack[ReaderOptions]
     ) -> None:
-        """The last two have no meaning in memory."""
-        super().__init__(topics, start, group)
+        """Checksums and sizes of fetches have no meaning in memory."""
+        super().__init__(topics, **options)
         self._cluster = cluster
         self._sessions = sessions
         self._positions: dict[TopicPartition, int] = {}
