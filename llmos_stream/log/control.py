@@ -40,6 +40,8 @@ __all__ = ["Checkpoint", "ControlView", "Leader", "Pointer", "Promotion", "RunEn
 
 logger = logging.getLogger(__name__)
 
+EVERYBODY = "*"
+"""In place of a client, whose name it cannot be."""
 _POLL_SECONDS = 0.5
 _CATCH_UP_SECONDS = 60.0
 _HEARING_SECONDS = 0.05
@@ -50,16 +52,11 @@ _SPOILT_KEPT = 1024
 
 @asynccontextmanager
 async def open_control(
-    broker: Broker,
-    topics: Topics,
-    *,
-    with_sequences: bool = False,
-    sequences_of: str | None = None,
-    clock: Clock = SYSTEM_CLOCK,
+    broker: Broker, topics: Topics, *, sequences_of: str | None = None, clock: Clock = SYSTEM_CLOCK
 ) -> AsyncIterator["ControlView"]:
     """The control topic, read to its present end."""
     async with broker.reader([topics.control], start="earliest") as reader:
-        control = ControlView(reader, with_sequences=with_sequences, sequences_of=sequences_of, clock=clock)
+        control = ControlView(reader, sequences_of=sequences_of, clock=clock)
         await control.catch_up()
         yield control
 
@@ -67,21 +64,13 @@ async def open_control(
 class ControlView:
     """Follows `<f>.control` through a reader that starts at the beginning.
 
-    `sequences` stays empty unless they are asked for, all or those of one client: they grow with the clients, and only
-    an aggregator needs them all.
+    `sequences` stays empty unless they are asked for, those of one client or of EVERYBODY: they grow with the clients,
+    and only an aggregator needs them all.
     """
 
-    def __init__(
-        self,
-        reader: Reader,
-        *,
-        with_sequences: bool = False,
-        sequences_of: str | None = None,
-        clock: Clock = SYSTEM_CLOCK,
-    ) -> None:
+    def __init__(self, reader: Reader, *, sequences_of: str | None = None, clock: Clock = SYSTEM_CLOCK) -> None:
         self._stream = RecordStream(reader, clock=clock)
         self._clock = clock
-        self._with_sequences = with_sequences
         self._sequences_of = sequences_of
         self.sequences: dict[str, list[int]] = {}
         self.finished: RunEnd | None = None
@@ -166,7 +155,7 @@ class ControlView:
 
     def drop_sequences(self) -> dict[str, list[int]]:
         """Give `sequences` away and collect no more."""
-        taken, self.sequences, self._with_sequences = self.sequences, {}, False
+        taken, self.sequences, self._sequences_of = self.sequences, {}, None
         return taken
 
     def _is_newer(self, version: int | None) -> bool:
@@ -214,7 +203,7 @@ class ControlView:
             self.heard_at = self._clock.monotonic()
 
     def _apply_sequences(self, client_id: str, value: bytes | None) -> None:
-        if not self._with_sequences and client_id != self._sequences_of:
+        if self._sequences_of not in {EVERYBODY, client_id}:
             return
         self.sequences.pop(client_id, None)
         if value is not None:

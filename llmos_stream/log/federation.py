@@ -44,13 +44,9 @@ class Federation:
         """A reader of one topic; open it with `async with`. See `broker.Broker.reader`."""
         return self.broker.reader([topic], start=start, check_crcs=check_crcs)
 
-    def control(
-        self, *, with_sequences: bool = False, sequences_of: str | None = None
-    ) -> AbstractAsyncContextManager[ControlView]:
+    def control(self, *, sequences_of: str | None = None) -> AbstractAsyncContextManager[ControlView]:
         """The control topic, read to its present end."""
-        return open_control(
-            self.broker, self.topics, with_sequences=with_sequences, sequences_of=sequences_of, clock=self.clock
-        )
+        return open_control(self.broker, self.topics, sequences_of=sequences_of, clock=self.clock)
 
     def producer(self, longest_pause_seconds: float = 10.0) -> RetryingProducer:
         """What writes through broker trouble; open it with `async with`."""

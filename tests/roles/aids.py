@@ -52,9 +52,9 @@ async def publish_random(running: RunningFederation, numbers: Iterable[int]) -> 
         await running.version(number)
 
 
-async def control_of(running: RunningFederation, *, with_sequences: bool = False) -> ControlView:
+async def control_of(running: RunningFederation, *, sequences_of: str | None = None) -> ControlView:
     """The control topic as it is now."""
-    async with running.federation.control(with_sequences=with_sequences) as control:
+    async with running.federation.control(sequences_of=sequences_of) as control:
         return control
 
 

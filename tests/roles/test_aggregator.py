@@ -10,6 +10,7 @@ import torch
 from llmos_stream.broker import Broker, MemoryBroker, TopicPartition
 from llmos_stream.codec import Layout
 from llmos_stream.errors import BrokerUnavailable, ConfigError, FederationFinished
+from llmos_stream.log.control import EVERYBODY
 from llmos_stream.log.events import emit
 from llmos_stream.roles.aggregator import Initial, run_aggregator
 from llmos_stream.roles.aggregator.publisher import Publisher, group_of
@@ -137,7 +138,7 @@ async def test_sequences_of_clients_long_gone_leave_the_log(broker: Broker, fede
                 update(delta_of(1.0), client_id="here", sequence=sequence, base_version=sequence + 1), "here"
             )
             await running.version(sequence + 2)
-        control = await control_of(running, with_sequences=True)
+        control = await control_of(running, sequences_of=EVERYBODY)
     assert list(control.sequences) == ["here"]
     assert control.sequences["here"][:2] == [2, 3]
 

@@ -9,6 +9,7 @@ from llmos_stream.broker import Broker, Topics, connect
 from llmos_stream.codec import Layout
 from llmos_stream.config import Settings
 from llmos_stream.log import Pointer, version_index
+from llmos_stream.log.control import EVERYBODY
 from llmos_stream.log.events import emit
 from llmos_stream.log.versions import local_rule
 from llmos_stream.roles.aggregator import Initial
@@ -149,7 +150,7 @@ async def test_what_recovery_needs_does_not_grow_with_the_history(broker: Broker
         for sequence in range(12):
             await running.send(update(delta_of(1.0), sequence=sequence, base_version=sequence))
             await running.version(sequence + 1)
-        control = await control_of(running, with_sequences=True)
+        control = await control_of(running, sequences_of=EVERYBODY)
         ninth = await _offset(running, 9)
     checkpoint = control.checkpoint_of(12)
     assert checkpoint is not None

@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack
 from llmos_stream.broker import Producer
 from llmos_stream.config import Settings
 from llmos_stream.errors import BrokerError, FederationFinished, Fenced, TransactionAborted
-from llmos_stream.log.control import ControlView, Pointer, RunEnd
+from llmos_stream.log.control import EVERYBODY, ControlView, Pointer, RunEnd
 from llmos_stream.log.federation import Federation
 from llmos_stream.log.versions import local_rule
 from llmos_stream.roles.aggregator.leadership import Leadership, Load, leading
@@ -58,7 +58,7 @@ class Aggregation(ABC):
         federation = self._federation
         await federation.broker.create_topics(federation.topics.specs(self._settings.topics))
         async with AsyncExitStack() as stack:
-            control = await stack.enter_async_context(federation.control(with_sequences=True))
+            control = await stack.enter_async_context(federation.control(sequences_of=EVERYBODY))
             met(BROKER)
             if control.finished and self._first:
                 raise FederationFinished(
