@@ -1,12 +1,11 @@
 """Tensors to bytes and back: layout, codecs, payloads and error feedback. Pure: no clock, no global randomness."""
 
-from llmos_stream.codec.base import Codec
 from llmos_stream.codec.decoding import Decoding, prepare_quantized, prepare_visit, slices
 from llmos_stream.codec.feedback import ErrorFeedback
-from llmos_stream.codec.layout import Layout, check_flat, is_finite
-from llmos_stream.codec.payload import SLICE, VALUES, decode, encode, max_payload_size, weights_digest, with_buffers
+from llmos_stream.codec.layout import Layout, is_finite
+from llmos_stream.codec.payload import SLICE, decode, encode, max_payload_size, weights_digest, with_buffers
 from llmos_stream.codec.quantized_form import QuantizedForm, quantized_bytes
-from llmos_stream.codec.table import codec_for, spec_of
+from llmos_stream.codec.table import spec_of
 from llmos_stream.codec.version_delta import (
     DeltaEncoding,
     Residual,
@@ -19,8 +18,6 @@ from llmos_stream.codec.workspace import Workspace
 
 __all__ = [
     "SLICE",
-    "VALUES",
-    "Codec",
     "Decoding",
     "DeltaEncoding",
     "ErrorFeedback",
@@ -30,8 +27,6 @@ __all__ = [
     "Workspace",
     "add_residual",
     "apply_delta",
-    "check_flat",
-    "codec_for",
     "decode",
     "encode",
     "encode_delta",

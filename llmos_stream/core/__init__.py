@@ -1,21 +1,19 @@
 """Aggregation as pure functions: updates in, versions out. No clock, no I/O, no global random state."""
 
-from llmos_stream.core.dedup import Sequences, SequenceWindow
-from llmos_stream.core.delta import Delta, Whole
+from llmos_stream.core.dedup import SequenceWindow
+from llmos_stream.core.delta import Whole
 from llmos_stream.core.device import device_for
 from llmos_stream.core.effects import Duplicate, Effect, Folded, NewVersion, Refused
 from llmos_stream.core.pace import Pace
-from llmos_stream.core.pipeline import Pipeline, Stages
+from llmos_stream.core.pipeline import Pipeline
 from llmos_stream.core.rule import Changes, Rule
 from llmos_stream.core.state import State, release, start, take_back
 from llmos_stream.core.step import next_deadline, step, tick
-from llmos_stream.core.stopping import Stop, StopRule, make_stop_rule
-from llmos_stream.core.strategy import Strategy
-from llmos_stream.core.validate import Update, check_and_clip, check_head, clip_factor
+from llmos_stream.core.stopping import Stop, make_stop_rule
+from llmos_stream.core.validate import Update, check_head
 
 __all__ = [
     "Changes",
-    "Delta",
     "Duplicate",
     "Effect",
     "Folded",
@@ -25,17 +23,11 @@ __all__ = [
     "Refused",
     "Rule",
     "SequenceWindow",
-    "Sequences",
-    "Stages",
     "State",
     "Stop",
-    "StopRule",
-    "Strategy",
     "Update",
     "Whole",
-    "check_and_clip",
     "check_head",
-    "clip_factor",
     "device_for",
     "make_stop_rule",
     "next_deadline",

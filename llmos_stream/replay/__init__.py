@@ -1,7 +1,7 @@
 """Replay of a log: versions rebuilt from their manifests, audited, or made under another rule."""
 
 from llmos_stream.core import Changes
-from llmos_stream.replay.audit import Audit, Presence, audit
+from llmos_stream.replay.audit import Audit, audit
 from llmos_stream.replay.index import Index, Missing
 from llmos_stream.replay.rebuild import Rebuilder, RebuildOutcome, Verdict
 from llmos_stream.replay.replay_log import ReplayLog
@@ -14,7 +14,6 @@ __all__ = [
     "Changes",
     "Index",
     "Missing",
-    "Presence",
     "RebuildOutcome",
     "Rebuilder",
     "ReplayLog",

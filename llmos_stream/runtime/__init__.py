@@ -2,7 +2,7 @@
 
 from llmos_stream.runtime.background import Background
 from llmos_stream.runtime.clock import SYSTEM_CLOCK, Clock
-from llmos_stream.runtime.health import BROKER, MODEL, Health, lost, met
+from llmos_stream.runtime.health import BROKER, MODEL, Health, met
 from llmos_stream.runtime.logs import configure_logging
 from llmos_stream.runtime.offload import Offload
 from llmos_stream.runtime.process import ExitCode, run_process
@@ -20,7 +20,6 @@ __all__ = [
     "Offload",
     "Shutdown",
     "configure_logging",
-    "lost",
     "met",
     "run_all",
     "run_process",

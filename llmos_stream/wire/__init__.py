@@ -1,19 +1,12 @@
 """Records to bytes and back. `frame` and `chunks` open with the specification of what is on the wire."""
 
 from llmos_stream.wire.assembler import Assembler
-from llmos_stream.wire.chunks import (
-    CHUNK_OVERHEAD,
-    Chunk,
-    message_id,
-    read_chunk,
-    split,
-)
+from llmos_stream.wire.chunks import Chunk, message_id, read_chunk, split
 from llmos_stream.wire.describe import describe
 from llmos_stream.wire.events import dump_event, load_event
 from llmos_stream.wire.frame import (
     MAX_PRELUDE_BYTES,
     MAX_SIGNATURE_BYTES,
-    FrameKind,
     Prelude,
     head_digest,
     pack_prelude,
@@ -26,14 +19,12 @@ from llmos_stream.wire.pending import RECORD_COST, Admit
 from llmos_stream.wire.store import MemoryStore, Parts, Store
 
 __all__ = [
-    "CHUNK_OVERHEAD",
     "MAX_PRELUDE_BYTES",
     "MAX_SIGNATURE_BYTES",
     "RECORD_COST",
     "Admit",
     "Assembler",
     "Chunk",
-    "FrameKind",
     "MemoryStore",
     "Message",
     "Outcome",

@@ -18,7 +18,7 @@ from rich.progress import Progress
 
 from llmos_stream.broker import LocalKafka, connect
 from llmos_stream.config import BrokerSettings, load
-from llmos_stream.wire import CHUNK_OVERHEAD
+from llmos_stream.wire.chunks import CHUNK_OVERHEAD
 from tests.bench.children import BenchmarkFailed
 from tests.bench.common import add_flags, show, write_json
 from tests.bench.pipe_cells import IDLE_NUMEL, Cell, Codec, cell_settings, millions, number, write_delta

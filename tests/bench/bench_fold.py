@@ -25,11 +25,12 @@ from llmos_stream.codec.table import codec_for
 from llmos_stream.codec.workspace import Workspace
 from llmos_stream.config import ServerOptimizerSettings
 from llmos_stream.config.plugins import NoOptions
-from llmos_stream.core import Update, check_and_clip
+from llmos_stream.core import Update
 from llmos_stream.core.delta import as_delta
 from llmos_stream.core.flat import blocks, l2_norm, scratch
 from llmos_stream.core.optimizer import Sgd
 from llmos_stream.core.running_sum import RunningSum
+from llmos_stream.core.validate import check_and_clip
 from llmos_stream.roles.aggregator.decoding import Decoder
 from llmos_stream.runtime import Offload
 from llmos_stream.types import CodecId, CodecSpec, UpdateHead

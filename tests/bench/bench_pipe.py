@@ -24,7 +24,7 @@ from rich.progress import Progress, TaskID
 
 from llmos_stream.broker import Broker, LocalKafka, connect
 from llmos_stream.config import BrokerSettings, load
-from llmos_stream.wire import CHUNK_OVERHEAD
+from llmos_stream.wire.chunks import CHUNK_OVERHEAD
 from tests.bench.children import BenchmarkFailed
 from tests.bench.common import add_flags, write_json
 from tests.bench.pipe_cells import (

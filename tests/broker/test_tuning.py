@@ -14,7 +14,7 @@ from llmos_stream.broker.kafka.tuning import fetch_options, produce_options
 from llmos_stream.broker.placement import MAX_RECORD_BYTES
 from llmos_stream.config import BrokerSettings, WireSettings
 from llmos_stream.errors import ConfigError
-from llmos_stream.wire import CHUNK_OVERHEAD
+from llmos_stream.wire.chunks import CHUNK_OVERHEAD
 from tests.broker.helpers import make_topic, read_all, take, values
 from tests.conftest import KafkaNode
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from llmos_stream.codec import codec_for
+from llmos_stream.codec.table import codec_for
 from llmos_stream.codec.workspace import Workspace
 from llmos_stream.types import CodecSpec
 from tests.codec.oracle import decode_slowly, largest_slowly

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from llmos_stream.broker import MemoryBroker
-from llmos_stream.codec import ErrorFeedback, codec_for, decode, encode, max_payload_size, spec_of
+from llmos_stream.codec import ErrorFeedback, decode, encode, max_payload_size, spec_of
 from llmos_stream.codec.packaged import packaged_codecs
+from llmos_stream.codec.table import codec_for
 from llmos_stream.config import CodecSettings
 from llmos_stream.errors import ConfigError, Reason, Rejected
 from llmos_stream.replay import RebuildOutcome

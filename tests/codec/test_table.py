@@ -3,8 +3,8 @@ from typing import Any, Literal
 
 import pytest
 
-from llmos_stream.codec import codec_for, spec_of
-from llmos_stream.codec.table import TABLE
+from llmos_stream.codec import spec_of
+from llmos_stream.codec.table import TABLE, codec_for
 from llmos_stream.config import CodecSettings
 from llmos_stream.errors import Reason, Rejected
 from llmos_stream.types import CodecId, CodecSpec

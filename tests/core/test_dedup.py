@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmos_stream.core import Sequences, SequenceWindow
-from llmos_stream.core.dedup import WINDOW
+from llmos_stream.core import SequenceWindow
+from llmos_stream.core.dedup import WINDOW, Sequences
 from llmos_stream.errors import StateError
 
 near = st.integers(0, 40)

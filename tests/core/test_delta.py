@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from llmos_stream.config import AggregationSettings
-from llmos_stream.core import Delta, NewVersion, Refused, Update, Whole, check_and_clip, step
+from llmos_stream.core import NewVersion, Refused, Update, Whole, step
+from llmos_stream.core.delta import Delta
 from llmos_stream.core.flat import BLOCK, ROW, l2_norm, norm_of, row_norms
-from llmos_stream.core.validate import LARGEST_NORM
+from llmos_stream.core.validate import LARGEST_NORM, check_and_clip
 from llmos_stream.errors import Reason, Rejected
 from tests.core.builders import LAYOUT, fingerprint, head, same_bytes, start
 

@@ -10,19 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from llmos_stream.config import AggregationSettings, ServerOptimizerSettings, StalenessSettings
-from llmos_stream.core import (
-    Duplicate,
-    Effect,
-    Folded,
-    NewVersion,
-    Refused,
-    Sequences,
-    State,
-    Update,
-    next_deadline,
-    step,
-    tick,
-)
+from llmos_stream.core import Duplicate, Effect, Folded, NewVersion, Refused, State, Update, next_deadline, step, tick
+from llmos_stream.core.dedup import Sequences
 from llmos_stream.core.validate import LARGEST_NORM
 from llmos_stream.errors import Reason, StateError
 from tests.core import oracles

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmos_stream.config import StopSettings
-from llmos_stream.core import Stop, StopRule
+from llmos_stream.core import Stop
+from llmos_stream.core.stopping import StopRule
 from llmos_stream.errors import ConfigError, StateError
 from tests.core import oracles
 

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmos_stream.config import AggregationSettings, StalenessSettings
-from llmos_stream.core import check_and_clip, check_head, clip_factor
-from llmos_stream.core.validate import LARGEST_NORM
+from llmos_stream.core import check_head
+from llmos_stream.core.validate import LARGEST_NORM, check_and_clip, clip_factor
 from llmos_stream.errors import Reason, Rejected
 from llmos_stream.types import UpdateHead
 from tests.core.builders import LAYOUT, head, same_bytes

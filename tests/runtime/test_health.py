@@ -3,7 +3,8 @@
 import asyncio
 from contextvars import copy_context
 
-from llmos_stream.runtime import Health, lost, met, run_while
+from llmos_stream.runtime import Health, met, run_while
+from llmos_stream.runtime.health import lost
 
 
 class _Clock:

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from llmos_stream.errors import Reason, Rejected
 from llmos_stream.types import Head, UpdateHead
 from llmos_stream.wire import (
-    CHUNK_OVERHEAD,
     RECORD_COST,
     Assembler,
     MemoryStore,
@@ -22,6 +21,7 @@ from llmos_stream.wire import (
     pack_prelude,
     split,
 )
+from llmos_stream.wire.chunks import CHUNK_OVERHEAD
 from tests.wire import heads
 from tests.wire.heads import PROPERTY, UPDATE, update
 from tests.wire.records import admit_all, only_message, only_refusal, payload_of, records, topic

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from llmos_stream.errors import Reason, Rejected
 from llmos_stream.types import Part
-from llmos_stream.wire import CHUNK_OVERHEAD, message_id, read_chunk, split
+from llmos_stream.wire import message_id, read_chunk, split
+from llmos_stream.wire.chunks import CHUNK_OVERHEAD
 from tests.wire.heads import PROPERTY
 
 ID = bytes(range(16))

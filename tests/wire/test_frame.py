@@ -28,12 +28,12 @@ from llmos_stream.types import (
 from llmos_stream.wire import (
     MAX_PRELUDE_BYTES,
     MAX_SIGNATURE_BYTES,
-    FrameKind,
     pack_prelude,
     payload_digest,
     prelude_needs,
     unpack_prelude,
 )
+from llmos_stream.wire.frame import FrameKind
 from tests.wire import heads
 from tests.wire.heads import CONTRIBUTION, PROPERTY, SNAPSHOT, UPDATE, VERSION, update, version
 
