@@ -2,7 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from llmos_stream.errors import Rejected
 from llmos_stream.log.versions import check_follows
@@ -35,6 +35,12 @@ class LocatedVersion:
         except Rejected:
             return False
         return True
+
+
+def pointer_to(chain: Sequence[LocatedVersion]) -> Pointer:
+    """Where to find the weights of the last of these versions, each of which stands on the one before."""
+    full, last = (Pointer(version.head.number, version.partition, version.offset) for version in (chain[0], chain[-1]))
+    return full if len(chain) == 1 else replace(last, full=full)
 
 
 class Standing:

@@ -23,7 +23,7 @@ from llmos_stream.log.federation import Federation
 from llmos_stream.log.index import version_index
 from llmos_stream.log.replica import Follower, take_message
 from llmos_stream.log.snapshots import Kept, fetch_snapshots
-from llmos_stream.log.standing import LocatedVersion, Standing
+from llmos_stream.log.standing import LocatedVersion, Standing, pointer_to
 from llmos_stream.log.stream import MessageStream, foreign
 from llmos_stream.log.versions import Version, version_assembler
 from llmos_stream.log.visibility import await_visible
@@ -78,12 +78,12 @@ async def find_newest(federation: Federation, control: ControlView) -> Found | N
     async with version_index(federation.broker, federation.topics.models) as index:
         while (pointer := control.latest) is not None:
             try:
-                return _found(pointer, await index.chain(pointer))
+                return _found(await index.chain(pointer))
             except (OffsetGone, Rejected) as error:
                 control.disown(pointer, str(error))
         logger.error("no version is where %s says: going on from the newest in the log", federation.topics.control)
         newest = await index.pointer()
-        return None if newest is None else _found(newest, await index.chain(newest))
+        return None if newest is None else _found(await index.chain(newest))
 
 
 async def _await_newest(federation: Federation, control: ControlView) -> None:
@@ -101,10 +101,8 @@ async def _await_newest(federation: Federation, control: ControlView) -> None:
                 control.disown(pointer, str(error))
 
 
-def _found(pointer: Pointer, chain: Sequence[LocatedVersion]) -> Found:
-    first = chain[0]
-    full = Pointer(first.head.number, first.partition, first.offset) if len(chain) > 1 else None
-    return Found(replace(pointer, full=full), Layout.from_specs(first.head.tensors or ()))
+def _found(chain: Sequence[LocatedVersion]) -> Found:
+    return Found(pointer_to(chain), Layout.from_specs(chain[0].head.tensors or ()))
 
 
 async def recover(
