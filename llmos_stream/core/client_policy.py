@@ -30,7 +30,6 @@ The first update of a process is sent at once.
 import math
 from dataclasses import dataclass, replace
 from enum import Enum, auto
-from typing import Self
 
 from llmos_stream.config import ClientSettings
 
@@ -39,31 +38,9 @@ LONGEST_PACE_SECONDS = 3600.0
 """A longer pace counts as this one, so that no control record can silence a client for good."""
 
 
-@dataclass(frozen=True, slots=True)
-class ClientRules:
-    """The settings that decide when a client acts; the defaults are those of a client that is never held up."""
-
-    wait_seconds: float
-    most_doublings: int = MOST_DOUBLINGS
-    max_updates: int | None = None
-    speed: float = 1.0
-    min_train_seconds: float = 0.0
-    join_delay_seconds: float = 0.0
-
-    @classmethod
-    def of(cls, client: ClientSettings) -> Self:
-        """The rules of a client that runs by itself."""
-        return cls(
-            wait_seconds=client.wait_seconds,
-            max_updates=client.max_updates,
-            speed=client.speed,
-            min_train_seconds=client.min_train_seconds,
-            join_delay_seconds=client.join_delay_seconds,
-        )
-
-    def train_seconds(self, measured: float) -> float:
-        """How long a training that took `measured` seconds here takes on the device that this client stands for."""
-        return max(measured, self.min_train_seconds) / self.speed
+def train_seconds(rules: ClientSettings, measured: float) -> float:
+    """How long a training that took `measured` seconds here takes on the device that this client stands for."""
+    return max(measured, rules.min_train_seconds) / rules.speed
 
 
 # Events: what happened
@@ -182,8 +159,9 @@ class _Phase(Enum):
 class PolicyState:
     """What a client remembers. Times are those of `now`: seconds of any clock that does not go back."""
 
-    rules: ClientRules
+    rules: ClientSettings
     joins_at: float
+    most_doublings: int = MOST_DOUBLINGS
     heard: Heard = Heard()
     phase: _Phase = _Phase.IDLE
     updates: int = 0
@@ -212,9 +190,9 @@ class PolicyState:
         return self.phase is not _Phase.IDLE
 
 
-def join(rules: ClientRules, now: float) -> PolicyState:
+def join(rules: ClientSettings, now: float, most_doublings: int = MOST_DOUBLINGS) -> PolicyState:
     """A client that starts now. It joins after its delay: then report `Resumed`."""
-    return PolicyState(rules, joins_at=now + rules.join_delay_seconds)
+    return PolicyState(rules, now + rules.join_delay_seconds, most_doublings)
 
 
 def next_action(state: PolicyState, event: PolicyEvent, now: float) -> tuple[PolicyState, PolicyAction]:
@@ -233,7 +211,7 @@ def observe(state: PolicyState, event: PolicyEvent, now: float) -> PolicyState:
             # Nobody knows whether what was being sent has reached the log.
             return replace(state, unsent=True, sent_at=max(state.sent_at, state.sending_at))
         case TrainingDone():
-            ready_at = now + state.rules.train_seconds(event.seconds) - event.seconds
+            ready_at = now + train_seconds(state.rules, event.seconds) - event.seconds
             return replace(state, phase=_Phase.TRAINED, base=event.base, ready_at=ready_at, looked=False)
         case UpdateSent():
             sent = replace(state, phase=_Phase.IDLE, updates=state.updates + 1, unsent=False)
@@ -325,7 +303,7 @@ def _once_paced(state: PolicyState, action: PolicyAction, last: float, now: floa
 def _next_doublings(state: PolicyState) -> int:
     if state.base is None:
         return state.doublings
-    return 0 if _has_newer(state) else min(state.doublings + 1, state.rules.most_doublings)
+    return 0 if _has_newer(state) else min(state.doublings + 1, state.most_doublings)
 
 
 def _has_newer(state: PolicyState) -> bool:

@@ -15,8 +15,7 @@ from torch import Tensor
 
 from llmos_stream.broker import Broker, MemoryBroker, Topics, connect
 from llmos_stream.codec import Layout
-from llmos_stream.config import Settings
-from llmos_stream.core.client_policy import ClientRules
+from llmos_stream.config import ClientSettings, Settings
 from llmos_stream.errors import BrokerError, BrokerUnavailable, Closed, LlmosError
 from llmos_stream.log.federation import Federation
 from llmos_stream.log.record_tracing import update_span
@@ -50,8 +49,8 @@ class Membership:
         self._layout = layout
         self._weights = weights
         self._clock = clock
-        rules = ClientRules(wait_seconds=settings.client.wait_seconds, most_doublings=0)
-        self._participation = Participation(rules, clock)
+        rules = ClientSettings(wait_seconds=settings.client.wait_seconds)
+        self._participation = Participation(rules, clock, most_doublings=0)
         self._aggregating = False
         self._aggregator_ended = asyncio.Event()
         self._failure: Exception | None = None

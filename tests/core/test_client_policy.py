@@ -1,7 +1,7 @@
 """What a client does next: its promises as properties of any life, and one life told second by second."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from llmos_stream.config import ClientSettings
 from llmos_stream.core import client_policy as policy
-from llmos_stream.core.client_policy import ClientRules, Heard, PolicyAction, PolicyEvent, PolicyState, WaitReason
+from llmos_stream.core.client_policy import Heard, PolicyAction, PolicyEvent, PolicyState, WaitReason
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,10 @@ def _pace_known(turn: Turn) -> float:
 class Caller:
     """Performs what the policy asks for, as a live client does, in a world that changes while it waits and works."""
 
-    def __init__(self, rules: ClientRules, now: float = 100.0) -> None:
-        self.now = now
+    def __init__(self, rules: ClientSettings, most_doublings: int = policy.MOST_DOUBLINGS) -> None:
+        self.now = 100.0
         self.world = Heard()
-        self.state = policy.join(rules, now)
+        self.state = policy.join(rules, self.now, most_doublings)
         self.turns: list[Turn] = []
         self._event: PolicyEvent = policy.Resumed()
 
@@ -84,9 +84,8 @@ class Caller:
 
 
 RULES = st.builds(
-    ClientRules,
+    ClientSettings,
     wait_seconds=st.sampled_from([0.0, 0.5, 5.0]),
-    most_doublings=st.integers(0, 6),
     max_updates=st.none() | st.integers(1, 5),
     speed=st.sampled_from([1.0, 0.1]),
     min_train_seconds=st.sampled_from([0.0, 2.0]),
@@ -114,8 +113,8 @@ def _changed(world: Heard, change: str) -> Heard:
             return world
 
 
-def _life(rules: ClientRules, steps: Iterable[tuple[float, str]], last: str | None = None) -> Caller:
-    caller = Caller(rules)
+def _life(rules: ClientSettings, steps: Sequence[tuple[float, str]], last: str | None = None) -> Caller:
+    caller = Caller(rules, most_doublings=len(steps) % (policy.MOST_DOUBLINGS + 1))
     for seconds, change in steps:
         caller.turn(seconds, _changed(caller.world, change), trouble=change == "trouble")
     if last is not None:
@@ -127,7 +126,7 @@ STEPS = st.lists(st.tuples(SECONDS, CHANGES), max_size=60)
 
 
 @given(RULES, STEPS)
-def test_it_never_sends_before_the_pace_allows(rules: ClientRules, steps: list[tuple[float, str]]) -> None:
+def test_it_never_sends_before_the_pace_allows(rules: ClientSettings, steps: list[tuple[float, str]]) -> None:
     turns = _life(rules, steps).turns
     sent = {policy.UpdateSent(), policy.UnsentSettled(True)}
     sending = [turn for turn, following in pairwise(turns) if following.event in sent]
@@ -136,7 +135,7 @@ def test_it_never_sends_before_the_pace_allows(rules: ClientRules, steps: list[t
 
 
 @given(RULES, STEPS)
-def test_it_begins_no_training_before_the_pace_allows(rules: ClientRules, steps: list[tuple[float, str]]) -> None:
+def test_it_begins_no_training_before_the_pace_allows(rules: ClientSettings, steps: list[tuple[float, str]]) -> None:
     last: Turn | None = None
     for turn in _life(rules, steps).turns:
         if isinstance(turn.event, policy.Resumed):
@@ -147,7 +146,7 @@ def test_it_begins_no_training_before_the_pace_allows(rules: ClientRules, steps:
 
 
 @given(RULES, STEPS)
-def test_it_looks_between_training_and_sending(rules: ClientRules, steps: list[tuple[float, str]]) -> None:
+def test_it_looks_between_training_and_sending(rules: ClientSettings, steps: list[tuple[float, str]]) -> None:
     looked = False
     for turn in _life(rules, steps).turns:
         looked = (looked and not isinstance(turn.action, policy.Train)) or isinstance(turn.action, policy.Look)
@@ -157,7 +156,7 @@ def test_it_looks_between_training_and_sending(rules: ClientRules, steps: list[t
 
 
 @given(RULES, STEPS)
-def test_nothing_is_begun_in_a_pause(rules: ClientRules, steps: list[tuple[float, str]]) -> None:
+def test_nothing_is_begun_in_a_pause(rules: ClientSettings, steps: list[tuple[float, str]]) -> None:
     for turn in _life(rules, steps).turns:
         if isinstance(turn.action, policy.Train):
             assert not _heard(turn).paused
@@ -167,7 +166,7 @@ def test_nothing_is_begun_in_a_pause(rules: ClientRules, steps: list[tuple[float
 def test_the_wait_for_a_version_doubles_up_to_its_bound_and_a_new_one_resets_it(
     seconds: float, most: int, repeats: int
 ) -> None:
-    caller = Caller(ClientRules(seconds, most_doublings=most))
+    caller = Caller(ClientSettings(wait_seconds=seconds), most)
     caller.turn(world=Heard(newest=3))
     caller.turn()  # as yet it knows of no version
     waits = []
@@ -186,7 +185,7 @@ def test_the_wait_for_a_version_doubles_up_to_its_bound_and_a_new_one_resets_it(
 
 
 @given(RULES, STEPS)
-def test_a_newer_version_is_never_waited_for(rules: ClientRules, steps: list[tuple[float, str]]) -> None:
+def test_a_newer_version_is_never_waited_for(rules: ClientSettings, steps: list[tuple[float, str]]) -> None:
     for turn in _life(rules, steps).turns:
         if isinstance(turn.action, policy.Wait) and turn.action.reason is WaitReason.VERSION:
             assert _heard(turn).newest in {None, turn.before.base}
@@ -194,7 +193,7 @@ def test_a_newer_version_is_never_waited_for(rules: ClientRules, steps: list[tup
 
 @given(RULES, STEPS, LAST)
 def test_it_leaves_for_a_reason_and_in_time(
-    rules: ClientRules, steps: list[tuple[float, str]], last: str | None
+    rules: ClientSettings, steps: list[tuple[float, str]], last: str | None
 ) -> None:
     caller = _life(rules, steps, last)
     sent = 0
@@ -214,7 +213,7 @@ def test_it_leaves_for_a_reason_and_in_time(
 
 
 @given(RULES, STEPS)
-def test_there_is_always_progress(rules: ClientRules, steps: list[tuple[float, str]]) -> None:
+def test_there_is_always_progress(rules: ClientSettings, steps: list[tuple[float, str]]) -> None:
     """Whatever came before: once there is a version and no pause, an update is sent, unless all of them were."""
     caller = _life(rules, steps)
     for turn in caller.turns:
@@ -263,14 +262,14 @@ def test_one_life_second_by_second() -> None:
         (152.5, policy.UpdateSent(), policy.Leave("client.max_updates reached")),
         (152.5, busy, policy.Leave("client.max_updates reached")),
     ]
-    state = policy.join(ClientRules.of(settings), 0.0)
+    state = policy.join(settings, 0.0)
     for now, event, expected in life:
         state, action = policy.next_action(state, event, now)
         assert (now, action) == (now, expected)
 
 
 def test_an_update_of_an_earlier_process_goes_first_and_its_end_gives_it_up() -> None:
-    caller = Caller(ClientRules(1.0))
+    caller = Caller(ClientSettings(wait_seconds=1.0))
     caller.turn(world=Heard(ended="target"))
     assert caller.turn() == policy.SendUnsent()
     assert caller.turn() == policy.Leave("run ended: target")
@@ -279,7 +278,7 @@ def test_an_update_of_an_earlier_process_goes_first_and_its_end_gives_it_up() ->
 
 def test_after_a_lost_connection_what_may_have_been_sent_counts_for_the_pace() -> None:
     busy = Heard(newest=0, pace_seconds=10.0)
-    state = policy.join(ClientRules(5.0), 0.0)
+    state = policy.join(ClientSettings(wait_seconds=5.0), 0.0)
     life: list[tuple[float, PolicyEvent, PolicyAction]] = [
         (0.0, policy.Resumed(), policy.Wait(math.inf, WaitReason.VERSION)),
         (0.0, busy, policy.SendUnsent()),
@@ -298,7 +297,7 @@ def test_after_a_lost_connection_what_may_have_been_sent_counts_for_the_pace() -
 
 
 def test_a_refused_update_is_followed_by_one_on_the_newest_version() -> None:
-    state = policy.join(ClientRules(5.0), 0.0)
+    state = policy.join(ClientSettings(wait_seconds=5.0), 0.0)
     for event in (policy.Resumed(), Heard(newest=0)):
         state = policy.observe(state, event, 0.0)
     state, action = policy.next_action(state, policy.UnsentSettled(False), 0.0)

@@ -5,7 +5,6 @@ from contextlib import suppress
 
 from llmos_stream.broker import Broker, Topics
 from llmos_stream.config import Settings
-from llmos_stream.core.client_policy import ClientRules
 from llmos_stream.errors import FederationFinished, Rejected
 from llmos_stream.log.federation import Federation
 from llmos_stream.log.record_tracing import update_span
@@ -48,7 +47,7 @@ class _TrainingClient:
     """What a client keeps while it loses the broker and finds it again."""
 
     def __init__(self, federation: Federation, settings: Settings, task: Task, state: ClientState) -> None:
-        self.participation = Participation(ClientRules.of(settings.client), federation.clock)
+        self.participation = Participation(settings.client, federation.clock)
         self._federation = federation
         self._settings = settings.client
         self._codec = settings.codec

@@ -3,8 +3,9 @@
 import logging
 from dataclasses import replace
 
+from llmos_stream.config import ClientSettings
 from llmos_stream.core import client_policy as policy
-from llmos_stream.core.client_policy import ClientRules, PolicyAction, PolicyEvent, WaitReason
+from llmos_stream.core.client_policy import PolicyAction, PolicyEvent, WaitReason
 from llmos_stream.errors import FederationFinished, Rejected
 from llmos_stream.log.versions import Version
 from llmos_stream.roles.client.session import Client, Published
@@ -19,10 +20,10 @@ _SAY_SECONDS = 3.0
 class Participation:
     """A client's part in a run, kept while connections come and go: `next_version` and `publish` in turn."""
 
-    def __init__(self, rules: ClientRules, clock: Clock) -> None:
+    def __init__(self, rules: ClientSettings, clock: Clock, most_doublings: int = policy.MOST_DOUBLINGS) -> None:
         self._rules = rules
         self._clock = clock
-        self._state = policy.join(rules, clock.monotonic())
+        self._state = policy.join(rules, clock.monotonic(), most_doublings)
         self._waits_for: WaitReason | None = None
         self._waits_since = 0.0
         self._has_said = False
@@ -69,7 +70,9 @@ class Participation:
                 return None
             raise FederationFinished(f"the run has ended: {client.finished.reason}")
         try:
-            published = await client.publish(replace(trained, seconds=self._rules.train_seconds(trained.seconds)))
+            published = await client.publish(
+                replace(trained, seconds=policy.train_seconds(self._rules, trained.seconds))
+            )
         except Rejected:
             self._observe(policy.UpdateRefused())
             raise
