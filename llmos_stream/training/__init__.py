@@ -5,7 +5,8 @@ from llmos_stream.training.local import LocalTrainer, evaluate, use_threads
 from llmos_stream.training.losses import Loss, default_loss
 from llmos_stream.training.partition import dirichlet_split, stratified_holdout
 from llmos_stream.training.seeds import derive_seed
-from llmos_stream.training.sharing import load_, shared_layout, shared_tensors
+from llmos_stream.training.sharing import shared_layout, shared_tensors
+from llmos_stream.training.states import load_
 from llmos_stream.training.task import Task, load_task
 from llmos_stream.training.task_errors import task_errors
 from llmos_stream.training.tensor_task import Batches, TensorTask

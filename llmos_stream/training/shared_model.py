@@ -10,8 +10,8 @@ from llmos_stream.codec import is_finite
 from llmos_stream.errors import TaskError
 from llmos_stream.training.batches import Batch
 from llmos_stream.training.local import EpochMetrics, LocalTrainer
-from llmos_stream.training.sharing import load_, shared_layout, shared_tensors, tied_names
-from llmos_stream.training.states import state_of
+from llmos_stream.training.sharing import shared_layout, shared_tensors, tied_names
+from llmos_stream.training.states import load_, state_of
 from llmos_stream.types import TensorSpec
 
 

@@ -22,7 +22,7 @@ initial model) and share `*lora_B*` (FFA-LoRA, Sun et al. 2024).
 """
 
 import re
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -98,25 +98,6 @@ def _chosen(model: nn.Module, share: str) -> list[_Candidate]:
     if not chosen:
         raise TaskError(f"task.share: {share!r} matches no tensor of the model, which has {_some_names(candidates)}")
     return chosen
-
-
-def load_(tensors: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
-    """Copy `values` into the live `tensors` in place, each into the dtype and device that is already there.
-
-    The memory stays where it is, so an optimiser goes on working on the same parameters.
-
-    Raises:
-        ValueError: Names or shapes differ; nothing has been written.
-    """
-    if tensors.keys() != values.keys():
-        missing, unknown = sorted(tensors.keys() - values.keys()), sorted(values.keys() - tensors.keys())
-        raise ValueError(f"names differ: missing {missing[:_NAMES_IN_ERROR]}, unknown {unknown[:_NAMES_IN_ERROR]}")
-    for name, tensor in tensors.items():
-        if tensor.shape != values[name].shape:
-            raise ValueError(f"{name} has shape {tuple(tensor.shape)}, got {tuple(values[name].shape)}")
-    with torch.no_grad():
-        for name, tensor in tensors.items():
-            tensor.copy_(values[name])
 
 
 def _candidates(model: nn.Module) -> Iterator[_Candidate]:

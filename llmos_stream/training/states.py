@@ -19,22 +19,29 @@ def state_of(model: nn.Module) -> dict[str, Tensor]:
 
 
 def load_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Copy a state into the model's tensors, in place. Those that cannot be written in place stay as they are.
+    """Copy a state into the model's tensors, in place. See `load_`."""
+    load_(state_of(model), state)
+
+
+def load_(tensors: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+    """Copy `values` into the live `tensors` in place, each into the dtype and device that is already there.
+
+    The memory stays where it is, so an optimiser goes on working on the same parameters. What cannot be written in
+    place stays as it is.
 
     Raises:
         TaskError: The model has other names or shapes. Nothing was written then.
     """
-    tensors = state_of(model)
-    other = sorted(name for name in tensors.keys() | state.keys() if _shape(tensors, name) != _shape(state, name))
+    other = sorted(name for name in tensors.keys() | values.keys() if _shape(tensors, name) != _shape(values, name))
     if other:
         named = ", ".join(
-            f"{name} ({_shape(tensors, name)}, not {_shape(state, name)})" for name in other[:_NAMES_IN_ERROR]
+            f"{name} ({_shape(tensors, name)}, not {_shape(values, name)})" for name in other[:_NAMES_IN_ERROR]
         )
         raise TaskError(f"the model is of another kind: {named}")
     with torch.no_grad():
         for name, tensor in tensors.items():
             if is_writable(tensor):
-                tensor.copy_(state[name])
+                tensor.copy_(values[name])
 
 
 def is_writable(tensor: Tensor) -> bool:
