@@ -172,9 +172,6 @@ class Reader(AbstractAsyncContextManager["Reader", None], Protocol):
     async def committed(self, at: TopicPartition) -> int | None:
         """The next offset the group has committed, if any."""
 
-    async def commit(self, offsets: Mapping[TopicPartition, int]) -> None:
-        """Commit the next offset to read, for the reader's group."""
-
 
 class Broker(AbstractAsyncContextManager["Broker", None], Protocol):
     """A log, and the factory of what writes to it and reads from it."""

@@ -233,9 +233,6 @@ class _Reader:
     async def committed(self, at: TopicPartition) -> int | None:
         return await self._ask("committed", self._inner.committed, at=at)
 
-    async def commit(self, offsets: Mapping[TopicPartition, int]) -> None:
-        await self._ask("commit", self._inner.commit, offsets=offsets)
-
     async def __aenter__(self) -> Self:
         await self._ask("open", self._inner.__aenter__)
         return self

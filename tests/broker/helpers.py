@@ -15,6 +15,12 @@ async def make_topic(broker: Broker, name: str, partitions: int = 1, config: Map
     return name
 
 
+async def commit(broker: Broker, group: str, offsets: Mapping[TopicPartition, int]) -> None:
+    """The offsets that a group goes on from, committed as the aggregator does it: in a transaction."""
+    async with broker.producer(f"{group}-committing") as producer, producer.transaction() as transaction:
+        await transaction.send_offsets(group, offsets)
+
+
 async def take(reader: Reader, count: int) -> list[Record]:
     """The next `count` records, or fewer when they do not come in time."""
     records: list[Record] = []

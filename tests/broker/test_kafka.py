@@ -17,7 +17,7 @@ from pydantic import SecretStr
 from llmos_stream.broker import Broker, LocalKafka, Producer, TopicPartition, connect
 from llmos_stream.config import BrokerSettings
 from llmos_stream.errors import BrokerError, BrokerUnavailable, ConfigError, OffsetGone, RecordTooLarge
-from tests.broker.helpers import PATIENCE_SECONDS, make_topic, read_all, take, values, write_one
+from tests.broker.helpers import PATIENCE_SECONDS, commit, make_topic, read_all, take, values, write_one
 from tests.conftest import IN_CI, KafkaNode
 
 
@@ -110,8 +110,7 @@ async def test_a_position_that_retention_has_deleted_is_gone_until_a_seek(kafka:
     at = TopicPartition(topic, 0)
     async with broker.producer() as producer:
         await producer.send_all(topic, [bytes([number]) for number in range(6)])
-    async with broker.reader([topic], start="earliest", group=federation) as reader:
-        await reader.commit({at: 2})
+    await commit(broker, federation, {at: 2})
     admin = AIOKafkaAdminClient(bootstrap_servers=kafka.bootstrap_servers)
     await admin.start()
     await admin.delete_records({TheirPartition(topic, 0): RecordsToDelete(4)})
@@ -222,7 +221,7 @@ async def test_nothing_is_lost_doubled_or_disordered_by_a_restart(
                 number.to_bytes(4) for number in range(count)
             ]
         at = TopicPartition(one, 0)
-        await reader.commit({at: wanted[0]})
+        await commit(broker, federation, {at: wanted[0]})
         assert await reader.committed(at) == wanted[0]
 
 
@@ -276,7 +275,7 @@ async def test_a_broker_that_stays_away_is_an_error_in_time_and_nothing_hangs(
             with pytest.raises(BrokerUnavailable, match=kafka.bootstrap_servers):
                 await plain.send(topic, b"in doubt")
         assert await reader.poll(0.1) == []
-        for call in (reader.end_offsets(), reader.committed(at), reader.commit({at: 1}), broker.check()):
+        for call in (reader.end_offsets(), reader.committed(at), broker.check()):
             with pytest.raises(BrokerUnavailable, match=kafka.bootstrap_servers):
                 await call
     assert time.monotonic() - began < 40

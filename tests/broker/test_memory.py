@@ -8,7 +8,7 @@ import pytest
 
 from llmos_stream.broker import MemoryBroker, TopicPartition
 from llmos_stream.errors import Fenced, OffsetGone
-from tests.broker.helpers import PATIENCE_SECONDS, catch_up, make_topic, read_all, take, values, write_one
+from tests.broker.helpers import PATIENCE_SECONDS, catch_up, commit, make_topic, read_all, take, values, write_one
 
 
 class Clock:
@@ -199,8 +199,7 @@ async def test_a_topic_deleted_under_a_transaction_does_not_stop_its_end() -> No
 async def test_offsets_of_a_deleted_topic_go_with_it() -> None:
     broker = MemoryBroker()
     at = TopicPartition(await make_topic(broker, "t"), 0)
-    async with broker.reader(["t"], start="earliest", group="g") as reader:
-        await reader.commit({at: 0})
+    await commit(broker, "g", {at: 0})
     await broker.delete_topics(["t"])
     await make_topic(broker, "t")
     async with broker.reader(["t"], start="committed", group="g") as reader:

@@ -88,13 +88,6 @@ class KafkaReader(BaseReader):
             offset: int | None = await self._client.committed(self._theirs(at))
             return offset
 
-    async def commit(self, offsets: Mapping[TopicPartition, int]) -> None:
-        self._grouped()
-        theirs = {self._theirs(at): offset for at, offset in offsets.items()}
-        if theirs:
-            async with self._translating():
-                await self._client.commit(theirs)
-
     def _seek(self, at: TopicPartition, offset: int) -> None:
         seek(self._client, self._theirs(at), offset)
 

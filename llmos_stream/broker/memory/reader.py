@@ -1,7 +1,7 @@
 """Readers of the in-process broker."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Self, Unpack
 
 from llmos_stream.broker.memory.cluster import Cluster
@@ -55,9 +55,6 @@ class MemoryReader(BaseReader):
 
     async def committed(self, at: TopicPartition) -> int | None:
         return self._cluster.committed(self._grouped(), self._own(at))
-
-    async def commit(self, offsets: Mapping[TopicPartition, int]) -> None:
-        self._cluster.commit(self._grouped(), {self._own(at): offset for at, offset in offsets.items()})
 
     def _seek(self, at: TopicPartition, offset: int) -> None:
         self._positions[at] = offset

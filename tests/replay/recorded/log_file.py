@@ -11,6 +11,7 @@ import zstandard
 
 from llmos_stream.broker import MemoryBroker, TopicPartition, TopicSpec
 from llmos_stream.config import Settings
+from tests.broker.helpers import commit
 from tests.roles.aids import settings_for
 
 
@@ -44,10 +45,11 @@ class RecordedRun:
             by_partition[TopicPartition(record[0], record[1])].append(record)
         for at, records in by_partition.items():
             await _write(broker, clock, at, records)
-        async with broker.reader([f"{self.federation}.updates"], start="committed", group=self.group) as reader:
-            await reader.commit(
-                {TopicPartition(topic, partition): offset for topic, partition, offset in self.committed}
-            )
+        await commit(
+            broker,
+            self.group,
+            {TopicPartition(topic, partition): offset for topic, partition, offset in self.committed},
+        )
         clock.go_on(max(record[-1] for record in self.records))
         return broker
 
