@@ -170,6 +170,7 @@ class TopicKind(StrEnum):
     UPDATES = "updates"
     MODELS = "models"
     EVENTS = "events"
+    EVALUATIONS = "evaluations"
     CONTROL = "control"
     SNAPSHOTS = "snapshots"
     QUARANTINE = "quarantine"
@@ -177,7 +178,10 @@ class TopicKind(StrEnum):
 
 @unique
 class EventKind(StrEnum):
-    """The kinds of `<f>.events`. Closed, so that the monitor can know them all."""
+    """The kinds of events. Closed, so that the monitor can know them all.
+
+    Evaluations lie in `<f>.evaluations`, all others in `<f>.events`.
+    """
 
     CLIENT_JOINED = "client_joined"
     CLIENT_LEFT = "client_left"
@@ -202,7 +206,7 @@ class Role(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One record of `<f>.events`: who saw what, when (milliseconds since the epoch)."""
+    """One record of `<f>.events` or `<f>.evaluations`: who saw what, when (milliseconds since the epoch)."""
 
     kind: EventKind
     role: str

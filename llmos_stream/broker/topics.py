@@ -1,4 +1,4 @@
-"""The six topics of a federation, with the policies that make the log a system of record."""
+"""The seven topics of a federation, with the policies that make the log a system of record."""
 
 import re
 from dataclasses import dataclass
@@ -43,6 +43,10 @@ class Topics:
         return f"{self.federation}.{TopicKind.EVENTS}"
 
     @property
+    def evaluations(self) -> str:
+        return f"{self.federation}.{TopicKind.EVALUATIONS}"
+
+    @property
     def control(self) -> str:
         return f"{self.federation}.{TopicKind.CONTROL}"
 
@@ -56,7 +60,7 @@ class Topics:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """All six. A prefix would not do to find them: `a.b` is a federation too."""
+        """All seven. A prefix would not do to find them: `a.b` is a federation too."""
         return tuple(f"{self.federation}.{kind}" for kind in TopicKind)
 
     def specs(self, settings: TopicSettings) -> list[TopicSpec]:
@@ -65,6 +69,7 @@ class Topics:
             self.updates: (settings.updates_partitions, _by_age(settings.updates_retention_hours)),
             self.models: (1, _by_size(settings.models_retention_gib)),
             self.events: (1, _by_age(settings.events_retention_hours)),
+            self.evaluations: (1, _by_age(settings.evaluations_retention_hours)),
             self.control: (1, _latest_of_each_key()),
             self.snapshots: (1, _by_size(settings.snapshots_retention_gib)),
             self.quarantine: (1, _by_age(settings.quarantine_retention_hours)),

@@ -98,6 +98,8 @@ class TopicSettings(Section):
     with every version."""
     events_retention_hours: Positive = 24.0 * 7
     """How long events are kept."""
+    evaluations_retention_hours: Positive = 24.0 * 7
+    """How long evaluations are kept."""
     quarantine_retention_hours: Positive = 24.0 * 7
     """How long the records of refused updates are kept."""
 

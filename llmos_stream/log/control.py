@@ -99,6 +99,15 @@ class ControlView:
         """What an aggregator kept with this version, where it is one of the newest."""
         return next((kept for kept in reversed(self._checkpoints) if kept.version == version), None)
 
+    @property
+    def evaluations_moved(self) -> int | None:
+        """The offset in `<f>.events` from which on evaluations come by `<f>.evaluations`.
+
+        None where that is not known, as in the log of an older release.
+        """
+        newest = self._checkpoints[-1] if self._checkpoints else None
+        return None if newest is None or newest.evaluations is None else newest.events
+
     def disown_unkept(self) -> None:
         """Pass over versions that were announced without the state that an aggregator writes with each."""
         while (pointer := self.latest) is not None and self._checkpoints:

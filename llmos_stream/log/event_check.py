@@ -1,14 +1,17 @@
 """Which events can be of this run: what tells of a version that there is not, or of another time, is passed over.
 
-Anybody who may write to `<f>.events` can say anything there. Versions and the end of the run stand in `<f>.control`
-too, written in one transaction with their events; its readers may see the event a moment earlier.
+Anybody who may write to `<f>.events` can say anything there; only evaluators may write to `<f>.evaluations`, and
+evaluations count nowhere else. Versions and the end of the run stand in `<f>.control` too, written in one transaction
+with their events; its readers may see the event a moment earlier.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import NamedTuple
 
+from llmos_stream.broker import Topics
 from llmos_stream.log.control import ControlView
+from llmos_stream.log.stream import PlacedEvent, foreign
 from llmos_stream.runtime import Clock
 from llmos_stream.types import Event, EventKind
 from llmos_stream.wire.events import whole
@@ -18,77 +21,107 @@ _MOST_HELD = 1000
 _SKEW_MS = 24 * 3_600_000
 """How far the clocks of those who work for all may be apart. Clients' clocks may be anyhow."""
 _OF_CLIENTS = frozenset({EventKind.CLIENT_JOINED, EventKind.CLIENT_LEFT, EventKind.UPDATE_SENT})
+_LARGEST = 1e15
 
 
 class _Held(NamedTuple):
-    event: Event
-    offset: int
+    placed: PlacedEvent
     since: float
 
 
 class EventCheck:
-    """Passes events on, each once `control` says that it can be.
+    """Passes events of a federation's topics on, each once `control` says that it can be. Others count as foreign."""
 
-    Args:
-        clock: The time.
-        foreign: Told of an event that cannot be: its offset, and why.
-    """
-
-    def __init__(self, clock: Clock, foreign: Callable[[int, str], object]) -> None:
+    def __init__(self, topics: Topics, clock: Clock) -> None:
+        self._topics = topics
         self._clock = clock
-        self._foreign = foreign
         self._held: deque[_Held] = deque()
-        self._first_ms: int | None = None
+        self._first_ms: dict[str, int] = {}  # by topic: they are read side by side
 
-    def take(self, found: Iterable[tuple[int, Event]], control: ControlView) -> list[Event]:
+    def take(self, found: Iterable[PlacedEvent], control: ControlView) -> list[Event]:
         """Return what is known to fit now, of `found` and of what was held back before."""
         now = self._clock.monotonic()
-        for offset, event in found:
-            if fault := self._fault(event):
-                self._foreign(offset, fault)
+        for placed in found:
+            if fault := self._fault(placed):
+                foreign(placed.topic, placed.offset, fault)
             else:
-                self._held.append(_Held(event, offset, now))
+                self._held.append(_Held(placed, now))
         passed, waiting = [], deque[_Held]()
         for held in self._held:
-            if (unknown := _unknown(held.event, control)) is None:
-                passed.append(held.event)
+            if (unknown := self._unknown(held.placed, control)) is None:
+                passed.append(held.placed.event)
             elif now - held.since > _PATIENCE_SECONDS:
-                self._foreign(held.offset, unknown)
+                foreign(held.placed.topic, held.placed.offset, unknown)
             else:
                 waiting.append(held)
         while len(waiting) > _MOST_HELD:
-            self._foreign(waiting[0].offset, "there are too many like it")
-            waiting.popleft()
+            oldest = waiting.popleft().placed
+            foreign(oldest.topic, oldest.offset, "there are too many like it")
         self._held = waiting
         return passed
 
     def rest(self, control: ControlView) -> list[Event]:
         """Return what fits at the end, when `control` has been read to its end; nothing is waited for any more."""
         passed = self.take((), control)
-        for held in self._held:
-            self._foreign(held.offset, _unknown(held.event, control) or "")
+        for placed, _ in self._held:
+            foreign(placed.topic, placed.offset, self._unknown(placed, control) or "")
         self._held.clear()
         return passed
 
-    def _fault(self, event: Event) -> str | None:
+    def _fault(self, placed: PlacedEvent) -> str | None:
         """Say why the event can never be of this run."""
+        topic, event = placed.topic, placed.event
+        if topic == self._topics.evaluations and (fault := evaluation_fault(event, self._clock)):
+            return fault
         staleness, version = whole(event.data.get("staleness")), whole(event.data.get("version"))
         if staleness is not None and version is not None and staleness > version:
             return f"staleness {staleness} at version {version}"
         if event.kind in _OF_CLIENTS:
             return None
-        if event.time_ms > self._clock.time_ms() + _SKEW_MS:
-            return "it is of the future"
-        if self._first_ms is None:
-            self._first_ms = event.time_ms
-        return "it is from before the run" if event.time_ms < self._first_ms - _SKEW_MS else None
+        if fault := _future_fault(event, self._clock):
+            return fault
+        first_ms = self._first_ms.setdefault(topic, event.time_ms)
+        return "it is from before the run" if event.time_ms < first_ms - _SKEW_MS else None
 
-
-def _unknown(event: Event, control: ControlView) -> str | None:
-    """Say what the event tells of that `control` does not know."""
-    if event.kind is EventKind.RUN_FINISHED:
-        return None if control.finished is not None else "the run has not ended"
-    version, newest = whole(event.data.get("version")), control.latest
-    if version is None or (newest is not None and version <= newest.version):
+    def _unknown(self, placed: PlacedEvent, control: ControlView) -> str | None:
+        """Say what the event tells of that `control` does not know."""
+        event = placed.event
+        if event.kind is EventKind.RUN_FINISHED:
+            return None if control.finished is not None else "the run has not ended"
+        version, newest = whole(event.data.get("version")), control.latest
+        if version is not None and (newest is None or version > newest.version):
+            return f"there is no version {version}"
+        moved = control.evaluations_moved
+        if (
+            event.kind is EventKind.EVALUATION
+            and placed.topic == self._topics.events
+            and moved is not None
+            and placed.offset >= moved
+        ):
+            return (
+                f"evaluations count in {self._topics.evaluations} alone; an evaluator of an older release writes here"
+            )
         return None
-    return f"there is no version {version}"
+
+
+def _future_fault(event: Event, clock: Clock) -> str | None:
+    return "it is of the future" if event.time_ms > clock.time_ms() + _SKEW_MS else None
+
+
+def evaluation_fault(event: Event, clock: Clock) -> str | None:
+    """Say why no evaluator of this federation can have measured it; null stands for a value that is not finite."""
+    if event.kind is not EventKind.EVALUATION:
+        return "it is no evaluation"
+    if fault := _future_fault(event, clock):
+        return fault
+    metrics = event.data["metrics"]
+    if not isinstance(metrics, dict):
+        return "it has no metrics"
+    for name, value in metrics.items():
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= _LARGEST:
+            return f"{str(name)[:100]} is {str(value)[:100]}"
+        if name == "accuracy" and not 0 <= value <= 1:
+            return f"an accuracy of {value:.6g} is none from 0 to 1"
+    return None

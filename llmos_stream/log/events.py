@@ -1,16 +1,15 @@
-"""`<f>.events`: how a role writes to it, and how it is followed."""
+"""`<f>.events` and `<f>.evaluations`: how a role writes to them, and how they are followed."""
 
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from dataclasses import asdict
-from functools import partial
 
-from llmos_stream.broker import Broker, Producer, TopicPartition, Topics
+from llmos_stream.broker import Broker, Producer, Reader, TopicPartition, Topics
 from llmos_stream.log.control import ControlView, open_control
 from llmos_stream.log.event_check import EventCheck
-from llmos_stream.log.stream import EventStream, event_key, foreign, go_on
-from llmos_stream.log.topics import wait_for_topics
+from llmos_stream.log.stream import EventStream, event_key, go_on
+from llmos_stream.log.topics import missing_topics, wait_for_topics
 from llmos_stream.runtime import SYSTEM_CLOCK, Shutdown
 from llmos_stream.runtime.retry import keep_trying, until_stop
 from llmos_stream.telemetry.event_metrics import OWN
@@ -47,14 +46,14 @@ def published_data(head: VersionHead) -> dict[str, object]:
 
 async def read_events(broker: Broker, topics: Topics) -> AsyncIterator[Event]:
     """Every event from the oldest kept to the present end that can be of this run. Raises TopicMissing."""
-    check = EventCheck(SYSTEM_CLOCK, partial(foreign, topics.events))
+    check = EventCheck(topics, SYSTEM_CLOCK)
     async with AsyncExitStack() as stack:
-        reader = await stack.enter_async_context(broker.reader([topics.events], start="earliest"))
+        reader = await stack.enter_async_context(await _reader(broker, topics))
         stream, ends = EventStream(reader, on_gap=go_on("events")), await reader.end_offsets()
         # After the end is known: so it knows of every version before that.
         control = await stack.enter_async_context(open_control(broker, topics))
         while any([await reader.position(at) < end for at, end in ends.items()]):
-            for event in check.take(await stream.placed_events(_POLL_SECONDS), control):
+            for event in check.take(await stream.events(_POLL_SECONDS), control):
                 yield event
         await control.catch_up()
         for event in check.rest(control):
@@ -67,21 +66,32 @@ async def follow_events(broker: Broker, topics: Topics, take: Callable[[Event], 
     What is in the log when the stop comes is still handed on. While the broker does not answer it keeps trying.
     """
     positions: dict[TopicPartition, int] = {}
-    check = EventCheck(SYSTEM_CLOCK, partial(foreign, topics.events))
+    check = EventCheck(topics, SYSTEM_CLOCK)
 
     async def follow() -> None:
-        if not await wait_for_topics(broker, topics, shutdown):
-            return
+        if await wait_for_topics(broker, topics, shutdown):
+            while not await once():
+                logger.info("evaluations come by %s from now on", topics.evaluations)
+
+    async def once() -> bool:
+        """Follow until a stop (True), or until the aggregator has made a topic that was not there."""
         async with AsyncExitStack() as stack:
-            opening = stack.enter_async_context(broker.reader([topics.events], start="earliest"))
-            stream = EventStream(await until_stop(opening, shutdown), on_gap=go_on("events"))
+            opening = stack.enter_async_context(await until_stop(_reader(broker, topics), shutdown))
+            reader = await until_stop(opening, shutdown)
+            stream = EventStream(reader, on_gap=go_on("events"))
+            is_old = len(reader.partitions) == 1
             for at, offset in positions.items():
                 stream.seek(at, offset)
             opening = stack.enter_async_context(broker.reader([topics.control], start="earliest"))
             control = ControlView(await until_stop(opening, shutdown))
             await until_stop(control.catch_up(), shutdown)
             while not (shutdown.requested and await until_stop(stream.at_end(), shutdown)):
-                found = await stream.placed_events(_POLL_SECONDS)
+                if is_old and control.evaluations_moved is not None:
+                    is_old = False
+                    if topics.evaluations not in await until_stop(missing_topics(broker, topics), shutdown):
+                        return False
+                    logger.warning("no evaluations: this user may not see %s (Describe, Read)", topics.evaluations)
+                found = await stream.events(_POLL_SECONDS)
                 await control.poll(0)
                 for event in check.take(found, control):
                     take(event)
@@ -89,5 +99,13 @@ async def follow_events(broker: Broker, topics: Topics, take: Callable[[Event], 
             await until_stop(control.catch_up(), shutdown)
             for event in check.rest(control):
                 take(event)
+        return True
 
     await keep_trying(follow, shutdown, "following the events again")
+
+
+async def _reader(broker: Broker, topics: Topics) -> Reader:
+    """A reader of all events. The log of an older release has no topic of evaluations."""
+    missing = await missing_topics(broker, topics)
+    there = [topics.events] if topics.evaluations in missing else [topics.events, topics.evaluations]
+    return broker.reader(there, start="earliest")

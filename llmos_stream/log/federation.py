@@ -36,9 +36,9 @@ class Federation:
         """The federation's name, which is the prefix of its topics."""
         return self.topics.federation
 
-    async def wait_for_topics(self) -> bool:
-        """Wait until the aggregator has made the topics. False when a stop came and there are still none."""
-        return await wait_for_topics(self.broker, self.topics, self.shutdown)
+    async def wait_for_topics(self, *, evaluations: bool = False) -> bool:
+        """Wait until the aggregator has made the topics. See `log.topics.wait_for_topics`."""
+        return await wait_for_topics(self.broker, self.topics, self.shutdown, evaluations=evaluations)
 
     def reader(self, topic: str, start: Start = "earliest", *, check_crcs: bool = True) -> Reader:
         """A reader of one topic; open it with `async with`. See `broker.Broker.reader`."""
@@ -57,7 +57,7 @@ class Federation:
         return Replica(reader, self.wire, self.offload, self.clock)
 
     def event(self, kind: EventKind, role: str, **data: object) -> Event:
-        """What happened now, as `<f>.events` says it."""
+        """What happened now, as an event says it."""
         return Event(kind, role, self.clock.time_ms(), data)
 
     async def run(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:

@@ -7,6 +7,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from typing import NamedTuple
 
 from llmos_stream.broker import Reader, Record, TopicPartition
 from llmos_stream.errors import BrokerUnavailable, OffsetGone, Reason, Rejected
@@ -133,15 +134,22 @@ class RecordStream:
             raise BrokerUnavailable(f"the broker has been silent for {QUIET_SECONDS:g} s and does not answer") from None
 
 
+class PlacedEvent(NamedTuple):
+    """An event, and where its record is."""
+
+    topic: str
+    offset: int
+    event: Event
+
+
 class EventStream(RecordStream):
-    """Follows `<f>.events`."""
+    """Follows `<f>.events`, `<f>.evaluations` or both."""
 
-    async def events(self, seconds: float) -> list[Event]:
-        """Those that come within this time, as soon as there are some. Raises as `poll` does."""
-        return [event for _, event in await self.placed_events(seconds)]
+    async def events(self, seconds: float) -> list[PlacedEvent]:
+        """Those that come within this time, as soon as there are some. Raises as `poll` does.
 
-    async def placed_events(self, seconds: float) -> list[tuple[int, Event]]:
-        """Do as `events`, and give the offset of each. What names another client than its record's key is foreign."""
+        What names another client than its record's key is foreign.
+        """
         found = []
         for record in await self.poll(seconds):
             self.positions[TopicPartition(record.topic, record.partition)] = record.offset + 1
@@ -153,7 +161,7 @@ class EventStream(RecordStream):
             if record.key not in (None, event_key(event)):
                 foreign(record.topic, record.offset, "its key is not that of who it tells of")
             else:
-                found.append((record.offset, event))
+                found.append(PlacedEvent(record.topic, record.offset, event))
         return found
 
 

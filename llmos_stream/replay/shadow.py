@@ -91,8 +91,8 @@ class _Shadow(Aggregation):
             own.wire,
             own.offload,
         )
-        events = await stack.enter_async_context(own.broker.reader([own.topics.events], start="latest"))
-        ending = _Ending(self._settings.stop, events, own.clock, self._live, source)
+        evaluations = await stack.enter_async_context(own.broker.reader([own.topics.evaluations], start="latest"))
+        ending = _Ending(self._settings.stop, evaluations, own.clock, self._live, source)
         folding = Folding(own, self._settings, layout, source, ending, publisher)
 
         async def begin(folding: Folding) -> None:

@@ -10,13 +10,14 @@ from llmos_stream.config import EvaluatorSettings, Settings
 from llmos_stream.errors import OffsetGone, Rejected
 from llmos_stream.log.admission import head_of
 from llmos_stream.log.control import ControlView, Pointer
+from llmos_stream.log.event_check import evaluation_fault
 from llmos_stream.log.events import emit
 from llmos_stream.log.federation import Federation
 from llmos_stream.log.producer import RetryingProducer
 from llmos_stream.log.record_tracing import version_attributes
 from llmos_stream.log.replica import Follower, newest_version, take_message
 from llmos_stream.log.stream import MessageStream, foreign
-from llmos_stream.log.topics import topics_exist
+from llmos_stream.log.topics import missing_topics
 from llmos_stream.log.versions import Version, version_assembler
 from llmos_stream.runtime import SYSTEM_CLOCK, Clock, Offload, Shutdown
 from llmos_stream.telemetry.tracing import TraceParent, follow
@@ -74,9 +75,11 @@ class _Measuring:
     async def follow(self) -> None:
         """Raises BrokerUnavailable when the broker does not answer: call it again then."""
         federation = self._federation
-        if not (self._looked or await federation.until_stop(topics_exist(federation.broker, federation.topics))):
+        if not self._looked and federation.topics.models in await federation.until_stop(
+            missing_topics(federation.broker, federation.topics)
+        ):
             self._looked = True  # it was here before the federation: the first version is its first, too
-        if not await federation.wait_for_topics():
+        if not await federation.wait_for_topics(evaluations=True):
             return
         async with AsyncExitStack() as stack:
             producer = await stack.enter_async_context(federation.producer())
@@ -133,7 +136,9 @@ class _Measuring:
             num_examples=found.num_examples,
             seconds=found.seconds,
         )
-        await producer.deliver(partial(emit, topic=self._federation.topics.events, entry=measured))
+        if fault := evaluation_fault(measured, self._federation.clock):
+            logger.warning("the evaluation of version %d does not count: %s", found.version, fault)
+        await producer.deliver(partial(emit, topic=self._federation.topics.evaluations, entry=measured))
 
 
 async def evaluate_once(

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 
 from prometheus_client import REGISTRY, Counter, Gauge, Histogram
 
+from llmos_stream.types import TopicKind
+
 _LAG_SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10)
 
 LOOP_LAG = Histogram("llmos_loop_lag_seconds", "How late the event loop came round to a timer.", buckets=_LAG_SECONDS)
@@ -14,15 +16,14 @@ BUSY_THREADS = Gauge("llmos_offload_busy_threads", "Threads at work off the even
 FOREIGN = Counter(
     "llmos_foreign_records", "Records passed over because no writer of this federation wrote them.", ("topic",)
 )
-_TOPICS = ("updates", "models", "snapshots", "events", "control", "quarantine")
-for _topic in _TOPICS:
+for _topic in TopicKind:
     FOREIGN.labels(_topic)  # each is there from the start, so that a rate shows its first record
 
 
 def passed_over() -> Mapping[str, int]:
     """How many records this process has passed over, by topic, where there was any."""
     name = "llmos_foreign_records_total"
-    counts = {topic: int(REGISTRY.get_sample_value(name, {"topic": topic}) or 0) for topic in _TOPICS}
+    counts = {topic: int(REGISTRY.get_sample_value(name, {"topic": topic}) or 0) for topic in TopicKind}
     return {topic: count for topic, count in counts.items() if count}
 
 

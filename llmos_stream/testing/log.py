@@ -18,7 +18,7 @@ from llmos_stream.log.replica import take_message
 from llmos_stream.log.stream import MessageStream, RecordStream, go_on, value_of
 from llmos_stream.log.versions import version_assembler
 from llmos_stream.runtime import run_while
-from llmos_stream.types import Event
+from llmos_stream.types import Event, EventKind
 from llmos_stream.wire import load_event
 
 T = TypeVar("T")
@@ -88,11 +88,13 @@ class WatchedLog:
 
     async def events(self, kind: str, count: int = 1) -> list[Event]:
         """The first `count` events of a kind."""
+        if kind == EventKind.EVALUATION:
+            return [load_event(value_of(record)) for record in await self.read(self.topics.evaluations, count)]
         found = await self.events_until(lambda events: sum(event.kind == kind for event in events) >= count)
         return [event for event in found if event.kind == kind][:count]
 
     async def events_until(self, enough: Callable[[list[Event]], bool]) -> list[Event]:
-        """All events of the log, as soon as they are enough."""
+        """All events of `<f>.events`, as soon as they are enough."""
         await self._wait(
             self._read(self.topics.events, lambda records: enough(self._parsed(records))),
             lambda: f"events: there are {_count(self._events)}",

@@ -7,10 +7,10 @@ latest      {"version": int, "partition": int, "offset": int, "full": null or su
             Read by all who need weights: clients, evaluators, inference, the archiver, the next aggregator
 run         {"state": "finished", "reason": str, "detail": str, "version": int}
             why the run has ended, and with which version. Read by every role
-state       {"version": int, "started_ms": int, "events": int, "stop": {...}, "snapshots": {str: int},
-            "bases": null or int, "floor": int, "intake": {...}, "limits": {str: [float, int]}}
+state       {"version": int, "started_ms": int, "events": int, "evaluations": int, "stop": {...},
+            "snapshots": {str: int}, "bases": null or int, "floor": int, "intake": {...}, "limits": {str: [float, int]}}
             what an aggregator must know beside the newest version to go on from it: see `Checkpoint`.
-            Read by the next aggregator
+            Read by the next aggregator; of `events`, by all who read evaluations
 sequences/CLIENT  [highest, version, words...]
             which of a client's updates were folded: see `core.SequenceWindow`; a tombstone once any repeat of it
             would be too stale. Read by the next aggregator
@@ -121,7 +121,9 @@ class Checkpoint:
     begins in `<f>.snapshots`.
     bases: where the full version begins in `<f>.models` that the oldest one which an update may still name
     stands on, where the strategy needs the weights of past versions.
-    stop: what the stop rule learnt (`StopRule.dump`). events: the next offset of `<f>.events` to look at.
+    stop: what the stop rule learnt (`StopRule.dump`). evaluations: the next offset of `<f>.evaluations` to look at.
+    events: evaluations in `<f>.events` count before this offset, as an older release wrote them; in its own logs, where
+    `evaluations` is None, they all do.
     started_ms: when the run started, in milliseconds since the epoch.
     floor: see `core.State`. limits: see `core.limits`.
     intake: what the source of the updates wants back after a restart.
@@ -129,7 +131,8 @@ class Checkpoint:
 
     version: int
     started_ms: int
-    events: int
+    events: int = 0
+    evaluations: int | None = 0
     stop: Mapping[str, object] = field(default_factory=dict)
     snapshots: Mapping[str, int] = field(default_factory=dict)
     bases: int | None = None
@@ -207,6 +210,7 @@ def load_checkpoint(value: Mapping[str, Any]) -> Checkpoint:
         version=count(value, "version"),
         started_ms=count(value, "started_ms"),
         events=count(value, "events"),
+        evaluations=count(value, "evaluations") if value.get("evaluations") is not None else None,
         stop=dict(value["stop"]),
         snapshots={name: count(snapshots, name) for name in snapshots},
         bases=None if value["bases"] is None else count(value, "bases"),

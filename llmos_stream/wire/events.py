@@ -215,8 +215,8 @@ def _out_of_range(event: Event) -> str | None:
         limit = _MAX_TEXT if name in ("reason", "detail") else _MAX_NAME
         if isinstance(value, str) and len(value) > limit:
             return f"{event.kind}.{name} has more than {limit} characters"
-        if isinstance(value, Mapping) and len(value) > _MAX_METRICS:
-            return f"{event.kind}.{name} has more than {_MAX_METRICS} names"
+        if isinstance(value, Mapping) and (len(value) > _MAX_METRICS or any(len(key) > _MAX_NAME for key in value)):
+            return f"{event.kind}.{name} has more than {_MAX_METRICS} names, or longer ones than {_MAX_NAME} characters"
     return None
 
 

@@ -17,6 +17,7 @@ def test_names_start_with_the_federation() -> None:
         "fed.updates",
         "fed.models",
         "fed.events",
+        "fed.evaluations",
         "fed.control",
         "fed.snapshots",
         "fed.quarantine",
@@ -62,8 +63,10 @@ def test_control_keeps_the_latest_of_each_key() -> None:
     assert _policies(TopicSettings())["fed.control"].config["cleanup.policy"] == "compact"
 
 
-def test_events_and_quarantine_have_their_own_ages() -> None:
-    policies = _policies(TopicSettings(events_retention_hours=1, quarantine_retention_hours=3))
+def test_events_evaluations_and_quarantine_have_their_own_ages() -> None:
+    settings = TopicSettings(events_retention_hours=1, evaluations_retention_hours=2, quarantine_retention_hours=3)
+    policies = _policies(settings)
+    assert policies["fed.evaluations"].config["retention.ms"] == str(2 * HOUR)
     assert policies["fed.events"].config["retention.ms"] == str(HOUR)
     assert policies["fed.quarantine"].config["retention.ms"] == str(3 * HOUR)
 

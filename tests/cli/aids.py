@@ -144,7 +144,8 @@ async def wait_for_event(
     deadline = time.monotonic() + PATIENCE_SECONDS
     async with connect(BrokerSettings(bootstrap_servers=bootstrap_servers)) as broker:
         await wait_for_topics(broker, topics, Shutdown())
-        async with broker.reader([topics.events], start="earliest") as reader:
+        topic = topics.evaluations if kind is EventKind.EVALUATION else topics.events
+        async with broker.reader([topic], start="earliest") as reader:
             while time.monotonic() < deadline:
                 for record in await reader.poll(0.2):
                     event = load_event(record.value or b"")

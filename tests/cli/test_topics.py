@@ -7,7 +7,7 @@ import pytest
 from tests.cli.aids import Run
 
 pytestmark = pytest.mark.kafka
-_ROOMS = ("control", "events", "models", "quarantine", "snapshots", "updates")
+_ROOMS = ("control", "evaluations", "events", "models", "quarantine", "snapshots", "updates")
 
 
 def test_create_and_list(llmos: Run, on_kafka: str) -> None:
@@ -27,7 +27,7 @@ def test_create_and_list(llmos: Run, on_kafka: str) -> None:
 
     again = llmos("topics", "create")
     assert again.status == 0
-    assert again.out.count("was there") == 6
+    assert again.out.count("was there") == 7
     assert "now" not in again.out.split()
     # It differs from what would be created now: said, and left alone.
     assert f"topic {on_kafka}.updates exists and is left as it is: 3 partitions, not 1" in again.err
@@ -51,7 +51,7 @@ def test_a_federation_whose_name_begins_the_same_is_another(llmos: Run, on_kafka
     other = f"{on_kafka}.b"
     llmos("topics", "create", "--federation.name", other)
     assert llmos("topics", "list", "--json").status == 5
-    assert len(llmos("topics", "list", "--json", "--federation.name", other).json()) == 6
+    assert len(llmos("topics", "list", "--json", "--federation.name", other).json()) == 7
 
 
 def test_delete_asks_first(llmos: Run, on_kafka: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,11 +67,11 @@ def test_delete_asks_first(llmos: Run, on_kafka: str, monkeypatch: pytest.Monkey
         terminal = io.StringIO(answer)
         monkeypatch.setattr(terminal, "isatty", lambda: True)
         monkeypatch.setattr("sys.stdin", terminal)
-        assert len(llmos("topics", "list", "--json").json()) == 6
+        assert len(llmos("topics", "list", "--json").json()) == 7
         done = llmos("topics", "delete")
         assert done.status == status
         assert f"every version, update and event of federation {on_kafka}, for good" in done.err
         assert done.out.startswith(said)
     assert llmos("topics", "list").status == 5
     assert llmos("topics", "delete", "--yes").status == 5
-    assert len(llmos("topics", "delete", "--yes", "--json", "--federation.name", other).json()["deleted"]) == 6
+    assert len(llmos("topics", "delete", "--yes", "--json", "--federation.name", other).json()["deleted"]) == 7

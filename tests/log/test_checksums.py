@@ -60,7 +60,7 @@ async def test_only_payloads_with_a_digest_are_read_without_checksums(federation
             assert len(await verdicts_of(replayed)) == 4
     assert {name: (noted.checked, noted.unchecked) for name, noted in seen.items()} == {
         # Of models it reads a head, for the layout, and payloads.
-        "aggregator": ({"control", "events", "models"}, {"updates", "models", "snapshots"}),
+        "aggregator": ({"control", "evaluations", "models"}, {"updates", "models", "snapshots"}),
         "client": ({"control", "quarantine"}, {"models"}),
         "evaluator": ({"control", "models"}, set()),
         "evaluated": ({"control", "models"}, set()),

@@ -1,4 +1,4 @@
-"""What anybody writes into `<f>.events`: what cannot be of the run is counted and passed over, all else handed on."""
+"""What anybody writes among the events: what cannot be of the run is counted and passed over, all else handed on."""
 
 import time
 from typing import Any
@@ -7,7 +7,7 @@ import orjson
 import pytest
 from prometheus_client import REGISTRY
 
-from llmos_stream.broker import Broker, MemoryBroker, Topics
+from llmos_stream.broker import Broker, MemoryBroker, Record, Topics
 from llmos_stream.log.events import follow_events, read_events
 from llmos_stream.runtime import Shutdown, run_all
 from llmos_stream.types import Event
@@ -26,6 +26,7 @@ def _record(kind: str, role: str, later_ms: int = 0, **data: object) -> bytes:
 _FOREIGN = {
     "a left that another one says": (b"evaluator", _record("client_left", "client", client_id="a")),
     "an evaluation of no version": (b"evaluator", _record("evaluation", "evaluator", version=10**15, metrics={})),
+    "an evaluation among the events": (b"evaluator", _record("evaluation", "evaluator", version=1, metrics={})),
     "the next version": (b"aggregator", _record("version_published", "aggregator", version=2)),
     "an update folded into none": (
         b"a",
@@ -42,20 +43,40 @@ _FOREIGN = {
     "nothing": (b"x", b""),
     "a long text": (b"a", _record("client_left", "client", client_id="a", reason="x" * 900_000)),
 }
+_NO_EVALUATIONS = {
+    "another kind of event": (b"b", _record("client_joined", "client", client_id="b")),
+    "the end of the run": (b"aggregator", _record("run_finished", "aggregator", reason="evil", version=1)),
+    "no version": (b"evaluator", _record("evaluation", "evaluator", version=2, metrics={"accuracy": 0.5})),
+    "a version below all": (b"evaluator", _record("evaluation", "evaluator", version=-1, metrics={"accuracy": 0.5})),
+    "a version above all": (b"evaluator", _record("evaluation", "evaluator", version=2**63, metrics={})),
+    "an accuracy above one": (b"evaluator", _record("evaluation", "evaluator", version=1, metrics={"accuracy": 1.5})),
+    "a loss that is none": (b"evaluator", _record("evaluation", "evaluator", version=1, metrics={"loss": 1e300})),
+    "a text for a number": (b"evaluator", _record("evaluation", "evaluator", version=1, metrics={"loss": "low"})),
+    "more names than any": (
+        b"evaluator",
+        _record("evaluation", "evaluator", version=1, metrics={str(number): 1.0 for number in range(5000)}),
+    ),
+    "a name without end": (b"evaluator", _record("evaluation", "evaluator", version=1, metrics={"x" * 5000: 1.0})),
+    "another's key": (b"a", _record("evaluation", "evaluator", version=1, metrics={"accuracy": 0.5})),
+    "the future": (b"evaluator", _record("evaluation", "evaluator", _DAYS_MS, version=1, metrics={})),
+    "rubbish": (b"x", b"rubbish"),
+    "nothing": (b"x", b""),
+    "depth": (b"x", b"[" * 5000 + b"]" * 5000),
+}
 _HONEST = [
     (b"b", _record("client_joined", "client", client_id="b")),
     (None, _record("client_left", "c", client_id="b")),
 ]
 
 
-def _passed_over() -> float:
-    return REGISTRY.get_sample_value("llmos_foreign_records_total", {"topic": "events"}) or 0.0
+def _passed_over(topic: str = "events") -> float:
+    return REGISTRY.get_sample_value("llmos_foreign_records_total", {"topic": topic}) or 0.0
 
 
-async def _write(broker: Broker, *records: tuple[bytes | None, bytes]) -> None:
+async def _write(broker: Broker, *records: tuple[bytes | None, bytes], topic: str = _TOPIC) -> None:
     async with broker.producer() as producer:
         for key, value in records:
-            await producer.send(_TOPIC, value, key=key)
+            await producer.send(topic, value, key=key)
 
 
 async def _followed(broker: Broker) -> list[Event]:
@@ -95,9 +116,83 @@ async def test_what_is_heard_before_its_version_is_known_is_handed_on_once_it_is
 
         async def run() -> None:
             early = _record("evaluation", "evaluator", version=1, metrics={"loss": 0.5})
-            await _write(broker, (b"evaluator", early))
+            await _write(broker, (b"evaluator", early), topic=running.topics.evaluations)
             await running.send(update(delta_of(0.1), sequence=0))
 
         await run_all(follow_events(broker, running.topics, take, over), run())
     evaluations: list[Any] = [event.data for event in found if event.kind == "evaluation"]
     assert evaluations == [{"version": 1, "metrics": {"loss": 0.5}}]
+
+
+@pytest.mark.parametrize("name", _NO_EVALUATIONS)
+async def test_what_is_no_evaluation_of_the_run_is_counted_and_passed_over_by_everybody(name: str) -> None:
+    """By the aggregator too: what it ends the run for, and what it goes on from."""
+    settings = settings_for("watched", stop={"target": 0.9})
+    topic = Topics("watched").evaluations
+    good = _record("evaluation", "evaluator", version=1, metrics={"accuracy": 0.5})
+    best = _record("evaluation", "evaluator", version=1, metrics={"accuracy": 0.95})
+    async with MemoryBroker() as broker:
+        async with aggregator(broker, settings) as running:
+            await running.send(update(delta_of(0.1), sequence=0))
+            await running.version(1)
+            before = _passed_over("evaluations")
+            await _write(broker, _NO_EVALUATIONS[name], (b"evaluator", good), topic=topic)
+            await running.until(lambda: _passed_over("evaluations") == before + 1)
+            await running.kill()
+        found = [event async for event in read_events(broker, running.topics)]
+        assert [event.data["metrics"] for event in found if event.kind == "evaluation"] == [{"accuracy": 0.5}]
+        assert _passed_over("evaluations") == before + 2
+        assert [event for event in await _followed(broker) if event.kind == "evaluation"] == [
+            event for event in found if event.kind == "evaluation"
+        ]
+        async with aggregator(broker, settings) as running:
+            await _write(broker, _NO_EVALUATIONS[name], (b"evaluator", best), topic=topic)
+            end = await running.task
+    assert end is not None
+    assert end.reason == "target"
+
+
+async def test_evaluations_that_an_older_release_wrote_among_the_events_count() -> None:
+    """As long as its aggregator has not been replaced: from then on they come by their own topic."""
+    old = _record("evaluation", "evaluator", version=0, metrics={"accuracy": 0.1})
+    late = _record("evaluation", "evaluator", version=0, metrics={"accuracy": 0.2})
+    async with MemoryBroker() as broker:
+        async with aggregator(broker, _SETTINGS) as running:
+            await running.version(0)
+            await running.kill()
+        topics, key = running.topics, b"evaluator"
+        (state,) = [record for record in await _records(broker, topics.control) if record.key == b"state"]
+        kept = orjson.loads(state.value or b"")
+        del kept["evaluations"]
+        await broker.delete_topics([topics.evaluations])
+        async with broker.producer() as producer:
+            await producer.send(topics.control, orjson.dumps(kept), key=b"state")
+        await _write(broker, (key, old))
+        found, over = list[Event](), Shutdown()
+
+        async def go_over() -> None:
+            while not _scores(found):
+                await over.wait(0.01)
+            async with aggregator(broker, _SETTINGS) as running:
+                await running.send(update(delta_of(0.1), sequence=0))
+                await running.version(1)
+                await _write(broker, (key, late))
+                new = _record("evaluation", "evaluator", version=1, metrics={"accuracy": 0.3})
+                await _write(broker, (key, new), topic=topics.evaluations)
+                while len(_scores(found)) < 2:
+                    await over.wait(0.01)
+                over.request()
+
+        await run_all(follow_events(broker, topics, found.append, over), go_over())
+        assert _scores(found) == [0.1, 0.3]
+        assert _scores([event async for event in read_events(broker, topics)]) == [0.1, 0.3]
+
+
+def _scores(events: list[Event]) -> list[float]:
+    found: list[Any] = [event.data for event in events if event.kind == "evaluation"]
+    return sorted(data["metrics"]["accuracy"] for data in found)
+
+
+async def _records(broker: Broker, topic: str) -> list[Record]:
+    async with broker.reader([topic], start="earliest") as reader:
+        return await reader.poll(1.0)

@@ -24,12 +24,10 @@ SECONDS = 60.0
 
 async def _until_version(broker: Broker, topics: Topics, shutdown: Shutdown, number: int) -> None:
     """Ask for a stop once the version is evaluated."""
-    async with asyncio.timeout(SECONDS), broker.reader([topics.events], start="earliest") as reader:
+    async with asyncio.timeout(SECONDS), broker.reader([topics.evaluations], start="earliest") as reader:
         evaluated = -1
         while evaluated < number:
-            for record in await reader.poll(0.1):
-                if b'"evaluation"' in (record.value or b""):
-                    evaluated += 1
+            evaluated += len(await reader.poll(0.1))
     shutdown.request()
 
 

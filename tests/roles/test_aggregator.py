@@ -179,7 +179,7 @@ async def test_the_run_ends_by_evaluations_or_time(
                     await running.send(update(delta_of(1.0), sequence=version, base_version=version - 1))
                     await running.version(version)
                 measured = event(EventKind.EVALUATION, "evaluator", version=version, metrics={"accuracy": value})
-                await emit(producer, running.topics.events, measured)
+                await emit(producer, running.topics.evaluations, measured)
         end = await running.task
     assert end is not None
     assert end.reason == reason
@@ -198,14 +198,14 @@ async def test_an_evaluation_that_nobody_can_have_made_ends_nothing(
         forged = {"kind": "evaluation", "role": "evaluator", "time_ms": 0}
         forged |= {"data": {"version": version, "metrics": {"accuracy": value}}}
         async with broker.producer() as producer:
-            await producer.send(running.topics.events, orjson.dumps(forged), key=b"evaluator")
+            await producer.send(running.topics.evaluations, orjson.dumps(forged), key=b"evaluator")
             await running.send(update(delta_of(1.0)))
             await running.version(1)
             await running.send(update(delta_of(1.0), sequence=1, base_version=1))
             await running.version(2)
             assert not running.task.done()
             measured = event(EventKind.EVALUATION, "evaluator", version=1, metrics={"accuracy": 0.95})
-            await emit(producer, running.topics.events, measured)
+            await emit(producer, running.topics.evaluations, measured)
         end = await running.task
     assert end is not None
     assert end.reason == "target"

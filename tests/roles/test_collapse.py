@@ -30,7 +30,7 @@ def _settings(on_collapse: str, **sections: Any) -> Settings:
 async def _evaluate(running: RunningFederation, version: int, loss: float | None) -> None:
     data = {"version": version, "metrics": {"loss": loss, "accuracy": 0.5}}
     async with running.broker.producer() as producer:
-        await emit(producer, running.topics.events, Event(EventKind.EVALUATION, Role.EVALUATOR, 1, data))
+        await emit(producer, running.topics.evaluations, Event(EventKind.EVALUATION, Role.EVALUATOR, 1, data))
 
 
 async def _make(running: RunningFederation, first: int, last: int) -> None:

@@ -42,10 +42,10 @@ async def _measured(running: RunningFederation, count: int) -> list[tuple[int, d
 
 async def _all_measured(running: RunningFederation) -> list[tuple[int, dict[str, float]]]:
     found: list[Event] = []
-    async with running.broker.reader([running.topics.events], start="earliest") as reader:
+    async with running.broker.reader([running.topics.evaluations], start="earliest") as reader:
         while await reader.lag() > 0:
             found += [load_event(record.value or b"") for record in await reader.poll(_SECONDS)]
-    return [(event.data["version"], event.data["metrics"]) for event in found if event.kind == "evaluation"]  # type: ignore[misc]
+    return [(event.data["version"], event.data["metrics"]) for event in found]  # type: ignore[misc]
 
 
 async def _expected(running: RunningFederation, settings: Settings, task: Task) -> dict[int, dict[str, float]]:

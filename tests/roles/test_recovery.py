@@ -76,7 +76,7 @@ async def _evaluate(running: RunningFederation, *values: float, first: int = 0) 
     async with running.broker.producer() as producer:
         for version, value in enumerate(values, first):
             measured = event(EventKind.EVALUATION, "evaluator", version=version, metrics={"accuracy": value})
-            await emit(producer, running.topics.events, measured)
+            await emit(producer, running.topics.evaluations, measured)
 
 
 async def test_patience_counts_on_through_restarts(broker: Broker, federation: str) -> None:

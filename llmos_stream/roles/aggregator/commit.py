@@ -79,12 +79,15 @@ class Committing:
         self._places_kept = rule.staleness.maximum if rule.strategy().needs_history else 0
         self._pace = Pace(settings.aggregator.utilisation)
         self._flushed = self._clock.monotonic()
+        self._evaluations_moved = 0
 
     def resume(self, found: Recovered) -> None:
         """Go on from the newest version in the log."""
         self._published.append(found.pointer)
         self._publisher.newest = found.pointer, found.checkpoint
         self._places.extend(found.places)
+        if found.checkpoint is not None:
+            self._evaluations_moved = found.checkpoint.events
         self._chain.resume(found.newest, found.residual, found.pointer.beginning)
 
     def has_published(self, pointer: Pointer) -> bool:
@@ -188,7 +191,8 @@ class Committing:
         return Checkpoint(
             version=number,
             started_ms=self._ending.started_ms,
-            events=await self._ending.position(),
+            events=self._evaluations_moved,
+            evaluations=await self._ending.position(),
             stop=self._ending.learnt(),
             bases=self._places[0].beginning.offset if self._places else None,
             floor=state.floor,

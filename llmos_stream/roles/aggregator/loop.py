@@ -109,7 +109,7 @@ class Folding:
         """Go on from what the log holds."""
         checkpoint = found.checkpoint
         if checkpoint is not None:
-            self._ending.resume(checkpoint.started_ms, checkpoint.stop, checkpoint.events)
+            self._ending.resume(checkpoint.started_ms, checkpoint.stop, checkpoint.evaluations or 0)
         await self._source.resume({} if checkpoint is None else checkpoint.intake)
         self._committing.resume(found)
         self._state = resumed_state(self._rule, self._device, self._layout, found)

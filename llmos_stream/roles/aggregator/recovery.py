@@ -115,6 +115,8 @@ async def recover(
             "the log holds no state for version %d: the stop rule and moments start anew", newest.head.number
         )
         return Recovered(newest, pointer, None, sequences)
+    if checkpoint.evaluations is None:
+        checkpoint = await _with_evaluations_apart(federation, checkpoint)
     moments, residual = await kept_state(federation, checkpoint, newest.layout)
     found = Recovered(newest, pointer, checkpoint, sequences, moments, residual)
     if not rule.strategy().needs_history:
@@ -122,6 +124,17 @@ async def recover(
     # A version that nothing older is needed with was committed before its own place was known.
     bases = pointer.beginning.offset if checkpoint.bases is None else checkpoint.bases
     return await _with_history(federation, rule.staleness.maximum, found, bases)
+
+
+async def _with_evaluations_apart(federation: Federation, checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint of an older release: evaluations came with the events until now, and come by their own topic."""
+    events = federation.topics.events
+    logger.warning(
+        "evaluations come by %s from now on; an evaluator of an older release is not heard",
+        federation.topics.evaluations,
+    )
+    async with federation.reader(events, "latest") as reader:
+        return replace(checkpoint, events=await reader.position(TopicPartition(events, 0)), evaluations=0)
 
 
 async def kept_state(federation: Federation, checkpoint: Checkpoint, layout: Layout) -> Kept:

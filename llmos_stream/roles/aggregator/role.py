@@ -1,7 +1,7 @@
 """The aggregator: folds updates into versions. One leads and writes; others stand by.
 
-updates -> Intake -> core.step -> Publisher -> models, snapshots, control, events, quarantine
-events  -> StopRule -> end of the run
+updates     -> Intake -> core.step -> Publisher -> models, snapshots, control, events, quarantine
+evaluations -> StopRule -> end of the run
 """
 
 from collections.abc import Callable
@@ -94,12 +94,12 @@ class _Aggregator(Aggregation):
         await self._require_same_layout(control)
         if control.latest is not None:
             self._seed = None
-        events = await stack.enter_async_context(broker.reader([topics.events], start="latest"))
+        evaluations = await stack.enter_async_context(broker.reader([topics.evaluations], start="latest"))
         # Payloads carry a digest of their own.
         updates = broker.reader([topics.updates], start="committed", group=group_of(topics), check_crcs=False)
         reader = await stack.enter_async_context(updates)
         source = Intake(federation, reader, layout, local_rule(settings), settings.aggregator.decode_bytes)
-        ending = Ending(settings.stop, events, federation.clock, CollapseGuard(settings.guard))
+        ending = Ending(settings.stop, evaluations, federation.clock, CollapseGuard(settings.guard))
         return await self._fold(Folding(federation, settings, layout, source, ending, publisher), control, self._begin)
 
     async def _begin(self, folding: Folding) -> None:

@@ -9,21 +9,20 @@ from llmos_stream.config import StopSettings
 from llmos_stream.core import Stop, make_stop_rule
 from llmos_stream.core.collapse import Collapse, CollapseGuard, loss_of
 from llmos_stream.errors import ConfigError, StateError
-from llmos_stream.log.stream import EventStream, go_on
+from llmos_stream.log.event_check import evaluation_fault
+from llmos_stream.log.stream import EventStream, foreign, go_on
 from llmos_stream.runtime import Clock
-from llmos_stream.telemetry.process_metrics import FOREIGN
-from llmos_stream.types import Event, EventKind, TopicKind
 from llmos_stream.wire.control import RunEnd
 
 logger = logging.getLogger(__name__)
 
-_EVENTS_AT_ONCE = 5000
-_LARGEST = 1e15
+_AT_ONCE = 5000
+"""Updates must not wait for a flood of evaluations."""
 _GUARD = "guard"
 
 
 class Ending:
-    """Watches one run through a reader of `<f>.events`, from version 0 on, through all restarts."""
+    """Watches one run through a reader of `<f>.evaluations`, from version 0 on, through all restarts."""
 
     def __init__(
         self, settings: StopSettings, evaluations: Reader, clock: Clock, guard: CollapseGuard | None = None
@@ -34,17 +33,17 @@ class Ending:
         """The last one that the guard saw. Whoever acts on it takes it away."""
         self._rule = make_stop_rule(settings)
         self._reader = evaluations
-        self._evaluations = EventStream(evaluations, clock=clock, on_gap=go_on("events"))
+        self._evaluations = EventStream(evaluations, clock=clock, on_gap=go_on("evaluations"))
         self._at = evaluations.partitions[0]
         self.started_ms = self._clock.time_ms()
         # The clock of the wall may be put back while this runs; the time before it started can only come from there.
         self._before_seconds, self._since = 0.0, self._clock.monotonic()
 
-    def resume(self, started_ms: int, learnt: Mapping[str, object], events: int) -> None:
+    def resume(self, started_ms: int, learnt: Mapping[str, object], evaluations: int) -> None:
         """Go on from what `learnt` and `position` gave when the newest version was committed."""
         self.started_ms = started_ms
         self._before_seconds = max(0.0, (self._clock.time_ms() - started_ms) / 1000)
-        self._evaluations.seek(self._at, events)
+        self._evaluations.seek(self._at, evaluations)
         if self.guard is not None:
             self.guard.load(learnt.get(_GUARD))
         try:
@@ -57,7 +56,7 @@ class Ending:
         return self._rule.dump() | ({} if self.guard is None else {_GUARD: self.guard.dump()})
 
     async def position(self) -> int:
-        """The next offset of the events, for `resume`."""
+        """The next offset of the evaluations, for `resume`."""
         return await self._reader.position(self._at)
 
     def at_version(self, number: int) -> RunEnd | None:
@@ -66,28 +65,22 @@ class Ending:
 
     async def observe(self, number: int) -> RunEnd | None:
         """Take in what has been evaluated and the time; `number` is the present version."""
-        stop = self._rule.observe_version(number)
-        for entry in await self._waiting():
-            match entry:
-                case Event(EventKind.EVALUATION, data={"version": int(version), "metrics": dict(metrics)}):
-                    if not (0 <= version <= number and all(map(_is_plausible, metrics.items()))):
-                        FOREIGN.labels(TopicKind.EVENTS).inc()
-                        logger.warning("an evaluation of version %d does not count: %s", version, str(metrics)[:200])
-                        continue
-                    stop = stop or self._judge(version, metrics)
-                    self._watch(version, metrics, number)
+        stop, taken = self._rule.observe_version(number), 0
+        while taken < _AT_ONCE and (found := await self._evaluations.events(0)):
+            taken += len(found)
+            for topic, offset, event in found:
+                fault = evaluation_fault(event, self._clock)
+                match event.data:
+                    case {"version": int(version), "metrics": dict(metrics)} if fault is None and version <= number:
+                        stop = stop or self._judge(version, metrics)
+                        self._watch(version, metrics)
+                    case _:
+                        foreign(topic, offset, fault or f"there is no version {event.data.get('version')}")
         return _end(stop or self._rule.tick(self._before_seconds + self._clock.monotonic() - self._since), number)
 
-    async def _waiting(self) -> list[Event]:
-        """What has come, up to a limit: events are many, evaluations few, and updates must not wait for them."""
-        found: list[Event] = []
-        while len(found) < _EVENTS_AT_ONCE and (events := await self._evaluations.events(0)):
-            found += events
-        return found
-
-    def _watch(self, version: int, metrics: Mapping[str, float | None], newest: int) -> None:
+    def _watch(self, version: int, metrics: Mapping[str, float | None]) -> None:
         loss = loss_of(metrics)
-        if self.guard is not None and loss is not None and version <= newest:
+        if self.guard is not None and loss is not None:
             self.collapse = self.guard.observe(version, loss) or self.collapse
 
     def _judge(self, version: int, metrics: Mapping[str, float | None]) -> Stop | None:
@@ -99,16 +92,6 @@ class Ending:
             # What an evaluator sends must not end the aggregator; a person reads this and mends one of the two.
             logger.error("%s", error)
             return None
-
-
-def _is_plausible(metric: tuple[str, object]) -> bool:
-    """Whether an evaluator of this federation can have measured it; null stands for a value that is not finite."""
-    name, value = metric
-    if value is None:
-        return True
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= _LARGEST:
-        return False
-    return name != "accuracy" or 0 <= value <= 1
 
 
 def _end(stop: Stop | None, number: int) -> RunEnd | None:

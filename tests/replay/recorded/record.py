@@ -106,7 +106,7 @@ class Run:
     async def events(self, enough: Callable[[list[Event]], bool]) -> None:
         """Wait until the events are as they should be."""
         found: list[Event] = []
-        async with self.broker.reader([self.topics.events], start="earliest") as reader:
+        async with self.broker.reader([self.topics.events, self.topics.evaluations], start="earliest") as reader:
             async with asyncio.timeout(60):
                 while not enough(found):
                     found += [load_event(record.value or b"") for record in await reader.poll(0.1)]
