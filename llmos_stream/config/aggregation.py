@@ -113,6 +113,11 @@ class AggregatorSettings(Section):
     decode_bytes: Annotated[int, Field(ge=0)] = 1 << 30
     """How much memory a decoded update may take; a larger one is decoded twice, slice by slice, as float32 always is.
     int8 and int4 take 1 byte a parameter, float16 and bfloat16 2, top-k 8 for each that it keeps."""
+    refusals_kept: Count = 64
+    """Refused updates of one client that are written into `<f>.quarantine` and the events in a minute; more are only
+    counted (`llmos_unlisted_refusals`)."""
+    refused_bytes_kept: Annotated[int, Field(ge=4096)] = 128 << 10
+    """Bytes of them in `<f>.quarantine`, in a minute."""
     device: Literal["cpu", "cuda", "auto"] = "cpu"
     """Where updates are folded. cuda: weights, sum and moments lie on the GPU, and the versions are the same bit for
     bit. auto: there where there is one."""

@@ -36,6 +36,7 @@ def topic_assembler(admit: Admit, wire: WireSettings, *, hashes: bool = False) -
         max_pending_bytes=wire.pending_bytes,
         max_idle_seconds=wire.incomplete_seconds,
         max_seconds=wire.message_seconds,
+        max_key_bytes=wire.client_bytes or wire.pending_bytes // 2,
         store=Spools(wire.memory_bytes, wire.spool_dir).new,
         hashes=hashes,
     )

@@ -11,6 +11,7 @@ from llmos_stream.broker import Broker, Reader, Record, Topics
 from llmos_stream.errors import BrokerUnavailable, Rejected
 from llmos_stream.log.stream import RecordStream, foreign
 from llmos_stream.runtime import SYSTEM_CLOCK, Clock, Shutdown
+from llmos_stream.runtime.logs import Sparing
 from llmos_stream.telemetry.process_metrics import FOREIGN
 from llmos_stream.types import TopicKind
 from llmos_stream.wire.control import (
@@ -39,6 +40,7 @@ from llmos_stream.wire.control import (
 __all__ = ["Checkpoint", "ControlView", "Leader", "Pointer", "Promotion", "RunEnd"]
 
 logger = logging.getLogger(__name__)
+logger.addFilter(Sparing())
 
 EVERYBODY = "*"
 """In place of a client, whose name it cannot be."""

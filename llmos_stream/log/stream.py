@@ -13,12 +13,14 @@ from llmos_stream.broker import Reader, Record, TopicPartition
 from llmos_stream.errors import BrokerUnavailable, OffsetGone, Reason, Rejected
 from llmos_stream.log.record_tracing import SpanContexts
 from llmos_stream.runtime import SYSTEM_CLOCK, Clock, Offload
+from llmos_stream.runtime.logs import Sparing
 from llmos_stream.telemetry.process_metrics import FOREIGN
 from llmos_stream.telemetry.tracing import TraceParent
 from llmos_stream.types import Event
 from llmos_stream.wire import Assembler, Message, Outcome, Refusal, load_event
 
 logger = logging.getLogger(__name__)
+logger.addFilter(Sparing())
 
 QUIET_SECONDS = 10.0
 """Who has read nothing for this long asks the broker whether it is there."""
@@ -47,7 +49,7 @@ def value_of(record: Record) -> bytes:
 def foreign(topic: str, offset: int, why: str) -> None:
     """Count and show what is passed over because no writer of this federation wrote it."""
     FOREIGN.labels(topic.rpartition(".")[2]).inc()
-    logger.warning("passed over what is at offset %d of %s: %s", offset, topic, why)
+    logger.warning("passed over what is at offset %d of %s: %s", offset, topic, why, extra={"about": topic})
 
 
 def event_key(entry: Event) -> bytes:

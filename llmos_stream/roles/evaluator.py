@@ -20,6 +20,7 @@ from llmos_stream.log.stream import MessageStream, foreign
 from llmos_stream.log.topics import missing_topics
 from llmos_stream.log.versions import Version, version_assembler
 from llmos_stream.runtime import SYSTEM_CLOCK, Clock, Offload, Shutdown
+from llmos_stream.runtime.logs import Sparing
 from llmos_stream.telemetry.tracing import TraceParent, follow
 from llmos_stream.training import Task
 from llmos_stream.training.model_evaluator import Evaluation, ModelEvaluator
@@ -27,6 +28,7 @@ from llmos_stream.types import EventKind, Role, VersionHead
 from llmos_stream.wire import Message
 
 logger = logging.getLogger(__name__)
+logger.addFilter(Sparing())
 
 ROLE = Role.EVALUATOR
 _POLL_SECONDS = 0.25

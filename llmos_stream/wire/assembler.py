@@ -36,9 +36,10 @@ class Assembler:
 
     `admit` is called with each prelude as soon as it is there, its head not parsed yet, and raises Rejected to refuse
     the message before its payload is kept. At most `max_pending_bytes` (of chunks, with RECORD_COST for each) and
-    `max_pending_messages` are held between two calls, and `max_key_messages` of one key. Past that, the longest idle
-    message goes of the key that holds most; a store that cannot keep more counts as full. Times are seconds of any
-    clock that does not run backwards.
+    `max_pending_messages` are held between two calls. Past that, the longest idle message goes of the key that holds
+    most; a store that cannot keep more counts as full. Of one key at most `max_key_messages` and `max_key_bytes` are
+    held; past that its longest idle ones go for its newest, which may have all the room that there is. Times are
+    seconds of any clock that does not run backwards.
 
     `store` makes what keeps one message's payload; it is closed when the message is given up, and goes
     with the Message when it is whole. What it raises is raised by `push`. `hashes` computes the
@@ -54,6 +55,7 @@ class Assembler:
         max_seconds: float = math.inf,
         *,
         max_key_messages: int = 16,
+        max_key_bytes: float = math.inf,
         store: Callable[[], Store] = MemoryStore,
         hashes: bool = False,
     ) -> None:
@@ -65,6 +67,7 @@ class Assembler:
         self._max_idle = max_idle_seconds
         self._max_seconds = max_seconds
         self._max_key_messages = max_key_messages
+        self._max_key_bytes = max_key_bytes
         self._store = store
         self._hashes = hashes
         self._pending: OrderedDict[_Stream, Pending] = OrderedDict()  # longest idle first
@@ -114,7 +117,8 @@ class Assembler:
         outcome = self._take(chunk, key, partition, offset, now, outcomes)
         if outcome is not None:
             outcomes.append(outcome)
-        if (user := self._users.get(key)) is not None and len(user.streams) > self._max_key_messages:
+        user = self._users.get(key)
+        while user is not None and len(user.streams) > 1 and self._is_over(user):
             outcomes.append(self._drop(next(iter(user.streams)), "given up for newer ones of the same key"))
         while self._bytes > self._max_bytes or len(self._pending) > self._max_messages:
             outcomes.append(self._make_room())
@@ -190,6 +194,9 @@ class Assembler:
                 if self._largest() == stream:
                     raise Rejected(Reason.INCOMPLETE, f"given up to make room: {error}") from None
                 dropped.append(self._make_room())
+
+    def _is_over(self, user: _User) -> bool:
+        return len(user.streams) > self._max_key_messages or user.bytes > self._max_key_bytes
 
     def _make_room(self) -> Refusal:
         return self._drop(self._largest(), "given up to make room")

@@ -38,6 +38,21 @@ def test_many_beginnings_of_one_key_take_no_place_of_another() -> None:
     assert isinstance(message, Message)
 
 
+def test_the_bytes_of_one_key_are_bounded_and_its_newest_message_has_all_the_room() -> None:
+    log = _Log(Assembler(admit_all, 1 << 20, max_key_bytes=20_000))
+    dropped: list[Outcome] = []
+    for number in range(9):
+        dropped += log.push("heap", records(payload_of(9000), 1000, "heap", number)[:-1])
+        assert log.assembler.pending_bytes <= 20_000
+    assert len(dropped) == 9 - log.assembler.pending_messages
+    assert set(_keys(dropped)) == {"heap"}
+    large = records(payload_of(200_000), 1000, "large")
+    *dropped, message = log.push("heap", large)
+    assert set(_keys(dropped)) == {"heap"}
+    assert log.assembler.pending_messages == 0
+    assert isinstance(message, Message)
+
+
 def test_the_key_that_holds_most_makes_room() -> None:
     log = _Log(Assembler(admit_all, 40_000))
     honest = records(payload_of(4000), 1000, "honest")

@@ -77,7 +77,7 @@ class Aggregation(ABC):
                 await self._leadership.claim(producer, control)
                 stack.enter_context(leading())
                 # The run may have ended in the last transaction of the one that led before.
-                publisher = Publisher(federation, producer)
+                publisher = Publisher(federation, producer, self._settings.aggregator)
                 self._folding = None
                 end = control.finished or await run_while(
                     self._lead(stack, publisher, control), self._leadership.beat(control, self._load)

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from llmos_stream.broker import Headers, Producer, Sent, TopicPartition, Topics, Transaction
+from llmos_stream.config import AggregatorSettings
 from llmos_stream.core import Refused
 from llmos_stream.log.federation import Federation
 from llmos_stream.log.snapshots import EncodedSnapshot
@@ -16,6 +17,7 @@ from llmos_stream.log.stream import event_key
 from llmos_stream.roles.aggregator.quota import RefusalQuota
 from llmos_stream.roles.aggregator.version_chain import Encoded
 from llmos_stream.runtime import run_all
+from llmos_stream.runtime.logs import Sparing
 from llmos_stream.telemetry.event_metrics import OWN
 from llmos_stream.telemetry.process_metrics import UNLISTED
 from llmos_stream.telemetry.tracing import trace_headers
@@ -36,6 +38,7 @@ from llmos_stream.wire.control import (
 from llmos_stream.wire.quarantine import DETAIL_CHARACTERS, dump_quarantined
 
 logger = logging.getLogger(__name__)
+logger.addFilter(Sparing())
 
 ROLE = Role.AGGREGATOR
 
@@ -57,7 +60,7 @@ class Outgoing:
 class Publisher:
     """Holds quarantine entries and events until the next transaction takes them along."""
 
-    def __init__(self, federation: Federation, producer: Producer) -> None:
+    def __init__(self, federation: Federation, producer: Producer, settings: AggregatorSettings) -> None:
         self._federation = federation
         self.producer = producer
         self._topics = federation.topics
@@ -65,7 +68,7 @@ class Publisher:
         """Where the newest version is, and what was written with it."""
         self._quarantine: list[tuple[bytes | None, bytes]] = []
         self._events: list[Event] = []
-        self._quota = RefusalQuota()
+        self._quota = RefusalQuota(settings)
 
     @property
     def waiting(self) -> int:
@@ -83,12 +86,12 @@ class Publisher:
             key, place = refusal.head.client_id.encode(), (refusal.partition, refusal.offset)
             refusal = Refusal(refusal.reason, refusal.detail, refusal.head, b"", key, *place)
         update = refusal.head if isinstance(refusal.head, UpdateHead) else None
-        if not self._quota.takes(refusal.key or b"", self._federation.clock.monotonic()):
+        entry = dump_quarantined(refusal, self._topics.updates, self._federation.clock.time_ms())
+        if not self._quota.takes(refusal.key or b"", len(entry[1]), self._federation.clock.monotonic()):
             UNLISTED.inc()
             return
         logger.warning("refused an update at offset %d: %s", refusal.offset, refusal.reason)
-        time_ms = self._federation.clock.time_ms()
-        self._quarantine.append(dump_quarantined(refusal, self._topics.updates, time_ms))
+        self._quarantine.append(entry)
         self._events.append(
             self._federation.event(
                 EventKind.UPDATE_REJECTED,

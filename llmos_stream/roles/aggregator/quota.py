@@ -2,30 +2,38 @@
 
 from collections import OrderedDict
 
+from llmos_stream.config import AggregatorSettings
+
 SECONDS = 60.0
-OF_ONE_KEY = 64
-OF_ALL = 4096
+OF_ALL = 64
+"""So many clients' worth of refusals is written down of all together: a flooder may make up names."""
 _KEYS_KEPT = 4096
 
 
 class RefusalQuota:
-    """At most OF_ONE_KEY refusals of one key, and OF_ALL together, in each SECONDS."""
+    """At most so many refusals and bytes of them of one key in each SECONDS, and OF_ALL times that together."""
 
-    def __init__(self) -> None:
+    def __init__(self, settings: AggregatorSettings) -> None:
+        self._entries = settings.refusals_kept
+        self._bytes = settings.refused_bytes_kept
         self._since = 0.0
-        self._all = 0
-        self._of: OrderedDict[bytes, int] = OrderedDict()
+        self._all = 0, 0
+        self._of: OrderedDict[bytes, tuple[int, int]] = OrderedDict()
 
-    def takes(self, key: bytes, now: float) -> bool:
-        """Whether a refusal of `key` at `now` (seconds of any clock) is still written down."""
+    def takes(self, key: bytes, size: int, now: float) -> bool:
+        """Whether a refusal of `key`, of so many bytes, at `now` (seconds of any clock) is still written down."""
         if now - self._since >= SECONDS:
-            self._since, self._all = now, 0
+            self._since, self._all = now, (0, 0)
             self._of.clear()
-        count = self._of.pop(key, 0)
-        self._of[key] = count + 1
+        entries, held = self._of.pop(key, (0, 0))
+        takes = self._fits(entries + 1, held + size, 1) and self._fits(self._all[0] + 1, self._all[1] + size, OF_ALL)
+        if takes:
+            entries, held = entries + 1, held + size
+            self._all = self._all[0] + 1, self._all[1] + size
+        self._of[key] = entries, held
         if len(self._of) > _KEYS_KEPT:
             self._of.popitem(last=False)
-        if count >= OF_ONE_KEY or self._all >= OF_ALL:
-            return False
-        self._all += 1
-        return True
+        return takes
+
+    def _fits(self, entries: int, held: int, times: int) -> bool:
+        return entries <= times * self._entries and held <= times * self._bytes

@@ -27,10 +27,12 @@ from llmos_stream.log.standing import LocatedVersion, Standing, pointer_to
 from llmos_stream.log.stream import MessageStream, foreign
 from llmos_stream.log.versions import Version, version_assembler
 from llmos_stream.log.visibility import await_visible
+from llmos_stream.runtime.logs import Sparing
 from llmos_stream.types import VersionHead
 from llmos_stream.wire.control import Checkpoint, Pointer
 
 logger = logging.getLogger(__name__)
+logger.addFilter(Sparing())
 
 _FETCH_SECONDS = 600.0
 
