@@ -6,7 +6,6 @@ The reference is plain aiokafka with one producer and records as large.
 
 import argparse
 import asyncio
-import uuid
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,7 +19,7 @@ from llmos_stream.broker import LocalKafka, connect
 from llmos_stream.config import BrokerSettings, load
 from llmos_stream.wire.chunks import CHUNK_OVERHEAD
 from tests.bench.children import BenchmarkFailed
-from tests.bench.common import add_flags, show, write_json
+from tests.bench.common import add_flags, fresh_name, show, write_json
 from tests.bench.pipe_cells import IDLE_NUMEL, Cell, Codec, cell_settings, millions, number, write_delta
 from tests.bench.pipe_federation import Memory, Sample, check_counts, federation, idle_memory, versions_in
 from tests.bench.raw_kafka import raw_kafka
@@ -82,7 +81,7 @@ async def _measure(
     async with asyncio.timeout(options.limit), connect(BrokerSettings(bootstrap_servers=servers)) as broker:
         (folder / "idle").mkdir()
         idle = await idle_memory(broker, idle_settings, folder / "idle", write_delta(folder, IDLE_NUMEL))
-        topic = f"bench-{uuid.uuid4().hex[:8]}.raw"
+        topic = f"{fresh_name()}.raw"
         record_bytes = CHUNK_OVERHEAD + load().wire.chunk_bytes
         async with raw_kafka(broker, servers, topic, 1, record_bytes, folder) as raw:
             await raw.mb_per_second(cell.model_bytes, 1)

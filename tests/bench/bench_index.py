@@ -11,7 +11,6 @@ than a whole record: so a record a version is the least that a list can cost.
 import argparse
 import asyncio
 import time
-import uuid
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, ExitStack, contextmanager
 from dataclasses import dataclass
@@ -29,7 +28,7 @@ from llmos_stream.log import VersionIndex, version_index
 from llmos_stream.types import CodecId, CodecSpec, TensorSpec, VersionHead, VersionKind
 from llmos_stream.wire import message_id, pack_prelude, split
 from tests.bench.children import BenchmarkFailed
-from tests.bench.common import add_flags, show, write_json
+from tests.bench.common import add_flags, fresh_name, show, write_json
 from tests.federation import read_versions
 
 _FULL_EVERY = 16
@@ -69,7 +68,7 @@ def run(options: argparse.Namespace) -> None:
 async def _measure(
     options: argparse.Namespace, settings: BrokerSettings, progress: Progress
 ) -> tuple[list[dict[str, object]], int]:
-    topic = Topics(f"bench-{uuid.uuid4().hex[:8]}").models
+    topic = Topics(fresh_name()).models
     wire = WireSettings()
     async with asyncio.timeout(options.limit), AsyncExitStack() as stack:
         broker = await stack.enter_async_context(connect(settings))

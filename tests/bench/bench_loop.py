@@ -10,7 +10,6 @@ the loop of this process, which is watched in the same time and has next to noth
 import argparse
 import asyncio
 import re
-import uuid
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import AsyncExitStack, ExitStack
@@ -27,7 +26,7 @@ from llmos_stream.runtime import run_all, run_while
 from llmos_stream.types import EventKind
 from llmos_stream.wire import load_event
 from tests.bench.children import BenchmarkFailed, Child, end_all
-from tests.bench.common import add_flags, show, write_json
+from tests.bench.common import add_flags, fresh_name, show, write_json
 from tests.bench.loop_child import TICK_SECONDS, Lateness, Probe
 
 TARGET_MS = 50.0
@@ -195,7 +194,7 @@ def _named(frames: Sequence[tuple[str, str, str]]) -> str:
 def _settings(options: argparse.Namespace, servers: str, codec: str, folder: Path) -> Settings:
     return load(
         {
-            "federation": {"name": f"bench-{uuid.uuid4().hex[:8]}"},
+            "federation": {"name": fresh_name()},
             "broker": {"bootstrap_servers": servers},
             "codec": {"name": codec},
             "aggregation": {"buffer_size": _BUFFER, "deadline_seconds": _LONG_SECONDS},

@@ -10,7 +10,6 @@ the environment, as always. Without --numel, --codec, --clients and --updates: t
 import argparse
 import asyncio
 import itertools
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -26,7 +25,7 @@ from llmos_stream.broker import Broker, LocalKafka, connect
 from llmos_stream.config import BrokerSettings, load
 from llmos_stream.wire.chunks import CHUNK_OVERHEAD
 from tests.bench.children import BenchmarkFailed
-from tests.bench.common import add_flags, write_json
+from tests.bench.common import add_flags, fresh_name, write_json
 from tests.bench.pipe_cells import (
     IDLE_NUMEL,
     ROUND_TRIP,
@@ -152,7 +151,7 @@ class _Bench:
             connect(BrokerSettings(bootstrap_servers=self._servers)) as broker,
         ):
             cell = self._fitting(cell)
-            topic = f"bench-{uuid.uuid4().hex[:8]}.raw"
+            topic = f"{fresh_name()}.raw"
             record_bytes = CHUNK_OVERHEAD + load().wire.chunk_bytes
             async with raw_kafka(broker, self._servers, topic, cell.clients, record_bytes, self._folder) as raw:
                 await raw.mb_per_second(cell.model_bytes, 1)

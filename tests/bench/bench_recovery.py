@@ -13,7 +13,6 @@ import asyncio
 import signal
 import statistics
 import time
-import uuid
 from collections.abc import Sequence
 from contextlib import AsyncExitStack, ExitStack
 
@@ -28,7 +27,7 @@ from llmos_stream.roles.aggregator import initial_of, run_aggregator
 from llmos_stream.runtime import Offload, Shutdown, run_all
 from llmos_stream.training import load_task
 from tests.bench.children import BenchmarkFailed
-from tests.bench.common import add_flags, show, write_json
+from tests.bench.common import add_flags, fresh_name, show, write_json
 from tests.bench.federation import Updates, said, start_role
 
 SIGNALS = {"SIGKILL": signal.SIGKILL, "SIGSTOP": signal.SIGSTOP, "SIGTERM": signal.SIGTERM}
@@ -93,7 +92,7 @@ class _Bench:
         """Every default, but a version for each update, whatever its base."""
         return load(
             {
-                "federation": {"name": f"bench-{uuid.uuid4().hex[:8]}"},
+                "federation": {"name": fresh_name()},
                 "broker": self._broker.model_dump(),
                 "task": {"entry": f"noop:{self._options.numel}"},
                 "aggregation": {"buffer_size": 1},

@@ -12,7 +12,6 @@ import itertools
 import json
 import re
 import time
-import uuid
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, ExitStack
 from typing import NamedTuple
@@ -28,7 +27,7 @@ from llmos_stream.roles.aggregator import initial_of
 from llmos_stream.runtime import run_all
 from llmos_stream.training import Task, load_task
 from tests.bench.children import BenchmarkFailed
-from tests.bench.common import add_flags, show, write_json
+from tests.bench.common import add_flags, fresh_name, show, write_json
 from tests.bench.federation import Updates, said, start_role
 from tests.bench.pipe_rows import percentile
 from tests.federation import decoded_versions
@@ -101,7 +100,7 @@ def run(options: argparse.Namespace) -> None:
 def _settings(options: argparse.Namespace, servers: str) -> Settings:
     return load(
         {
-            "federation": {"name": f"bench-{uuid.uuid4().hex[:8]}"},
+            "federation": {"name": fresh_name()},
             "broker": {"bootstrap_servers": servers},
             "task": {"entry": options.task},
             "aggregation": {"buffer_size": 1},

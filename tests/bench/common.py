@@ -2,8 +2,10 @@
 
 import argparse
 import json
+import os
 import platform
 import time
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -12,6 +14,13 @@ from rich.console import Console
 from rich.table import Table
 
 OUTPUT = Path("build") / "bench"
+OWN_PREFIX = f"bench-{os.getpid()}-"
+"""What the names of this process's federations and topics begin with."""
+
+
+def fresh_name() -> str:
+    """A federation's name, or a topic's, that no other benchmark has, in this process or beside it."""
+    return f"{OWN_PREFIX}{uuid.uuid4().hex[:8]}"
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

@@ -2,7 +2,6 @@
 
 import argparse
 import itertools
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import torch
 
 from llmos_stream.config import Settings, load
+from tests.bench.common import fresh_name
 
 CODECS = ("float32", "float16", "bfloat16", "int8", "int4", "topk")
 ONE_WAY, ROUND_TRIP = "one way", "round trip"
@@ -121,7 +121,7 @@ def cell_settings(cell: Cell, servers: str, threads: int) -> Settings:
     """Of a federation of its own, where a version waits for an update of each client."""
     return load(
         {
-            "federation": {"name": f"bench-{uuid.uuid4().hex[:8]}"},
+            "federation": {"name": fresh_name()},
             "broker": {"bootstrap_servers": servers},
             "codec": cell.codec.settings(),
             "aggregation": {"buffer_size": cell.clients, "deadline_seconds": _LONG_SECONDS},
