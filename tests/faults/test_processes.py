@@ -20,7 +20,6 @@ from tests.forkserver import context
 
 OUTAGE_SECONDS = 5.0
 STOP_SECONDS = 60.0
-_LOG_SHOWN = 10_000
 
 
 def _count_threads_of_the_server(answers: Connection) -> None:
@@ -36,15 +35,8 @@ def test_the_server_that_forks_the_roles_runs_no_threads() -> None:
     process.join()
 
 
-def _show_logs(folder: Path) -> None:
-    for log in sorted(folder.glob("*/log")):
-        print(f"--- {log.parent.name}", log.read_text()[-_LOG_SHOWN:], sep="\n")
-
-
 async def _try(plan: Plan, node: KafkaNode, folder: Path) -> Trial:
     trial = await try_on_kafka(plan, node.bootstrap_servers, lambda: kill_and_start(node.own()), folder)
-    if trial.findings:
-        _show_logs(folder)
     assert trial.findings == []
     assert sorted(trial.outcome.struck) == sorted(plan.points)
     return trial

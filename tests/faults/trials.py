@@ -17,6 +17,8 @@ from tests.faults.plan import Plan
 from tests.faults.processes import InProcesses
 from tests.faults.run import Outcome, Run
 
+_SHOWN_OF_A_LOG = 10_000
+
 
 @dataclass(frozen=True, slots=True)
 class Trial:
@@ -51,9 +53,24 @@ async def try_on_kafka(
         outcome = await Run(plan, host, net, broker, settings).run()
     verdict = await keep_trying(lambda: _judged(plan, settings, broker, folder), Shutdown(), "reading the log again")
     assert verdict is not None
-    names = list(Topics(federation).names)
+    trial, names = Trial(plan, outcome, verdict), list(Topics(federation).names)
+    if trial.findings:
+        await _show_ends(broker, names)
+        _show_logs(folder)
     await keep_trying(lambda: broker.delete_topics(names), Shutdown(), "deleting the topics again")
-    return Trial(plan, outcome, verdict)
+    return trial
+
+
+async def _show_ends(broker: Broker, topics: list[str]) -> None:
+    """Print where the topics end for readers, and with what is undecided."""
+    async with broker.reader(topics, start="earliest") as reader:
+        print(await reader.end_offsets(), await reader.end_offsets(undecided=True), sep="\n")
+
+
+def _show_logs(folder: Path) -> None:
+    """Print what the roles said last."""
+    for log in sorted(folder.glob("*/log")):
+        print(f"--- {log.parent.name}", log.read_text()[-_SHOWN_OF_A_LOG:], sep="\n")
 
 
 async def _judged(plan: Plan, settings: Settings, broker: Broker, folder: Path) -> Verdict:

@@ -135,14 +135,14 @@ async def test_a_client_that_is_too_slow_is_told_and_starts_from_the_newest(brok
         federation,
         staleness={"maximum": 0},
         aggregation={"buffer_size": 1},
-        stop={"target": None, "max_versions": 10},
+        stop={"target": None, "max_versions": 20},
         client={"wait_seconds": 0.2},
     )
-    clients = [_client(settings, 0, min_train_seconds=0.02), _client(settings, 1, min_train_seconds=0.2)]
+    clients = [_client(settings, 0, min_train_seconds=0.1), _client(settings, 1, min_train_seconds=1.0)]
     run = Federation(broker, settings, clients)
     end = await run.run()
     assert end is not None
-    assert end.version == 10
+    assert end.version == 20
     told = [event for event in run.of("update_rejected") if event.role == "client"]
     assert {(event.data["client_id"], event.data["reason"]) for event in told} >= {("client-1", "too_stale")}
     assert all("staleness.maximum is 0" in str(event.data["detail"]) for event in told)
