@@ -5,7 +5,6 @@ from llmos_stream.core.delta import Whole
 from llmos_stream.core.device import device_for
 from llmos_stream.core.effects import Duplicate, Effect, Folded, NewVersion, Refused
 from llmos_stream.core.pace import Pace
-from llmos_stream.core.pipeline import Pipeline
 from llmos_stream.core.rule import Changes, Rule
 from llmos_stream.core.state import State, release, start, take_back
 from llmos_stream.core.step import next_deadline, step, tick
@@ -19,7 +18,6 @@ __all__ = [
     "Folded",
     "NewVersion",
     "Pace",
-    "Pipeline",
     "Refused",
     "Rule",
     "SequenceWindow",

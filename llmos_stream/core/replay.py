@@ -44,21 +44,23 @@ class Replay:
     def follows(self, rule: Rule) -> bool:
         return rule == self._rule
 
-    def follow(self, rule: Rule) -> None:
+    def follow(self, rule: Rule) -> bool:
         """Go on under `rule`. Moments are kept where the new optimiser has the same ones, else they start at zero.
 
-        Raises ValueError while updates are buffered under another rule.
+        Says whether they are kept. Raises ValueError while updates are buffered under another rule.
         """
         if rule == self._rule:
-            return
+            return True
         if self.pending:
             raise ValueError("flush before the rule changes")
         if self._rule is not None:
             self._moments = self._pipeline.state_tensors()
         self._rule, self._pipeline = rule, rule.pipeline(self.version, self.weights, buffers=self._buffers)
-        if self._moments and self._pipeline.state_tensors().keys() == self._moments.keys():
+        kept = self._pipeline.state_tensors().keys() == self._moments.keys()
+        if kept and self._moments:
             self._pipeline.load(self._moments)
         self._moments = {}
+        return kept
 
     def stale(self, update: Update, base_version: int, layout_digest: bytes) -> int:
         """The staleness of an update on `base_version`. Raises Rejected where the rule refuses it. Changes nothing."""
@@ -73,12 +75,7 @@ class Replay:
         pipeline = self._known
         clip = pipeline.check(update.delta, update.buffers, self.weights)
         num_examples = pipeline.limits.counted(update.head.num_examples)
-        if self.needs_base:
-            if not self.pending:
-                pipeline.history.clear()  # no more of them are held than what waits needs
-            if base is not None:
-                pipeline.history[self.version - staleness] = base
-            pipeline.check_base(self.version - staleness)
+        self._hold(base, self.version - staleness)
         again = replace(
             contribution,
             num_examples=num_examples,
@@ -89,9 +86,26 @@ class Replay:
         pipeline.fold(again, update.delta, 0.0, update.buffers)
         pipeline.note(again)
 
-    def flush(self) -> None:
-        """Make a version of what is buffered. Raises ValueError when there is nothing."""
-        self.weights, _ = self._known.flush(self.version, self.weights)
+    def fold_again(self, contribution: Contribution, update: Update, base: Tensor | None = None) -> None:
+        """Take an update in as its manifest has it. See `fold` for `base`."""
+        self._hold(base, self.version - contribution.staleness)
+        self._known.fold(contribution, update.delta, 0.0, update.buffers)
+
+    def _hold(self, base: Tensor | None, version: int) -> None:
+        if self.needs_base:
+            history = self._known.history
+            if not self.pending:
+                history.clear()  # no more of them are held than what waits needs
+            if base is not None:
+                history[version] = base
+            self._known.check_base(version)
+
+    def flush(self, *, recorded: bool = False) -> None:
+        """Make a version of what is buffered: where that is `recorded`, as its manifest has it.
+
+        Raises ValueError when there is nothing.
+        """
+        self.weights, _ = self._known.flush(self.version, self.weights, recorded=recorded)
         self.version += 1
 
     @property

@@ -9,15 +9,16 @@ import torch
 from torch import Tensor
 
 from llmos_stream.codec import Layout, Residual, add_residual, encode_delta, weights_digest
-from llmos_stream.core import Pipeline, Rule
+from llmos_stream.core import Rule
 from llmos_stream.core.flat import l2_norm
+from llmos_stream.core.replay import Replay
 from llmos_stream.errors import Rejected
 from llmos_stream.log import Version
 from llmos_stream.log.versions import rolled_back_to
 from llmos_stream.replay.index import Missing
 from llmos_stream.replay.replay_log import ReplayLog
 from llmos_stream.replay.updates import RecordedUpdates
-from llmos_stream.types import Contribution, VersionHead, VersionKind
+from llmos_stream.types import VersionHead, VersionKind
 
 
 @unique
@@ -65,9 +66,7 @@ class Rebuilder:
         self.last: Version | None = None
         self._log = log
         self._numbers = numbers
-        self._pipeline: Pipeline | None = None
-        self._rule: Rule | None = None
-        self._stands: int | None = None  # the version that the pipeline's moments belong to
+        self._replay: Replay | None = None  # at the version whose moments it has
         self._residual: tuple[int, Residual] | None = None  # of a version: what its delta left out
         self._source: RecordedUpdates
 
@@ -118,7 +117,7 @@ class Rebuilder:
                 return Verdict(number, RebuildOutcome.INITIAL, 0, perf_counter() - begun, digest, digest)
             equals = rolled_back_to(head)
             if equals is not None:  # its moments start anew, and lie in the log
-                self._pipeline = self._stands = self._residual = None
+                self._replay = self._residual = None
                 rebuilt = await self._log.weights(equals)
             else:
                 rebuilt = await self._rebuild(head, head.parent)
@@ -136,10 +135,11 @@ class Rebuilder:
         except (Missing, Rejected) as missing:
             for item in head.manifest:
                 self._source.drop(item)
-            self._pipeline = self._stands = self._residual = None
+            self._replay = self._residual = None
             return Verdict(number, RebuildOutcome.GONE, count, perf_counter() - begun, digest, detail=str(missing))
         # Moments carried through a difference differ too: recorded ones are better, where there are any.
-        self._stands = None if equals is not None or (differs and self._log.index.moments(number)) else number
+        if differs and self._log.index.moments(number):
+            self._replay = None
         if differs:
             self._residual = None
         other = self._log.rule(head).other_packages() if differs else None
@@ -157,13 +157,14 @@ class Rebuilder:
             self._source.check_kept(item)  # before the others are read in vain
         weights = await self._log.weights(parent)
         layout = self._log.index.layout(head.number)
-        pipeline = await self._pipeline_at(parent, weights, rule, head.manifest, layout)
+        replay = await self._replay_at(parent, weights, rule, layout)
         for item in head.manifest:
             update = await self._log.take(self._source, item, parent - item.staleness, layout)
-            await self._log.offload.run(pipeline.fold, item, update.delta, 0.0, update.buffers)
-        rebuilt, _ = await self._log.offload.run(pipeline.flush, parent, weights, recorded=True)
-        await self._round(head, parent, layout.parts(weights)[0], layout.parts(rebuilt)[0])
-        return rebuilt
+            base = await self._log.weights(parent - item.staleness) if replay.needs_base else None
+            await self._log.offload.run(replay.fold_again, item, update, base)
+        await self._log.offload.run(replay.flush, recorded=True)
+        await self._round(head, parent, layout.parts(weights)[0], layout.parts(replay.weights)[0])
+        return replay.weights
 
     async def _round(self, head: VersionHead, parent: int, before: Tensor, weights: Tensor) -> None:
         """Round parameters in place to what was published, as the aggregator did."""
@@ -178,26 +179,17 @@ class Rebuilder:
                 raise Missing(f"version {head.number} is no delta that can be made again: {error}") from None
             self._residual = (head.number, delta.residual)
 
-    async def _pipeline_at(
-        self, parent: int, weights: Tensor, rule: Rule, manifest: tuple[Contribution, ...], layout: Layout
-    ) -> Pipeline:
-        """Return the pipeline as it was when the parent had been published."""
-        carried = self._pipeline if self._stands == parent else None
-        if carried is not None and self._rule == rule:
-            pipeline = carried
-        else:
-            pipeline = rule.pipeline(parent, weights, buffers=layout.buffers)
-            if rule.moments:
-                moments = carried.state_tensors() if carried is not None else await self._log.moments(parent)
-                if moments.keys() == rule.moments:
-                    pipeline.load(moments)
-                elif self._had_moments(parent, rule):
-                    raise Missing(f"the moments of the server optimiser at version {parent} are not in the log")
-        if pipeline.strategy.needs_history:
-            bases = {parent - item.staleness for item in manifest}
-            pipeline.history = {base: await self._log.weights(base) for base in bases - {parent}} | {parent: weights}
-        self._pipeline, self._rule = pipeline, rule
-        return pipeline
+    async def _replay_at(self, parent: int, weights: Tensor, rule: Rule, layout: Layout) -> Replay:
+        """Return a replay that stands where the parent had been published, under `rule`."""
+        replay, self._replay = self._replay, None
+        if replay is None or replay.version != parent:
+            moments = await self._log.moments(parent) if rule.moments else None
+            replay = Replay(parent, weights, moments, layout.buffers)
+        replay.weights = weights
+        if not replay.follow(rule) and self._had_moments(parent, rule):
+            raise Missing(f"the moments of the server optimiser at version {parent} are not in the log")
+        self._replay = replay
+        return replay
 
     def _lacks_residual(self, parent: int) -> bool:
         """Say whether the parent is a delta whose residual is not in the log."""
