@@ -5,20 +5,26 @@ from hypothesis import strategies as st
 
 from llmos_stream.broker import TopicPartition
 from llmos_stream.roles.aggregator.offsets import SafeOffsets
+from llmos_stream.types import Contribution
 
 AT = TopicPartition("f.updates", 0)
+
+
+def _manifest(*offsets: int) -> list[Contribution]:
+    """Contributions that begin at these offsets of partition 0."""
+    return [Contribution("c", offset, 0, offset, 1, 0, 1.0, 1.0, bytes(32)) for offset in offsets]
 
 
 def test_what_is_buffered_holds_the_offset_back() -> None:
     offsets = SafeOffsets(lambda partition: None)
     for offset in range(3):
         offsets.read(AT, offset)
-        offsets.hold(AT, offset)
+        offsets.hold(0, offset)
     assert offsets.committable() == {}
-    assert offsets.committable({AT: {0, 1}}) == {AT: 2}
-    offsets.committed({AT: 2}, {AT: {0, 1}})
+    assert offsets.committable(_manifest(0, 1)) == {AT: 2}
+    offsets.committed({AT: 2}, _manifest(0, 1))
     assert offsets.committable() == {}
-    assert offsets.committable({AT: {2}}) == {AT: 3}
+    assert offsets.committable(_manifest(2)) == {AT: 3}
 
 
 def test_what_is_half_received_holds_the_offset_back() -> None:
@@ -36,7 +42,7 @@ def test_partitions_are_apart() -> None:
     offsets = SafeOffsets(lambda partition: None)
     offsets.read(AT, 5)
     offsets.read(other, 7)
-    offsets.hold(other, 7)
+    offsets.hold(1, 7)
     assert offsets.committable() == {AT: 6, other: 7}
 
 
@@ -53,12 +59,12 @@ def test_equals_the_naive_rule(messages: list[tuple[str, int]], data: st.DataObj
         for offset in range(first, first + records):
             offsets.read(AT, offset)
         end += records
-        offsets.hold(AT, first)
+        offsets.hold(0, first)
         if verdict == "refused":
-            offsets.release(AT, first)
+            offsets.release(0, first)
         else:
             unsettled.add(first)
             begins.append(first)
     settled = set(data.draw(st.lists(st.sampled_from(begins)))) if begins else set()
     expected = min([end, *(unsettled - settled)])
-    assert offsets.committable({AT: settled}) == ({AT: expected} if expected else {})
+    assert offsets.committable(_manifest(*settled)) == ({AT: expected} if expected else {})

@@ -90,13 +90,13 @@ class Intake:
         return self._stream.span_of(partition, offset)
 
     def release(self, partition: int, offset: int) -> None:
-        self._offsets.release(TopicPartition(self._topic, partition), offset)
+        self._offsets.release(partition, offset)
 
     def committable_offsets(self, manifest: Sequence[Contribution] = ()) -> dict[TopicPartition, int]:
-        return self._offsets.committable(self._settled(manifest))
+        return self._offsets.committable(manifest)
 
     def committed(self, offsets: Mapping[TopicPartition, int], manifest: Sequence[Contribution] = ()) -> None:
-        self._offsets.committed(offsets, self._settled(manifest))
+        self._offsets.committed(offsets, manifest)
 
     async def lag(self) -> int:
         return await self._reader.known_lag()
@@ -108,12 +108,6 @@ class Intake:
 
     def checkpoint(self, version: int) -> dict[str, object]:
         return {}
-
-    def _settled(self, manifest: Sequence[Contribution]) -> dict[TopicPartition, set[int]]:
-        settled: dict[TopicPartition, set[int]] = {}
-        for item in manifest:
-            settled.setdefault(TopicPartition(self._topic, item.partition), set()).add(item.offset)
-        return settled
 
     async def _outcomes(self, timeout_seconds: float) -> deque[Outcome]:
         found = await self._stream.batch(timeout_seconds, self._offload)
@@ -127,7 +121,7 @@ class Intake:
                 self._offsets.read(at, position - 1)
         for outcome in outcomes:  # none may be committed past before somebody has settled it
             offset = outcome.first_offset if isinstance(outcome, Message) else outcome.offset
-            self._offsets.hold(TopicPartition(self._topic, outcome.partition), offset)
+            self._offsets.hold(outcome.partition, offset)
         return outcomes
 
     def _overtaken(self, error: OffsetGone, deleted: Mapping[TopicPartition, int]) -> None:

@@ -5,12 +5,10 @@ committed version, refused, or a repeat. What is buffered or half received holds
 restart reads it again.
 """
 
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Mapping, Sequence
 
 from llmos_stream.broker import TopicPartition
-
-Settled = Mapping[TopicPartition, Set[int]]
-"""First offsets of messages, by partition."""
+from llmos_stream.types import Contribution
 
 
 class SafeOffsets:
@@ -20,34 +18,38 @@ class SafeOffsets:
         """`low_water(partition)` is the first offset of the oldest half-received message."""
         self._low_water = low_water
         self._read: dict[TopicPartition, int] = {}
-        self._held: dict[TopicPartition, set[int]] = {}
+        self._held: set[tuple[int, int]] = set()  # partition and first offset
         self._committed: dict[TopicPartition, int] = {}
 
     def read(self, at: TopicPartition, offset: int) -> None:
         """The record at `offset` has been taken in."""
         self._read[at] = max(offset + 1, self._read.get(at, 0))
 
-    def hold(self, at: TopicPartition, first_offset: int) -> None:
+    def hold(self, partition: int, first_offset: int) -> None:
         """A message that begins at `first_offset` is not settled yet."""
-        self._held.setdefault(at, set()).add(first_offset)
+        self._held.add((partition, first_offset))
 
-    def release(self, at: TopicPartition, first_offset: int) -> None:
+    def release(self, partition: int, first_offset: int) -> None:
         """It is settled by a refusal or as a repeat."""
-        self._held.get(at, set()).discard(first_offset)
+        self._held.discard((partition, first_offset))
 
-    def committable(self, settled: Settled | None = None) -> dict[TopicPartition, int]:
-        """The next offset to read after a restart, once `settled` are settled too; only where it moved on."""
+    def committable(self, manifest: Sequence[Contribution] = ()) -> dict[TopicPartition, int]:
+        """The next offset to read after a restart, once `manifest` is settled too; only where it moved on."""
+        held = self._held - _places(manifest)
         moved = {}
         for at, read in self._read.items():
-            held = self._held.get(at, set()) - (settled or {}).get(at, set())
             low = self._low_water(at.partition)
-            offset = min([read, *held, *([] if low is None else [low])])
+            waiting = [offset for partition, offset in held if partition == at.partition]
+            offset = min([read, *waiting, *([] if low is None else [low])])
             if offset > self._committed.get(at, 0):
                 moved[at] = offset
         return moved
 
-    def committed(self, offsets: Mapping[TopicPartition, int], settled: Settled | None = None) -> None:
-        """A transaction with `offsets` has been committed, and `settled` with it."""
+    def committed(self, offsets: Mapping[TopicPartition, int], manifest: Sequence[Contribution] = ()) -> None:
+        """A transaction with `offsets` has been committed, and a version with `manifest` with it."""
         self._committed.update(offsets)
-        for at, first_offsets in (settled or {}).items():
-            self._held.get(at, set()).difference_update(first_offsets)
+        self._held -= _places(manifest)
+
+
+def _places(manifest: Sequence[Contribution]) -> set[tuple[int, int]]:
+    return {(item.partition, item.offset) for item in manifest}
