@@ -46,6 +46,11 @@ class Settings(Section):
     operations: OperationsSettings = OperationsSettings()
     tracing: TracingSettings = TracingSettings()
 
+    def changed(self, **sections: Mapping[str, object]) -> Self:
+        """A copy with other values in some fields, by section. They are not validated."""
+        fresh = {name: getattr(self, name).model_copy(update=fields) for name, fields in sections.items()}
+        return self.model_copy(update=fresh)
+
     @model_validator(mode="after")
     def _sections_agree(self) -> Self:
         optimizer = self.server_optimizer

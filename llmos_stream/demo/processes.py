@@ -71,11 +71,7 @@ async def run_processes(scenario: Scenario, take: Callable[[Event], object], shu
 
 
 async def _start(name: str, settings: Settings, folder: Path, *arguments: str, vital: bool = False) -> _Child:
-    own = settings.model_copy(
-        update={
-            "client": settings.client.model_copy(update={"state_dir": (settings.client.state_dir or folder) / name})
-        }
-    )
+    own = settings.changed(client={"state_dir": (settings.client.state_dir or folder) / name})
     output = folder / f"{name}.log"
     with output.open("wb") as file:
         process = await asyncio.create_subprocess_exec(

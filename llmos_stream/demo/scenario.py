@@ -50,16 +50,13 @@ class Scenario:
 
 def make_scenario(settings: Settings, mix: ClientMix) -> Scenario:
     """One client a shard. The last ones are slow, those before join late, those before leave early."""
-    task = settings.task.model_copy(update={"shards": mix.clients})
     # The environment may name a client's shard, which need not be one of these.
-    settings = settings.model_copy(update={"task": task, "client": settings.client.model_copy(update={"shard": 0})})
-    clients = tuple(
-        settings.model_copy(update={"client": _client(settings.client, shard, mix)}) for shard in range(mix.clients)
-    )
-    return Scenario(settings, clients)
+    settings = settings.changed(task={"shards": mix.clients}, client={"shard": 0})
+    clients = (settings.changed(client=_client(settings.client, shard, mix)) for shard in range(mix.clients))
+    return Scenario(settings, tuple(clients))
 
 
-def _client(base: ClientSettings, shard: int, mix: ClientMix) -> ClientSettings:
+def _client(base: ClientSettings, shard: int, mix: ClientMix) -> dict[str, Any]:
     from_end = mix.clients - 1 - shard
     traits: dict[str, Any] = {}
     name = f"client-{shard}"
@@ -69,4 +66,4 @@ def _client(base: ClientSettings, shard: int, mix: ClientMix) -> ClientSettings:
         name, traits = f"{name}-late", {"join_delay_seconds": _LATE_SECONDS}
     elif from_end < mix.slow + mix.late + mix.leaving:
         name, traits = f"{name}-leaving", {"max_updates": _LEAVING_UPDATES}
-    return base.model_copy(update={"shard": shard, "id": name, **traits})
+    return {"shard": shard, "id": name, **traits}

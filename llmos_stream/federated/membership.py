@@ -273,4 +273,4 @@ def _guest(settings: Settings) -> Settings:
     """The process is its owner's, and so is how its memory is managed, unless that was asked for."""
     if "heap_bytes" in settings.broker.model_fields_set:
         return settings
-    return settings.model_copy(update={"broker": settings.broker.model_copy(update={"heap_bytes": 0})})
+    return settings.changed(broker={"heap_bytes": 0})

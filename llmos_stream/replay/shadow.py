@@ -54,9 +54,9 @@ def shadow_settings(settings: Settings, name: str) -> Settings:
     """
     if live_of(settings.federation.name) is not None:
         raise ConfigError(f"federation.name: {settings.federation.name} is a shadow itself; name the live federation")
-    federation = settings.federation.model_copy(update={"name": shadow_of(settings.federation.name, name)})
-    Topics(federation.name)
-    return settings.model_copy(update={"federation": federation})
+    shadow = shadow_of(settings.federation.name, name)
+    Topics(shadow)
+    return settings.changed(federation={"name": shadow})
 
 
 class _Shadow(Aggregation):
