@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from llmos_stream.config import load
-from llmos_stream.demo import ClientMix, Scenario, make_scenario
+from llmos_stream.demo import ClientMix, make_scenario
+from llmos_stream.demo.scenario import Scenario
 from llmos_stream.errors import TaskError
 from llmos_stream.federated.embedded import run_embedded
 from llmos_stream.runtime import Shutdown

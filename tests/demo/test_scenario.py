@@ -3,7 +3,8 @@
 import pytest
 
 from llmos_stream.config import Settings, load
-from llmos_stream.demo import ClientMix, Scenario, make_scenario
+from llmos_stream.demo import ClientMix, make_scenario
+from llmos_stream.demo.scenario import Scenario
 from llmos_stream.errors import ConfigError
 
 

@@ -241,10 +241,9 @@ class History:
         initial = not contributions and "parent" in data and data["parent"] is None
         self.version = version if self.version is None else max(version, self.version)
         self.version_count += not initial
-        mean = amount(data.get("mean_staleness"))
         self.lag = whole(data.get("lag"))
         pace = amount(data.get("pace_seconds"))
-        self.versions.add(VersionPoint(version, time_ms, contributions, mean, size, self.lag, pace))
+        self.versions.add(VersionPoint(version, time_ms, self.lag, pace))
         self.traffic.add(time_ms, broadcast=size)
         older = whole(data.get("rolled_back_to"))
         if older is not None and (self.gone_back is None or version > self.gone_back[0]):

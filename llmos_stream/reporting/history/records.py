@@ -21,9 +21,6 @@ class VersionPoint(NamedTuple):
 
     version: int
     time_ms: int
-    contributions: int | None
-    mean_staleness: float | None
-    payload_bytes: int
     lag: int | None = None
     """Records that the aggregator had not read yet."""
     pace_seconds: float | None = None
