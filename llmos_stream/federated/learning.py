@@ -72,7 +72,7 @@ class FederatedLearning:
         self._tracer = open_tracer(self._settings.tracing, facts)
         try:
             with tracing_to(self._tracer):
-                self._membership = Membership(self._settings, self._local.layout, self._local.weights())
+                self._membership = Membership(self._settings, self._local.layout, self._local.weights)
         except BaseException:
             _close_tracer(self._tracer)
             raise

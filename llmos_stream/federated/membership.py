@@ -24,6 +24,7 @@ from llmos_stream.roles.aggregator import Initial, run_aggregator
 from llmos_stream.roles.client import Client, ClientState, Published, client_id_of, state_folder
 from llmos_stream.roles.client.participation import Participation
 from llmos_stream.runtime import SYSTEM_CLOCK, Background, Clock, Offload, Shutdown, run_while
+from llmos_stream.storage.spool import Spools
 from llmos_stream.telemetry.tracing import Span
 from llmos_stream.training.shared_model import Trained
 
@@ -44,7 +45,10 @@ class Membership:
     updates there are, and how often it trains on one version.
     """
 
-    def __init__(self, settings: Settings, layout: Layout, weights: Tensor, clock: Clock = SYSTEM_CLOCK) -> None:
+    def __init__(
+        self, settings: Settings, layout: Layout, weights: Callable[[], Tensor], clock: Clock = SYSTEM_CLOCK
+    ) -> None:
+        """`weights` gives those of version 0 (flat), where the federation is embedded: they are not held here."""
         self._settings = _alone(settings) if settings.broker.bootstrap_servers is None else _guest(settings)
         self._layout = layout
         self._weights = weights
@@ -136,14 +140,13 @@ class Membership:
         async with AsyncExitStack() as stack:
             offload = await stack.enter_async_context(Offload(settings.runtime.workers))
             embedded = settings.broker.bootstrap_servers is None
-            broker = _own_broker(self._layout, settings.versions.full_every) if embedded else connect(settings.broker)
+            broker = _own_broker(self._layout, settings) if embedded else connect(settings.broker)
             await stack.enter_async_context(broker)
             topics = Topics(settings.federation.name)
             self._federation = Federation(broker, topics, settings.wire, offload, self._shutdown, self._clock)
             if embedded:
-                initial = Initial(self._layout, self._weights)
                 self._aggregating = True
-                self._background.start(self._aggregate(broker, initial, offload))
+                self._background.start(self._aggregate(broker, offload))
             await run_while(self._wait_for_topics(), self._aggregator_fails())
             client_id = client_id_of(settings.client)
             in_memory = embedded and settings.client.state_dir is None
@@ -176,10 +179,12 @@ class Membership:
                 "(`llmos-stream aggregator`) or set LLMOS_FEDERATION__NAME to one that runs"
             ) from None
 
-    async def _aggregate(self, broker: Broker, initial: Initial, offload: Offload) -> None:
+    async def _aggregate(self, broker: Broker, offload: Offload) -> None:
         """The embedded aggregator; what it fails with is for the caller of the next method."""
         try:
-            await run_aggregator(broker, self._settings, lambda: initial, offload, self._shutdown)
+            await run_aggregator(
+                broker, self._settings, lambda: Initial(self._layout, self._weights()), offload, self._shutdown
+            )
         except Exception as error:  # noqa: BLE001  nobody awaits this: the caller is told by the next method
             self._failure = error
         finally:
@@ -247,10 +252,14 @@ class Membership:
             await self._stack.aclose()
 
 
-def _own_broker(layout: Layout, full_every: int) -> Broker:
-    """A log in this process with room for the versions that a reader may be busy with, and what they stand on."""
-    kept = max(_VERSIONS_KEPT, 3 + full_every // 3)
-    return MemoryBroker(partition_bytes=max(1 << 26, kept * 4 * layout.numel))
+def _own_broker(layout: Layout, settings: Settings) -> Broker:
+    """A log in this process with room for the versions that a reader may be busy with, and what they stand on.
+
+    What is large of it lies in a temporary file: nobody needs it at once, and it would be several times the model.
+    """
+    kept = max(_VERSIONS_KEPT, 3 + settings.versions.full_every // 3)
+    store = Spools(settings.wire.memory_bytes, settings.wire.spool_dir).new
+    return MemoryBroker(partition_bytes=max(1 << 26, kept * 4 * layout.numel), store=store)
 
 
 def _alone(settings: Settings) -> Settings:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Self, Unpack
 
 from llmos_stream.broker.memory.cluster import Cluster
+from llmos_stream.broker.memory.log import ValueStore
 from llmos_stream.broker.memory.producer import MemoryProducer
 from llmos_stream.broker.memory.reader import MemoryReader
 from llmos_stream.broker.memory.sessions import Sessions
@@ -17,7 +18,8 @@ class MemoryBroker:
     Nothing outlives the process. Memory is bounded: each partition holds at most `partition_bytes` (and an
     eighth more), or less where the topic's own retention says so; give it a few times the size of the model
     and its chain of versions. `clock` gives seconds since the epoch and governs timestamps, retention and
-    the timeout of transactions.
+    the timeout of transactions. `store` makes what a large value is kept in, such as a part of a file (see
+    `storage.spool`); without it, all are kept in memory.
     """
 
     def __init__(
@@ -26,8 +28,9 @@ class MemoryBroker:
         clock: Callable[[], float] = time.time,
         transaction_timeout_seconds: float = 60.0,
         partition_bytes: int = 1 << 30,
+        store: Callable[[], ValueStore] | None = None,
     ) -> None:
-        self._cluster = Cluster(clock, partition_bytes)
+        self._cluster = Cluster(clock, partition_bytes, store)
         self._sessions = Sessions(self._cluster, transaction_timeout_seconds)
 
     async def __aenter__(self) -> Self:

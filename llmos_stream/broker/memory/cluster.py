@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from llmos_stream.broker.memory.log import PartitionLog, Policy
+from llmos_stream.broker.memory.log import PartitionLog, Policy, ValueStore
 from llmos_stream.broker.memory.waiting import Waiter
 from llmos_stream.broker.placement import MAX_RECORD_BYTES, check_record
 from llmos_stream.broker.ports import Headers, Record, Sent, TopicInfo, TopicPartition, TopicSpec
@@ -27,12 +27,18 @@ class _Topic:
 
 
 class Cluster:
-    """`clock` gives seconds since the epoch; `partition_bytes` bounds each partition of a topic that deletes."""
+    """`clock` gives seconds since the epoch; `partition_bytes` bounds each partition of a topic that deletes.
 
-    def __init__(self, clock: Callable[[], float], partition_bytes: int) -> None:
+    `store` makes what a large value is kept in; None: all are kept in memory.
+    """
+
+    def __init__(
+        self, clock: Callable[[], float], partition_bytes: int, store: Callable[[], ValueStore] | None = None
+    ) -> None:
         self.lock = threading.RLock()
         self.clock = clock
         self._partition_bytes = partition_bytes
+        self._store = store
         self._topics: dict[str, _Topic] = {}
         self._committed: dict[tuple[str, TopicPartition], int] = {}
         self._waiters: set[Waiter] = set()
@@ -43,7 +49,7 @@ class Cluster:
             for spec in specs:
                 if (known := self._topics.get(spec.name)) is None:
                     policy = Policy.of(spec.config, self._partition_bytes)
-                    logs = [PartitionLog(policy) for _ in range(spec.partitions)]
+                    logs = [PartitionLog(policy, self._store) for _ in range(spec.partitions)]
                     self._topics[spec.name] = _Topic(dict(spec.config), logs)
                     created.append(spec.name)
                 elif different := differences(spec, TopicInfo(spec.name, len(known.logs), known.config)):
