@@ -7,7 +7,6 @@ Karimireddy et al. 2019).
 
 from collections.abc import Iterator
 
-import torch
 from torch import Generator, Tensor
 
 from llmos_stream.codec.layout import check_flat, is_finite
@@ -25,15 +24,14 @@ class ErrorFeedback:
     `frames` leaves the residual as it is; `commit` puts the new one in its place once the update is
     durable, and `rollback` drops the new one if it is not. Not for use by two threads at a time.
 
-    Two vectors are used in turn, since fresh pages cost several times what the arithmetic does: a residual that was
-    given out is written over by the next update but one.
+    The new residual is written over the delta that it comes of, so that an update takes no third vector as long as the
+    model.
     """
 
     def __init__(self, numel: int) -> None:
         self._numel = numel
         self._residual: Tensor | None = None
         self._pending: Tensor | None = None
-        self._spare: Tensor | None = None
 
     @property
     def residual(self) -> Tensor | None:
@@ -56,7 +54,6 @@ class ErrorFeedback:
                 raise StateError("the stored residual is damaged: it holds NaN or infinity")
         self._residual = value
         self._pending = None
-        self._spare = None  # it may be what was given
 
     @property
     def pending(self) -> Tensor | None:
@@ -66,31 +63,29 @@ class ErrorFeedback:
     def frames(
         self, delta: Tensor, spec: CodecSpec, *, level: int = 1, generator: Generator | None = None
     ) -> Iterator[bytes]:
-        """The payload of `delta` (a flat vector, not changed) plus the residual, each frame made when it is asked for.
+        """The payload of `delta` (a flat vector) plus the residual, each frame made when it is asked for.
 
-        The new residual is there to commit once all frames have been drawn; before, and after an error, nothing has
-        changed. `delta` must not change meanwhile.
+        The new residual is there to commit once all frames have been drawn. It is `delta`, written over as the frames
+        are drawn, whatever comes of them; before, and after an error, the old residual is as it was.
 
         Raises:
-            ValueError: The delta has another length, or the last payload has been neither committed nor rolled back;
-                and, when it is their slice's turn, it has NaN or infinity.
+            ValueError: The delta has another length, or was given before, or the last payload has been neither
+                committed nor rolled back; and, when it is their slice's turn, it has NaN or infinity.
         """
         if self._pending is not None:
             raise ValueError("commit or roll back the last update before encoding the next")
-        delta = check_flat(delta, self._numel).detach()
-        total = torch.empty(self._numel, dtype=torch.float32, device="cpu") if self._spare is None else self._spare
-        self._spare = None
+        total = check_flat(delta, self._numel).detach()
+        if self._residual is not None and self._numel and total.data_ptr() == self._residual.data_ptr():
+            raise ValueError("this delta was encoded before, and holds what that left out")
         frames = encode(total, spec, level=level, generator=generator, residual=total)
-        return self._drawn(delta, total, frames, passes_all=spec.id in _PASS_ALL)
+        return self._drawn(total, frames, passes_all=spec.id in _PASS_ALL)
 
-    def _drawn(self, delta: Tensor, total: Tensor, frames: Iterator[bytes], *, passes_all: bool) -> Iterator[bytes]:
-        """Fill each slice of `total` just before its frame is made of it, so that it is in the cache by then."""
+    def _drawn(self, total: Tensor, frames: Iterator[bytes], *, passes_all: bool) -> Iterator[bytes]:
+        """Add to each slice of `total` just before its frame is made of it, so that it is in the cache by then."""
         for begin in range(0, self._numel, SLICE):
             values = total[begin : begin + SLICE]
-            if self._residual is None:
-                values.copy_(delta[begin : begin + SLICE])
-            else:
-                torch.add(delta[begin : begin + SLICE], self._residual[begin : begin + SLICE], out=values)
+            if self._residual is not None:
+                values.add_(self._residual[begin : begin + SLICE])
             if passes_all and not is_finite(values):
                 raise ValueError("the delta holds NaN or infinity")
             yield next(frames)
@@ -104,9 +99,8 @@ class ErrorFeedback:
         """
         if self._pending is None:
             raise ValueError("there is no encoded update to commit")
-        self._residual, self._pending, self._spare = self._pending, None, self._residual
+        self._residual, self._pending = self._pending, None
 
     def rollback(self) -> None:
         """The encoded update, if any, will not be sent: keep the old residual."""
-        if self._pending is not None:
-            self._pending, self._spare = None, self._pending
+        self._pending = None

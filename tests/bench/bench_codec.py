@@ -164,7 +164,7 @@ def measure(optimizer: str, codec: str, trained: Training, memcpy: float, level:
         parts = encoded(values)
         sizes.append(_percent(parts, values))
         left -= decode(parts, spec, values.numel(), out)
-        list(feedback.frames(values, spec, level=level, generator=generator))
+        list(feedback.frames(values.clone(), spec, level=level, generator=generator))
         feedback.commit()
     residual = feedback.residual
     error = (out - delta).norm() / delta.norm()

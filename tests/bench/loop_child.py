@@ -107,7 +107,7 @@ async def publish(broker: Broker, settings: Settings, task: Task, offload: Offlo
             if client is None:
                 client = await _client(stack, broker, settings, layout, offload)
             for _ in range(command["updates"]):
-                await client.publish(Trained(delta, 0, 1, {}, 0.0))
+                await client.publish(Trained(delta.clone(), 0, 1, {}, 0.0))
             return {}
 
         await serve(answer)

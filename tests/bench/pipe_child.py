@@ -78,7 +78,7 @@ class Publisher:
     async def _update(self, *, fetch: bool) -> dict[str, object]:
         base = await self._first()
         begun = time.time()
-        published = await self._client.publish(Trained(self._delta, base.head.number, 1, {}, 0.0))
+        published = await self._client.publish(Trained(self._delta.clone(), base.head.number, 1, {}, 0.0))
         update: dict[str, object] = {
             "client_id": published.head.client_id,
             "sequence": published.head.sequence,

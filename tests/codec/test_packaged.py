@@ -81,7 +81,7 @@ def test_error_feedback_makes_up_for_it() -> None:
     feedback, total = ErrorFeedback(1000), torch.zeros(1000)
     delta = torch.full((1000,), 0.004)
     for _ in range(10):
-        total += decode(feedback.frames(delta, SPEC), SPEC, 1000)
+        total += decode(feedback.frames(delta.clone(), SPEC), SPEC, 1000)
         feedback.commit()
     assert torch.allclose(total, delta * 10, atol=0.0051)
 

@@ -229,7 +229,7 @@ async def test_what_error_feedback_keeps_survives_a_client_opened_anew(federatio
         state = ClientState("c", None)
         for _ in range(3):
             async with _client(running, state, offload) as client:
-                await client.publish(Trained(delta, 0, 10, {}, 0.0))
+                await client.publish(Trained(delta.clone(), 0, 10, {}, 0.0))
         last = await running.version(3)
         owed = state.residual()
     assert owed is not None

@@ -92,7 +92,7 @@ def _life(folder: Path, settings: Settings, log: Log, deltas: list[Tensor]) -> N
             log.append(waiting)
             outbox.settle(waiting.head.sequence)
         for number in range(len({update.head.sequence for update in log}), len(deltas)):
-            update, mine = outbox.put(Trained(deltas[number], number, 10, {"loss": 1.0}, 1.0))
+            update, mine = outbox.put(Trained(deltas[number].clone(), number, 10, {"loss": 1.0}, 1.0))
             assert mine
             log.append(update)
             outbox.settle(update.head.sequence)
@@ -206,8 +206,8 @@ def test_an_update_that_could_not_be_written_leaves_the_residual_as_it_was(
 
                 patch.setattr(os, "fsync", full)
                 with pytest.raises(StateError, match="No space left on device"):
-                    outbox.put(Trained(delta, number, 10, {}, 1.0))
-            update, mine = outbox.put(Trained(delta, number, 10, {}, 1.0))
+                    outbox.put(Trained(delta.clone(), number, 10, {}, 1.0))
+            update, mine = outbox.put(Trained(delta.clone(), number, 10, {}, 1.0))
             assert mine
             log.append(update)
             outbox.settle(update.head.sequence)
