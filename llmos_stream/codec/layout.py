@@ -134,12 +134,14 @@ class Layout:
 
     def unflatten(self, flat: Tensor) -> dict[str, Tensor]:
         """Cut the flat vector into named tensors: views of it where the dtype is float32, conversions otherwise."""
+        views = self.views(flat)
+        return {spec.name: views[spec.name].to(DTYPES[spec.dtype]) for spec in self.tensors}
+
+    def views(self, flat: Tensor) -> dict[str, Tensor]:
+        """The named tensors as views of the flat vector, all float32."""
         check_flat(flat, self.numel)
         pieces = torch.split(flat, [spec.numel for spec in self.tensors])
-        return {
-            spec.name: piece.view(spec.shape).to(DTYPES[spec.dtype])
-            for spec, piece in zip(self.tensors, pieces, strict=True)
-        }
+        return {spec.name: piece.view(spec.shape) for spec, piece in zip(self.tensors, pieces, strict=True)}
 
 
 def check_flat(flat: Tensor, numel: int | None = None) -> Tensor:

@@ -61,7 +61,7 @@ def _model(task: Task, share: str, layout: Layout, weights: Tensor) -> nn.Module
     shared = shared_tensors(model, share)
     if not shared_layout(model, share).has_tensors_of(layout):
         raise ConfigError("task.entry, task.share: the task's shared tensors are not the federation's")
-    load_(shared, layout.unflatten(weights))
+    load_(shared, layout.views(weights))
     return model.eval().requires_grad_(False)
 
 

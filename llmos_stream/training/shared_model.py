@@ -19,7 +19,8 @@ from llmos_stream.types import TensorSpec
 class Trained:
     """An update before it is encoded: a delta (flat, float32), what it was trained on, and how that went.
 
-    The delta is that of the parameters. `buffers` (flat, float32) are the values of the buffers, where there are any.
+    The delta is that of the parameters; whoever encodes it may write over it. `buffers` (flat, float32) are the values
+    of the buffers, where there are any.
 
     `seconds` is how long the training took, or would have taken on the device that the client stands for.
     `stopped` tells that the training was cut short: the update is not to be sent.
@@ -47,7 +48,7 @@ class LocalModel:
         return self.layout.flatten(self._shared())
 
     def load(self, weights: Tensor) -> Tensor:
-        """Copy a flat vector into the model, in place, and return what the model made of it.
+        """Copy a flat vector into the model, in place, and return what the model made of it: `weights`, where it can.
 
         That differs from `weights` where the model is of lower precision than float32; deltas are taken
         from it, so that this rounding is not mistaken for training.
@@ -55,7 +56,10 @@ class LocalModel:
         Raises:
             TaskError: A tensor's own dtype cannot hold its values.
         """
-        load_(self._shared(), self.layout.unflatten(weights))
+        tensors, values = self._shared(), self.layout.views(weights)
+        load_(tensors, values)
+        if all(_same_bits(tensors[name], value) for name, value in values.items()):
+            return weights  # a copy would be as large as the model, for as long as it trains
         loaded = self.weights()
         if not is_finite(loaded) and (marked := loaded.isfinite() != weights.isfinite()).any():
             spec, at = self._first(marked)
@@ -137,3 +141,8 @@ class LocalModel:
 
     def _shared(self) -> dict[str, Tensor]:
         return shared_tensors(self.trainer.model, self._share)
+
+
+def _same_bits(tensor: Tensor, value: Tensor) -> bool:
+    """Whether a live tensor holds just these float32 values."""
+    return tensor.dtype == torch.float32 and torch.equal(tensor.cpu().view(torch.int32), value.view(torch.int32))
