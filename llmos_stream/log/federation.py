@@ -52,9 +52,9 @@ class Federation:
         """What writes through broker trouble; open it with `async with`."""
         return RetryingProducer(self.broker, self.shutdown, longest_pause_seconds)
 
-    def replica(self, reader: Reader) -> Replica:
-        """The newest version that is asked for, read through a reader of the versions."""
-        return Replica(reader, self.wire, self.offload, self.clock)
+    def replica(self, reader: Reader, *, shares: bool = False) -> Replica:
+        """The newest version that is asked for, read through a reader of the versions. For `shares` see `Follower`."""
+        return Replica(reader, self.wire, self.offload, self.clock, shares=shares)
 
     def event(self, kind: EventKind, role: str, **data: object) -> Event:
         """What happened now, as an event says it."""

@@ -5,8 +5,10 @@ lost its place, reads the newest full version and the deltas since.
 """
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+
+from torch import Tensor
 
 from llmos_stream.broker import Reader, TopicPartition
 from llmos_stream.config import WireSettings
@@ -15,6 +17,7 @@ from llmos_stream.log.admission import head_of
 from llmos_stream.log.control import ControlView
 from llmos_stream.log.cursor import Cursor
 from llmos_stream.log.index import VersionIndex
+from llmos_stream.log.own_versions import made_here
 from llmos_stream.log.record_tracing import version_attributes
 from llmos_stream.log.stream import MessageStream, foreign
 from llmos_stream.log.versions import (
@@ -22,6 +25,7 @@ from llmos_stream.log.versions import (
     apply_version,
     check_follows,
     decode_version,
+    layout_of,
     version_assembler,
 )
 from llmos_stream.log.visibility import PROMPT_SECONDS, await_visible
@@ -35,10 +39,15 @@ logger = logging.getLogger(__name__)
 
 
 class Follower:
-    """Takes versions in the order of the log. Holds one at a time: its weights become those of the next."""
+    """Takes versions in the order of the log. Holds one at a time: its weights become those of the next.
 
-    def __init__(self) -> None:
+    One that `shares` takes the weights of a version that this process has made from where they are (see
+    `own_versions`), and not from the log.
+    """
+
+    def __init__(self, *, shares: bool = False) -> None:
         self.version: Version | None = None
+        self._known: Callable[[bytes], Tensor | None] = made_here if shares else lambda _: None
 
     def take(self, head: VersionHead, parts: Iterable[Part], digest: bytes) -> Version | None:
         """The version, decoded; None for a delta while no full version has come. Works for a while.
@@ -49,14 +58,25 @@ class Follower:
         if self.version is not None:
             check_follows(self.version.head, self.version.digest, head)
         held, self.version = self.version, None
-        if head.kind is VersionKind.FULL:
-            version = decode_version(head, parts, None if held is None else held.weights)
-        elif held is not None:
-            version = apply_version(held, head, parts)
-        else:
+        weights = self._known(digest)
+        if head.kind is VersionKind.FULL and weights is None:
+            room = None if held is None or self._is_shared(held) else held.weights
+            version = decode_version(head, parts, room)
+        elif head.kind is VersionKind.FULL and weights is not None:
+            version = Version(head, layout_of(head), weights)
+        elif held is None:
             return None
+        elif weights is not None:
+            version = Version(head, held.layout, weights)
+        else:
+            own = replace(held, weights=held.weights.clone()) if self._is_shared(held) else held
+            version = apply_version(own, head, parts)
         self.version = replace(version, digest=digest)
         return self.version
+
+    def _is_shared(self, version: Version) -> bool:
+        """Whether its weights are not the follower's alone, to be written over."""
+        return self._known(version.digest) is version.weights
 
 
 def take_message(follower: Follower, message: Message) -> Version | None:
@@ -71,16 +91,25 @@ class Replica:
     """The newest version that was asked for. Not for two tasks at once.
 
     Whoever comes late takes the versions that the heads show to stand on each other, whoever follows the next one that
-    follows the version held. What others wrote between them is passed over.
+    follows the version held. What others wrote between them is passed over. For `shares` see `Follower`.
     """
 
-    def __init__(self, reader: Reader, wire: WireSettings, offload: Offload, clock: Clock = SYSTEM_CLOCK) -> None:
+    def __init__(
+        self,
+        reader: Reader,
+        wire: WireSettings,
+        offload: Offload,
+        clock: Clock = SYSTEM_CLOCK,
+        *,
+        shares: bool = False,
+    ) -> None:
         self._reader = reader
         self._stream = MessageStream(reader, version_assembler(wire), clock=clock, on_refusal=self._refused)
         self._topic = reader.partitions[0].topic
         self._offload = offload
         self._clock = clock
-        self._follower = Follower()
+        self._follower = Follower(shares=shares)
+        self._shares = shares
         self._wanted: Pointer | None = None
         self._chain: Mapping[int, int] | None = None  # offset and number of what is read next, where that is known
         self._next = 0  # where the message after the version held begins
@@ -140,7 +169,10 @@ class Replica:
         if not self._is_next(message.first_offset, head.number, held):
             self._pass_over(message.first_offset, f"version {head.number}, which is not the next one")
             return None
-        follower, self._follower = self._follower, Follower()  # back once it is done: a thread is not cancelled
+        follower, self._follower = (
+            self._follower,
+            Follower(shares=self._shares),
+        )  # back once it is done: a thread is not cancelled
         self.parent_span = self._stream.span_of(message.partition, message.first_offset)
         try:
             with follow("version.apply", self.parent_span, version_attributes(head)):

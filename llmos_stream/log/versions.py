@@ -116,17 +116,23 @@ def decode_version(head: VersionHead, parts: Iterable[Part], room: Tensor | None
 
     Raises Rejected for anything its digests do not confirm.
     """
-    if head.kind is not VersionKind.FULL or head.tensors is None:
-        raise Rejected(Reason.UNSUPPORTED, f"version {head.number} is not a full version")
-    layout = Layout.from_specs(head.tensors)
-    if layout.digest != head.layout_digest:
-        raise Rejected(Reason.WRONG_LAYOUT, f"version {head.number}: the tensors do not match the layout digest")
+    layout = layout_of(head)
     _check_payload(head, parts)
     weights = decode(
         parts, head.codec, layout.numel, out=room if room is not None and room.numel() == layout.numel else None
     )
     _check_weights(head, weights)
     return Version(head, layout, weights)
+
+
+def layout_of(head: VersionHead) -> Layout:
+    """The layout that the head of a full version names. Raises Rejected for any other head."""
+    if head.kind is not VersionKind.FULL or head.tensors is None:
+        raise Rejected(Reason.UNSUPPORTED, f"version {head.number} is not a full version")
+    layout = Layout.from_specs(head.tensors)
+    if layout.digest != head.layout_digest:
+        raise Rejected(Reason.WRONG_LAYOUT, f"version {head.number}: the tensors do not match the layout digest")
+    return layout
 
 
 def apply_version(before: Version, head: VersionHead, parts: Iterable[Part]) -> Version:

@@ -66,7 +66,7 @@ class _Measuring:
         self._every = settings.every
         self._make = make
         self._evaluator: ModelEvaluator | None = None
-        self._follower = Follower()
+        self._follower = Follower(shares=True)
         self._looked = False
         self._first: Pointer | None = None  # the newest version at the first look; None where there was none yet
         self._next: Pointer | None = None  # from where to read on
@@ -117,7 +117,7 @@ class _Measuring:
         begin, held = self._next, self._follower.version
         if begin is None or held is None or held.head.number != begin.version - 1:
             # It does not hold what the next one stands on.
-            self._follower = Follower()
+            self._follower = Follower(shares=True)
             origin = self._first if self._next is None else control.latest
             begin = origin and origin.beginning
         if begin is not None:

@@ -141,6 +141,7 @@ class Committing:
             except Rejected as unsafe:
                 encoded.parts.close()
                 return await self._take_back(new, state, batch, unsafe, (parent, full))
+        del parent  # as large as the model, and done with
         state = await self._federation.run(release, state, encoded.weights)
         snapshots = await self._snapshots(new, encoded)
         events = [self._folded_event(*pair, number) for pair in zip(manifest, batch.updates, strict=True)]

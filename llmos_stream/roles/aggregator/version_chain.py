@@ -11,6 +11,7 @@ from torch import Tensor
 from llmos_stream.codec import DeltaEncoding, Layout, Residual, add_residual, fits_delta
 from llmos_stream.config import VersionSettings
 from llmos_stream.core import NewVersion, Rule
+from llmos_stream.log.own_versions import remember
 from llmos_stream.log.snapshots import EncodedSnapshot, residual_message
 from llmos_stream.log.versions import ROLLED_BACK_TO, Origin, Version, delta_codec, delta_version, encode_version
 from llmos_stream.runtime import Offload, run_all
@@ -52,6 +53,7 @@ class Chain:
     def resume(self, newest: Version, residual: Residual | None, full: Pointer) -> None:
         """Go on from the newest version in the log."""
         self._weights, self._residual, self._full, self._digest = newest.weights, residual, full, newest.digest
+        remember(newest.digest, newest.weights)
 
     def take_back(self, weights: Tensor, residual: Residual | None, full: Pointer | None) -> None:
         """Readers still have the version before the one that was encoded last, as it was."""
@@ -63,10 +65,15 @@ class Chain:
         return self._weights, self._full
 
     async def encode(self, new: NewVersion, time_ms: int, equals: int | None = None) -> Encoded:
-        """The message of `new`. What its readers will have is written over the weights of `new`.
+        """The message of `new`. What its readers will have is written over the weights of `new`, and stays as it is.
 
         One that `equals` an older version is written in full, and nothing is owed to anybody after it.
         """
+        encoded = await self._encode(new, time_ms, equals)
+        remember(head_digest(encoded.head), encoded.weights)  # before anybody can have read it
+        return encoded
+
+    async def _encode(self, new: NewVersion, time_ms: int, equals: int | None) -> Encoded:
         parent, full, self._weights = self._weights, self._full, new.weights
         rule = {**self._rule, "limits": new.limits} if new.limits else self._rule
         if equals is not None:

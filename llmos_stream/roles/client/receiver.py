@@ -22,7 +22,7 @@ class VersionReceiver:
     def __init__(self, federation: Federation, control: ControlView, models: Reader, layout: Layout) -> None:
         self._federation = federation
         self._control = control
-        self._replica = federation.replica(models)
+        self._replica = federation.replica(models, shares=True)
         self._layout = layout
         self._max_staleness: int | None = None
 
