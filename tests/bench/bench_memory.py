@@ -57,7 +57,7 @@ def run(options: argparse.Namespace) -> None:
     )
     for row in results:
         ledger = sorted(row["ledger"].items(), key=lambda item: -item[1])
-        show(f"Who held what: {row['settings']}", ["", "x model"], [[name, f"{models:.2f}"] for name, models in ledger])
+        show("", [f"Who held what: {row['settings']}", "x model"], [[name, f"{models:.2f}"] for name, models in ledger])
     chosen = {name: getattr(options, name) for name in ("width", "layers", "epochs")}
     write_json(options.output, "memory", {"options": chosen, "plain": plain, "results": results})
 

@@ -10,7 +10,7 @@ import gc
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -52,11 +52,11 @@ def holders(unit: float) -> dict[str, float]:
     found: dict[str, float] = {}
     places: dict[int, tuple[float, set[str]]] = {}
     for thing in gc.get_objects():
-        if isinstance(thing, PartitionLog):
+        if type(thing) is PartitionLog:
             in_memory = sum(len(entry.record.value or b"") for entry in thing._entries)
             found["log, in memory"] = found.get("log, in memory", 0.0) + in_memory / unit
             found["log, in a file"] = found.get("log, in a file", 0.0) + (thing.bytes - in_memory) / unit
-        elif type(thing).__module__.startswith("llmos_stream"):
+        elif str(type(thing).__module__).startswith("llmos_stream"):
             for name, value in _attributes(thing):
                 for tensor in _tensors(value):
                     storage = tensor.untyped_storage()
@@ -77,7 +77,9 @@ def _attributes(thing: object) -> Iterator[tuple[str, object]]:
 
 
 def _tensors(value: object) -> Iterator[Tensor]:
-    for each in value.values() if type(value) is dict else value if type(value) in (list, tuple) else (value,):
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    for each in value if isinstance(value, list | tuple) else [value]:
         if isinstance(each, Tensor):
             yield each
 

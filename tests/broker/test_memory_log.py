@@ -1,6 +1,8 @@
 """A partition of the in-process broker against a slow, obviously right model."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from weakref import WeakSet
 
 import pytest
 from hypothesis import given
@@ -159,3 +161,57 @@ def test_a_policy_is_read_from_the_topics_configuration() -> None:
     assert Policy.of({}, 1000) == Policy(
         compact=False, delete=True, retention_ms=604_800_000, retention_bytes=1000, tombstone_ms=86_400_000
     )
+
+
+class _Store:
+    """Where one value lies."""
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+
+    def append(self, part: memoryview) -> None:
+        self._parts.append(bytes(part))
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._parts)
+
+
+def test_large_values_lie_in_stores_and_are_read_a_few_at_a_time() -> None:
+    stores: WeakSet[_Store] = WeakSet()
+
+    def new() -> _Store:
+        store = _Store()
+        stores.add(store)
+        return store
+
+    limit, size = 24 << 20, 1 << 20
+    log = PartitionLog(Policy(False, True, None, limit, 0), new)
+    values = [bytes([number]) * (size if number % 2 else 10) for number in range(40)]
+    for value in values:
+        _put(log, value=value)
+    assert len(stores) == 20
+    position, seen = 0, []
+    while position < log.end:
+        records, position = log.read(position, 500)
+        assert sum(len(record.value or b"") for record in records) <= (9 << 20)
+        seen += [record.value for record in records]
+    assert seen == values
+    _put(log, 1, value=values[1])
+    log.abort(1)
+    assert len(stores) == 20
+    for value in values:
+        _put(log, value=value)
+    assert len(stores) <= 27  # retention gives back what lies there
+    assert log.bytes <= limit * 9 / 8 + size
+
+
+def test_a_store_that_takes_nothing_leaves_the_log_as_it_was() -> None:
+    class Full(_Store):
+        def append(self, part: memoryview) -> None:
+            raise OSError("no room")
+
+    log = PartitionLog(KEEP_ALL, Full)
+    _put(log)
+    with pytest.raises(OSError, match="no room"):
+        _put(log, 1, value=bytes(1 << 17))
+    assert (log.end, log.last_stable, _offsets(log)) == (1, 1, [0])

@@ -11,8 +11,8 @@ from torch.nn.functional import mse_loss
 
 from llmos_stream import FederatedLearning
 from llmos_stream.broker.memory.log import PartitionLog
-from llmos_stream.log import versions
-from llmos_stream.roles.client import state
+from llmos_stream.roles.client.state_files import keep_payload
+from llmos_stream.storage.spool import spooled
 
 WIDTH = 1200
 """Its square, in float32, is more than `wire.memory_bytes`."""
@@ -60,8 +60,10 @@ def test_one_process_holds_few_copies_of_the_model(codec: str, monkeypatch: pyte
         model.weight.grad = None  # the plain loop has gradients too
         watched.note("training")
 
-    monkeypatch.setattr(versions, "spooled", watched.wrap("a version is written", versions.spooled))
-    monkeypatch.setattr(state, "keep_payload", watched.wrap("an update is encoded", state.keep_payload))
+    monkeypatch.setattr("llmos_stream.log.versions.spooled", watched.wrap("a version is written", spooled))
+    monkeypatch.setattr(
+        "llmos_stream.roles.client.state.keep_payload", watched.wrap("an update is encoded", keep_payload)
+    )
     settings = {"codec": {"name": codec}}
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with FederatedLearning(model, batches, optimizer, loss=mse_loss, settings=settings) as learning:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from llmos_stream.broker import Broker, MemoryBroker, Reader, Topics
 from llmos_stream.codec import weights_digest
@@ -16,6 +17,7 @@ from llmos_stream.config import Settings
 from llmos_stream.errors import BrokerUnavailable, OffsetGone, Reason, Rejected
 from llmos_stream.log import ControlView, Follower, Pointer, Replica, Version, visibility
 from llmos_stream.log import replica as replica_module
+from llmos_stream.log.own_versions import remember
 from llmos_stream.log.replica import newest_version
 from llmos_stream.runtime import Offload
 from llmos_stream.testing import Call, FaultyBroker
@@ -259,3 +261,25 @@ async def test_a_pointer_beyond_all_that_was_written_is_disowned_by_whoever_foll
             version = await newest_version(control, replica, _SECONDS)
             assert version is not None
             assert version.head.number == 2
+
+
+async def test_one_that_shares_takes_what_this_process_has_made_and_writes_over_nothing_of_it(federation: str) -> None:
+    settings, broker = _settings(federation), MemoryBroker()
+    pointers = await _write(broker, settings, 6)
+    digests = await _digests(broker, settings)
+    topic = Topics(federation).models
+    made: dict[int, Tensor] = {}
+    async with Offload(1) as offload:
+        async with broker.reader([topic], start="latest") as reader:
+            replica = _replica(reader, settings, offload)
+            for number in (0, 1, 4):
+                version = await replica.move_to(pointers[number], _SECONDS)
+                made[number] = version.weights.clone()
+                remember(version.digest, made[number])
+        async with broker.reader([topic], start="latest") as reader:
+            sharing = Replica(reader, settings.wire, offload, shares=True)
+            for number in range(7):  # 2 and 5 are deltas on what is shared, 4 is full
+                version = await sharing.move_to(pointers[number], _SECONDS)
+                assert weights_digest(version.weights) == digests[number]
+                assert (version.weights is made.get(number)) == (number in made)
+    assert all(weights_digest(weights) == digests[number] for number, weights in made.items())
