@@ -39,26 +39,11 @@ def _message(version: int, name: str, codec: CodecSpec, payload: Spooled, layout
     return SnapshotHead(version, name, layout.digest, codec, payload.size, payload.digest), payload.parts
 
 
-def decode_snapshot(message: Message, layout: Layout) -> Tensor:
+def _decoded(message: Message, head: SnapshotHead, layout: Layout) -> Tensor:
     """The flat vector, as long as the parameters. Raises Rejected for anything that its digest does not confirm."""
-    head = _checked(message, layout)
-    return decode(message.parts, head.codec, layout.parameters)
-
-
-def decode_residual(message: Message, layout: Layout) -> Residual:
-    """What readers are owed, as it was encoded, after a look whether it can be decoded. Raises Rejected."""
-    head = _checked(message, layout)
-    decode(message.parts, head.codec, layout.parameters)
-    return Residual(head.codec, list(message.parts))
-
-
-def _checked(message: Message, layout: Layout) -> SnapshotHead:
-    head = message.head
-    if not isinstance(head, SnapshotHead) or head.layout_digest != layout.digest:
-        raise Rejected(Reason.WRONG_LAYOUT, "not a snapshot of this model's aggregator")
     if payload_digest(message.parts) != head.payload_digest:
         raise Rejected(Reason.WRONG_DIGEST, f"snapshot {head.tensor} of version {head.version} does not match")
-    return head
+    return decode(message.parts, head.codec, layout.parameters)
 
 
 def snapshot_assembler(layout: Layout, wire: WireSettings) -> Assembler:
@@ -91,30 +76,23 @@ async def fetch_snapshots(
     moments: dict[str, Tensor] = {}
     residual: Residual | None = None
     at = TopicPartition(*reader.partitions[0])
-    for name, offset in offsets.items():
-        message = await _message_at(reader, at, offset, snapshot_assembler(layout, federation.wire), seconds)
-        head = message.head
-        if not isinstance(head, SnapshotHead) or (head.version, head.tensor) != (version, name):
-            raise Rejected(Reason.MALFORMED, f"no {name} of version {version} at offset {offset} of {at.topic}")
-        if name == RESIDUAL:
-            residual = await federation.run(decode_residual, message, layout)
-        else:
-            moments[name] = await federation.run(decode_snapshot, message, layout)
-    return Kept(moments, residual)
-
-
-async def _message_at(
-    reader: Reader, at: TopicPartition, offset: int, assembler: Assembler, timeout_seconds: float
-) -> Message:
-    """The message that begins at `offset`. Raises as `fetch_snapshots` does."""
 
     def refused(refusal: Refusal) -> None:
-        raise Rejected(refusal.reason, f"{at.topic} at offset {offset}: {refusal.detail}")
+        raise Rejected(refusal.reason, f"{at.topic} at offset {refusal.offset}: {refusal.detail}")
 
-    stream = MessageStream(reader, assembler, on_refusal=refused)
-    # A seek throws away what has been fetched ahead.
-    if await reader.position(at) != offset:
-        reader.seek(at, offset)
-    if (message := await stream.awaited(at, timeout_seconds)) is not None:
-        return message
-    raise BrokerUnavailable(f"the message at offset {offset} of {at.topic} did not arrive within {timeout_seconds:g} s")
+    stream = MessageStream(reader, snapshot_assembler(layout, federation.wire), on_refusal=refused)
+    for name, offset in offsets.items():
+        # A seek throws away what has been fetched ahead.
+        if await stream.position(at) != offset:
+            stream.seek(at, offset)
+        if (message := await stream.awaited(at, seconds)) is None:
+            raise BrokerUnavailable(f"the message at offset {offset} of {at.topic} did not arrive within {seconds:g} s")
+        head = head_of(SnapshotHead, message)
+        if (head.version, head.tensor) != (version, name):
+            raise Rejected(Reason.MALFORMED, f"no {name} of version {version} at offset {offset} of {at.topic}")
+        vector = await federation.run(_decoded, message, head, layout)
+        if name == RESIDUAL:  # what is owed stays as it was encoded, now that it can be decoded
+            residual = Residual(head.codec, await federation.run(list, message.parts))
+        else:
+            moments[name] = vector
+    return Kept(moments, residual)
