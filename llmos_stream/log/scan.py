@@ -1,12 +1,13 @@
 """Reading what the log holds now, from the oldest record kept to the end."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections import deque
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from llmos_stream.broker import Reader, Record, TopicPartition
 from llmos_stream.errors import Reason, Rejected
-from llmos_stream.log.stream import OnGap, RecordStream, foreign, value_of
+from llmos_stream.log.stream import MessageStream, OnGap, value_of
 from llmos_stream.types import SnapshotHead, VersionHead
 from llmos_stream.wire import Assembler, Prelude, Refusal, read_chunk
 
@@ -35,56 +36,51 @@ async def read_heads(reader: Reader, kind: type[H]) -> AsyncIterator[LoggedHead[
             yield head
 
 
-class HeadStream(RecordStream, Generic[H]):
-    """Follows the messages of a kind through a reader that nobody else uses.
+class HeadStream(MessageStream, Generic[H]):
+    """Follows the messages of a kind by their heads.
 
     Payloads are not kept, and long ones not even read. A message whose beginning retention has deleted is
     passed over.
     """
 
     def __init__(self, reader: Reader, kind: type[H], *, on_gap: OnGap | None = None) -> None:
-        super().__init__(reader, on_gap=on_gap)
-        self._kind: type[H] = kind
-        self._heads: list[H] = []
         # A message is settled as soon as its head is there, so no more than heads are ever held, whatever the limit.
-        self._assembler = Assembler(self._refuse, max_pending_bytes=1 << 62)
+        super().__init__(reader, Assembler(self._refuse, max_pending_bytes=1 << 62), on_gap=on_gap)
+        self._kind: type[H] = kind
+        self._head: H | None = None
+        self._found: list[LoggedHead[H]] = []
 
     async def heads(self, seconds: float) -> list[LoggedHead[H]]:
         """Those whose heads came within this time, as soon as there are some. Raises as `poll` does."""
-        found: list[LoggedHead[H]] = []
-        passed: dict[TopicPartition, int] = {}
-        records = await self.poll(seconds)
-        lag = await self._reader.known_lag() if records else 0
-        for record in records:
-            at = TopicPartition(record.topic, record.partition)
-            if record.offset < passed.get(at, 0):
-                continue
-            for outcome in self._assembler.push(
-                value_of(record), key=record.key, partition=record.partition, offset=record.offset, now=0.0
-            ):
-                if not isinstance(outcome, Refusal):
-                    continue
-                if self._heads:
-                    found.append(LoggedHead(self._heads.pop(), outcome.partition, outcome.offset))
-                elif outcome.reason is not Reason.MISSING_CHUNK:
-                    foreign(record.topic, outcome.offset, outcome.detail)
+        await self._fetch(seconds)
+        lag = await self._reader.known_lag() if self._records else 0
+        while self._records:
+            record = self._records.popleft()
+            for outcome in self._push(record):
+                if isinstance(outcome, Refusal):
+                    self._refused(outcome)
             # What claims to go on for longer than the log does is nobody's message: the next may lie right behind it.
             rest = _long_rest(record) if self._assembler.pending_messages == 0 else 0
-            if 0 < rest <= await self._reader.position(at) + lag - record.offset:
-                passed[at] = record.offset + rest
-        for at, offset in passed.items():
-            if await self._reader.position(at) < offset:
-                self._reader.seek(at, offset)
+            at = TopicPartition(record.topic, record.partition)
+            position = await self._reader.position(at)
+            if 0 < rest <= position + lag - record.offset:
+                if position < record.offset + rest:
+                    self.seek(at, record.offset + rest)
+                self._records = deque(one for one in self._records if one.offset >= record.offset + rest)
+        found, self._found = self._found, []
         return found
 
-    def _lost(self, partitions: Sequence[TopicPartition]) -> None:
-        for at in partitions:
-            self._assembler.forget(at.partition)
+    def _refused(self, refusal: Refusal) -> None:
+        if self._head is None:
+            super()._refused(refusal)
+        else:
+            self._found.append(LoggedHead(self._head, refusal.partition, refusal.offset))
+            self._head = None
 
     def _refuse(self, prelude: Prelude) -> None:
         head = prelude.head
         if isinstance(head, self._kind):
-            self._heads.append(head)
+            self._head = head
         raise Rejected(Reason.UNSUPPORTED, "its payload is not asked for")
 
 
