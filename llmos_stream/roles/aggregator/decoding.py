@@ -19,7 +19,7 @@ from llmos_stream.log.admission import head_of
 from llmos_stream.log.updates import WORTH_QUANTIZED, QuantizedDelta, RowNorms
 from llmos_stream.runtime import Offload, run_all
 from llmos_stream.types import CodecId, CodecSpec, Part, UpdateHead
-from llmos_stream.wire import Message
+from llmos_stream.wire import Message, payload_digest
 
 _BOUNDED = frozenset({CodecId.INT8, CodecId.INT4, CodecId.TOPK})
 """Codecs whose scales or kept values tell at once how long a delta can be at most."""
@@ -51,7 +51,7 @@ class Decoder:
         """
         self._kept = False
         head = head_of(UpdateHead, message)
-        found = message.digest_on_the_way or await self._offload.run(_digest, message)
+        found = message.digest_on_the_way or await self._offload.run(payload_digest, message.parts)
         if found != head.payload_digest:
             raise Rejected(Reason.WRONG_DIGEST, "the payload does not match its digest")
         size = quantized_bytes(head.codec, self._numel)
@@ -136,7 +136,3 @@ class _Read:
             yield from slices(self._parts, self._codec, self.numel, factor, self._buffers)
         except Rejected as error:
             raise StateError(f"a payload is no longer what it was when it was verified: {error}") from None
-
-
-def _digest(message: Message) -> bytes:
-    return message.payload_digest

@@ -9,7 +9,6 @@ import math
 import secrets
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Self
 
 from llmos_stream.broker import Producer, Reader
@@ -127,9 +126,7 @@ class Client:
                 self._refusals = None
         outcomes.look(now, 0.0 if control.finished else now - control.heard_at)
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self._stack.aclose()
 
     async def join(self, num_examples: int | None) -> None:
