@@ -13,6 +13,7 @@ from torch.nn.utils import parametrizations, prune
 from llmos_stream import FederatedLearning
 from llmos_stream.errors import TaskError
 from llmos_stream.training.wrappers import unwrapped
+from tests.training import hugging_face
 
 EXAMPLES, FEATURES, CLASSES = 8, 4, 2
 
@@ -180,6 +181,11 @@ KINDS: dict[str, Kind] = {
     "TorchScript": Kind(lambda: torch.jit.script(_plain())),
     "a lock or a generator among its attributes": Kind(_Locked),
     "outputs with a loss, batches by name (Hugging Face)": Kind(_HuggingFace, _named),
+    "GPT-2 (transformers)": Kind(hugging_face.gpt2, hugging_face.texts),
+    "Llama (transformers)": Kind(hugging_face.llama, hugging_face.texts),
+    "BERT for classes (transformers)": Kind(hugging_face.bert, hugging_face.labelled_texts),
+    "T5 (transformers)": Kind(hugging_face.t5, hugging_face.texts),
+    "ViT (transformers)": Kind(hugging_face.vit, hugging_face.images),
     "an optimiser with a closure (L-BFGS)": Kind(
         _plain, optimizer=lambda parameters: torch.optim.LBFGS(parameters, lr=0.1)
     ),
