@@ -47,6 +47,7 @@ class Follower:
 
     def __init__(self, *, shares: bool = False) -> None:
         self.version: Version | None = None
+        self._is_shared = False  # its weights are not the follower's alone, to be written over
         self._known: Callable[[bytes], Tensor | None] = made_here if shares else lambda _: None
 
     def take(self, head: VersionHead, parts: Iterable[Part], digest: bytes) -> Version | None:
@@ -59,24 +60,19 @@ class Follower:
             check_follows(self.version.head, self.version.digest, head)
         held, self.version = self.version, None
         weights = self._known(digest)
-        if head.kind is VersionKind.FULL and weights is None:
-            room = None if held is None or self._is_shared(held) else held.weights
-            version = decode_version(head, parts, room)
-        elif head.kind is VersionKind.FULL and weights is not None:
-            version = Version(head, layout_of(head), weights)
-        elif held is None:
+        if head.kind is not VersionKind.FULL and held is None:
             return None
-        elif weights is not None:
-            version = Version(head, held.layout, weights)
+        if weights is not None:
+            layout = layout_of(head) if held is None or head.kind is VersionKind.FULL else held.layout
+            version = Version(head, layout, weights)
+        elif held is None or head.kind is VersionKind.FULL:
+            version = decode_version(head, parts, None if held is None or self._is_shared else held.weights)
         else:
-            own = replace(held, weights=held.weights.clone()) if self._is_shared(held) else held
+            own = replace(held, weights=held.weights.clone()) if self._is_shared else held
             version = apply_version(own, head, parts)
+        self._is_shared = weights is not None
         self.version = replace(version, digest=digest)
         return self.version
-
-    def _is_shared(self, version: Version) -> bool:
-        """Whether its weights are not the follower's alone, to be written over."""
-        return self._known(version.digest) is version.weights
 
 
 def take_message(follower: Follower, message: Message) -> Version | None:
