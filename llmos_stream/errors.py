@@ -55,7 +55,13 @@ class Fenced(BrokerError):
 
 
 class TopicMissing(BrokerError):
-    """A topic of the federation does not exist (see `llmos-stream topics create`)."""
+    """A topic does not exist, or is no longer the one that was read (see `llmos-stream topics create`)."""
+
+
+class TopicChanged(BrokerError):
+    """A topic has more partitions than those who read it know of; they begin again."""
+
+    retriable = True
 
 
 class RecordTooLarge(BrokerError):

@@ -40,5 +40,5 @@ def check_record(
     if size > limit:
         raise RecordTooLarge(
             f"a record of {size} bytes exceeds the {limit} bytes that {topic} takes; "
-            "make chunks smaller (LLMOS_WIRE__CHUNK_BYTES)"
+            "lower wire.chunk_bytes (LLMOS_WIRE__CHUNK_BYTES)"
         )

@@ -54,11 +54,16 @@ class TopicSpec:
 
 @dataclass(frozen=True, slots=True)
 class TopicInfo:
-    """A topic that exists. `config` holds only what was set for this topic."""
+    """A topic that exists.
+
+    `config` holds only what was set for this topic, `effective` all that holds for it, wherever it was set. Both are
+    empty where this user may not see them.
+    """
 
     name: str
     partitions: int
     config: Mapping[str, str]
+    effective: Mapping[str, str] = field(default_factory=dict)
 
 
 class WriteOptions(TypedDict, total=False):
@@ -187,6 +192,12 @@ class Broker(AbstractAsyncContextManager["Broker", None], Protocol):
 
     async def list_topics(self, prefix: str = "") -> list[TopicInfo]:
         """The topics whose names start with `prefix`, by name; internal ones left out."""
+
+    async def configure_topic(self, name: str, config: Mapping[str, str]) -> None:
+        """Set these for a topic; what else was set for it stays. Raises TopicMissing."""
+
+    async def longest_transaction_seconds(self) -> float | None:
+        """How long a transaction may stay open; None where no one says."""
 
     async def delete_topics(self, names: Sequence[str]) -> None:
         """Delete topics with all their records; a missing one is no error."""

@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 
-from llmos_stream.broker.ports import TopicInfo, TopicSpec
+from llmos_stream.broker.ports import TopicSpec
 from llmos_stream.config import NAME_PATTERN, TopicSettings
 from llmos_stream.errors import ConfigError
 from llmos_stream.types import TopicKind
@@ -106,14 +106,3 @@ def _latest_of_each_key() -> dict[str, str]:
         "min.cleanable.dirty.ratio": "0.1",
         "delete.retention.ms": str(24 * _HOUR_MS),
     }
-
-
-def differences(wanted: TopicSpec, found: TopicInfo) -> str:
-    """How an existing topic differs from what would have been created, for people; empty when it does not."""
-    parts = []
-    if wanted.partitions != found.partitions:
-        parts.append(f"{found.partitions} partitions, not {wanted.partitions}")
-    for name, value in wanted.config.items():
-        if (other := found.config.get(name)) != value:
-            parts.append(f"{name} is {other or 'not set'}, not {value}")
-    return "; ".join(parts)

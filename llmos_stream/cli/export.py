@@ -19,6 +19,7 @@ def check_target(path: Path) -> None:
     """
     if not path.parent.is_dir():
         raise ConfigError(f"--to: there is no folder {path.parent}")
+    check_page("--to", path)
 
 
 def check_page(flag: str, path: Path) -> None:

@@ -82,9 +82,11 @@ def run_connected(
         nonlocal interrupted
         from llmos_stream.broker import connect
         from llmos_stream.runtime.retry import keep_trying, until_stop
+        from llmos_stream.storage.spool import room_in
         from llmos_stream.training import use_threads
 
         use_threads(settings.runtime)
+        room_in(settings.wire.spool_dir)  # every role that reads messages comes to need it
         health = Health(needs, settings.operations.stuck_seconds)
         health.attach()
         async with AsyncExitStack() as stack:

@@ -18,7 +18,7 @@ async def follow(broker: Broker, topics: Topics, view: FederationView, shutdown:
     """Keep the view up to date until a stop is asked for, through broker trouble."""
 
     async def control() -> None:
-        if not await wait_for_topics(broker, topics, shutdown):
+        if not await wait_for_topics(broker, [topics.control], shutdown):
             return
         async with broker.reader([topics.control], start="earliest") as reader:
             control = ControlView(reader)
@@ -29,7 +29,7 @@ async def follow(broker: Broker, topics: Topics, view: FederationView, shutdown:
                 view.update_control(control, live=True)
 
     async def versions() -> None:
-        if not await wait_for_topics(broker, topics, shutdown):
+        if not await wait_for_topics(broker, [topics.models], shutdown):
             return
         async with broker.reader([topics.models], start="earliest") as reader:
             await until_stop(_look_back(reader), shutdown)

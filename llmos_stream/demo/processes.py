@@ -53,6 +53,8 @@ async def run_processes(scenario: Scenario, take: Callable[[Event], object], shu
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="llmos-demo-")))
         broker = await stack.enter_async_context(connect(settings.broker))
+        # Here, where it is read, and not in the aggregator's own output: what is wrong with topics that were there.
+        await broker.create_topics(Topics(settings.federation.name).specs(settings.topics))
         children: list[_Child] = []
         stack.push_async_callback(_end, children)
 

@@ -172,11 +172,12 @@ class Membership:
     async def _wait_for_topics(self) -> None:
         try:
             async with asyncio.timeout(_JOIN_SECONDS):
-                await self._federation.wait_for_topics()
+                await self._federation.wait_for_topics(*Client.needs(self._federation.topics))
         except TimeoutError:
             raise BrokerUnavailable(
-                f"federation {self._federation.name} has no topics after {_JOIN_SECONDS:g} s; start its aggregator "
-                "(`llmos-stream aggregator`) or set LLMOS_FEDERATION__NAME to one that runs"
+                f"federation {self._federation.name} has no topics after {_JOIN_SECONDS:g} s, or none that this user "
+                "may see (Describe); start its aggregator (`llmos-stream aggregator`) or set LLMOS_FEDERATION__NAME to "
+                "one that runs"
             ) from None
 
     async def _aggregate(self, broker: Broker, offload: Offload) -> None:

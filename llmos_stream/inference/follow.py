@@ -3,13 +3,14 @@
 import logging
 from contextlib import AsyncExitStack
 
-from llmos_stream.errors import OffsetGone, Rejected
+from llmos_stream.errors import OffsetGone, Rejected, TopicMissing
 from llmos_stream.inference.model_pool import LoadedModel, ModelPool, load_model
 from llmos_stream.inference.promoted import Promoted
 from llmos_stream.log import ControlView, Pointer, Replica, Version
 from llmos_stream.log.federation import Federation
 from llmos_stream.log.record_tracing import version_attributes
 from llmos_stream.runtime import BROKER, MODEL, met, run_while
+from llmos_stream.runtime.health import lost
 from llmos_stream.telemetry.tracing import follow
 from llmos_stream.training import Task
 
@@ -38,12 +39,23 @@ class PoolUpdater:
 
         Raises:
             ConfigError: The task's model is not the federation's.
+            TopicMissing: A topic was deleted before there was a version to serve.
         """
+        await run_while(self._keep_following(), self._promoted.run())
+
+    async def _keep_following(self) -> None:
         what = "going on with what is held; looking for versions again"
-        await run_while(self._federation.keep_trying(self._follow, what), self._promoted.run())
+        try:
+            await self._federation.keep_trying(self._follow, what)
+        except TopicMissing as error:
+            if not self._pool.models:
+                raise
+            lost(BROKER, str(error))
+            logger.error("%s; what is held goes on serving, and no other version comes until a restart", error)
 
     async def _follow(self) -> None:
-        if not await self._federation.wait_for_topics():
+        topics = self._federation.topics
+        if not await self._federation.wait_for_topics(topics.models, topics.control):
             return
         async with AsyncExitStack() as stack:
             control, replica = await self._federation.until_stop(self._open(stack))
@@ -71,6 +83,7 @@ class PoolUpdater:
             self._taken = latest.version
         except OffsetGone:
             logger.warning("version %d was deleted before it was read; going on with the next", latest.version)
+            self._unreadable = latest.version
         except Rejected as error:
             logger.error("version %d cannot be read and never serves: %s", latest.version, error)
             self._unreadable = latest.version

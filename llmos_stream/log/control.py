@@ -9,7 +9,7 @@ import orjson
 
 from llmos_stream.broker import Broker, Reader, Record, Topics
 from llmos_stream.errors import BrokerUnavailable, Rejected
-from llmos_stream.log.stream import RecordStream, foreign
+from llmos_stream.log.stream import RecordStream, foreign, go_on
 from llmos_stream.runtime import SYSTEM_CLOCK, Clock, Shutdown
 from llmos_stream.runtime.logs import Sparing
 from llmos_stream.telemetry.process_metrics import FOREIGN
@@ -71,7 +71,7 @@ class ControlView:
     """
 
     def __init__(self, reader: Reader, *, sequences_of: str | None = None, clock: Clock = SYSTEM_CLOCK) -> None:
-        self._stream = RecordStream(reader, clock=clock)
+        self._stream = RecordStream(reader, clock=clock, on_gap=go_on("control records"))
         self._clock = clock
         self._sequences_of = sequences_of
         self.sequences: dict[str, list[int]] = {}
@@ -96,6 +96,11 @@ class ControlView:
     def latest(self) -> Pointer | None:
         """Where the newest version is that has not turned out to be none."""
         return self._pointers[-1] if self._pointers else None
+
+    @property
+    def newest_kept(self) -> int | None:
+        """The newest version that an aggregator wrote its state with, whether it is still there or not."""
+        return max((kept.version for kept in self._checkpoints), default=None)
 
     def checkpoint_of(self, version: int) -> Checkpoint | None:
         """What an aggregator kept with this version, where it is one of the newest."""

@@ -69,7 +69,7 @@ async def follow_events(broker: Broker, topics: Topics, take: Callable[[Event], 
     check = EventCheck(topics, SYSTEM_CLOCK)
 
     async def follow() -> None:
-        if await wait_for_topics(broker, topics, shutdown):
+        if await wait_for_topics(broker, [topics.events, topics.control], shutdown):
             while not await once():
                 logger.info("evaluations come by %s from now on", topics.evaluations)
 
@@ -88,7 +88,7 @@ async def follow_events(broker: Broker, topics: Topics, take: Callable[[Event], 
             while not (shutdown.requested and await until_stop(stream.at_end(), shutdown)):
                 if is_old and control.evaluations_moved is not None:
                     is_old = False
-                    if topics.evaluations not in await until_stop(missing_topics(broker, topics), shutdown):
+                    if not await until_stop(missing_topics(broker, [topics.evaluations]), shutdown):
                         return False
                     logger.warning("no evaluations: this user may not see %s (Describe, Read)", topics.evaluations)
                 found = await stream.events(_POLL_SECONDS)
@@ -106,6 +106,6 @@ async def follow_events(broker: Broker, topics: Topics, take: Callable[[Event], 
 
 async def _reader(broker: Broker, topics: Topics) -> Reader:
     """A reader of all events. The log of an older release has no topic of evaluations."""
-    missing = await missing_topics(broker, topics)
-    there = [topics.events] if topics.evaluations in missing else [topics.events, topics.evaluations]
+    is_old = await missing_topics(broker, [topics.evaluations])
+    there = [topics.events] if is_old else [topics.events, topics.evaluations]
     return broker.reader(there, start="earliest")

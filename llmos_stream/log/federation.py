@@ -36,9 +36,9 @@ class Federation:
         """The federation's name, which is the prefix of its topics."""
         return self.topics.federation
 
-    async def wait_for_topics(self, *, evaluations: bool = False) -> bool:
-        """Wait until the aggregator has made the topics. See `log.topics.wait_for_topics`."""
-        return await wait_for_topics(self.broker, self.topics, self.shutdown, evaluations=evaluations)
+    async def wait_for_topics(self, *needed: str) -> bool:
+        """Wait until the aggregator has made these topics. False when a stop came and some are still missing."""
+        return await wait_for_topics(self.broker, needed, self.shutdown)
 
     def reader(self, topic: str, start: Start = "earliest", *, check_crcs: bool = True) -> Reader:
         """A reader of one topic; open it with `async with`. See `broker.Broker.reader`."""

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from llmos_stream.broker import Reader, Record, TopicPartition
-from llmos_stream.errors import BrokerUnavailable, OffsetGone, Reason, Rejected
+from llmos_stream.errors import BrokerUnavailable, OffsetGone, Reason, Rejected, TopicMissing
 from llmos_stream.log.record_tracing import SpanContexts
 from llmos_stream.runtime import SYSTEM_CLOCK, Clock, Offload
 from llmos_stream.runtime.logs import Sparing
@@ -27,6 +27,8 @@ QUIET_SECONDS = 10.0
 _ANSWER_SECONDS = 3.0
 _AT_ONCE = 500
 _POLL_SECONDS = 1.0
+
+_CUT = "the topic was deleted and made anew, or its brokers have lost records; start this again"
 
 OnGap = Callable[[OffsetGone, Mapping[TopicPartition, int]], object]
 """Told that retention deleted what was to be read next, and where reading goes on instead: with the oldest left."""
@@ -59,15 +61,16 @@ def event_key(entry: Event) -> bytes:
 
 
 async def _skip_deleted(reader: Reader) -> dict[TopicPartition, int]:
-    """After OffsetGone: go on with the oldest record left where the next one was deleted, elsewhere as before.
+    """After OffsetGone: go on with the oldest record left where the next one is not there, elsewhere as before.
 
     Returns the partitions that lost something, and their new positions.
     """
     before = {at: await reader.position(at) for at in reader.partitions}
+    ends = await reader.end_offsets()
     await reader.seek_to_beginning()
     overtaken = {}
     for at, position in before.items():
-        if (oldest := await reader.position(at)) > position:
+        if not (oldest := await reader.position(at)) <= position <= ends[at]:
             overtaken[at] = oldest
         else:
             reader.seek(at, position)
@@ -85,6 +88,7 @@ class RecordStream:
         self._clock = clock
         self._on_gap = on_gap
         self._heard = clock.monotonic()
+        self._read: dict[TopicPartition, int] = {}  # by partition, the offset after the last record that was read
         self.positions: dict[TopicPartition, int] = {}
         """By partition, the offset after the last record that was handed on."""
 
@@ -93,11 +97,13 @@ class RecordStream:
 
         Raises:
             OffsetGone: retention deleted what was to be read next, and there is no `on_gap`.
+            TopicMissing: the topic was deleted, or another has its name now: one that ends before what was read.
             BrokerUnavailable: nothing has come for long, and nobody answers.
         """
         try:
             records = await self._reader.poll(seconds, max_records)
         except OffsetGone as error:
+            await self._check_ends()
             if self._on_gap is None:
                 raise
             lost = await _skip_deleted(self._reader)
@@ -106,6 +112,7 @@ class RecordStream:
             return []
         if records:
             self._heard = self._clock.monotonic()
+            self._read.update({TopicPartition(one.topic, one.partition): one.offset + 1 for one in records})
         elif self._clock.monotonic() - self._heard > QUIET_SECONDS:
             await self._ask()
             self._heard = self._clock.monotonic()
@@ -126,6 +133,11 @@ class RecordStream:
 
     def _lost(self, partitions: Sequence[TopicPartition]) -> None:
         """Forget what was begun there."""
+
+    async def _check_ends(self) -> None:
+        for at, end in (await self._reader.end_offsets()).items():
+            if end < (read := self._read.get(at, 0)):
+                raise TopicMissing(f"{at.topic}[{at.partition}] was read up to offset {read} and ends at {end}: {_CUT}")
 
     async def _ask(self) -> None:
         # Polls of a broker that is gone find nothing, for ever.

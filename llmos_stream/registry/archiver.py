@@ -73,7 +73,7 @@ class _Archiver:
     async def follow(self) -> None:
         """Follow the versions once the topics are there. Call it again after broker trouble."""
         federation = self._federation
-        if not await federation.wait_for_topics():
+        if not await federation.wait_for_topics(federation.topics.models, federation.topics.control):
             return
         if not self._looked:
             await self._look()
@@ -86,6 +86,7 @@ class _Archiver:
 
     async def _look(self) -> None:
         """See what is archived, and where to go on."""
+        await self._reach(self._store.check_writable)  # now, and not once a version is to be kept
         stored = await self._reach(self._store.numbers)
         self._numbers = set(stored)
         self._export()

@@ -11,7 +11,7 @@ import hashlib
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, ClassVar
 
 import torch
@@ -86,6 +86,15 @@ class VersionStore:
             names = {path.rstrip("/").rpartition("/")[2] for path in found}
             numbers = sorted(int(name) for name in names if _NUMBER.fullmatch(name))
             return [number for number in numbers if self._exists(self._path(number, _ENTRY))]
+
+    def check_writable(self) -> None:
+        """Write a file as large as nothing, and remove it where that is allowed."""
+        path = f"{self._root}/.writable"
+        with self._translated_errors(path):
+            with self._create(path):
+                pass
+            with suppress(Exception):  # every kind of store raises its own
+                self._remove(path)
 
     def has(self, number: int) -> bool:
         """Whether the store holds a version."""

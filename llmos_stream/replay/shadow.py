@@ -41,7 +41,7 @@ async def run_shadow(
     own = shadow_settings(settings, name)
     live = Federation(broker, Topics(settings.federation.name), settings.wire, offload, shutdown)
     device_for(settings.aggregator.device)
-    if not await live.wait_for_topics():
+    if not await live.wait_for_topics(live.topics.models, live.topics.updates, live.topics.control):
         return None
     return await _Shadow(live, replace(live, topics=Topics(own.federation.name)), own).run()
 

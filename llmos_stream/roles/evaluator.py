@@ -58,6 +58,10 @@ async def run_evaluator(
     return measuring.last
 
 
+def _needs(topics: Topics) -> tuple[str, ...]:
+    return topics.models, topics.control, topics.evaluations
+
+
 class _Measuring:
     """What the evaluator keeps while it loses the broker and finds it again."""
 
@@ -76,12 +80,12 @@ class _Measuring:
 
     async def follow(self) -> None:
         """Raises BrokerUnavailable when the broker does not answer: call it again then."""
-        federation = self._federation
-        if not self._looked and federation.topics.models in await federation.until_stop(
-            missing_topics(federation.broker, federation.topics)
-        ):
-            self._looked = True  # it was here before the federation: the first version is its first, too
-        if not await federation.wait_for_topics(evaluations=True):
+        federation, needed = self._federation, _needs(self._federation.topics)
+        if not self._looked:
+            missing = await federation.until_stop(missing_topics(federation.broker, needed))
+            # It was here before the federation: the first version is its first, too.
+            self._looked = federation.topics.models in missing
+        if not await federation.wait_for_topics(*needed):
             return
         async with AsyncExitStack() as stack:
             producer = await stack.enter_async_context(federation.producer())
@@ -148,7 +152,7 @@ async def evaluate_once(
 ) -> Evaluation | None:
     """Evaluate the newest version, publish nothing. None when a stop was asked for before there was one."""
     federation = Federation(broker, Topics(settings.federation.name), settings.wire, offload, shutdown)
-    if not await federation.wait_for_topics():
+    if not await federation.wait_for_topics(federation.topics.models, federation.topics.control):
         return None
     evaluator = await offload.run(ModelEvaluator, task, settings.task, settings.evaluator.batch_size)
     async with federation.control() as control, federation.reader(federation.topics.models, "latest") as models:
@@ -168,6 +172,7 @@ async def _versions(
     A version's weights are good until the next one. Until the run has ended with the last of them, or a stop is asked
     for.
     """
+    begin: Pointer | None = None
     while not federation.shutdown.requested:
         # The end is written after the last version: once it is known, what there is to read is all there will be.
         await control.poll(0)
@@ -180,8 +185,8 @@ async def _versions(
                 "retention deleted versions before they were evaluated (%s); going on with the newest", error
             )
             follower.version = None
-            if control.latest:
-                begin = control.latest.beginning
+            begin, sought = control.latest and control.latest.beginning, begin
+            if begin is not None and begin != sought:
                 stream.seek(TopicPartition(federation.topics.models, begin.partition), begin.offset)
             else:
                 await federation.until_stop(stream.seek_to_beginning())

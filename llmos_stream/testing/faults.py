@@ -69,6 +69,13 @@ class FaultyBroker:
     async def list_topics(self, prefix: str = "") -> list[TopicInfo]:
         return await self._ask("list_topics", self.inner, self.inner.list_topics, prefix=prefix)
 
+    async def configure_topic(self, name: str, config: Mapping[str, str]) -> None:
+        method = self.inner.configure_topic
+        await self._ask("configure_topic", self.inner, method, (name,), name=name, config=config)
+
+    async def longest_transaction_seconds(self) -> float | None:
+        return await self.inner.longest_transaction_seconds()
+
     async def delete_topics(self, names: Sequence[str]) -> None:
         await self._ask("delete_topics", self.inner, self.inner.delete_topics, tuple(names), names=names)
 

@@ -75,7 +75,9 @@ class WatchedLog:
 
     async def ready(self) -> None:
         """Until the federation has its topics."""
-        await self._wait(self.federation.wait_for_topics(), lambda: f"the topics of {self.federation.name}")
+        await self._wait(
+            self.federation.wait_for_topics(*self.topics.names), lambda: f"the topics of {self.federation.name}"
+        )
 
     async def read(self, topic: str, count: int = 1) -> list[Record]:
         """The first `count` records of a topic."""
@@ -152,7 +154,7 @@ class WatchedLog:
             return self._versions[number]
 
     async def _open(self, topic: str) -> Reader:
-        await self.federation.wait_for_topics()
+        await self.federation.wait_for_topics(topic)
         return await self._stack.enter_async_context(self.federation.reader(topic))
 
     def _parsed(self, records: list[Record]) -> list[Event]:

@@ -120,7 +120,7 @@ async def _client(
     shutdown, client_id = Shutdown(), client_id_of(settings.client)
     topics = Topics(settings.federation.name)
     federation = Federation(broker, topics, settings.wire, offload, shutdown)
-    await federation.wait_for_topics()
+    await federation.wait_for_topics(*federation.topics.names)
     state = stack.enter_context(
         ClientState(client_id, state_folder(settings.client, settings.federation.name, client_id))
     )

@@ -121,7 +121,7 @@ async def publish(broker: Broker, settings: Settings, task: Task, offload: Offlo
     shutdown = Shutdown()
     topics = Topics(settings.federation.name)
     federation = Federation(broker, topics, settings.wire, offload, shutdown)
-    await federation.wait_for_topics()
+    await federation.wait_for_topics(*federation.topics.names)
     client_id = client_id_of(settings.client)
     layout = (await offload.run(initial_of, task, settings)).layout
     delta = torch.from_file(path, shared=False, size=layout.numel)

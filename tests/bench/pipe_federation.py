@@ -189,7 +189,7 @@ async def federation(
                     name, _MODULE, "client", str(delta), folder=folder, environment=environment | to_environment(own)
                 )
             )
-        waiting = wait_for_topics(broker, topics, Shutdown())
+        waiting = wait_for_topics(broker, topics.names, Shutdown())
         await run_while(waiting, *(child.watch() for child in children))
         events = await stack.enter_async_context(broker.reader([topics.events], start="earliest"))
         measured = Federation(children[0], children[1:], events, broker_cpu)

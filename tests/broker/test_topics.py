@@ -1,7 +1,6 @@
 import pytest
 
-from llmos_stream.broker import TopicInfo, Topics, TopicSpec
-from llmos_stream.broker.topics import differences
+from llmos_stream.broker import Topics, TopicSpec
 from llmos_stream.config import TopicSettings
 from llmos_stream.errors import ConfigError
 
@@ -69,9 +68,3 @@ def test_events_evaluations_and_quarantine_have_their_own_ages() -> None:
     assert policies["fed.evaluations"].config["retention.ms"] == str(2 * HOUR)
     assert policies["fed.events"].config["retention.ms"] == str(HOUR)
     assert policies["fed.quarantine"].config["retention.ms"] == str(3 * HOUR)
-
-
-def test_differences_are_told_in_words() -> None:
-    spec = TopicSpec("t", 2, {"a": "1", "b": "2"})
-    assert differences(spec, TopicInfo("t", 2, {"a": "1", "b": "2", "c": "3"})) == ""
-    assert differences(spec, TopicInfo("t", 3, {"a": "5"})) == "3 partitions, not 2; a is 5, not 1; b is not set, not 2"

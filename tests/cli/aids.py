@@ -143,7 +143,7 @@ async def wait_for_event(
     topics = Topics(federation)
     deadline = time.monotonic() + PATIENCE_SECONDS
     async with connect(BrokerSettings(bootstrap_servers=bootstrap_servers)) as broker:
-        await wait_for_topics(broker, topics, Shutdown())
+        await wait_for_topics(broker, topics.names, Shutdown())
         topic = topics.evaluations if kind is EventKind.EVALUATION else topics.events
         async with broker.reader([topic], start="earliest") as reader:
             while time.monotonic() < deadline:

@@ -56,7 +56,7 @@ async def _publish_all(
     journal = journal_of(folder, name)
     async with Offload(1) as offload:
         federation = Federation(broker, strikes.topics, settings.wire, offload, shutdown)
-        if not await federation.wait_for_topics():
+        if not await federation.wait_for_topics(*federation.topics.names):
             return
         with ClientState(name, state_of(folder, name)) as state:
             async with Client(federation, name, layout_of(plan), settings.codec, state) as client:

@@ -167,3 +167,26 @@ async def test_what_is_built_is_in_eval_mode_and_a_copy(federation: str) -> None
     assert not any(module.training for module in model.modules())
     assert not any(parameter.requires_grad for parameter in model.parameters())
     assert all(torch.equal(one, other) for one, other in zip(before, model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("kind", ["control", "models"])
+async def test_what_is_held_goes_on_serving_when_a_topic_is_deleted(
+    federation: str, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    broker, settings = MemoryBroker(), settings_of(federation)
+    task, initial = task_of(settings)
+    inputs, _ = next(iter(task.test_batches(1)))
+    async with running_from(broker, settings, initial) as running:
+        await publish_random(running, [1])
+        await running.stop()
+        async with serving_of(broker, settings, task) as serving:
+            await until(lambda: serving.pool.newest == 1)
+            await broker.delete_topics([f"{federation}.{kind}"])
+            if kind == "models":  # nobody reads there before there is something to read
+                await promote_in_log(running, 0)
+            await until(lambda: not serving.health.ready)
+            assert f"there is no topic {federation}.{kind}" in serving.health.missing[BROKER]
+            assert isinstance(inputs, Tensor)
+            answer = await serving.http.post("/v1/predict", json={"inputs": inputs.tolist()})
+            assert answer.json()["version"] == 1
+    assert "goes on serving, and no other version comes until a restart" in caplog.text

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -16,7 +17,7 @@ from llmos_stream.errors import ConfigError, NotFound
 from llmos_stream.registry import StoreUnavailable, VersionStore, promote, roll_back, run_archiver
 from llmos_stream.roles.aggregator import initial_of
 from llmos_stream.runtime import Offload, retry
-from llmos_stream.testing import FaultyBroker, RunningFederation, running_role
+from llmos_stream.testing import FaultyBroker, RunningFederation, running_role, until
 from llmos_stream.training import load_task
 from tests.federation import decoded_versions
 from tests.losing import LosesVersions
@@ -322,3 +323,15 @@ async def test_it_waits_for_its_federation(federation: str, folder: Folder, capl
         await publish_random(running, [1])
     assert archiving.result() == [0, 1]
     assert "version 1 is archived (" in caplog.text
+
+
+async def test_a_store_that_cannot_be_written_is_told_before_there_is_a_version(
+    federation: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    broker, folder = MemoryBroker(), Folder("file", tmp_path / "store")
+    (tmp_path / "store").write_text("no folder")
+    settings = _settings(federation, folder)
+    await broker.create_topics(Topics(federation).specs(settings.topics))
+    async with _archiver(broker, settings, stop=True):
+        await until(lambda: "the registry at " in caplog.text)
+    assert "trying again" in caplog.text

@@ -78,7 +78,7 @@ class _PacedClient:
         federation = federation_of(broker, settings, self._offload, shutdown)
         task = load_task(settings.task, settings.client)
         layout = initial_of(task, settings).layout
-        await federation.wait_for_topics()
+        await federation.wait_for_topics(*federation.topics.names)
         async with Client(federation, "other", layout, settings.codec, ClientState("other", None)) as other:
             await other.newest(None, 60.0)
             await other.publish(Trained(torch.zeros(layout.numel), 0, 1, {}, 0.0))

@@ -135,7 +135,7 @@ async def test_a_log_that_breaks_off_again_and_again(
     logged: list[Event] = []
     stop, over, looked = Shutdown(), Shutdown(), asyncio.Event()
 
-    async def first_look(*where: Any) -> set[str]:
+    async def first_look(*where: Any) -> list[str]:
         missing = await missing_topics(*where)
         looked.set()
         return missing

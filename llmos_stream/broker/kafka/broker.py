@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Self, Unpack
 
 import aiokafka.errors as theirs
@@ -12,13 +12,15 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from llmos_stream.broker.kafka.connection import Connection, topic_leaders
 from llmos_stream.broker.kafka.producer import KafkaProducer
 from llmos_stream.broker.kafka.reader import KafkaReader
+from llmos_stream.broker.policies import tell_differences
 from llmos_stream.broker.ports import ReaderOptions, TopicInfo, TopicSpec
-from llmos_stream.broker.topics import differences
+from llmos_stream.broker.rules import topic_missing
 from llmos_stream.config import BrokerSettings
-from llmos_stream.errors import BrokerError, BrokerUnavailable
+from llmos_stream.errors import BrokerError, BrokerUnavailable, TopicMissing
 
 _log = logging.getLogger(__name__)
 _SET_FOR_THIS_TOPIC = 1  # config_source DYNAMIC_TOPIC_CONFIG of DescribeConfigs
+_LONGEST = "transaction.max.timeout.ms"
 _SETTLE_SECONDS = 10.0
 _PAUSE_SECONDS = 0.05
 
@@ -53,8 +55,7 @@ class KafkaBroker:
             created = await self._create(admin, missing) if missing else []
             others = {spec.name: spec for spec in specs if spec.name not in created}
             for info in await self._infos(admin, {name: len(present[name]) for name in others if name in present}):
-                if different := differences(others[info.name], info):
-                    _log.warning("topic %s exists and is left as it is: %s", info.name, different)
+                tell_differences(_log, others[info.name], info)
             return created
 
     async def list_topics(self, prefix: str = "") -> list[TopicInfo]:
@@ -68,13 +69,35 @@ class KafkaBroker:
                 },
             )
 
+    async def configure_topic(self, name: str, config: Mapping[str, str]) -> None:
+        async with self._connection.admin() as admin:
+            present = {name: 1} if name in await topic_leaders(admin) else {}
+            for info in await self._infos(admin, present):
+                # Kafka forgets what is not said.
+                resource = ConfigResource(ConfigResourceType.TOPIC, name, {**info.config, **config})
+                for answer in await admin.alter_configs([resource]):
+                    for code, message, *_ in answer.resources:
+                        _raise_refused(code, f"topic {name} cannot be changed", "AlterConfigs", message)
+                return
+        raise TopicMissing(topic_missing(name))
+
+    async def longest_transaction_seconds(self) -> float | None:
+        async with self._connection.admin() as admin:
+            nodes = [node["node_id"] for node in (await admin.describe_cluster())["brokers"]]
+            asked = ConfigResource(ConfigResourceType.BROKER, str(nodes[0]), {_LONGEST: None})
+            for answer in await admin.describe_configs([asked]):
+                for resource in answer.resources:
+                    for setting, value, *_ in resource[-1]:
+                        if setting == _LONGEST:
+                            return int(value) / 1000
+        return None
+
     async def delete_topics(self, names: Sequence[str]) -> None:
         async with self._connection.admin() as admin:
             answer = await admin.delete_topics(list(names))
             for name, code in answer.topic_error_codes:
-                error = theirs.for_code(code)
-                if error not in {theirs.NoError, theirs.UnknownTopicOrPartitionError}:
-                    raise BrokerError(f"topic {name} cannot be deleted: {error.__name__}")
+                if theirs.for_code(code) is not theirs.UnknownTopicOrPartitionError:
+                    _raise_refused(code, f"topic {name} cannot be deleted", "Delete")
             await self._settle(admin, gone=names)
 
     def producer(self, transactional_id: str | None = None) -> KafkaProducer:
@@ -99,11 +122,9 @@ class KafkaBroker:
         )
         created = []
         for name, code, message in answer.topic_errors:
-            error = theirs.for_code(code)
-            if error is theirs.NoError:
+            if theirs.for_code(code) is not theirs.TopicAlreadyExistsError:
+                _raise_refused(code, f"topic {name} cannot be created", "Create", message)
                 created.append(name)
-            elif error is not theirs.TopicAlreadyExistsError:
-                raise BrokerError(f"topic {name} cannot be created: {error.__name__}: {message}")
         await self._settle(admin, there=created)
         return created
 
@@ -125,11 +146,22 @@ class KafkaBroker:
         """What was set for each of these topics; nothing where the ACLs do not let us see it."""
         if not partitions:
             return []
-        configs: dict[str, dict[str, str]] = {name: {} for name in partitions}
+        set_here: dict[str, dict[str, str]] = {name: {} for name in partitions}
+        holding: dict[str, dict[str, str]] = {name: {} for name in partitions}
         resources = [ConfigResource(ConfigResourceType.TOPIC, name) for name in partitions]
         for answer in await admin.describe_configs(resources):
             for _code, _message, _kind, name, entries in answer.resources:
-                configs[name] = {
-                    setting: value for setting, value, _, source, *_ in entries if source == _SET_FOR_THIS_TOPIC
-                }
-        return [TopicInfo(name, partitions[name], configs[name]) for name in sorted(partitions)]
+                for setting, value, _, source, *_ in entries:
+                    holding[name][setting] = value
+                    if source == _SET_FOR_THIS_TOPIC:
+                        set_here[name][setting] = value
+        return [TopicInfo(name, partitions[name], set_here[name], holding[name]) for name in sorted(partitions)]
+
+
+def _raise_refused(code: int, what: str, right: str, message: str | None = None) -> None:
+    """Raise what Kafka answered, unless it did as it was asked. `right` is what an ACL must give for that."""
+    error = theirs.for_code(code)
+    if error is theirs.TopicAuthorizationFailedError:
+        raise BrokerError(f"{what}: this user may not ({right}); an ACL must allow it, or somebody else do it")
+    if error is not theirs.NoError:
+        raise BrokerError(f"{what}: {error.__name__}" + (f": {message}" if message else ""))

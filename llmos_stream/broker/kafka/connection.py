@@ -18,6 +18,7 @@ from llmos_stream.broker.kafka.heap import keep_freed
 from llmos_stream.broker.kafka.quiet import calm_aiokafka, collected_reasons
 from llmos_stream.broker.kafka.quirks import uninterrupted
 from llmos_stream.broker.kafka.translate import AIOKAFKA_ERRORS, translate
+from llmos_stream.broker.kafka.tuning import produce_options
 from llmos_stream.broker.rules import topic_missing
 from llmos_stream.config import BrokerSettings
 from llmos_stream.errors import BrokerError, BrokerUnavailable, ConfigError, TopicMissing
@@ -40,7 +41,7 @@ _SETTLE_SECONDS = 1.0
 class Connection:
     """Where the cluster is and how to talk to it. Holds no socket; every client made from it has its own.
 
-    Raises ConfigError when a certificate cannot be read.
+    Raises ConfigError when a certificate cannot be read, or the package of a compression is missing.
     """
 
     def __init__(self, settings: BrokerSettings) -> None:
@@ -51,6 +52,7 @@ class Connection:
         self.settings = settings
         self.address = settings.bootstrap_servers
         self._ssl = _ssl_context(settings)
+        produce_options(settings)  # what a role needs when it writes, it says when it starts
 
     def options(self) -> dict[str, Any]:
         """Keyword arguments that every aiokafka client takes; the client id is a new one each time."""
@@ -112,6 +114,11 @@ class Connection:
                     f"Kafka at {self.address} refused our credentials or has a certificate we do not trust ({reason}); "
                     "check LLMOS_BROKER__SECURITY_PROTOCOL, LLMOS_BROKER__SASL_* and LLMOS_BROKER__SSL_*"
                 ) from error
+        if isinstance(error, theirs.InvalidTransactionTimeout):
+            raise ConfigError(
+                f"broker.transaction_timeout_seconds: {self.settings.transaction_timeout_seconds:g} is more than "
+                f"Kafka at {self.address} allows (transaction.max.timeout.ms of its brokers); lower it"
+            ) from error
         translated = translate(error, self.address)
         if not translated.retriable:
             raise translated from error

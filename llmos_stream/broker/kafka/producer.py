@@ -1,10 +1,11 @@
 """Producers on Kafka: idempotent, all in-sync replicas, at most `_IN_FLIGHT_BYTES` on their way."""
 
 import asyncio
+import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any, Self
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Any, Self, TypeVar
 
 from aiokafka import AIOKafkaProducer
 from aiokafka import TopicPartition as TheirPartition
@@ -16,10 +17,14 @@ from llmos_stream.broker.kafka.tuning import produce_options
 from llmos_stream.broker.placement import check_record
 from llmos_stream.broker.ports import Headers, Sent, TopicPartition
 from llmos_stream.broker.producing import BaseProducer
-from llmos_stream.errors import BrokerError, BrokerUnavailable
+from llmos_stream.errors import BrokerError, BrokerUnavailable, TopicMissing
+
+T = TypeVar("T")
 
 _IN_FLIGHT_BYTES = 8 << 20
 _CLOSE_SECONDS = 5.0
+_LOOK_SECONDS = 2.0
+"""Who has waited for this long asks whether the topic is there: aiokafka waits for one that was deleted."""
 
 
 class KafkaProducer(BaseProducer):
@@ -82,12 +87,12 @@ class KafkaProducer(BaseProducer):
                 size += len(value or b"")
                 while size > _IN_FLIGHT_BYTES:
                     taken, future = under_way.popleft()
-                    sent = await self._acknowledged(future)
+                    sent = await self._acknowledged(at.topic, future)
                     first = first or sent
                     size -= taken
         with self._losing(at.topic):
             for _, future in under_way:
-                sent = await self._acknowledged(future)
+                sent = await self._acknowledged(at.topic, future)
                 first = first or sent
         return first
 
@@ -125,7 +130,7 @@ class KafkaProducer(BaseProducer):
             raise
 
     async def _abort(self) -> None:
-        if isinstance(self._lost, BrokerUnavailable) or writer_error(self._client) is not None:
+        if isinstance(self._lost, BrokerUnavailable | TopicMissing) or writer_error(self._client) is not None:
             return  # the next producer of this id, or the timeout, aborts it
         try:
             async with asyncio.timeout(self._seconds):
@@ -140,19 +145,33 @@ class KafkaProducer(BaseProducer):
     async def _enqueue(
         self, at: TopicPartition, value: bytes | None, key: bytes | None, headers: Headers
     ) -> asyncio.Future[Any]:
-        future: asyncio.Future[Any] = await self._client.send(
-            at.topic, value, key=key, partition=at.partition, headers=list(headers)
+        future: asyncio.Future[Any] = await self._while_there(
+            at.topic,
+            lambda: self._client.send(at.topic, value, key=key, partition=at.partition, headers=list(headers)),
         )
         # Nobody may be left to look at the error when the caller is cancelled or fails on an earlier record.
         future.add_done_callback(lambda done: done.cancelled() or done.exception())
         return future
 
-    async def _acknowledged(self, future: asyncio.Future[Any]) -> Sent:
-        await asyncio.wait([future], timeout=self._seconds)
-        if not future.done():
-            raise TimeoutError(f"no acknowledgement in {self._seconds:g} s")
+    async def _acknowledged(self, topic: str, future: asyncio.Future[Any]) -> Sent:
+        await self._while_there(topic, lambda: asyncio.wait([future]))
         where = future.result()
         return Sent(where.topic, where.partition, where.offset)
+
+    async def _while_there(self, topic: str, work: Callable[[], Awaitable[T]]) -> T:
+        """Await `work`, which may be cancelled and called again. Raises TopicMissing where `topic` goes meanwhile."""
+        deadline = time.monotonic() + self._seconds
+        while (left := deadline - time.monotonic()) > 0:
+            waiting = asyncio.timeout(min(left, _LOOK_SECONDS))
+            try:
+                async with waiting:
+                    return await work()
+            except TimeoutError:
+                if not waiting.expired():
+                    raise
+            with suppress(BrokerUnavailable):
+                await self._connection.partitions([topic], 0.0)
+        raise TimeoutError(f"no acknowledgement in {self._seconds:g} s")
 
     def _refuse_lost(self) -> None:
         if self._lost is not None:
@@ -162,6 +181,9 @@ class KafkaProducer(BaseProducer):
     def _losing(self, topic: str | None = None) -> Iterator[None]:
         try:
             yield
+        except TopicMissing as error:
+            self._lost = error
+            raise
         except AIOKAFKA_ERRORS as error:
             self._lost = self._translated(error, topic)
             raise self._lost from error

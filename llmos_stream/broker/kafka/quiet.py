@@ -11,7 +11,14 @@ from contextvars import ContextVar
 
 _INTERVAL_SECONDS = 30.0
 _FIRST_CONNECTION = 'Unable connect to "%s:%s": %s'
-_RETRIED = ("Got error produce response on topic-partition", "Group Coordinator Request failed")
+_SAID_ELSEWHERE = (
+    "Got error produce response on topic-partition",
+    "Group Coordinator Request failed",
+    "Unexpected error during InitProducerIdRequest",
+    "Topic %s not found in cluster metadata",
+    "Topic %s is not authorized for this client",
+)
+"""What is retried, or what we raise an error of our own for."""
 
 _reasons: ContextVar[list[object] | None] = ContextVar("reasons", default=None)
 
@@ -43,7 +50,7 @@ class _Calm(logging.Filter):
         if record.msg == _FIRST_CONNECTION and (reasons := _reasons.get()) is not None:
             reasons += record.args[2:] if isinstance(record.args, tuple) else ()
             return False
-        if str(record.msg).startswith(_RETRIED):
+        if str(record.msg).startswith(_SAID_ELSEWHERE):
             return False
         now = time.monotonic()
         if now - self._last.get(record.msg, -_INTERVAL_SECONDS) < _INTERVAL_SECONDS:

@@ -28,6 +28,12 @@ def reader_error(client: AIOKafkaConsumer) -> BaseException | None:
     return task.exception() if task.done() and not task.cancelled() else None
 
 
+def lacks_partitions(client: AIOKafkaConsumer, partitions: Collection[tuple[str, int]]) -> bool:
+    """Whether the brokers' last word on who leads what lacks one of these. Fetches from it wait without end."""
+    cluster = client._client.cluster
+    return any(number not in (cluster.partitions_for_topic(topic) or ()) for topic, number in partitions)
+
+
 async def prepare_consumer(client: AIOKafkaConsumer, topics: Collection[str]) -> None:
     """Learn who leads `topics`, and look up offsets on a second connection while a fetch is under way.
 
@@ -99,7 +105,10 @@ async def close_producer(client: AIOKafkaProducer, *, flush: bool, seconds: floa
     if not (flush and await _flushed(client, seconds)):
         task = client._sender.sender_task
         task.remove_done_callback(client._sender._fail_all)  # would trip over what we fail here ourselves
-        client._message_accumulator.fail_all(KafkaError("producer closed"))
+        waiting = client._message_accumulator
+        # A batch that is sent again takes itself out of these when it fails, and is in them no more.
+        waiting._pending_batches.update(batch for batches in waiting._batches.values() for batch in batches)
+        waiting.fail_all(KafkaError("producer closed"))
         seconds = min(seconds, _IMPATIENT_SECONDS)
     with suppress(Exception):
         async with asyncio.timeout(seconds):

@@ -2,19 +2,27 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, Self, Unpack
 
 from aiokafka import AIOKafkaConsumer
 from aiokafka import TopicPartition as TheirPartition
 
 from llmos_stream.broker.kafka.connection import Connection
-from llmos_stream.broker.kafka.quirks import close_consumer, high_watermarks, prepare_consumer, reader_error, seek
+from llmos_stream.broker.kafka.quirks import (
+    close_consumer,
+    high_watermarks,
+    lacks_partitions,
+    prepare_consumer,
+    reader_error,
+    seek,
+)
 from llmos_stream.broker.kafka.translate import AIOKAFKA_ERRORS, translate
 from llmos_stream.broker.kafka.tuning import fetch_options
 from llmos_stream.broker.ports import ReaderOptions, Record, TopicPartition
 from llmos_stream.broker.reading import BaseReader
-from llmos_stream.errors import BrokerUnavailable
+from llmos_stream.broker.rules import partition_missing
+from llmos_stream.errors import BrokerUnavailable, TopicMissing
 
 _CLOSE_SECONDS = 5.0
 
@@ -62,6 +70,7 @@ class KafkaReader(BaseReader):
     async def poll(self, timeout_seconds: float, max_records: int = 500) -> list[Record]:
         if (error := reader_error(self._client)) is not None:
             raise BrokerUnavailable(f"fetching from Kafka at {self._connection.address} broke off: {error}")
+        await self._check_topics()
         async with self._translating(timeout_seconds + self._connection.settings.request_timeout_seconds):
             found = await self._client.getmany(timeout_ms=int(timeout_seconds * 1000), max_records=max_records)
         return [
@@ -96,10 +105,21 @@ class KafkaReader(BaseReader):
             return self._ours(await self._client.beginning_offsets([self._theirs(one) for one in at]))
 
     async def _ends(self, at: Sequence[TopicPartition], *, undecided: bool = False) -> dict[TopicPartition, int]:
+        await self._check_topics()
         theirs = [self._theirs(one) for one in at]
         async with self._translating():
             found = high_watermarks(self._client, theirs) if undecided else self._client.end_offsets(theirs)
             return self._ours(await found)
+
+    async def _check_topics(self) -> None:
+        """Raise TopicMissing where one was deleted: where it seems so, ask for the list of all."""
+        if not lacks_partitions(self._client, self._assigned):
+            return
+        with suppress(BrokerUnavailable):
+            counts = await self._connection.partitions(self._topics, 0.0)
+            for topic, number in self.partitions:
+                if number >= counts[topic]:
+                    raise TopicMissing(partition_missing(topic, number))
 
     def _ours(self, offsets: Mapping[TheirPartition, int]) -> dict[TopicPartition, int]:
         return {TopicPartition(*at): offset for at, offset in offsets.items()}

@@ -48,15 +48,18 @@ def translate(
             translated = Fenced(fenced(producer))
         case theirs.MessageSizeTooLargeError() | theirs.RecordListTooLargeError():
             translated = RecordTooLarge(
-                f"the broker refused a record for {topic}; make chunks smaller "
-                f"(LLMOS_WIRE__CHUNK_BYTES) or raise max.message.bytes of the topic ({said})"
+                f"the broker refused a record for {topic}: lower wire.chunk_bytes (LLMOS_WIRE__CHUNK_BYTES), or have "
+                f"max.message.bytes of the topic raised ({said})"
             )
         case theirs.UnknownTopicOrPartitionError() if topic is not None:
             translated = TopicMissing(topic_missing(topic))
         case theirs.OffsetOutOfRangeError():
             translated = OffsetGone(f"deleted by retention, or never written: {_places(error)}")
         case _ if isinstance(error, _REFUSED):
-            translated = BrokerError(f"Kafka at {address} does not permit this; its ACLs must allow it ({said})")
+            translated = BrokerError(
+                f"Kafka at {address} does not permit this; its ACLs must allow what the README's table of rights lists "
+                f"({said})"
+            )
         case _ if producer is not None and isinstance(error, _TRANSACTION_LOST):
             translated = TransactionAborted(f"Kafka at {address} gave up the transaction; open a new producer ({said})")
         case _ if isinstance(error, _NO_ANSWER) or getattr(error, "retriable", False):

@@ -1,7 +1,7 @@
 """The in-process broker: the same promises as Kafka, in the memory of one process."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Self, Unpack
 
 from llmos_stream.broker.memory.cluster import Cluster
@@ -50,6 +50,12 @@ class MemoryBroker:
 
     async def list_topics(self, prefix: str = "") -> list[TopicInfo]:
         return self._cluster.infos(prefix)
+
+    async def configure_topic(self, name: str, config: Mapping[str, str]) -> None:
+        self._cluster.configure(name, config)
+
+    async def longest_transaction_seconds(self) -> float | None:
+        return None
 
     async def delete_topics(self, names: Sequence[str]) -> None:
         self._cluster.delete(names)

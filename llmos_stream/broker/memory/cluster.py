@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from llmos_stream.broker.memory.log import PartitionLog, Policy, ValueStore
 from llmos_stream.broker.memory.waiting import Waiter
 from llmos_stream.broker.placement import MAX_RECORD_BYTES, check_record
+from llmos_stream.broker.policies import KAFKAS_DEFAULTS, tell_differences
 from llmos_stream.broker.ports import Headers, Record, Sent, TopicInfo, TopicPartition, TopicSpec
-from llmos_stream.broker.rules import topic_missing
-from llmos_stream.broker.topics import differences
+from llmos_stream.broker.rules import partition_missing, topic_missing
 from llmos_stream.errors import BrokerError, OffsetGone, TopicMissing
 
 _log = logging.getLogger(__name__)
@@ -52,17 +52,20 @@ class Cluster:
                     logs = [PartitionLog(policy, self._store) for _ in range(spec.partitions)]
                     self._topics[spec.name] = _Topic(dict(spec.config), logs)
                     created.append(spec.name)
-                elif different := differences(spec, TopicInfo(spec.name, len(known.logs), known.config)):
-                    _log.warning("topic %s exists and is left as it is: %s", spec.name, different)
+                else:
+                    tell_differences(_log, spec, _info(spec.name, known))
         return created
 
     def infos(self, prefix: str) -> list[TopicInfo]:
         with self.lock:
-            return [
-                TopicInfo(name, len(topic.logs), topic.config)
-                for name, topic in sorted(self._topics.items())
-                if name.startswith(prefix)
-            ]
+            return [_info(name, topic) for name, topic in sorted(self._topics.items()) if name.startswith(prefix)]
+
+    def configure(self, name: str, config: Mapping[str, str]) -> None:
+        with self.lock:
+            topic = self._find(name)
+            self._topics[name] = _Topic({**topic.config, **config}, topic.logs)
+            for log in topic.logs:
+                log.policy = Policy.of(self._topics[name].config, self._partition_bytes)
 
     def delete(self, names: Iterable[str]) -> None:
         with self.lock:
@@ -163,8 +166,8 @@ class Cluster:
 
     def _log(self, at: TopicPartition) -> PartitionLog:
         logs = self._find(at.topic).logs
-        if not 0 <= at.partition < len(logs):
-            raise ValueError(f"{at.topic} has no partition {at.partition}")
+        if at.partition >= len(logs):
+            raise TopicMissing(partition_missing(*at))
         return logs[at.partition]
 
     def _find(self, topic: str) -> _Topic:
@@ -175,3 +178,7 @@ class Cluster:
 
     def _now_ms(self) -> int:
         return int(self.clock() * 1000)
+
+
+def _info(name: str, topic: _Topic) -> TopicInfo:
+    return TopicInfo(name, len(topic.logs), topic.config, {**KAFKAS_DEFAULTS, **topic.config})

@@ -86,7 +86,7 @@ class PartitionLog:
         self.start = 0
         self.end = 0
         self.bytes = 0
-        self._policy = policy
+        self.policy = policy
         self._store = store
         self._entries: list[_Entry] = []
         self._open: dict[int, list[int]] = {}
@@ -155,23 +155,23 @@ class PartitionLog:
 
     def clean(self, now_ms: int) -> None:
         """Delete all that the policy does not keep. What is at or beyond the last stable offset stays."""
-        if self._policy.delete:
+        if self.policy.delete:
             self._delete_oldest(now_ms)
-        if self._policy.compact:
+        if self.policy.compact:
             self._compact(now_ms)
 
     def _is_due(self, now_ms: int) -> bool:
         """Whether an eighth or more can go, so that the cost of one append is constant on average."""
-        limit = self._policy.retention_bytes
-        if self._policy.delete and (
+        limit = self.policy.retention_bytes
+        if self.policy.delete and (
             (limit is not None and self.bytes > limit + limit // 8)
             or self._is_old(self._entries[len(self._entries) // 8].record, now_ms)
         ):
             return True
-        return self._policy.compact and len(self._entries) >= self._compact_at
+        return self.policy.compact and len(self._entries) >= self._compact_at
 
     def _delete_oldest(self, now_ms: int) -> None:
-        stable, limit = self.last_stable, self._policy.retention_bytes
+        stable, limit = self.last_stable, self.policy.retention_bytes
         gone = 0
         for entry in self._entries:
             too_much = limit is not None and self.bytes > limit
@@ -183,14 +183,14 @@ class PartitionLog:
         del self._entries[:gone]
 
     def _is_old(self, record: Record, now_ms: int) -> bool:
-        age = self._policy.retention_ms
+        age = self.policy.retention_ms
         return age is not None and record.timestamp_ms < now_ms - age
 
     def _compact(self, now_ms: int) -> None:
         """Keep the latest record of each key; drop tombstones once they are old."""
         stable = bisect_left(self._entries, self.last_stable, key=_offset)
         latest = {entry.record.key: entry.record.offset for entry in self._entries[:stable]}
-        oldest_tombstone = now_ms - self._policy.tombstone_ms
+        oldest_tombstone = now_ms - self.policy.tombstone_ms
         self._entries[:stable] = [
             entry
             for entry in self._entries[:stable]

@@ -7,9 +7,10 @@ from contextlib import AsyncExitStack
 
 from llmos_stream.broker import Producer
 from llmos_stream.config import Settings
-from llmos_stream.errors import BrokerError, FederationFinished, Fenced, TransactionAborted
+from llmos_stream.errors import BrokerError, ConfigError, FederationFinished, Fenced, TransactionAborted
 from llmos_stream.log.control import EVERYBODY, ControlView, Pointer, RunEnd
 from llmos_stream.log.federation import Federation
+from llmos_stream.log.topics import check_chunks_fit, watch_topics
 from llmos_stream.log.versions import local_rule
 from llmos_stream.roles.aggregator.leadership import Leadership, Load, leading
 from llmos_stream.roles.aggregator.loop import Folding
@@ -56,7 +57,10 @@ class Aggregation(ABC):
 
     async def _attempt(self) -> RunEnd | None:
         federation = self._federation
-        await federation.broker.create_topics(federation.topics.specs(self._settings.topics))
+        made = await federation.broker.create_topics(federation.topics.specs(self._settings.topics))
+        if made and len(made) < len(federation.topics.names):
+            logger.warning("made the topics that were missing, empty: %s", ", ".join(made))
+        await self._check_kafka()
         async with AsyncExitStack() as stack:
             control = await stack.enter_async_context(federation.control(sequences_of=EVERYBODY))
             met(BROKER)
@@ -80,7 +84,9 @@ class Aggregation(ABC):
                 publisher = Publisher(federation, producer, self._settings.aggregator)
                 self._folding = None
                 end = control.finished or await run_while(
-                    self._lead(stack, publisher, control), self._leadership.beat(control, self._load)
+                    self._lead(stack, publisher, control),
+                    self._leadership.beat(control, self._load),
+                    watch_topics(federation.broker, federation.topics.names, federation.clock),
                 )
             except Fenced as error:
                 settled = self._leadership.is_settled
@@ -99,6 +105,17 @@ class Aggregation(ABC):
         if end is not None:
             logger.info("the run has ended: %s", end.detail)
         return end
+
+    async def _check_kafka(self) -> None:
+        """Raise ConfigError for what would otherwise be found out once this process leads, or at its first version."""
+        broker, topics = self._federation.broker, self._federation.topics
+        await check_chunks_fit(broker, self._federation.wire, [topics.models, topics.snapshots])
+        longest, ours = await broker.longest_transaction_seconds(), self._settings.broker.transaction_timeout_seconds
+        if longest is not None and ours > longest:
+            raise ConfigError(
+                f"broker.transaction_timeout_seconds: {ours:g} is more than the {longest:g} s that Kafka allows "
+                "(transaction.max.timeout.ms of its brokers); lower it"
+            )
 
     async def _fold(
         self, folding: Folding, control: ControlView, begin: Callable[[Folding], Awaitable[None]]

@@ -92,9 +92,9 @@ class Folding:
             return None
         return self._load
 
-    async def begin(self, weights: Tensor, version: int = 0) -> None:
-        """Publish `weights` as the first version of a new federation."""
-        await self._publish(self._begun(weights, version, None))
+    async def begin(self, weights: Tensor, version: int = 0, *, floor: int = 0) -> None:
+        """Publish `weights` as the first version of a new federation. No update on one below `floor` counts."""
+        await self._publish(self._begun(weights, version, None, floor=floor))
 
     def _begun(self, weights: Tensor, version: int, parent: int | None, *, floor: int = 0) -> NewVersion:
         """Begin a state whose moments are new, and return the version to publish."""

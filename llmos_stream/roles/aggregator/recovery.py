@@ -73,11 +73,11 @@ async def find_newest(federation: Federation, control: ControlView) -> Found | N
 
     What `control` points to counts where a version of this run is there. Else the log itself is asked, which lists all.
     """
-    if not control.begun:
-        return None
     control.disown_unkept()
     await _await_newest(federation, control)
     async with version_index(federation.broker, federation.topics.models) as index:
+        if not control.begun and await index.pointer() is None:
+            return None
         while (pointer := control.latest) is not None:
             try:
                 return _found(await index.chain(pointer))

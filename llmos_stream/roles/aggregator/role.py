@@ -4,9 +4,11 @@ updates     -> Intake -> core.step -> Publisher -> models, snapshots, control, e
 evaluations -> StopRule -> end of the run
 """
 
+import logging
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor
 
@@ -29,6 +31,8 @@ from llmos_stream.roles.aggregator.stopping import Ending
 from llmos_stream.runtime import SYSTEM_CLOCK, Clock, Offload, Shutdown
 from llmos_stream.training import Task, shared_layout, shared_tensors, task_errors
 from llmos_stream.training.differences import difference
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,13 +104,24 @@ class _Aggregator(Aggregation):
         reader = await stack.enter_async_context(updates)
         source = Intake(federation, reader, layout, local_rule(settings), settings.aggregator.decode_bytes)
         ending = Ending(settings.stop, evaluations, federation.clock, CollapseGuard(settings.guard))
-        return await self._fold(Folding(federation, settings, layout, source, ending, publisher), control, self._begin)
+        folding = Folding(federation, settings, layout, source, ending, publisher)
+        return await self._fold(folding, control, partial(self._begin, control))
 
-    async def _begin(self, folding: Folding) -> None:
+    async def _begin(self, control: ControlView, folding: Folding) -> None:
         seed, self._seed = self._seed, None
         if seed is None:
             seed = await self._federation.run(self._initial)
-        await folding.begin(seed.weights)
+        if (lost := control.newest_kept) is None:
+            await folding.begin(seed.weights)
+            return
+        # Clients wait for a higher number than that of what they have.
+        logger.error(
+            "version %d was published, and %s lacks it: beginning again as version %d, from the initial weights",
+            lost,
+            self._federation.topics.models,
+            lost + 1,
+        )
+        await folding.begin(seed.weights, lost + 1, floor=lost + 1)
 
     async def _require_same_layout(self, control: ControlView) -> None:
         found = await find_newest(self._federation, control)

@@ -8,6 +8,7 @@ from llmos_stream.config import Settings
 from llmos_stream.errors import FederationFinished, Rejected
 from llmos_stream.log.federation import Federation
 from llmos_stream.log.record_tracing import update_span
+from llmos_stream.log.topics import check_chunks_fit
 from llmos_stream.log.versions import Version
 from llmos_stream.roles.client.identity import client_id_of
 from llmos_stream.roles.client.participation import Participation
@@ -68,8 +69,9 @@ class _TrainingClient:
             BrokerUnavailable: the broker does not answer. Call it again then.
         """
         federation, participation = self._federation, self.participation
-        if not await federation.wait_for_topics():
+        if not await federation.wait_for_topics(*Client.needs(federation.topics)):
             return
+        await check_chunks_fit(federation.broker, federation.wire, [federation.topics.updates])
         if self._local is None:
             self._local = await federation.run(self._make_model)
         client_id = client_id_of(self._settings)

@@ -11,7 +11,7 @@ from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from typing import Self
 
-from llmos_stream.broker import Producer, Reader
+from llmos_stream.broker import Producer, Reader, Topics
 from llmos_stream.codec import Layout
 from llmos_stream.config import CodecSettings
 from llmos_stream.core.client_policy import Heard
@@ -68,6 +68,11 @@ class Client:
         self._stack = AsyncExitStack()
         self._control: ControlView
         self._receiver: VersionReceiver
+
+    @staticmethod
+    def needs(topics: Topics) -> tuple[str, ...]:
+        """The topics that a client cannot do without. It reads why updates are refused only where it may."""
+        return topics.updates, topics.models, topics.control, topics.events
 
     @property
     def finished(self) -> RunEnd | None:
