@@ -162,7 +162,7 @@ class Membership:
     async def _join(self, client: Client) -> None:
         try:
             async with asyncio.timeout(_JOIN_SECONDS):
-                await client.join(None)
+                await client.events.joined(None)
         except TimeoutError:
             raise BrokerUnavailable(
                 f"federation {self._federation.name} could not be joined within {_JOIN_SECONDS:g} s"
@@ -246,7 +246,7 @@ class Membership:
         self._shutdown.request()
         try:
             if self._client is not None:
-                await self._client.leave("closed", self._participation.updates)
+                await self._client.events.left("closed", self._participation.updates)
             if self._aggregating:
                 await self._aggregator_ended.wait()
         finally:

@@ -205,15 +205,11 @@ class WhatIf:
         before = await offload.run(evaluate, head.number, original.layout, original.weights)
         self._result.points.append(Point(head.number, here.version, before, changed))
 
-    def _version(self, head: VersionHead) -> Version:
-        reached = replace(head, number=self._replay.version)
-        return Version(reached, self._log.index.layout(head.number), self._replay.weights)
-
     async def _end(self, head: VersionHead) -> WhatIfResult:
         result, offload = self._result, self._log.offload
         digest = await offload.run(weights_digest, self._replay.weights)
-        final = self._version(head)
-        result.final = replace(final, head=replace(final.head, weights_digest=digest))
+        reached = replace(head, number=self._replay.version, weights_digest=digest)
+        result.final = Version(reached, self._log.index.layout(head.number), self._replay.weights)
         result.digest, result.original_digest = digest.hex(), head.weights_digest.hex()
         result.difference = await offload.run(difference, self._replay.weights, await self._log.weights(head.number))
         return result

@@ -24,7 +24,6 @@ from llmos_stream.wire import fields as f
 MAX_CODEC_PARAMS = 16
 MAX_METRICS = 64
 
-_CONTRIBUTION = ("client", "seq", "partition", "offset", "n", "staleness", "weight", "clip", "digest")
 _TENSOR = ("name", "shape", "dtype")
 _LISTS = frozenset({"manifest", "tensors"})
 _OPTIONAL = frozenset({"tensors", "before"})
@@ -96,33 +95,15 @@ def _manifest(found: f.Fields, key: str) -> tuple[Contribution, ...]:
     return tuple(_contribution(item) for item in f.items(found, key))
 
 
-def _contribution_row(item: Contribution) -> tuple[object, ...]:
-    return (
-        item.client_id,
-        item.sequence,
-        item.partition,
-        item.offset,
-        item.num_examples,
-        item.staleness,
-        float(item.weight),
-        float(item.clip),
-        item.payload_digest,
-    )
+def _contribution_row(item: Contribution) -> list[object]:
+    values = {key: getattr(item, attribute) for key, (attribute, _) in _CONTRIBUTION.items()}
+    return list((values | {"weight": float(item.weight), "clip": float(item.clip)}).values())
 
 
 def _contribution(item: object) -> Contribution:
-    found = f.row(item, _CONTRIBUTION, "manifest")
-    return Contribution(
-        client_id=f.client_id(found, "client"),
-        sequence=f.count(found, "seq"),
-        partition=f.count(found, "partition"),
-        offset=f.count(found, "offset"),
-        num_examples=f.integer(found, "n"),
-        staleness=f.count(found, "staleness"),
-        weight=f.finite(found, "weight"),
-        clip=f.finite(found, "clip"),
-        payload_digest=f.digest(found, "digest"),
-    )
+    found = f.row(item, tuple(_CONTRIBUTION), "manifest")
+    values: dict[str, Any] = {attribute: read(found, key) for key, (attribute, read) in _CONTRIBUTION.items()}
+    return Contribution(**values)
 
 
 def _tensors(found: f.Fields, key: str) -> tuple[TensorSpec, ...] | None:
@@ -145,6 +126,17 @@ _PAYLOAD: _Table = {
     "codec": ("codec.id", f.count),
     "params": ("codec.params", partial(f.numbers, max_entries=MAX_CODEC_PARAMS)),
     "size": ("payload_size", f.count),
+    "digest": ("payload_digest", f.digest),
+}
+_CONTRIBUTION: _Table = {
+    "client": ("client_id", f.client_id),
+    "seq": ("sequence", f.count),
+    "partition": ("partition", f.count),
+    "offset": ("offset", f.count),
+    "n": ("num_examples", f.integer),
+    "staleness": ("staleness", f.count),
+    "weight": ("weight", f.finite),
+    "clip": ("clip", f.finite),
     "digest": ("payload_digest", f.digest),
 }
 _TABLES: dict[type[Head], _Table] = {

@@ -79,14 +79,14 @@ class _TrainingClient:
             if not self._joined:
                 with task_errors(self._entry):
                     num_examples = self._task.num_train_examples(self._settings.shard)
-                await client.join(num_examples)
+                await client.events.joined(num_examples)
                 self._joined = True
             participation.resume()
             while (version := await participation.next_version(client)) is not None:
                 await self._update(client, self._local, version)
             await self._last_word(client)
             logger.info("leaving after %d updates: %s", participation.updates, participation.reason_to_leave)
-            await client.leave(participation.reason_to_leave, participation.updates)
+            await client.events.left(participation.reason_to_leave, participation.updates)
 
     async def _last_word(self, client: Client) -> None:
         """Hear what becomes of the last updates, as far as that is soon."""

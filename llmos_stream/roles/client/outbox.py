@@ -93,15 +93,15 @@ class Outbox:
         values = torch.empty(0, dtype=torch.float32, device="cpu") if buffers is None else buffers
         generator = _generator(self._client_id, sequence)
         if self._feedback is None:
-            frames = encode(delta, self._codec, level=self._level, generator=generator)
-            return self._state.write(sequence, with_buffers(_if_finite(delta, frames), values))
-        self._take_residual()
-        try:
+            frames = _if_finite(delta, encode(delta, self._codec, level=self._level, generator=generator))
+        else:
+            self._take_residual()
             frames = self._feedback.frames(delta, self._codec, level=self._level, generator=generator)
+        try:
             return self._state.write(sequence, with_buffers(frames, values))
         except ValueError:
-            if not is_finite(delta):  # it looks itself, so that good deltas are looked at once
-                raise _not_finite() from None
+            if not is_finite(delta):  # error feedback looks itself, so that good deltas are looked at once
+                raise TaskError("training made weights that are not finite; lower client.lr") from None
             raise
 
     def _take_residual(self) -> None:
@@ -113,15 +113,11 @@ class Outbox:
 
 
 def _if_finite(delta: Tensor, frames: Iterator[bytes]) -> Iterator[bytes]:
-    """The frames of `delta`; each slice is looked at before its frame is made. Raises TaskError."""
+    """The frames of `delta`; each slice is looked at before its frame is made. Raises ValueError."""
     for begin in range(0, delta.numel(), SLICE):
         if not is_finite(delta[begin : begin + SLICE]):
-            raise _not_finite()
+            raise ValueError("the delta holds NaN or infinity")
         yield next(frames)
-
-
-def _not_finite() -> TaskError:
-    return TaskError("training made weights that are not finite; lower client.lr")
 
 
 def _generator(client_id: str, sequence: int) -> torch.Generator:

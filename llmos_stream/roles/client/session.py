@@ -64,7 +64,8 @@ class Client:
         self._state = state
         self._refusals: Reader | None = None
         self._producer = federation.producer()
-        self._events = ClientEvents(federation, self._producer, client_id)
+        self.events = ClientEvents(federation, self._producer, client_id)
+        """What it tells the federation of itself."""
         self._stack = AsyncExitStack()
         self._control: ControlView
         self._receiver: VersionReceiver
@@ -134,14 +135,6 @@ class Client:
     async def __aexit__(self, *_: object) -> None:
         await self._stack.aclose()
 
-    async def join(self, num_examples: int | None) -> None:
-        """Tell the federation that this client takes part."""
-        await self._events.joined(num_examples)
-
-    async def leave(self, reason: str, updates: int) -> None:
-        """Tell the federation that this client leaves. Nobody waits for one that cannot say so."""
-        await self._events.left(reason, updates)
-
     def heard(self) -> Heard:
         """What the control topic says, as far as this client has read it."""
         latest, leader, end = self._control.latest, self._control.leader, self._control.finished
@@ -191,7 +184,7 @@ class Client:
         try:
             self._receiver.check_base(trained.base_version)
         except Rejected as error:
-            await self._events.update_rejected(None, error)
+            await self.events.update_rejected(None, error)
             raise
         while True:
             with span("client.encode") as encoding:
@@ -248,7 +241,7 @@ class Client:
                 await self._producer.deliver(write)
         except Rejected as error:
             await self._federation.run(self._outbox.settle, head.sequence)
-            await self._events.update_rejected(head.sequence, error)
+            await self.events.update_rejected(head.sequence, error)
             raise
         self.outcomes.sent(head, self._federation.clock.monotonic())
         await self._federation.run(self._outbox.settle, head.sequence)
@@ -262,5 +255,5 @@ class Client:
             update.sent_bytes,
         )
         raw_bytes = 4 * self._layout.numel
-        await self._events.update_sent(update, raw_bytes=raw_bytes)
+        await self.events.update_sent(update, raw_bytes=raw_bytes)
         return Published(head, update.sent_bytes, raw_bytes)
