@@ -149,6 +149,18 @@ def test_one_big_delta_is_measured(kafka: KafkaNode, tmp_path: Path) -> None:
 
 
 @pytest.mark.full
+def test_memory_is_measured_and_told_who_held_it(tmp_path: Path) -> None:
+    few = ["--width", "64", "--layers", "1", "--epochs", "2", "--only", "int8, the default"]
+    assert main(["memory", *few, "--output", str(tmp_path)]) == 0
+    found = json.loads((tmp_path / "memory.json").read_text())
+    [row] = found["results"]
+    assert row["numel"] == found["plain"]["numel"] > 3_000_000
+    models = 4 * row["numel"] / (1 << 20)
+    assert row["above_plain_models"] == pytest.approx((row["peak_mib"] - found["plain"]["peak_mib"]) / models)
+    assert any("Chain._weights" in name for name in row["ledger"])
+
+
+@pytest.mark.full
 @pytest.mark.kafka
 def test_recovery_is_measured(kafka: KafkaNode, tmp_path: Path) -> None:
     few = ["--signals", "SIGTERM", "--failovers", "1", "--history", "2", "3", "--numel", "100"]
