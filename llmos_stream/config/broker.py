@@ -120,5 +120,5 @@ class WireSettings(Section):
     memory_bytes: Annotated[int, Field(ge=0)] = 4 << 20
     """How much of pending_bytes is held in memory; the rest lies in a temporary file."""
     spool_dir: FilePath | None = None
-    """Folder of that temporary file, on a disk with room for pending_bytes (/tmp may be memory). Unset: the system's
-    folder for temporary files."""
+    """Folder of that temporary file, on a disk with room for pending_bytes (/tmp may be memory); the log of a
+    federation that FederatedLearning embeds lies there too. Unset: the system's folder for temporary files."""

@@ -27,6 +27,7 @@ from llmos_stream.runtime import SYSTEM_CLOCK, Background, Clock, Offload, Shutd
 from llmos_stream.storage.spool import Spools
 from llmos_stream.telemetry.tracing import Span
 from llmos_stream.training.shared_model import Trained
+from llmos_stream.wire import Store
 
 logger = logging.getLogger(__name__)
 
@@ -140,7 +141,9 @@ class Membership:
         async with AsyncExitStack() as stack:
             offload = await stack.enter_async_context(Offload(settings.runtime.workers))
             embedded = settings.broker.bootstrap_servers is None
-            broker = _own_broker(self._layout, settings) if embedded else connect(settings.broker)
+            # What is large lies in a temporary file: nobody needs it at once, and it would be several times the model.
+            store = Spools(settings.wire.memory_bytes, settings.wire.spool_dir).new
+            broker = _own_broker(self._layout, settings, store) if embedded else connect(settings.broker)
             await stack.enter_async_context(broker)
             topics = Topics(settings.federation.name)
             self._federation = Federation(broker, topics, settings.wire, offload, self._shutdown, self._clock)
@@ -151,7 +154,7 @@ class Membership:
             client_id = client_id_of(settings.client)
             in_memory = embedded and settings.client.state_dir is None
             folder = None if in_memory else state_folder(settings.client, topics.federation, client_id)
-            state = stack.enter_context(ClientState(client_id, folder))
+            state = stack.enter_context(ClientState(client_id, folder, store))
             self._make_client = lambda: Client(self._federation, client_id, self._layout, settings.codec, state)
             await stack.enter_async_context(self._entered)
             client = await self._entered.enter_async_context(self._make_client())
@@ -253,13 +256,9 @@ class Membership:
             await self._stack.aclose()
 
 
-def _own_broker(layout: Layout, settings: Settings) -> Broker:
-    """A log in this process with room for the versions that a reader may be busy with, and what they stand on.
-
-    What is large of it lies in a temporary file: nobody needs it at once, and it would be several times the model.
-    """
+def _own_broker(layout: Layout, settings: Settings, store: Callable[[], Store]) -> Broker:
+    """A log in this process with room for the versions that a reader may be busy with, and what they stand on."""
     kept = max(_VERSIONS_KEPT, 3 + settings.versions.full_every // 3)
-    store = Spools(settings.wire.memory_bytes, settings.wire.spool_dir).new
     return MemoryBroker(partition_bytes=max(1 << 26, kept * 4 * layout.numel), store=store)
 
 

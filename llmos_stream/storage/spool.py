@@ -143,7 +143,7 @@ class Spooled(NamedTuple):
     digest: bytes
 
 
-def spooled(frames: Iterable[bytes], store: Store) -> Spooled:
+def spooled(frames: Iterable[Part], store: Store) -> Spooled:
     """Draw the frames of a payload into `store`, one at a time. Takes a while: run it off the event loop."""
     size, digest = 0, hashlib.sha256()
     for frame in frames:

@@ -35,7 +35,7 @@ import os
 import re
 import secrets
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -62,6 +62,7 @@ from llmos_stream.roles.client.state_files import (
     write_state,
 )
 from llmos_stream.types import Part
+from llmos_stream.wire import MemoryStore, Store
 
 __all__ = ["ClientState", "Payload", "Unsent"]
 
@@ -73,16 +74,17 @@ _OURS = re.compile(r"update-\d+\.bin|residual(-\d+)?\.safetensors|sequence\.json
 
 
 class ClientState:
-    """The state of one client, on disk, or in memory only where `folder` is None.
+    """The state of one client, on disk, or in memory only where `folder` is None: its payloads are in a `store` then.
 
     Whoever reads and then changes it holds `mutex` meanwhile. Raises StateError when the folder
     cannot be made or written, is in use, damaged, or another client's.
     """
 
-    def __init__(self, client_id: str, folder: Path | None) -> None:
+    def __init__(self, client_id: str, folder: Path | None, store: Callable[[], Store] = MemoryStore) -> None:
         self.mutex = threading.Lock()
         self._client_id = client_id
         self._folder = folder
+        self._store = store
         self._lock: int | None = None
         self._unsent: Unsent | None = None
         self._residual: Tensor | None = None
@@ -149,7 +151,7 @@ class ClientState:
         What `frames` raises is raised on; then, as after a StateError, nothing is left of it.
         """
         if self._folder is None:
-            return keep_payload(frames)
+            return keep_payload(frames, self._store())
         with self._state_errors():
             return write_payload(self._folder / f"update-{sequence}.bin", frames)
 

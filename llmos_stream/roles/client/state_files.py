@@ -18,8 +18,9 @@ from llmos_stream.codec import weights_digest
 from llmos_stream.errors import Rejected, StateError
 from llmos_stream.storage import durable
 from llmos_stream.storage.durable import DurableFile, FileParts
+from llmos_stream.storage.spool import spooled
 from llmos_stream.types import Part, UpdateHead
-from llmos_stream.wire import MAX_PRELUDE_BYTES, MAX_SIGNATURE_BYTES, payload_digest, unpack_prelude
+from llmos_stream.wire import MAX_PRELUDE_BYTES, MAX_SIGNATURE_BYTES, Store, payload_digest, unpack_prelude
 
 _RESIDUAL = "residual"
 _SUMS = "sums:"
@@ -136,10 +137,9 @@ def write_payload(path: Path, frames: Iterable[Part]) -> Payload:
     return Payload(FileParts(file, 0, file.size), file.size, digest.digest(), file)
 
 
-def keep_payload(frames: Iterable[Part]) -> Payload:
-    """The same in memory."""
-    parts = list(frames)
-    return Payload(parts, sum(map(len, parts)), payload_digest(parts))
+def keep_payload(frames: Iterable[Part], store: Store) -> Payload:
+    """The same in a store that no restart survives."""
+    return Payload(*spooled(frames, store))
 
 
 def finish_update(file: DurableFile, update: Unsent) -> NamedFile:
