@@ -138,6 +138,8 @@ class VersionHead:
     tensors: tuple[TensorSpec, ...] | None = None
     rule: Mapping[str, object] = field(default_factory=dict)
     build: Mapping[str, str] = field(default_factory=dict)
+    tied: Mapping[str, str] | None = None
+    """Further names of tied tensors, and under which name each is in `tensors`; where there are any."""
     parent_digest: bytes | None = None
     """That of the parent's prelude (see `wire.head_digest`); zeros where there is no parent. None: from before these
     digests came."""
@@ -193,6 +195,7 @@ class EventKind(StrEnum):
     EVALUATION = "evaluation"
     MODEL_COLLAPSED = "model_collapsed"
     RUN_FINISHED = "run_finished"
+    RUN_RESUMED = "run_resumed"
 
 
 @unique

@@ -35,9 +35,9 @@ _MAY: dict[str, tuple[set[str], set[str]]] = {
     "log": ({"torch", "orjson"}, _LOG),
     "reporting": ({"rich", "plotly", "orjson"}, _BASE | {"wire"}),
     "roles": ({"torch", "orjson", "safetensors"}, _LOG | {"training"}),
-    "federated": ({"torch"}, _LOG | {"roles", "training", "__init__"}),
+    "federated": ({"torch"}, _LOG | {"registry", "roles", "training", "__init__"}),
     "replay": ({"torch"}, _LOG | {"roles", "training"}),
-    "registry": ({"torch", "orjson", "fsspec", "prometheus_client"}, _LOG),
+    "registry": ({"torch", "orjson", "fsspec", "prometheus_client", "safetensors"}, _LOG),
     "inference": (
         {"fastapi", "fastapi_offline", "starlette", "uvicorn", "pydantic", "orjson", "prometheus_client", "torch"},
         _LOG | {"registry", "replay", "training", "web"},

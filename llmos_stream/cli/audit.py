@@ -77,12 +77,13 @@ def _plain(found: "Audit") -> dict[str, object]:
 
 
 def _show(found: "Audit") -> None:
-    from llmos_stream.log.versions import rolled_back_to
+    from llmos_stream.log.versions import initial_weights, rolled_back_to, started_from
 
     show_fields(_plain(found), _HIDDEN)
     if not found.items:
         back = rolled_back_to(found.entry.head)
-        begins = "the weights the log begins with"
+        head = found.entry.head
+        begins = plain(initial_weights(head)) if started_from(head) else "the weights the log begins with"
         say(f"no contributions: {begins if back is None else f'it goes back to version {back}'}")
         return
     table = plain_table("client", "seq", "offset", "n", "stale", "weight", "clip", "share", "payload", "log")

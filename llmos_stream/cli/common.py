@@ -110,7 +110,9 @@ def add_command(
     `defaults` are the command's own, below all that a person says; the help has those that are `shown` as well. The
     short help has the settings of the `examples`.
     """
-    needed = {setting.name for setting in settings_of(sections) if f"{setting.flag} " in examples} | _ALWAYS_SHOWN
+    needed = {
+        setting.name for setting in settings_of(sections) if any(f"{flag} " in examples for flag in setting.flags)
+    } | _ALWAYS_SHOWN
     parser = commands.add_parser(
         name,
         help=text,

@@ -15,7 +15,7 @@ from llmos_stream.cli.common import Commands, add_command, err, note, print_json
 from llmos_stream.cli.export import check_page
 from llmos_stream.cli.flags import file_path
 from llmos_stream.config import SECTIONS, Settings
-from llmos_stream.errors import LlmosError
+from llmos_stream.errors import ConfigError, LlmosError
 from llmos_stream.runtime import ExitCode, Shutdown, run_process
 from llmos_stream.telemetry.tracing import traced
 
@@ -49,7 +49,8 @@ def add(commands: Commands) -> None:
             "  llmos-stream demo                    # in this process, no Kafka needed\n"
             "  llmos-stream demo --broker kafka     # a process each, over a real Kafka\n"
             "  llmos-stream demo --clients 20 --slow 5 --codec.name topk\n"
-            "  llmos-stream demo --aggregation.buffer-size 8 --staleness.kind hinge"
+            "  llmos-stream demo --aggregation.buffer-size 8 --staleness.kind hinge\n"
+            "  llmos-stream demo --resume --federation.name demo-1 --stop.target 0.98"
         ),
     )
     parser.add_argument(
@@ -62,6 +63,11 @@ def add(commands: Commands) -> None:
     parser.add_argument("--slow", type=int, help="how many of them are ten times slower (default: 2 of 8)")
     parser.add_argument("--late", type=int, help="how many of them join late (default: 1 of 8)")
     parser.add_argument("--leaving", type=int, help="how many of them leave early (default: 1 of 8)")
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with the demonstration that --federation.name names, which has ended or was interrupted",
+    )
     report = parser.add_mutually_exclusive_group()
     report.add_argument("--report", type=file_path, metavar="FILE", help="where the report goes; default: report.html")
     report.add_argument("--no-report", action="store_true", help="write no report")
@@ -84,8 +90,7 @@ def _run(arguments: argparse.Namespace, settings: Settings) -> int:
     console = err()
     history = History()
     lasting = on_kafka and settings.broker.bootstrap_servers is not None
-    if "name" not in settings.federation.model_fields_set:
-        settings = _named(settings, _new_name() if lasting else _NAME)
+    settings = _named(settings, lasting, arguments.resume)
     with ExitStack() as stack:
         if not on_kafka:
             settings = _on(settings, None)
@@ -97,7 +102,7 @@ def _run(arguments: argparse.Namespace, settings: Settings) -> int:
 
         async def run_roles(shutdown: Shutdown) -> None:
             if on_kafka:
-                await run_processes(scenario, progress.take, shutdown)
+                await run_processes(scenario, progress.take, shutdown, resume=arguments.resume)
             else:
                 await run_embedded(scenario.settings, scenario.clients, progress.take, shutdown)
 
@@ -136,7 +141,17 @@ def _on(settings: Settings, bootstrap_servers: str | None) -> Settings:
     return settings.model_copy(update={"broker": broker})
 
 
-def _named(settings: Settings, name: str) -> Settings:
+def _named(settings: Settings, lasting: bool, resume: bool) -> Settings:
+    """With the name that is given, or else one for this demonstration. `lasting`: its log outlives it."""
+    given = "name" in settings.federation.model_fields_set
+    if resume and not (lasting and given):
+        raise ConfigError(
+            "--resume: only a demonstration on a Kafka that stays has left a log; name both, with "
+            "--broker.bootstrap-servers and --federation.name"
+        )
+    if given:
+        return settings
+    name = _new_name() if lasting else _NAME
     return settings.model_copy(update={"federation": settings.federation.model_copy(update={"name": name})})
 
 

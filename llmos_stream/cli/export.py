@@ -1,14 +1,17 @@
 """Weights as a safetensors file, whichever command makes them."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
+from llmos_stream.config import Settings
 from llmos_stream.errors import ConfigError
 
 if TYPE_CHECKING:
     from llmos_stream.log import Version
+    from llmos_stream.registry import KeptVersion
 
 
 def check_target(path: Path) -> None:
@@ -40,16 +43,51 @@ def check_page(flag: str, path: Path) -> None:
         raise ConfigError(f"{flag}: cannot write {path}: {error.strerror}") from None
 
 
-def write_weights(version: "Version", path: Path, metadata: Mapping[str, str]) -> int:
-    """Write the weights by tensor name, and return how many tensors there are. Raises as `write_file` does."""
+def write_weights(version: "Version | KeptVersion", path: Path, metadata: Mapping[str, str]) -> int:
+    """Write the weights under all names that the model's state dict has for them; return how many these are.
+
+    Raises:
+        ConfigError: The file cannot be written.
+    """
     from llmos_stream.registry import file_pieces
 
-    write_file(file_pieces(version.weights, version.layout, metadata), path)
-    return len(version.layout.tensors)
+    with _fresh(path) as file:
+        for piece in file_pieces(version.weights, version.layout, metadata, whole=True):
+            file.write(piece)
+    return len(version.layout.tensors) + len(version.layout.tied)
 
 
-def write_file(pieces: Iterable[bytes | memoryview], path: Path) -> None:
-    """Write a file, all or nothing: when `pieces` fail there is none.
+def write_state(version: "KeptVersion", path: Path, metadata: Mapping[str, str], settings: Settings) -> int:
+    """Write the state dict of the task's model with the weights of a version; return how many tensors it has.
+
+    Raises:
+        ConfigError: The file cannot be written, or the version is of another model.
+        TaskError: The task makes no model.
+    """
+    from safetensors.torch import save
+
+    from llmos_stream.training import load_task, shared_layout, state_with, task_errors
+    from llmos_stream.training.differences import difference
+
+    task = load_task(settings.task, settings.client)
+    with task_errors(settings.task.entry):
+        model = task.model()
+    layout = shared_layout(model, settings.task.share)
+    if not layout.has_tensors_of(version.layout):
+        raise ConfigError(
+            f"task.entry, task.share: the model is not that of the version ({difference(layout, version.layout)})"
+        )
+    # Where a release before this one made it, it knows no tied tensors, and may have another order.
+    weights = layout.flatten(version.layout.unflatten(version.weights))
+    state = {name: tensor.contiguous().clone() for name, tensor in state_with(model, layout, weights).items()}
+    with _fresh(path) as file:
+        file.write(save(state, dict(metadata)))
+    return len(state)
+
+
+@contextmanager
+def _fresh(path: Path) -> Iterator[BinaryIO]:
+    """Write a file, all or nothing: when the work fails there is none.
 
     Raises:
         ConfigError: The file cannot be written.
@@ -57,8 +95,7 @@ def write_file(pieces: Iterable[bytes | memoryview], path: Path) -> None:
     fresh = path.with_name(path.name + ".new")
     try:
         with fresh.open("wb") as file:
-            for piece in pieces:
-                file.write(piece)
+            yield file
         fresh.replace(path)
     except OSError as error:
         raise ConfigError(f"--to: cannot write {path}: {error}") from None

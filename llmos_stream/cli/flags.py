@@ -15,6 +15,7 @@ from llmos_stream.config import SECTIONS, did_you_mean, expanded
 from llmos_stream.config.plugins import Kind
 
 _DEST = "setting:"
+_SHORT = {"aggregator.init": "--init", "aggregator.init_from": "--init-from"}
 _KIND_CHARACTERS = 48  # a longer list of values would not fit beside its flag
 
 
@@ -36,6 +37,11 @@ class Setting:
     @property
     def flag(self) -> str:
         return f"--{self.section.replace('_', '-')}.{self.field.replace('_', '-')}"
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """With the short one before it, where there is one."""
+        return (*([_SHORT[self.name]] if self.name in _SHORT else []), self.flag)
 
     @property
     def variable(self) -> str:
@@ -81,7 +87,7 @@ def add_settings(
                 text = f"{values}{setting.text} (default: {default})".replace("%", "%%")
                 dest = f"{_DEST}{section}.{setting.field}"
                 kind = setting.kind if fits else "NAME"
-                group.add_argument(setting.flag, dest=dest, metavar=kind, default=None, help=text)
+                group.add_argument(*setting.flags, dest=dest, metavar=kind, default=None, help=text)
 
 
 def explain_unknown(flag: str, command: str, flags: Iterable[str]) -> str:

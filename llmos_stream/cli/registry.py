@@ -8,20 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from llmos_stream.cli.common import Commands, add_command, answer
-from llmos_stream.cli.export import check_target, write_file, write_weights
-from llmos_stream.cli.process import run_connected
+from llmos_stream.cli.export import check_target, write_state, write_weights
+from llmos_stream.cli.process import federation_of, run_connected
 from llmos_stream.config import Settings
-from llmos_stream.errors import LlmosError, NotFound, OffsetGone, Rejected, TopicMissing
 from llmos_stream.reporting.wording import plural
 from llmos_stream.runtime import BROKER, Offload, Shutdown
 
 if TYPE_CHECKING:
     from llmos_stream.broker import Broker
-    from llmos_stream.log import Promotion, Version, VersionIndex
-    from llmos_stream.log.standing import LocatedVersion
-
-_NAMED = 10
-_FETCH_SECONDS = 120.0
+    from llmos_stream.log import Promotion
 
 T = TypeVar("T")
 
@@ -79,32 +74,7 @@ def run_export(arguments: argparse.Namespace, settings: Settings) -> int:
     """Write a version, by default the newest, as a file: from the log, or else from the registry where there is one."""
     if arguments.to is not None:
         check_target(arguments.to)
-    path, found, tensors, digest, source = asyncio.run(
-        _connected(settings, lambda broker, offload: _export(broker, offload, settings, arguments.number, arguments.to))
-    )
-    written = {"file": str(path), "version": found, "tensors": tensors, "weights_digest": digest}
-    answer(arguments, written, f"wrote version {found}, {tensors} tensors, {source}to {path}")
-    return 0
-
-
-async def find_in_log(index: "VersionIndex", settings: Settings, number: int | None) -> "LocatedVersion":
-    """Return a version, by default the newest.
-
-    Raises:
-        NotFound: The log does not hold it.
-    """
-    found = await index.newest() if number is None else await index.find(number)
-    if found is not None:
-        return found
-    oldest, newest = await index.oldest(), await index.newest()
-    if oldest is None or newest is None:
-        raise NotFound(nothing_in_log(settings))
-    raise NotFound(f"version {number} is not in the log, which holds {oldest.head.number} to {newest.head.number}")
-
-
-def nothing_in_log(settings: Settings) -> str:
-    """Say that the log holds no version."""
-    return f"federation {settings.federation.name} has no versions in the log; is its aggregator running?"
+    return asyncio.run(_connected(settings, lambda broker, offload: _export(arguments, settings, broker, offload)))
 
 
 async def _connected(settings: Settings, work: Callable[["Broker", Offload], Awaitable[T]]) -> T:
@@ -114,68 +84,18 @@ async def _connected(settings: Settings, work: Callable[["Broker", Offload], Awa
         return await work(broker, offload)
 
 
-async def _export(
-    broker: "Broker", offload: Offload, settings: Settings, number: int | None, to: Path | None
-) -> tuple[Path, int, int, str, str]:
-    """Where it was written, its number, how many tensors, the digest of its weights, and `from the registry `."""
-    from llmos_stream.registry import file_metadata
+async def _export(arguments: argparse.Namespace, settings: Settings, broker: "Broker", offload: Offload) -> int:
+    from llmos_stream.registry import file_metadata, find_version
 
-    try:
-        version = await _version(broker, offload, settings, number)
-    except (NotFound, TopicMissing) as error:
-        return *await _export_archived(offload, settings, number, to, error), "from the registry "
-    number, digest = version.head.number, version.head.weights_digest
-    path = to or _default_path(settings.federation.name, number)
-    metadata = file_metadata(settings.federation.name, number, digest)
-    tensors = await offload.run(write_weights, version, path, metadata)
-    return path, number, tensors, digest.hex(), ""
-
-
-async def _version(broker: "Broker", offload: Offload, settings: Settings, number: int | None) -> "Version":
-    """A version with its weights, from the log. Raises NotFound where they are not there, or cannot be read."""
-    from llmos_stream.broker import Topics
-    from llmos_stream.log import Replica, version_index
-
-    topic = Topics(settings.federation.name).models
-    async with version_index(broker, topic) as index:
-        found = await find_in_log(index, settings, number)
-        at = await index.stands_on(found)
-    where = f"version {found.head.number} at {topic} offset {found.offset}"
-    if at is None:
-        raise NotFound(f"{where} stands on a full version that is no longer in the log")
-    async with broker.reader([topic], start="latest", check_crcs=False) as reader:
-        try:
-            return await Replica(reader, settings.wire, offload).move_to(at, _FETCH_SECONDS)
-        except OffsetGone:
-            raise NotFound(f"{where} has just been deleted") from None
-        except Rejected as error:
-            raise NotFound(f"{where} cannot be read: {error}") from None
-
-
-async def _export_archived(
-    offload: Offload, settings: Settings, number: int | None, to: Path | None, why_not: LlmosError
-) -> tuple[Path, int, int, str]:
-    """As `_export`, from the registry. `why_not` says why not from the log, and is all there is to say without one."""
-    from llmos_stream.registry import open_store
-
-    if settings.registry.url is None:
-        raise why_not
-    store = open_store(settings.registry, settings.federation.name)
-    held = await offload.run(store.numbers)
-    if not held or (number is not None and number not in held):
-        raise NotFound(f"{why_not}; the registry holds {_listed(held)}")
-    entry = await offload.run(store.entry, held[-1] if number is None else number)
-    path = to or _default_path(settings.federation.name, entry.version)
-    await offload.run(write_file, store.pieces(entry), path)
-    return path, entry.version, len(entry.layout.tensors), entry.weights_digest.hex()
-
-
-def _listed(numbers: Sequence[int]) -> str:
-    if not numbers:
-        return "none"
-    named = ", ".join(map(str, numbers[-_NAMED:]))
-    return named if len(numbers) <= _NAMED else f"{len(numbers)} versions, the newest {named}"
-
-
-def _default_path(federation: str, number: int) -> Path:
-    return Path(f"{federation}-v{number}.safetensors")
+    federation = federation_of(broker, settings, offload)
+    version = await find_version(federation, settings.registry, arguments.number)
+    number, path = version.number, arguments.to or Path(f"{federation.name}-v{version.number}.safetensors")
+    metadata = file_metadata(federation.name, number, version.digest)
+    if arguments.complete:
+        tensors = await offload.run(write_state, version, path, metadata, settings)
+    else:
+        tensors = await offload.run(write_weights, version, path, metadata)
+    written = {"file": str(path), "version": number, "tensors": tensors, "weights_digest": version.digest.hex()}
+    source = "from the registry " if version.archived else ""
+    answer(arguments, written, f"wrote version {number}, {tensors} tensors, {source}to {path}")
+    return 0

@@ -3,11 +3,13 @@
 import argparse
 from collections.abc import Coroutine, Mapping
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from llmos_stream.cli.common import Commands, add_command, answer, err
 from llmos_stream.cli.process import run_connected, run_role
 from llmos_stream.config import Settings
+from llmos_stream.errors import ConfigError
 from llmos_stream.reporting.wording import plural
 from llmos_stream.runtime import Offload, Shutdown, run_while
 
@@ -39,14 +41,23 @@ def add(commands: Commands) -> None:
             "versions",
             "guard",
             "stop",
+            "registry",
         ),
         examples=(
             "  llmos-stream aggregator --aggregation.buffer-size 8 --stop.target 0.97\n"
             "  llmos-stream aggregator --aggregation.buffer-size 8 --staleness.kind hinge\n"
-            "  llmos-stream aggregator --shadow adam --server-optimizer.name adam"
+            "  llmos-stream aggregator --init model.safetensors   # begins with these weights\n"
+            "  llmos-stream aggregator --init-from ward:12\n"
+            "  llmos-stream aggregator --shadow adam --server-optimizer.name adam\n"
+            "  llmos-stream aggregator --stop.max-versions 40   # after an end at 20: goes on"
         ),
     )
     aggregator.add_argument("--quiet", action="store_true", help="no live progress")
+    aggregator.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with a run that has ended; not needed under another limit than it ended under",
+    )
     aggregator.add_argument(
         "--shadow",
         metavar="NAME",
@@ -76,6 +87,8 @@ def add(commands: Commands) -> None:
 
 
 def _run_aggregator(arguments: argparse.Namespace, settings: Settings) -> int:
+    if arguments.shadow is not None and (settings.aggregator.init or settings.aggregator.init_from):
+        raise ConfigError("--init, --init-from: a shadow begins with the live run's newest version; leave them out")
 
     async def watched(broker: "Broker", shown: Settings, main: Coroutine[Any, Any, "RunEnd | None"]) -> "RunEnd | None":
         from llmos_stream.cli.progress import show_progress
@@ -84,16 +97,20 @@ def _run_aggregator(arguments: argparse.Namespace, settings: Settings) -> int:
         return await run_while(main, *progress)
 
     async def role(broker: "Broker", task: "Task", offload: Offload, shutdown: Shutdown) -> "RunEnd | None":
+        from llmos_stream.registry import warm_start_of
         from llmos_stream.roles.aggregator import initial_of, run_aggregator
 
-        main = run_aggregator(broker, settings, lambda: initial_of(task, settings), offload, shutdown)
+        made = partial(initial_of, task, settings)
+        warm = warm_start_of(settings)
+        main = run_aggregator(broker, settings, made, offload, shutdown, resume=arguments.resume, warm_start=warm)
         return await watched(broker, settings, main)
 
     async def shadow(broker: "Broker", offload: Offload, shutdown: Shutdown) -> "RunEnd | None":
         from llmos_stream.replay import run_shadow, shadow_settings
 
         shown = shadow_settings(settings, arguments.shadow)
-        return await watched(broker, shown, run_shadow(broker, settings, arguments.shadow, offload, shutdown))
+        main = run_shadow(broker, settings, arguments.shadow, offload, shutdown, resume=arguments.resume)
+        return await watched(broker, shown, main)
 
     ended = (
         run_role("aggregator", settings, role)
@@ -102,11 +119,17 @@ def _run_aggregator(arguments: argparse.Namespace, settings: Settings) -> int:
     )
     if ended.in_order:
         if end := ended.result:
-            answer(arguments, asdict(end), f"version {end.version}: {end.detail}")
+            tell_end(arguments, end)
         else:
             stopped = {"reason": "stopped", "detail": None, "version": None}
             answer(arguments, stopped, "stopped; the next start goes on from the newest version")
     return ended.status
+
+
+def tell_end(arguments: argparse.Namespace, end: "RunEnd") -> None:
+    """Say how a run has ended."""
+    told = {"reason": end.reason, "detail": end.detail, "version": end.version}
+    answer(arguments, told, f"version {end.version}: {end.detail}")
 
 
 def _run_client(arguments: argparse.Namespace, settings: Settings) -> int:

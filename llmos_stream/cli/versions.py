@@ -15,7 +15,7 @@ from llmos_stream.cli.common import (
     show_table,
 )
 from llmos_stream.cli.flags import file_path
-from llmos_stream.cli.registry import find_in_log, nothing_in_log, run_export, run_promotion
+from llmos_stream.cli.registry import run_export, run_promotion
 from llmos_stream.config import Settings
 from llmos_stream.errors import ConfigError
 from llmos_stream.reporting.wording import plain, plural, size
@@ -31,11 +31,12 @@ def add(commands: Commands) -> None:
         "versions",
         _run,
         text="list, show, export and promote global versions",
-        sections=("federation", "broker", "wire", "registry"),
+        sections=("federation", "broker", "wire", "registry", "task"),
         examples=(
             "  llmos-stream versions list\n"
             "  llmos-stream versions show 12\n"
             "  llmos-stream versions export 12 --to model.safetensors\n"
+            "  llmos-stream versions export 12 --complete --task.entry hospital.task:make\n"
             "  llmos-stream versions promote 12   # the one to serve\n"
             "  llmos-stream versions rollback     # back to the one before"
         ),
@@ -46,6 +47,11 @@ def add(commands: Commands) -> None:
     )
     parser.add_argument(
         "--to", type=file_path, metavar="FILE", help="where export writes; default: FEDERATION-vN.safetensors"
+    )
+    parser.add_argument(
+        "--complete",
+        action="store_true",
+        help="export the whole state dict of the task's model: also what task.share leaves out, and integer buffers",
     )
 
 
@@ -69,7 +75,7 @@ def _run(arguments: argparse.Namespace, settings: Settings) -> int:
 async def _list(settings: Settings, as_json: bool) -> int:
     from llmos_stream.broker import Topics, connect
     from llmos_stream.log import version_index
-    from llmos_stream.registry import promoted
+    from llmos_stream.registry import nothing_in_log, promoted
 
     topics = Topics(settings.federation.name)
     async with connect(settings.broker) as broker, version_index(broker, topics.models) as index:
@@ -80,7 +86,7 @@ async def _list(settings: Settings, as_json: bool) -> int:
         print_json(rows)
         return 0
     if not rows:
-        say(nothing_in_log(settings))
+        say(nothing_in_log(topics.federation))
         return 0
     table = plain_table("version", "time (UTC)", "contributions", "payload", "offset", "weights")
     for row in rows:
@@ -124,14 +130,15 @@ def _row(version: "LocatedVersion", served: int | None) -> dict[str, Any]:
 async def _find(settings: Settings, number: int | None) -> "LocatedVersion":
     from llmos_stream.broker import Topics, connect
     from llmos_stream.log import version_index
+    from llmos_stream.registry import find_in_log
 
-    topic = Topics(settings.federation.name).models
-    async with connect(settings.broker) as broker, version_index(broker, topic) as index:
-        return await find_in_log(index, settings, number)
+    topics = Topics(settings.federation.name)
+    async with connect(settings.broker) as broker, version_index(broker, topics.models) as index:
+        return await find_in_log(index, topics.federation, number)
 
 
 def _show(version: "LocatedVersion", as_json: bool) -> int:
-    from llmos_stream.log.versions import rolled_back_to
+    from llmos_stream.log.versions import initial_weights, rolled_back_to
     from llmos_stream.wire import describe
 
     head = version.head
@@ -144,7 +151,8 @@ def _show(version: "LocatedVersion", as_json: bool) -> int:
         show_fields({"tensors": len(head.tensors)}, ())
     if not head.manifest:
         back = rolled_back_to(head)
-        say(f"no contributions: {'the initial weights' if back is None else f'it goes back to version {back}'}")
+        begins = plain(initial_weights(head))
+        say(f"no contributions: {begins if back is None else f'it goes back to version {back}'}")
         return 0
     table = plain_table("client", "sequence", "examples", "staleness", "weight", "clip", "partition", "offset")
     for item in head.manifest:

@@ -3,15 +3,16 @@
 Everything between training and the log speaks of the flat vector alone: one contiguous 1-D float32 CPU tensor with
 the shared tensors end to end in layout order, each in row-major order: first the parameters, then the buffers (see
 `types.TensorKind`). Two ends agree on a layout when their digests are equal. Of a release that knew no buffers, all
-tensors are parameters.
+tensors are parameters. A tied tensor travels once; its further names are not in the digest.
 """
 
 import hashlib
 import json
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
 from typing import Any, Self
 
 import torch
@@ -39,13 +40,17 @@ class Layout:
     """Ordered specs of the shared tensors, parameters first. Raises ValueError for specs that make no sense."""
 
     tensors: tuple[TensorSpec, ...]
+    tied: Mapping[str, str] = field(default_factory=dict, compare=False)
+    """The further names of tied tensors in the model's state dict, and under which name each is in `tensors`."""
 
     def __post_init__(self) -> None:
-        for problem in _problems(self.tensors):
+        for problem in chain(_problems(self.tensors), _tie_problems(self)):
             raise ValueError(problem)
 
     @classmethod
-    def of(cls, named: Mapping[str, Tensor], buffers: Collection[str] = ()) -> Self:
+    def of(
+        cls, named: Mapping[str, Tensor], buffers: Collection[str] = (), tied: Mapping[str, str] | None = None
+    ) -> Self:
         """The layout of `named`, in its order, but those that `buffers` names come last.
 
         Raises:
@@ -53,21 +58,22 @@ class Layout:
         """
         kinds = {name: TensorKind.BUFFER if name in buffers else TensorKind.PARAMETER for name in named}
         specs = [TensorSpec(name, tuple(named[name].shape), _name_of(named[name]), kinds[name]) for name in named]
-        return cls(tuple(sorted(specs, key=lambda spec: spec.kind is TensorKind.BUFFER)))
+        return cls(tuple(sorted(specs, key=lambda spec: spec.kind is TensorKind.BUFFER)), tied or {})
 
     @classmethod
-    def from_specs(cls, specs: Iterable[TensorSpec]) -> Self:
+    def from_specs(cls, specs: Iterable[TensorSpec], tied: Mapping[str, str] | None = None) -> Self:
         """A layout that arrived from outside; a spec may be any sequence as `TensorSpec.row`.
 
         Raises:
             Rejected: WRONG_LAYOUT for a spec of another form, a duplicate name, an unknown dtype or kind, a negative
-                dimension, a parameter behind a buffer, or sizes past this module's limits.
+                dimension, a parameter behind a buffer, a further name of no tensor, or sizes past this module's limits.
         """
         try:
             return cls(
                 tuple(
                     TensorSpec(name, tuple(shape), dtype, *map(TensorKind, kind)) for name, shape, dtype, *kind in specs
-                )
+                ),
+                {} if tied is None else dict(tied),
             )
         except (TypeError, ValueError) as error:
             raise Rejected(Reason.WRONG_LAYOUT, str(error)) from None
@@ -191,6 +197,13 @@ def _problems(tensors: Iterable[tuple[Any, Any, Any, TensorKind]]) -> Iterator[s
         names.add(name)
         if len(names) > MAX_TENSORS:
             yield f"more than {MAX_TENSORS} tensors"
+
+
+def _tie_problems(layout: Layout) -> Iterator[str]:
+    names = {spec.name for spec in layout.tensors} if layout.tied else set()
+    for further, name in layout.tied.items():
+        if not 0 < len(further) <= MAX_NAME or further in names or name not in names:
+            yield f"{_short(further)} is not a further name of a tensor"
 
 
 def _short(value: object) -> str:

@@ -1,10 +1,11 @@
 """What makes a version of updates, how it is written, and when a run ends."""
 
+import re
 from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from llmos_stream.config.base import Count, Fraction, Positive, Section, power_of_two
+from llmos_stream.config.base import NAME_PATTERN, Count, FilePath, Fraction, Positive, Section, power_of_two
 from llmos_stream.config.rules import (
     NO_OPTIONS,
     Options,
@@ -13,6 +14,14 @@ from llmos_stream.config.rules import (
     StopRuleName,
     StrategyName,
 )
+
+_VERSION_NAME = re.compile(NAME_PATTERN.removesuffix("$") + r"(:\d{1,18})?$")
+
+
+def _version_name(text: str) -> str:
+    if not _VERSION_NAME.match(text):
+        raise ValueError("a version of a federation is NAME or NAME:VERSION, as in ward:12")
+    return text
 
 
 class StalenessSettings(Section):
@@ -104,6 +113,11 @@ class StopSettings(Section):
 
 
 class AggregatorSettings(Section):
+    init: FilePath | None = None
+    """Begin with the weights of this safetensors file in place of the task's. For version 0 alone."""
+    init_from: Annotated[str, AfterValidator(_version_name)] | None = None
+    """Begin with those of another federation's version: NAME (its newest) or NAME:VERSION, from the log, or else from
+    the registry. For version 0 alone."""
     beat_seconds: Positive = 0.5
     """How often the aggregator that leads says that it is alive."""
     takeover_seconds: Positive = 3.0
@@ -123,7 +137,9 @@ class AggregatorSettings(Section):
     bit. auto: there where there is one."""
 
     @model_validator(mode="after")
-    def _one_beat_may_be_missed(self) -> Self:
+    def _is_of_one_mind(self) -> Self:
+        if self.init is not None and self.init_from is not None:
+            raise ValueError("init and init_from: name one of them")
         if self.takeover_seconds < 2 * self.beat_seconds:
             raise ValueError(f"takeover_seconds must be at least twice beat_seconds ({self.beat_seconds:g})")
         return self

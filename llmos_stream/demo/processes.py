@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from llmos_stream.broker import Topics, connect
+from llmos_stream.broker import Broker, Topics, connect
 from llmos_stream.config import Settings, to_environment
 from llmos_stream.demo.scenario import Scenario
 from llmos_stream.errors import LlmosError
+from llmos_stream.log.control import open_control
 from llmos_stream.log.events import follow_events
 from llmos_stream.runtime import Shutdown, run_all, run_while
 from llmos_stream.types import Event
@@ -35,8 +36,12 @@ class _Child:
     vital: bool
 
 
-async def run_processes(scenario: Scenario, take: Callable[[Event], object], shutdown: Shutdown) -> None:
+async def run_processes(
+    scenario: Scenario, take: Callable[[Event], object], shutdown: Shutdown, *, resume: bool = False
+) -> None:
     """Run until the stop rule or a request ends it, and give every event to `take`.
+
+    `resume` goes on with a run that has ended: clients begin once it does.
 
     A client that fails is logged, and the run goes on.
 
@@ -60,7 +65,11 @@ async def run_processes(scenario: Scenario, take: Callable[[Event], object], shu
 
         async def roles() -> None:
             try:
-                children.append(await _start("aggregator", settings, folder, "aggregator", "--quiet", vital=True))
+                flags = ("--quiet", "--resume") if resume else ("--quiet",)
+                children.append(await _start("aggregator", settings, folder, "aggregator", *flags, vital=True))
+                if resume:
+                    going_on = _until_going_on(broker, topics, shutdown)
+                    await run_while(going_on, _until_exit(children[0], started, shutdown))
                 children.append(await _start("evaluator", settings, folder, "evaluate", vital=True))
                 for own in scenario.clients:
                     children.append(await _start(own.client.id or "client", own, folder, "client"))
@@ -69,7 +78,15 @@ async def run_processes(scenario: Scenario, take: Callable[[Event], object], shu
             finally:
                 over.request()
 
-        await run_all(roles(), follow_events(broker, Topics(settings.federation.name), taken, over))
+        topics = Topics(settings.federation.name)
+        await run_all(roles(), follow_events(broker, topics, taken, over))
+
+
+async def _until_going_on(broker: Broker, topics: Topics, shutdown: Shutdown) -> None:
+    """Wait until the run goes on: who joins before would take it for ended, and leave."""
+    async with open_control(broker, topics) as control:
+        while control.finished is not None and not shutdown.requested:
+            await control.poll(_LOOK_SECONDS)
 
 
 async def _start(name: str, settings: Settings, folder: Path, *arguments: str, vital: bool = False) -> _Child:

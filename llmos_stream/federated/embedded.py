@@ -6,6 +6,7 @@ from contextlib import AsyncExitStack
 from llmos_stream.broker import MemoryBroker, Topics
 from llmos_stream.config import Settings
 from llmos_stream.log.events import follow_events
+from llmos_stream.registry import warm_start_of
 from llmos_stream.roles.aggregator import initial_of, run_aggregator
 from llmos_stream.roles.client import ClientState, run_client
 from llmos_stream.roles.evaluator import run_evaluator
@@ -30,7 +31,14 @@ async def run_embedded(
             try:
                 task = await serving.run(load_task, settings.task, settings.client)
                 await run_all(
-                    run_aggregator(broker, settings, lambda: initial_of(task, settings), serving, shutdown),
+                    run_aggregator(
+                        broker,
+                        settings,
+                        lambda: initial_of(task, settings),
+                        serving,
+                        shutdown,
+                        warm_start=warm_start_of(settings),
+                    ),
                     run_evaluator(broker, settings, task, serving, shutdown),
                     *(
                         run_client(

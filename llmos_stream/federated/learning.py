@@ -9,6 +9,7 @@ global_model = fl.get_global_model()
 import logging
 import weakref
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -17,9 +18,10 @@ from torch.optim import Optimizer
 
 from llmos_stream import __version__
 from llmos_stream.config import Settings, settings_of
-from llmos_stream.errors import Rejected
+from llmos_stream.errors import ConfigError, Rejected
 from llmos_stream.federated.membership import Membership
 from llmos_stream.log import Version
+from llmos_stream.roles.aggregator import Initial
 from llmos_stream.telemetry.tracing import Tracer, open_tracer, span, tracing_to
 from llmos_stream.training import LocalTrainer, Loss, default_loss
 from llmos_stream.training.batches import Batches, reiterable
@@ -44,7 +46,8 @@ class FederatedLearning:
     the outputs carry, or else cross entropy. `federation` and `broker` are short for the
     settings `federation.name` and `broker.bootstrap_servers`. `settings` are some by section, as in
     `{"codec": {"name": "int4"}}`, or a TOML file; the others are read from the environment and `$LLMOS_CONFIG`. A whole
-    `Settings` takes the place of all three.
+    `Settings` takes the place of all three. Where it is alone, version 0 has the weights of the safetensors file
+    `init`, or of the version `init_from` of the registry (`NAME` or `NAME:VERSION`), in place of those of `model`.
 
     Raises ConfigError for settings that make no sense, TaskError for a model or batches that cannot be used, and
     BrokerUnavailable when no broker answers.
@@ -60,9 +63,18 @@ class FederatedLearning:
         loss: Loss = default_loss,
         federation: str | None = None,
         broker: str | Sequence[str] | None = None,
+        init: Path | str | None = None,
+        init_from: str | None = None,
         settings: Settings | Mapping[str, Any] | Path | str | None = None,
     ) -> None:
-        self._settings = settings_of(settings, {"federation.name": federation, "broker.bootstrap_servers": broker})
+        named = {"federation.name": federation, "broker.bootstrap_servers": broker}
+        start = {"aggregator.init": init, "aggregator.init_from": init_from}
+        self._settings = settings_of(settings, named | start)
+        if self._settings.broker.bootstrap_servers is not None and (init or init_from):
+            raise ConfigError(
+                "init, init_from: this script is a client, and the federation's aggregator makes version 0: "
+                "llmos-stream aggregator --init"
+            )
         self._batches = reiterable(data_loader)
         self._local = LocalModel(LocalTrainer(model, optimizer, loss), self._settings.task.share)
         if (why := why_not_copied(model)) is not None:
@@ -71,7 +83,8 @@ class FederatedLearning:
         self._tracer = open_tracer(self._settings.tracing, facts)
         try:
             with tracing_to(self._tracer):
-                self._membership = Membership(self._settings, self._local.layout, self._local.weights)
+                initial = partial(Initial.of, model, self._settings.task.share)
+                self._membership = Membership(self._settings, self._local.layout, initial)
         except BaseException:
             _close_tracer(self._tracer)
             raise

@@ -11,8 +11,6 @@ from collections.abc import Callable, Coroutine
 from contextlib import AbstractContextManager, AsyncExitStack
 from typing import Any, TypeVar
 
-from torch import Tensor
-
 from llmos_stream.broker import Broker, MemoryBroker, Topics, connect
 from llmos_stream.codec import Layout
 from llmos_stream.config import ClientSettings, Settings
@@ -20,6 +18,7 @@ from llmos_stream.errors import BrokerError, BrokerUnavailable, Closed, LlmosErr
 from llmos_stream.log.federation import Federation
 from llmos_stream.log.record_tracing import update_span
 from llmos_stream.log.versions import Version
+from llmos_stream.registry.warm_start import warm_start_of
 from llmos_stream.roles.aggregator import Initial, run_aggregator
 from llmos_stream.roles.client import Client, ClientState, Published, client_id_of, state_folder
 from llmos_stream.roles.client.participation import Participation
@@ -47,12 +46,12 @@ class Membership:
     """
 
     def __init__(
-        self, settings: Settings, layout: Layout, weights: Callable[[], Tensor], clock: Clock = SYSTEM_CLOCK
+        self, settings: Settings, layout: Layout, initial: Callable[[], Initial], clock: Clock = SYSTEM_CLOCK
     ) -> None:
-        """`weights` gives those of version 0 (flat), where the federation is embedded: they are not held here."""
+        """`initial` gives version 0, where the federation is embedded: its weights are not held here."""
         self._settings = _alone(settings) if settings.broker.bootstrap_servers is None else _guest(settings)
+        self._initial = initial
         self._layout = layout
-        self._weights = weights
         self._clock = clock
         rules = ClientSettings(wait_seconds=settings.client.wait_seconds)
         self._participation = Participation(rules, clock, most_doublings=0)
@@ -186,9 +185,8 @@ class Membership:
     async def _aggregate(self, broker: Broker, offload: Offload) -> None:
         """The embedded aggregator; what it fails with is for the caller of the next method."""
         try:
-            await run_aggregator(
-                broker, self._settings, lambda: Initial(self._layout, self._weights()), offload, self._shutdown
-            )
+            warm = warm_start_of(self._settings)
+            await run_aggregator(broker, self._settings, self._initial, offload, self._shutdown, warm_start=warm)
         except Exception as error:  # noqa: BLE001  nobody awaits this: the caller is told by the next method
             self._failure = error
         finally:

@@ -16,6 +16,7 @@ from llmos_stream.telemetry.process_metrics import FOREIGN
 from llmos_stream.types import TopicKind
 from llmos_stream.wire.control import (
     AGGREGATOR,
+    FINISH,
     LATEST,
     MOST_TAKEOVERS,
     PAUSED,
@@ -33,9 +34,10 @@ from llmos_stream.wire.control import (
     load_leader,
     load_paused,
     load_promotion,
-    load_run_end,
+    load_run,
     load_sequences,
 )
+from llmos_stream.wire.fields import count
 
 __all__ = ["Checkpoint", "ControlView", "Leader", "Pointer", "Promotion", "RunEnd"]
 
@@ -76,6 +78,11 @@ class ControlView:
         self._sequences_of = sequences_of
         self.sequences: dict[str, list[int]] = {}
         self.finished: RunEnd | None = None
+        """How the run has ended, unless it goes on."""
+        self.has_ended = False
+        """Whether the run has ever ended, though it may have gone on."""
+        self.asked_to_finish = False
+        """Whether an operator wants the run ended, and it has not been since."""
         # What lies behind the newest ones may not be what they say: then those before count.
         self._pointers: deque[Pointer] = deque(maxlen=_REMEMBERED)
         self._checkpoints: deque[Checkpoint] = deque(maxlen=_REMEMBERED)
@@ -128,6 +135,10 @@ class ControlView:
             FOREIGN.labels(TopicKind.CONTROL).inc()
             logger.warning("version %d is passed over: %s", pointer.version, why)
             self._pointers.remove(pointer)
+
+    def went_on(self) -> None:
+        """The run goes on after its end, as whoever has this view has just written."""
+        self.finished, self.asked_to_finish = None, False
 
     async def catch_up(self, timeout_seconds: float = _CATCH_UP_SECONDS) -> None:
         """Read what is there now. Raises BrokerUnavailable when that takes longer than the time-out."""
@@ -199,7 +210,11 @@ class ControlView:
             elif record.key == PAUSED:
                 self.paused = load_paused(value)
             elif record.key == RUN:
-                self.finished = load_run_end(value) or self.finished
+                self.finished, self.asked_to_finish = load_run(value), False
+                self.has_ended = True
+            elif record.key == FINISH:
+                count(value, "time_ms")
+                self.asked_to_finish = True
         except (KeyError, TypeError, ValueError, AttributeError, Rejected) as error:  # JSONDecodeError is a ValueError
             # A setting that cannot be read must not stop a role that can go on with the last good one.
             foreign(record.topic, record.offset, f"it is no control record ({str(error)[:100]})")

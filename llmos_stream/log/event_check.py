@@ -86,8 +86,8 @@ class EventCheck:
     def _unknown(self, placed: PlacedEvent, control: ControlView) -> str | None:
         """Say what the event tells of that `control` does not know."""
         event = placed.event
-        if event.kind is EventKind.RUN_FINISHED:
-            return None if control.finished is not None else "the run has not ended"
+        if event.kind in (EventKind.RUN_FINISHED, EventKind.RUN_RESUMED):
+            return None if control.has_ended else "the run has not ended"
         version, newest = whole(event.data.get("version")), control.latest
         if version is not None and (newest is None or version > newest.version):
             return f"there is no version {version}"

@@ -27,7 +27,7 @@ async def past_events(federation: Federation, end: RunEnd | None) -> AsyncIterat
         published, time_ms = True, event.time_ms
     async for event in read_events(federation.broker, federation.topics):
         yield event
-        ended = ended or event.kind is EventKind.RUN_FINISHED
+        ended = event.kind is EventKind.RUN_FINISHED or (ended and event.kind is not EventKind.RUN_RESUMED)
         time_ms = max(time_ms, event.time_ms)
     if end is not None and not ended and (published or time_ms):
         data = {"reason": end.reason, "detail": end.detail, "version": end.version}

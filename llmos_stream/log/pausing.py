@@ -21,7 +21,10 @@ async def set_paused(broker: Broker, topics: Topics, paused: bool) -> None:
     """Say so to everybody. Raises TopicMissing, and FederationFinished where nobody is left to hear it."""
     async with open_control(broker, topics) as control:
         if control.finished is not None:
-            raise FederationFinished(f"federation {topics.federation} has ended: {control.finished.reason}")
+            raise FederationFinished(
+                f"federation {topics.federation} has ended: {control.finished.reason}; "
+                "llmos-stream aggregator --resume goes on with it"
+            )
     async with broker.producer() as producer:
         await producer.send(topics.control, dump_paused(paused, SYSTEM_CLOCK.time_ms()), key=PAUSED)
 

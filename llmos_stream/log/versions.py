@@ -19,6 +19,8 @@ from llmos_stream.wire import Assembler, MemoryStore, Parts, Prelude, Store, pay
 
 ROLLED_BACK_TO = "rolled_back_to"
 """In a version's rule: the version that it equals. Such a version has no contributions."""
+STARTED_FROM = "started_from"
+"""In a version's rule: where the weights of version 0 are from, unless the task made them (`registry.warm_start`)."""
 FULL_CODEC = CodecSpec(CodecId.FLOAT32)
 
 
@@ -47,6 +49,23 @@ def rolled_back_to(head: VersionHead) -> int | None:
     """The older version that this one equals, where it was published to go back to that."""
     version = head.rule.get(ROLLED_BACK_TO)
     return version if isinstance(version, int) and head.parent is not None and 0 <= version < head.parent else None
+
+
+def started_from(head: VersionHead) -> Mapping[str, object] | None:
+    """Where the weights of the run's version 0 are from; None: the task."""
+    found = head.rule.get(STARTED_FROM)
+    return found if isinstance(found, Mapping) else None
+
+
+def initial_weights(head: VersionHead) -> str:
+    """Say what a version without contributions and without a parent holds."""
+    match started_from(head):
+        case {"file": str(name), "sha256": str(digest)}:
+            return f"the weights of {name} (SHA-256 {digest[:12]})"
+        case {"federation": str(name), "version": int(number), "weights_digest": str(digest)}:
+            return f"the weights of version {number} of federation {name} (digest {digest[:12]})"
+        case _:
+            return "the initial weights"
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +124,7 @@ def _head(
         time_ms=origin.time_ms,
         manifest=origin.manifest,
         tensors=layout.tensors if kind is VersionKind.FULL else None,
+        tied=layout.tied if kind is VersionKind.FULL and layout.tied else None,
         rule=origin.rule,
         build=build(),
         parent_digest=origin.parent_digest,
@@ -129,7 +149,7 @@ def layout_of(head: VersionHead) -> Layout:
     """The layout that the head of a full version names. Raises Rejected for any other head."""
     if head.kind is not VersionKind.FULL or head.tensors is None:
         raise Rejected(Reason.UNSUPPORTED, f"version {head.number} is not a full version")
-    layout = Layout.from_specs(head.tensors)
+    layout = Layout.from_specs(head.tensors, head.tied)
     if layout.digest != head.layout_digest:
         raise Rejected(Reason.WRONG_LAYOUT, f"version {head.number}: the tensors do not match the layout digest")
     return layout

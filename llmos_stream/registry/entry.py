@@ -6,6 +6,7 @@ version     the number
 head        the version's head with its manifest, as `wire.describe` writes it; digests in hex
 layout      [[name, [dimension, ...], dtype], ...], "buffer" as a fourth item where it is one; also where the head is a
             delta's, which has none
+tied        each further name of a tied tensor, and its name in the layout; where there are any
 model       {"size": bytes, "sha256": hex} of model.safetensors
 log         where the version lay in `<f>.models`, as in the control record `latest`
 created     time of archiving, ISO 8601
@@ -85,6 +86,7 @@ def dump_entry(entry: ArchivedVersion) -> bytes:
         "version": entry.version,
         "head": entry.head,
         "layout": [spec.row for spec in entry.layout.tensors],
+        **({"tied": dict(entry.layout.tied)} if entry.layout.tied else {}),
         "model": {"size": entry.size, "sha256": entry.sha256.hex()},
         "log": orjson.Fragment(dump_setting(entry.at)),
         "created": entry.created,
@@ -107,7 +109,7 @@ def load_entry(data: bytes, federation: str, number: int) -> ArchivedVersion:
             federation=str(value["federation"]),
             version=int(value["version"]),
             head=head,
-            layout=Layout.from_specs(value["layout"]),
+            layout=Layout.from_specs(value["layout"], value.get("tied")),
             size=int(model["size"]),
             sha256=_digest(model["sha256"]),
             at=load_latest(value["log"]),

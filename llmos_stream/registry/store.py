@@ -143,21 +143,6 @@ class VersionStore:
             self._fs.mv(f"{path}.new", path)
         return entry
 
-    def pieces(self, entry: ArchivedVersion) -> Iterator[bytes]:
-        """Read the safetensors file of a version.
-
-        Raises:
-            Damaged: At the end, when the file is not the archived one.
-        """
-        path = self._path(entry.version, _MODEL)
-        digest, size = hashlib.sha256(), 0
-        with self._translated_errors(path), self._open(path, entry.version) as file:
-            while size <= entry.size and (piece := file.read(_PIECE_BYTES)):
-                digest.update(piece)
-                size += len(piece)
-                yield piece
-        self._confirm(entry, path, size, digest.digest())
-
     def load(self, number: int) -> tuple[ArchivedVersion, Tensor]:
         """Return a version and its weights (flat, float32), both verified.
 

@@ -80,7 +80,7 @@ class Index:
         full = self.entry(self.entry(number).at.beginning.version).head
         if full.tensors is None or full.layout_digest != self.entry(number).head.layout_digest:
             raise Missing(f"version {number} does not stand on a full version of its layout")
-        return Layout.from_specs(full.tensors)
+        return Layout.from_specs(full.tensors, full.tied)
 
 
 async def read_index(broker: Broker, topics: Topics) -> Index:

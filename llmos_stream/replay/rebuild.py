@@ -14,7 +14,7 @@ from llmos_stream.core.flat import l2_norm
 from llmos_stream.core.replay import Replay
 from llmos_stream.errors import Rejected
 from llmos_stream.log import Version
-from llmos_stream.log.versions import rolled_back_to
+from llmos_stream.log.versions import initial_weights, rolled_back_to, started_from
 from llmos_stream.replay.index import Missing
 from llmos_stream.replay.replay_log import ReplayLog
 from llmos_stream.replay.updates import RecordedUpdates
@@ -114,7 +114,8 @@ class Rebuilder:
         try:
             if head.parent is None:
                 self.last = await self._log.version(number)
-                return Verdict(number, RebuildOutcome.INITIAL, 0, perf_counter() - begun, digest, digest)
+                seconds, source = perf_counter() - begun, initial_weights(head) if started_from(head) else ""
+                return Verdict(number, RebuildOutcome.INITIAL, 0, seconds, digest, digest, source)
             equals = rolled_back_to(head)
             if equals is not None:  # its moments start anew, and lie in the log
                 self._replay = self._residual = None

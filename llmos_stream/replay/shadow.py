@@ -30,20 +30,20 @@ _LOOK_SECONDS = 0.5
 
 
 async def run_shadow(
-    broker: Broker, settings: Settings, name: str, offload: Offload, shutdown: Shutdown
+    broker: Broker, settings: Settings, name: str, offload: Offload, shutdown: Shutdown, *, resume: bool = False
 ) -> RunEnd | None:
     """Shadow the federation that `settings` name, under their rule.
 
     Waits for the live run's first version. Ends once all that the finished live run accepted is folded, or when the
-    stop rule fires; None: a stop was asked for. Of two processes with one name, one stands by. Raises as
-    `run_aggregator` does.
+    stop rule fires; None: a stop was asked for. Of two processes with one name, one stands by. Goes on after an end,
+    and raises, as `run_aggregator` does.
     """
     own = shadow_settings(settings, name)
     live = Federation(broker, Topics(settings.federation.name), settings.wire, offload, shutdown)
     device_for(settings.aggregator.device)
     if not await live.wait_for_topics(live.topics.models, live.topics.updates, live.topics.control):
         return None
-    return await _Shadow(live, replace(live, topics=Topics(own.federation.name)), own).run()
+    return await _Shadow(live, replace(live, topics=Topics(own.federation.name)), own, resume=resume).run()
 
 
 def shadow_settings(settings: Settings, name: str) -> Settings:
@@ -62,8 +62,8 @@ def shadow_settings(settings: Settings, name: str) -> Settings:
 class _Shadow(Aggregation):
     """Aggregates what a live run has accepted."""
 
-    def __init__(self, live: Federation, own: Federation, settings: Settings) -> None:
-        super().__init__(own, settings)
+    def __init__(self, live: Federation, own: Federation, settings: Settings, *, resume: bool) -> None:
+        super().__init__(own, settings, resume=resume)
         self._live_federation = live
         self._live: ControlView
 

@@ -103,6 +103,8 @@ class EventMetrics:
                 self._collapsed_version = amount(data.get("version")) or 0
             case EventKind.RUN_FINISHED:
                 self._finished.set(1)
+            case EventKind.RUN_RESUMED:
+                self._finished.set(0)
 
     def set_lag(self, records: int) -> None:
         """Export the number of unread records of updates, also while no version comes."""

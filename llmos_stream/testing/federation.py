@@ -12,12 +12,11 @@ from llmos_stream.codec import encode, with_buffers
 from llmos_stream.config import Settings, load
 from llmos_stream.errors import Rejected
 from llmos_stream.log import Federation, RunEnd, Version
-from llmos_stream.roles.aggregator import Initial, run_aggregator
+from llmos_stream.roles.aggregator import Initial, WarmStart, run_aggregator
 from llmos_stream.runtime import SYSTEM_CLOCK, Clock
 from llmos_stream.testing.log import PATIENCE_SECONDS, WatchedLog
 from llmos_stream.testing.role import running_role
 from llmos_stream.testing.updates import FLOAT32, update_head, update_records
-from llmos_stream.training import shared_layout, shared_tensors
 from llmos_stream.types import CodecSpec, UpdateHead
 from llmos_stream.wire import read_chunk, unpack_prelude
 
@@ -139,6 +138,8 @@ async def running_federation(
     *,
     clock: Clock = SYSTEM_CLOCK,
     patience_seconds: float = PATIENCE_SECONDS,
+    resume: bool = False,
+    warm_start: WarmStart | None = None,
 ) -> AsyncIterator[RunningFederation]:
     """Run an aggregator until the block ends, and stop it in order then.
 
@@ -151,12 +152,16 @@ async def running_federation(
         broker: Where to run; a new MemoryBroker unless given. It stays open.
         clock: The aggregator's time.
         patience_seconds: How long to wait for anything.
+        resume: See `run_aggregator`.
+        warm_start: See `run_aggregator`.
     """
     settings = settings or quick_settings()
     broker = broker or MemoryBroker()
-    start = _initial(initial, settings) if isinstance(initial, nn.Module) else initial
+    start = Initial.of(initial, settings.task.share) if isinstance(initial, nn.Module) else initial
     aggregating = running_role(
-        lambda offload, shutdown: run_aggregator(broker, settings, lambda: start, offload, shutdown, clock),
+        lambda offload, shutdown: run_aggregator(
+            broker, settings, lambda: start, offload, shutdown, clock, resume=resume, warm_start=warm_start
+        ),
         patience_seconds,
     )
     async with aggregating as role, broker.producer() as producer:
@@ -165,8 +170,3 @@ async def running_federation(
         async with RunningFederation(federation, settings, start, role.task, producer, patience_seconds) as running:
             await running.ready()
             yield running
-
-
-def _initial(model: nn.Module, settings: Settings) -> Initial:
-    layout = shared_layout(model, settings.task.share)
-    return Initial(layout, layout.flatten(shared_tensors(model, settings.task.share)))

@@ -6,7 +6,7 @@ from llmos_stream.training.losses import Loss, default_loss
 from llmos_stream.training.partition import dirichlet_split, stratified_holdout
 from llmos_stream.training.seeds import derive_seed
 from llmos_stream.training.sharing import shared_layout, shared_tensors
-from llmos_stream.training.states import load_
+from llmos_stream.training.states import load_, state_with
 from llmos_stream.training.task import Task, load_task
 from llmos_stream.training.task_errors import task_errors
 from llmos_stream.training.tensor_task import Batches, TensorTask
@@ -26,6 +26,7 @@ __all__ = [
     "load_task",
     "shared_layout",
     "shared_tensors",
+    "state_with",
     "stratified_holdout",
     "task_errors",
     "use_threads",

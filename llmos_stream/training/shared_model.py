@@ -10,8 +10,8 @@ from llmos_stream.codec import is_finite
 from llmos_stream.errors import TaskError
 from llmos_stream.training.batches import Batch
 from llmos_stream.training.local import EpochMetrics, LocalTrainer
-from llmos_stream.training.sharing import shared_layout, shared_tensors, tied_names
-from llmos_stream.training.states import load_, state_of
+from llmos_stream.training.sharing import shared_layout, shared_tensors
+from llmos_stream.training.states import load_, state_with
 from llmos_stream.types import TensorSpec
 
 
@@ -67,16 +67,8 @@ class LocalModel:
         return loaded
 
     def state(self, weights: Tensor) -> dict[str, Tensor]:
-        """The plain model's state with the weights of a version; what is not shared is as the model has it.
-
-        No tensor is a copy: they are good until the weights or the model change.
-        """
-        state = state_of(self.trainer.model)
-        tied = tied_names(self.trainer.model)
-        for name, value in self.layout.unflatten(weights).items():
-            for each in (name, *tied.get(name, ())):
-                state[each] = value
-        return state
+        """See `state_with`."""
+        return state_with(self.trainer.model, self.layout, weights)
 
     def train(
         self,

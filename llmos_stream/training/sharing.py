@@ -67,15 +67,11 @@ def shared_tensors(model: nn.Module, share: str) -> dict[str, Tensor]:
 
 
 def shared_layout(model: nn.Module, share: str) -> Layout:
-    """The layout of `shared_tensors`, which tells parameters from buffers."""
+    """The layout of `shared_tensors`, which tells parameters from buffers and knows all names of tied tensors."""
     chosen = _chosen(model, share)
     buffers = [item.names[0] for item in chosen if not item.is_parameter]
-    return Layout.of({item.names[0]: item.tensor for item in chosen}, buffers)
-
-
-def tied_names(model: nn.Module) -> dict[str, list[str]]:
-    """The further names of each tied tensor of `model`, under the first."""
-    return {item.names[0]: list(item.names[1:]) for item in _candidates(model) if len(item.names) > 1}
+    tied = {further: item.names[0] for item in chosen for further in item.names[1:]}
+    return Layout.of({item.names[0]: item.tensor for item in chosen}, buffers, tied)
 
 
 def _chosen(model: nn.Module, share: str) -> list[_Candidate]:

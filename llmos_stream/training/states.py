@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from llmos_stream.codec import Layout
 from llmos_stream.errors import TaskError
 from llmos_stream.training.wrappers import plain_name
 
@@ -16,6 +17,15 @@ def state_of(model: nn.Module) -> dict[str, Tensor]:
     """The live tensors of the model's state dict, detached, by plain name. What is no tensor is left out."""
     found = {plain_name(model, name): value for name, value in model.state_dict(keep_vars=True).items()}
     return {name: value.detach() for name, value in found.items() if isinstance(value, Tensor) and not is_lazy(value)}
+
+
+def state_with(model: nn.Module, layout: Layout, weights: Tensor) -> dict[str, Tensor]:
+    """The plain model's state with the weights of a version (flat); what is not shared is as the model has it.
+
+    No tensor is a copy: they are good until the weights or the model change.
+    """
+    shared = layout.unflatten(weights)
+    return state_of(model) | shared | {further: shared[name] for further, name in layout.tied.items()}
 
 
 def load_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:

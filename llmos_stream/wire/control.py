@@ -1,12 +1,16 @@
 """What `<f>.control` holds: its keys, and their values as JSON. The newest value of a key counts (it is compacted).
 
-The aggregator writes, in the transaction of a version (latest, state, sequences) or of the end of the run (run):
+The aggregator writes, in the transaction of a version (latest, state, sequences), or of the end of the run or of its
+going on (run):
 
 latest      {"version": int, "partition": int, "offset": int, "full": null or such an object}
             where the newest version begins in `<f>.models`, and the full version that it stands on if it is a delta.
             Read by all who need weights: clients, evaluators, inference, the archiver, the next aggregator
-run         {"state": "finished", "reason": str, "detail": str, "version": int}
-            why the run has ended, and with which version. Read by every role
+run         {"state": "finished", "reason": str, "detail": str, "version": int, "stop": {...}}
+            why the run has ended, with which version, and under which stop settings (left out by releases that could
+            not go on). Read by every role
+            {"state": "running", "version": int}
+            the run goes on from this version, although it had ended. Releases that do not know it go by the end before
 state       {"version": int, "started_ms": int, "events": int, "evaluations": int, "stop": {...},
             "snapshots": {str: int}, "bases": null or int, "floor": int, "intake": {...}, "limits": {str: [float, int]}}
             what an aggregator must know beside the newest version to go on from it: see `Checkpoint`.
@@ -20,12 +24,14 @@ The aggregator writes at its takeover (with a higher term), at every beat, and w
 aggregator  {"term": int, "instance": str, "left": bool, "pace_seconds": float, "lag": int}
             who leads. Read by standbys, and by clients for their pace
 
-Operators write (`versions promote` and `rollback`, `pause` and `resume`, the live page):
+Operators write (`versions promote` and `rollback`, `pause` and `resume`, `finish`, the live page):
 
 promoted    {"version": int, "history": [int, ...], "time_ms": int}
             the version to serve, and those promoted before it, newest last. Read by inference and the archiver
 paused      {"paused": bool, "time_ms": int}
             whether training should rest. Read by clients and the aggregator
+finish      {"time_ms": int}
+            the run should end. The aggregator ends it; done with once there is a newer record under `run`
 
 A reader that finds another value under a key passes it over, and keeps what it knew: integers are from 0 to 2^63 - 1,
 terms at most MOST_TAKEOVERS above the last one heard, and `<f>.models` has one partition.
@@ -33,7 +39,7 @@ terms at most MOST_TAKEOVERS above the last one heard, and `<f>.models` has one 
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import orjson
@@ -45,6 +51,7 @@ RUN = b"run"
 AGGREGATOR = b"aggregator"
 PROMOTED = b"promoted"
 PAUSED = b"paused"
+FINISH = b"finish"
 STATE = b"state"
 SEQUENCES = b"sequences/"
 
@@ -74,11 +81,12 @@ class Pointer:
 
 @dataclass(frozen=True, slots=True)
 class RunEnd:
-    """Why and with which version the run has ended."""
+    """Why and with which version the run has ended, and under which stop settings, where that is known."""
 
     reason: str
     detail: str
     version: int
+    stop: Mapping[str, object] | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,15 +166,33 @@ def _place(value: Mapping[str, Any]) -> Pointer:
 
 
 def dump_run_end(end: RunEnd) -> bytes:
-    """The value of `run`."""
-    return orjson.dumps({"state": "finished", **asdict(end)})
+    """The value of `run` once the run has ended."""
+    stop = {} if end.stop is None else {"stop": dict(end.stop)}
+    told = {"reason": end.reason, "detail": end.detail, "version": end.version}
+    return orjson.dumps({"state": "finished", **told, **stop})
 
 
-def load_run_end(value: Mapping[str, Any]) -> RunEnd | None:
-    """The end in a value of `run`; None in a state that this reader does not know."""
-    if value["state"] != "finished":
-        return None
-    return RunEnd(_text(value, "reason"), _text(value, "detail"), count(value, "version"))
+def dump_running(version: int) -> bytes:
+    """The value of `run` once a run that had ended goes on from `version`."""
+    return orjson.dumps({"state": "running", "version": version})
+
+
+def load_run(value: Mapping[str, Any]) -> RunEnd | None:
+    """The end in a value of `run`; None where the run goes on. Raises ValueError for a state that nobody knows."""
+    match value["state"]:
+        case "finished":
+            stop = dict(value["stop"]) if "stop" in value else None
+            return RunEnd(_text(value, "reason"), _text(value, "detail"), count(value, "version"), stop)
+        case "running":
+            count(value, "version")
+            return None
+        case state:
+            raise ValueError(f"state {str(state)[:20]}")
+
+
+def dump_finish(time_ms: int) -> bytes:
+    """The value of `finish`."""
+    return orjson.dumps({"time_ms": time_ms})
 
 
 def load_leader(value: Mapping[str, Any]) -> Leader:

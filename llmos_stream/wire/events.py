@@ -141,6 +141,7 @@ FIELDS: Mapping[EventKind, Mapping[str, Field]] = MappingProxyType(
             "seconds": Field(amount),
         },
         EventKind.RUN_FINISHED: {"reason": Field(text), "detail": Field(text), "version": Field(whole)},
+        EventKind.RUN_RESUMED: {"version": Field(whole)},
     }
 )
 

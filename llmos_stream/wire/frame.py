@@ -50,6 +50,8 @@ of 1 to 64 characters. Fields marked * may be left out.
                           and "buffer" as a fourth item where it is one: buffers come last, and their
                           values end the payloads of updates and delta versions (see `codec.payload`);
                           a full version must have it; a tensor's name may have 512 characters
+    tied *     array      beside `tensors`, where the model has a tensor under more than one name: one array for
+                          each further name, [further name, name in `tensors`]
     before *   digest     SHA-256 over what a signature of the parent covers; zeros where there is no parent
     rule *     map        aggregation settings: what JSON can say, at most 8 levels
     build *    map        strings to strings: what computed this version
@@ -58,7 +60,7 @@ of 1 to 64 characters. Fields marked * may be left out.
     version    int >= 0   the version whose aggregator's state this is
     tensor     name       which vector of it: "momentum", "first_moment", ...
 
-The arrays in `manifest` and `tensors` may have items after those named here, which are ignored.
+The arrays in `manifest`, `tensors` and `tied` may have items after those named here, which are ignored.
 Every other array and map has at most 64 entries, and a string at most 4096 bytes.
 """
 

@@ -25,8 +25,10 @@ MAX_CODEC_PARAMS = 16
 MAX_METRICS = 64
 
 _TENSOR = ("name", "shape", "dtype")
-_LISTS = frozenset({"manifest", "tensors"})
-_OPTIONAL = frozenset({"tensors", "before"})
+_TIED = ("further", "name")
+_LISTS = frozenset({"manifest", "tensors", "tied"})
+_LONGEST = f.MAX_TENSOR_NAME_CHARS
+_OPTIONAL = frozenset({"tensors", "tied", "before"})
 
 K = TypeVar("K", VersionKind, TensorKind)
 
@@ -43,6 +45,7 @@ def pack_head(head: Head) -> bytes:
         packed["kind"] = str(head.kind)
         packed["manifest"] = [_contribution_row(item) for item in head.manifest]
         packed["tensors"] = None if head.tensors is None else [spec.row for spec in head.tensors]
+        packed["tied"] = [list(pair) for pair in head.tied.items()] if head.tied else None
         packed = {key: value for key, value in packed.items() if value is not None or key not in _OPTIONAL}
     return bytes(msgpack.packb(packed, use_bin_type=True, default=_as_dict))
 
@@ -110,10 +113,16 @@ def _tensors(found: f.Fields, key: str) -> tuple[TensorSpec, ...] | None:
     return tuple(_tensor(item) for item in f.items(found, key)) if key in found else None
 
 
+def _tied(found: f.Fields, key: str) -> dict[str, str] | None:
+    pairs = [f.row(item, _TIED, key) for item in f.items(found, key)]
+    names = [(f.name(pair, _TIED[0], _LONGEST), f.name(pair, _TIED[1], _LONGEST)) for pair in pairs]
+    return dict(names) or None
+
+
 def _tensor(item: object) -> TensorSpec:
     found = f.row(item, _TENSOR, "tensors", "kind")
     shape = [f.count({"dimension": size}, "dimension") for size in f.items(found, "shape")]
-    name, dtype = f.name(found, "name", f.MAX_TENSOR_NAME_CHARS), f.name(found, "dtype")
+    name, dtype = f.name(found, "name", _LONGEST), f.name(found, "dtype")
     kind = _one_of(TensorKind, f.name(found, "kind"), "tensor") if "kind" in found else TensorKind.PARAMETER
     return TensorSpec(name, tuple(shape), dtype, kind)
 
@@ -159,6 +168,7 @@ _TABLES: dict[type[Head], _Table] = {
         "build": ("build", f.strings),
         "manifest": ("manifest", _manifest),
         "tensors": ("tensors", _tensors),
+        "tied": ("tied", _tied),
         "before": ("parent_digest", _parent_digest),
     },
     SnapshotHead: {"version": ("version", f.count), "tensor": ("tensor", f.name), **_PAYLOAD},

@@ -119,6 +119,9 @@ def test_waiting_training_silent_and_finished() -> None:
     view.add_event(event(EventKind.RUN_FINISHED, 17, reason="target"))
     clock[0] = NOW + 1000
     assert status() is Status.FINISHED
+    view.add_event(event(EventKind.RUN_RESUMED, 1000, version=0))
+    view.add_event(event(EventKind.CLIENT_JOINED, 1000, client_id="a"))
+    assert status() is Status.TRAINING
 
 
 async def test_a_beat_is_news_and_a_pause_is_shown() -> None:

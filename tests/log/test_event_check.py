@@ -37,6 +37,7 @@ _FOREIGN = {
         _record("update_folded", "aggregator", client_id="a", sequence=9, version=1, staleness=2),
     ),
     "the end of a run under way": (b"aggregator", _record("run_finished", "aggregator", reason="evil", version=1)),
+    "the going on of a run that has not ended": (b"aggregator", _record("run_resumed", "aggregator", version=1)),
     "the future": (b"aggregator", _record("version_published", "aggregator", _DAYS_MS, version=1)),
     "the past": (b"aggregator", _record("version_published", "aggregator", -_DAYS_MS, version=1)),
     "rubbish": (b"x", b"rubbish"),

@@ -1,6 +1,5 @@
 """The store, on a real directory and on fsspec's own in memory: what it keeps, and what it refuses to give back."""
 
-import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -38,7 +37,6 @@ def test_a_version_comes_back_as_it_was(folder: Folder) -> None:
     assert entry.head == orjson.loads(orjson.dumps(describe(version.head)))
     assert entry.head["manifest"][0]["client_id"] == "a"
     assert (entry.layout, entry.at) == (LAYOUT, AT)
-    assert b"".join(store.pieces(entry)) == folder.read(_MODEL)
 
 
 @pytest.mark.parametrize("layout", [LAYOUT, MIXED], ids=["float32", "mixed"])
@@ -166,21 +164,18 @@ def _flip(at: int) -> Callable[[bytes], bytes]:
 )
 def test_a_damaged_file_is_refused(folder: Folder, damage: Callable[[bytes], bytes]) -> None:
     store = store_at(folder.url)
-    entry = store.save(version_of(LAYOUT), AT)
+    store.save(version_of(LAYOUT), AT)
     folder.write(_MODEL, damage(folder.read(_MODEL)))
     with pytest.raises(Damaged, match=r"model\.safetensors"):
         store.load(7)
-    with pytest.raises(Damaged, match=r"model\.safetensors"):
-        list(store.pieces(entry))
 
 
 def test_a_missing_file_is_refused(folder: Folder) -> None:
     store = store_at(folder.url)
-    entry = store.save(version_of(LAYOUT), AT)
+    store.save(version_of(LAYOUT), AT)
     folder.remove(_MODEL)
-    for read in (lambda: store.load(7), lambda: list(store.pieces(entry))):
-        with pytest.raises(Damaged, match=r"model\.safetensors is missing"):
-            read()
+    with pytest.raises(Damaged, match=r"model\.safetensors is missing"):
+        store.load(7)
 
 
 def _changed(**changes: object) -> Callable[[bytes], bytes]:
@@ -239,17 +234,6 @@ def test_a_description_longer_than_any_is_not_read(folder: Folder, monkeypatch: 
     monkeypatch.setattr(store_module, "_MAX_ENTRY_BYTES", 100)
     with pytest.raises(Damaged, match="longer than any"):
         store.entry(7)
-
-
-def test_pieces_of_a_file_that_grew_without_end_stop(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = store_at(folder.url)
-    entry = store.save(version_of(LAYOUT), AT)
-    folder.write(_MODEL, folder.read(_MODEL) + bytes(100_000))
-    monkeypatch.setattr(store_module, "_PIECE_BYTES", 64)
-    given = io.BytesIO()
-    with pytest.raises(Damaged):
-        given.writelines(store.pieces(entry))
-    assert given.tell() <= entry.size + 64
 
 
 def test_a_store_that_fails_says_where(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -355,3 +355,17 @@ def test_long_names_and_details_are_cut() -> None:
 def test_limits_must_leave_room(limits: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="limit"):
         History(**limits)
+
+
+def test_a_run_that_goes_on_has_not_finished_whatever_the_order() -> None:
+    first = event(EventKind.RUN_FINISHED, 2, reason="target", version=3)
+    again = event(EventKind.RUN_RESUMED, 5, version=3)
+    last = event(EventKind.RUN_FINISHED, 9, reason="finish", version=4)
+    for events in ([first, again], [again, first], [again, first, again, first]):
+        history = fold(events)
+        assert history.finish is None
+        assert history.summary()["finished"] is None
+    for events in ([first, again, last], [last, again, first], [again, last, first]):
+        finish = fold(events).finish
+        assert finish is not None
+        assert (finish.reason, finish.version) == ("finish", 4)

@@ -116,3 +116,9 @@ def test_a_collapse_counts_until_a_newer_version_is_good(metrics: EventMetrics, 
         1
     ] * 4
     assert evaluated(8, loss=2.0) == 0
+
+
+def test_a_run_that_goes_on_has_not_finished(metrics: EventMetrics, registry: CollectorRegistry) -> None:
+    metrics.observe(_event(EventKind.RUN_FINISHED, version=7))
+    metrics.observe(_event(EventKind.RUN_RESUMED, version=7))
+    assert _samples(registry).get("t_run_finished", 0.0) == 0

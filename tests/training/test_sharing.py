@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from llmos_stream.errors import TaskError
-from llmos_stream.training import load_, shared_tensors
+from llmos_stream.training import load_, shared_layout, shared_tensors
 
 
 class HomemadeRMSNorm(nn.Module):
@@ -205,3 +205,13 @@ def test_values_that_do_not_fit_are_refused_before_anything_is_written(values: d
     with pytest.raises(TaskError, match=message):
         load_(live, values)
     assert all(torch.equal(live[name], before[name]) for name in live)
+
+
+def test_a_layout_knows_the_further_names_of_what_is_shared() -> None:
+    layer = nn.Linear(2, 2)
+    assert shared_layout(Tied(), "all").tied == {"head.weight": "embed.weight"}
+    assert shared_layout(Tied(), "body.*").tied == {}
+    assert shared_layout(nn.Sequential(layer, layer), "all").tied == {"1.weight": "0.weight", "1.bias": "0.bias"}
+    untied = Tied()
+    untied.head.weight = nn.Parameter(untied.embed.weight.detach().clone())
+    assert shared_layout(untied, "all").tied == {}

@@ -42,7 +42,8 @@ class History:
         self.rejections = Rejections()
         self.rate = Rate()
         self.staleness = Mean()
-        self.finish: Finish | None = None
+        self._finish: Finish | None = None
+        self._resumed_ms = -1
         self.version: int | None = None
         """The newest global version in the events."""
         self._collapse: CollapsePoint | None = None
@@ -68,6 +69,7 @@ class History:
             EventKind.EVALUATION: self._evaluation,
             EventKind.MODEL_COLLAPSED: self._model_collapsed,
             EventKind.RUN_FINISHED: self._run_finished,
+            EventKind.RUN_RESUMED: self._run_resumed,
         }
 
     def add(self, event: Event) -> None:
@@ -80,6 +82,11 @@ class History:
             raise Rejected(Reason.MALFORMED, fault)
         self._time_range.add(event.time_ms, by_server=event.kind not in _CLIENT_KINDS and event.role != "client")
         self._handlers[event.kind](event.time_ms, event.data)
+
+    @property
+    def finish(self) -> Finish | None:
+        """The newest end of the run; None before, and after the run has gone on."""
+        return self._finish if self._finish is not None and self._finish.time_ms > self._resumed_ms else None
 
     @property
     def start_ms(self) -> int | None:
@@ -266,7 +273,10 @@ class History:
         )
 
     def _run_finished(self, time_ms: int, data: Mapping[str, object]) -> None:
-        if self.finish is None or time_ms > self.finish.time_ms:
+        if self._finish is None or time_ms > self._finish.time_ms:
             reason, detail = text(data.get("reason")) or "", text(data.get("detail")) or ""
             version = whole(data.get("version"))
-            self.finish = Finish(time_ms, reason[:_DETAIL_LENGTH], detail[:_DETAIL_LENGTH], version)
+            self._finish = Finish(time_ms, reason[:_DETAIL_LENGTH], detail[:_DETAIL_LENGTH], version)
+
+    def _run_resumed(self, time_ms: int, data: Mapping[str, object]) -> None:
+        self._resumed_ms = max(self._resumed_ms, time_ms)

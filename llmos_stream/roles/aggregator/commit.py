@@ -2,7 +2,7 @@
 
 import logging
 from collections import deque
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -80,6 +80,10 @@ class Committing:
         self._pace = Pace(settings.aggregator.utilisation)
         self._flushed = self._clock.monotonic()
         self._evaluations_moved = 0
+
+    def begin(self, started_from: Mapping[str, object] | None) -> None:
+        """Begin with version 0, whose weights are from there."""
+        self._chain.begin(started_from)
 
     def resume(self, found: Recovered) -> None:
         """Go on from the newest version in the log."""

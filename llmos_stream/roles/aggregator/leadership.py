@@ -30,7 +30,7 @@ from llmos_stream.log.producer import RetryingProducer
 from llmos_stream.runtime import Shutdown
 from llmos_stream.telemetry.process_metrics import FOREIGN, LEADERSHIPS, LEADING
 from llmos_stream.types import TopicKind
-from llmos_stream.wire.control import AGGREGATOR, Leader, dump_setting
+from llmos_stream.wire.control import AGGREGATOR, Leader, RunEnd, dump_setting
 
 logger = logging.getLogger(__name__)
 
@@ -67,15 +67,22 @@ class Leadership:
         self._term = 0
         self._claimed = 0.0
 
-    async def await_turn(self, control: ControlView) -> bool:
-        """Stand by until nobody leads. False when the run ends or a stop is asked for before."""
+    async def await_turn(self, control: ControlView, before: RunEnd | None = None) -> bool:
+        """Stand by until nobody leads. False when the run ends or a stop is asked for before.
+
+        `before` is the end that the run is to go on after.
+        """
+
+        def is_over() -> bool:
+            return control.finished is not None and control.finished is not before
+
         await control.catch_up()
         if self._is_free(control):
-            return control.finished is None
+            return not is_over()
         logger.info("standing by: another aggregator leads, or did until a moment ago")
         patience, beat = self._settings.takeover_seconds, self._settings.beat_seconds
         heard, silent = control.beats, 0.0
-        while not (self._federation.shutdown.requested or control.finished or self._is_free(control)):
+        while not (self._federation.shutdown.requested or is_over() or self._is_free(control)):
             asked = self._clock.monotonic()
             if silent >= patience:
                 await control.catch_up()
@@ -87,7 +94,7 @@ class Leadership:
             # Where this process itself stood still, so may the leader have: a long stall counts as one beat missed.
             silent = silent + min(self._clock.monotonic() - asked, beat) if control.beats == heard else 0.0
             heard = control.beats
-        return not (self._federation.shutdown.requested or control.finished)
+        return not (self._federation.shutdown.requested or is_over())
 
     async def claim(self, producer: Producer, control: ControlView) -> None:
         """Lead from here on. `producer` is transactional and was opened for this; `control` is up to date afterwards.

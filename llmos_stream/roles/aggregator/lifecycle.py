@@ -16,6 +16,7 @@ from llmos_stream.roles.aggregator.leadership import Leadership, Load, leading
 from llmos_stream.roles.aggregator.loop import Folding
 from llmos_stream.roles.aggregator.publisher import Publisher, group_of
 from llmos_stream.roles.aggregator.recovery import fetch_version, find_newest, recover
+from llmos_stream.roles.aggregator.stopping import is_another
 from llmos_stream.runtime import BROKER, met, run_while
 
 logger = logging.getLogger(__name__)
@@ -26,9 +27,12 @@ _DRAIN_SECONDS = 8.0
 class Aggregation(ABC):
     """One process's part in a federation that it may come to lead, through all its attempts."""
 
-    def __init__(self, federation: Federation, settings: Settings) -> None:
+    def __init__(self, federation: Federation, settings: Settings, *, resume: bool = False) -> None:
+        """`resume`: go on with a run that has ended, under the same stop settings as well."""
         self._federation = federation
         self._settings = settings
+        self._resume_anyway = resume
+        self._goes_on_after: RunEnd | None = None  # the end that is not this process's, until the run goes on
         self._leadership = Leadership(federation, settings.aggregator)
         self._first = True
         self._folding: Folding | None = None
@@ -36,7 +40,8 @@ class Aggregation(ABC):
     async def run(self) -> RunEnd | None:
         """Until the run has ended (returned) or a stop is asked for (None), through broker trouble.
 
-        Raises FederationFinished when the run had ended before, Fenced when another process has taken over.
+        Raises FederationFinished when the run had ended before and does not go on, Fenced when another process has
+        taken over.
         """
 
         async def attempt() -> RunEnd | None:
@@ -65,14 +70,14 @@ class Aggregation(ABC):
             control = await stack.enter_async_context(federation.control(sequences_of=EVERYBODY))
             met(BROKER)
             if control.finished and self._first:
-                raise FederationFinished(
-                    f"federation {federation.name} ended at version {control.finished.version} "
-                    f"({control.finished.reason}); start a new one under another name"
-                )
+                self._require_more(control.finished)
+                self._goes_on_after = control.finished
             self._first = False
+            # The one of this view, so that it is told from a later one.
+            before = control.finished if control.finished == self._goes_on_after else None
             if not await self._prepare(stack, control):
                 return None
-            if not await self._leadership.await_turn(control):
+            if not await self._leadership.await_turn(control, before):
                 return control.finished
             try:
                 # The producer comes first: from here on an older one is fenced and its transaction settled.
@@ -83,11 +88,16 @@ class Aggregation(ABC):
                 # The run may have ended in the last transaction of the one that led before.
                 publisher = Publisher(federation, producer, self._settings.aggregator)
                 self._folding = None
-                end = control.finished or await run_while(
-                    self._lead(stack, publisher, control),
-                    self._leadership.beat(control, self._load),
-                    watch_topics(federation.broker, federation.topics.names, federation.clock),
-                )
+                end = control.finished
+                if end is None or end is before:
+                    end = await run_while(
+                        self._lead(stack, publisher, control),
+                        self._leadership.beat(control, self._load),
+                        watch_topics(federation.broker, federation.topics.names, federation.clock),
+                    )
+            except FederationFinished:
+                await self._leave()
+                raise
             except Fenced as error:
                 settled = self._leadership.is_settled
                 if await self._leadership.superseded():
@@ -98,10 +108,7 @@ class Aggregation(ABC):
                     "the broker gave up a transaction that took too long; if this comes again, raise "
                     "LLMOS_BROKER__TRANSACTION_TIMEOUT_SECONDS"
                 ) from error
-        try:
-            await federation.until_stop(self._leadership.leave())
-        except BrokerError as error:
-            logger.warning("left without a word: %s", error)
+        await self._leave()
         if end is not None:
             logger.info("the run has ended: %s", end.detail)
         return end
@@ -115,6 +122,20 @@ class Aggregation(ABC):
             raise ConfigError(
                 f"broker.transaction_timeout_seconds: {ours:g} is more than the {longest:g} s that Kafka allows "
                 "(transaction.max.timeout.ms of its brokers); lower it"
+            )
+
+    async def _leave(self) -> None:
+        try:
+            await self._federation.until_stop(self._leadership.leave())
+        except BrokerError as error:
+            logger.warning("left without a word: %s", error)
+
+    def _require_more(self, end: RunEnd) -> None:
+        """Raise FederationFinished unless a run that has ended is to go on."""
+        if not (self._resume_anyway or is_another(self._settings.stop, end)):
+            raise FederationFinished(
+                f"federation {self._federation.name} ended at version {end.version} ({end.reason}); go on with it "
+                "under another limit (as --stop.max-versions) or with --resume, or start a new one under another name"
             )
 
     async def _fold(
@@ -131,7 +152,11 @@ class Aggregation(ABC):
             await begin(folding)
         else:
             await self._resume(folding, control, found.pointer)
-        return await folding.run(lambda: control.paused, keep_place)
+        if (before := control.finished) is not None:
+            await folding.go_on(before)
+            control.went_on()
+            self._goes_on_after = None
+        return await folding.run(lambda: control.paused, keep_place, lambda: control.asked_to_finish)
 
     def _load(self) -> Load | None:
         return Load() if self._folding is None else self._folding.load()

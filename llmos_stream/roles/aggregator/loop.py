@@ -1,13 +1,13 @@
 """The aggregator's loop, from received updates to committed versions."""
 
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 
 from torch import Tensor
 
 from llmos_stream.codec import Layout
-from llmos_stream.config import Settings
+from llmos_stream.config import Settings, StopSettings
 from llmos_stream.core import (
     Duplicate,
     Effect,
@@ -22,6 +22,7 @@ from llmos_stream.core import (
     step,
     tick,
 )
+from llmos_stream.errors import FederationFinished
 from llmos_stream.log.control import ControlView
 from llmos_stream.log.federation import Federation
 from llmos_stream.log.pausing import set_paused
@@ -76,6 +77,7 @@ class Folding:
         self._load = Load()
         self._committing = Committing(federation, settings, self._rule, layout, source, ending, publisher)
         self._keep_place: Callable[[], Awaitable[object]] = _hold
+        self._asked_to_finish: Callable[[], bool] = lambda: False
         self._on_collapse = settings.guard.on_collapse
         self._goes_back_to: int | None = None
         self._paused = False
@@ -92,8 +94,19 @@ class Folding:
             return None
         return self._load
 
-    async def begin(self, weights: Tensor, version: int = 0, *, floor: int = 0) -> None:
-        """Publish `weights` as the first version of a new federation. No update on one below `floor` counts."""
+    async def begin(
+        self,
+        weights: Tensor,
+        version: int = 0,
+        *,
+        floor: int = 0,
+        started_from: Mapping[str, object] | None = None,
+    ) -> None:
+        """Publish `weights` as the first version of a new federation. No update on one below `floor` counts.
+
+        `started_from` says where the weights are from, where that is not the task.
+        """
+        self._committing.begin(started_from)
         await self._publish(self._begun(weights, version, None, floor=floor))
 
     def _begun(self, weights: Tensor, version: int, parent: int | None, *, floor: int = 0) -> NewVersion:
@@ -114,6 +127,23 @@ class Folding:
         self._committing.resume(found)
         self._state = resumed_state(self._rule, self._device, self._layout, found)
 
+    async def go_on(self, ended: RunEnd) -> None:
+        """Let a run that has ended go on.
+
+        Raises:
+            FederationFinished: It is over under the present stop settings, too.
+        """
+        self._ending.count_anew()
+        number = self._state.version
+        if (end := await self._ending.caught_up(number)) is not None:
+            hint = f"; change stop.{end.reason} to go on" if end.reason in StopSettings.model_fields else ""
+            raise FederationFinished(
+                f"federation {self._federation.name} ended at version {ended.version}, and is over still: "
+                f"{end.detail}{hint}"
+            )
+        await self.publisher.resume_run(self._ending.started_ms)
+        logger.info("the run goes on from version %d, where it had ended: %s", number, ended.detail)
+
     async def announce_again(self, control: ControlView) -> None:
         """Where somebody else has written over what this one has: write it again."""
         announced, spoilt = control.latest, control.spoilt
@@ -126,13 +156,17 @@ class Folding:
             await self._committing.write_again(spoilt, self._state)
 
     async def run(
-        self, paused: Callable[[], bool] = lambda: False, keep_place: Callable[[], Awaitable[object]] = _hold
+        self,
+        paused: Callable[[], bool] = lambda: False,
+        keep_place: Callable[[], Awaitable[object]] = _hold,
+        asked_to_finish: Callable[[], bool] = lambda: False,
     ) -> RunEnd | None:
-        """Fold until the stop rule fires (returned) or a stop is asked for (None); nothing while it is `paused`.
+        """Fold until the stop rule fires or an operator has `asked_to_finish` (returned), or a stop is asked for.
 
-        `keep_place` is called again and again; what it raises ends this.
+        None then. Nothing is folded while it is `paused`. `keep_place` is called again and again, and what it raises
+        ends this.
         """
-        self._keep_place = keep_place
+        self._keep_place, self._asked_to_finish = keep_place, asked_to_finish
         while not self._is_over():
             await self._look_round()
             if await self._goes_on(paused):
@@ -225,7 +259,8 @@ class Folding:
         logger.warning("version %d goes back to version %d", number, version)
 
     async def _observe(self) -> RunEnd | None:
-        end = await self._ending.observe(self._state.version)
+        version = self._state.version
+        end = self._ending.by_operator(version) if self._asked_to_finish() else await self._ending.observe(version)
         if end is not None:
             await self.publisher.commit(self._source.committable_offsets(), end=end)
         return end

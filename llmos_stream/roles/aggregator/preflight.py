@@ -27,6 +27,7 @@ def check_fits(layout: Layout, settings: Settings) -> None:
         time_ms=0,
         manifest=(widest,) * rule.capacity,
         tensors=layout.tensors,
+        tied=layout.tied,
         rule=rule.record(),
         build=build(),
     )

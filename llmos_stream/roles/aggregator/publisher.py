@@ -31,6 +31,7 @@ from llmos_stream.wire.control import (
     Pointer,
     RunEnd,
     dump_run_end,
+    dump_running,
     dump_sequences,
     dump_setting,
     sequences_key,
@@ -109,6 +110,21 @@ class Publisher:
         """Write control records once more."""
         async with self.producer.transaction() as transaction:
             await run_all(*(transaction.send(self._topics.control, value, key=key) for key, value in records.items()))
+
+    async def resume_run(self, started_ms: int) -> None:
+        """Let a run that has ended go on from its newest version; its time counts from `started_ms`."""
+        if self.newest is None:
+            raise ValueError("there is no version to go on from")
+        pointer, checkpoint = self.newest
+        resumed = self._federation.event(EventKind.RUN_RESUMED, ROLE, version=pointer.version)
+        async with self.producer.transaction() as transaction:
+            await transaction.send(self._topics.control, dump_running(pointer.version), key=RUN)
+            if checkpoint is not None:
+                checkpoint = replace(checkpoint, started_ms=started_ms)
+                await transaction.send(self._topics.control, dump_setting(checkpoint), key=STATE)
+            await transaction.send(self._topics.events, dump_event(resumed), key=event_key(resumed))
+        self.newest = pointer, checkpoint
+        OWN.observe(resumed)
 
     def note(self, entry: Event) -> None:
         """Write `entry` with the next transaction."""

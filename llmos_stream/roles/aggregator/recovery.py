@@ -38,10 +38,11 @@ _FETCH_SECONDS = 600.0
 
 
 class Found(NamedTuple):
-    """The newest version: where it is, and the layout of the model."""
+    """The newest version: where it is, the layout of the model, and its rule."""
 
     pointer: Pointer
     layout: Layout
+    rule: Mapping[str, object]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -104,7 +105,8 @@ async def _await_newest(federation: Federation, control: ControlView) -> None:
 
 
 def _found(chain: Sequence[LocatedVersion]) -> Found:
-    return Found(pointer_to(chain), Layout.from_specs(chain[0].head.tensors or ()))
+    full = chain[0].head
+    return Found(pointer_to(chain), Layout.from_specs(full.tensors or (), full.tied), chain[-1].head.rule)
 
 
 async def recover(

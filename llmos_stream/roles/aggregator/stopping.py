@@ -18,6 +18,7 @@ logger = logging.getLogger(__name__)
 
 _AT_ONCE = 5000
 """Updates must not wait for a flood of evaluations."""
+_LOOK_SECONDS = 0.05
 _GUARD = "guard"
 
 
@@ -28,6 +29,7 @@ class Ending:
         self, settings: StopSettings, evaluations: Reader, clock: Clock, guard: CollapseGuard | None = None
     ) -> None:
         self._clock = clock
+        self._settings = settings
         self.guard = guard
         self.collapse: Collapse | None = None
         """The last one that the guard saw. Whoever acts on it takes it away."""
@@ -61,7 +63,24 @@ class Ending:
 
     def at_version(self, number: int) -> RunEnd | None:
         """Whether the run ends with version `number` for its number alone."""
-        return _end(self._rule.observe_version(number), number)
+        return self._end(self._rule.observe_version(number), number)
+
+    def by_operator(self, number: int) -> RunEnd:
+        """The run ends with version `number` because somebody wants that."""
+        return by_operator(number, self._recorded())
+
+    def count_anew(self) -> None:
+        """The run goes on after an end: its time counts from now."""
+        self.started_ms = self._clock.time_ms()
+        self._before_seconds, self._since = 0.0, self._clock.monotonic()
+
+    async def caught_up(self, number: int) -> RunEnd | None:
+        """Take in all that the log says by now; whether the run ends because of it."""
+        while True:
+            caught_up = await self._evaluations.at_end()
+            if (end := await self.observe(number)) is not None or caught_up:
+                return end
+            await self._clock.sleep(_LOOK_SECONDS)
 
     async def observe(self, number: int) -> RunEnd | None:
         """Take in what has been evaluated and the time; `number` is the present version."""
@@ -76,7 +95,13 @@ class Ending:
                         self._watch(version, metrics)
                     case _:
                         foreign(topic, offset, fault or f"there is no version {event.data.get('version')}")
-        return _end(stop or self._rule.tick(self._before_seconds + self._clock.monotonic() - self._since), number)
+        return self._end(stop or self._rule.tick(self._before_seconds + self._clock.monotonic() - self._since), number)
+
+    def _end(self, stop: Stop | None, number: int) -> RunEnd | None:
+        return None if stop is None else RunEnd(stop.reason, stop.detail, number, self._recorded())
+
+    def _recorded(self) -> dict[str, object]:
+        return self._settings.model_dump(mode="json")
 
     def _watch(self, version: int, metrics: Mapping[str, float | None]) -> None:
         loss = loss_of(metrics)
@@ -94,5 +119,12 @@ class Ending:
             return None
 
 
-def _end(stop: Stop | None, number: int) -> RunEnd | None:
-    return None if stop is None else RunEnd(stop.reason, stop.detail, number)
+def by_operator(number: int, stop: Mapping[str, object] | None = None) -> RunEnd:
+    """A run's end with version `number` because somebody wanted that, and the stop settings that it had, if known."""
+    return RunEnd("finish", f"an operator ended it at version {number}", number, stop)
+
+
+def is_another(stop: StopSettings, end: RunEnd) -> bool:
+    """Whether these are other stop settings than those that a run ended under, as far as that is known."""
+    now = stop.model_dump(mode="json")
+    return end.stop is not None and any(value != now[name] for name, value in end.stop.items() if name in now)

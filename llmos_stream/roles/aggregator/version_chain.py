@@ -4,6 +4,7 @@ Every `versions.full_every`-th version is full, and so is one that a delta canno
 each is a delta on its parent, so a reader needs the newest full one and all that came after it.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -13,7 +14,16 @@ from llmos_stream.config import VersionSettings
 from llmos_stream.core import NewVersion, Rule
 from llmos_stream.log.own_versions import remember
 from llmos_stream.log.snapshots import EncodedSnapshot, residual_message
-from llmos_stream.log.versions import ROLLED_BACK_TO, Origin, Version, delta_codec, delta_version, encode_version
+from llmos_stream.log.versions import (
+    ROLLED_BACK_TO,
+    STARTED_FROM,
+    Origin,
+    Version,
+    delta_codec,
+    delta_version,
+    encode_version,
+    started_from,
+)
 from llmos_stream.runtime import Offload, run_all
 from llmos_stream.storage.spool import Spools
 from llmos_stream.types import VersionHead
@@ -42,6 +52,7 @@ class Chain:
         self._every = settings.full_every
         self._codec = delta_codec(settings)
         self._rule = rule.record()
+        self._started_from: Mapping[str, object] | None = None
         self._layout = layout
         self._spools = spools
         self._offload = offload
@@ -50,10 +61,15 @@ class Chain:
         self._full: Pointer | None = None
         self._digest = bytes(32)
 
+    def begin(self, origin: Mapping[str, object] | None) -> None:
+        """Record with every version where the weights of version 0 are from."""
+        self._started_from = origin
+
     def resume(self, newest: Version, residual: Residual | None, full: Pointer) -> None:
         """Go on from the newest version in the log."""
         self._weights, self._residual, self._full, self._digest = newest.weights, residual, full, newest.digest
         remember(newest.digest, newest.weights)
+        self.begin(started_from(newest.head))
 
     def take_back(self, weights: Tensor, residual: Residual | None, full: Pointer | None) -> None:
         """Readers still have the version before the one that was encoded last, as it was."""
@@ -76,6 +92,8 @@ class Chain:
     async def _encode(self, new: NewVersion, time_ms: int, equals: int | None) -> Encoded:
         parent, full, self._weights = self._weights, self._full, new.weights
         rule = {**self._rule, "limits": new.limits} if new.limits else self._rule
+        if self._started_from is not None:
+            rule = {**rule, STARTED_FROM: self._started_from}
         if equals is not None:
             rule = {**rule, ROLLED_BACK_TO: equals}
             full = self._residual = None
