@@ -114,7 +114,7 @@ class WireSettings(Section):
     pending_bytes: Annotated[int, Field(ge=1 << 20)] = 4 << 30
     """Bytes of half-received messages that are held at most; then the oldest of the client that holds most is
     dropped."""
-    client_bytes: Annotated[int, Field(ge=1 << 20)] | None = None
+    client_bytes: Count | None = None
     """Bytes of half-received messages that are held of one client; past that its older ones are dropped for its newest,
     which alone may have all of pending_bytes. Unset: half of pending_bytes."""
     memory_bytes: Annotated[int, Field(ge=0)] = 4 << 20

@@ -147,4 +147,4 @@ def test_a_file_that_cannot_be_read_and_a_topic_that_does_not_exist(llmos: Run, 
         done = llmos("inspect", path)
         assert done.status == status
         assert done.error().startswith(f"cannot read {path}: {reason}")
-        assert "updates, models, events, control, snapshots, quarantine" in done.error()
+        assert "updates, models, events, evaluations, control, snapshots, quarantine" in done.error()
