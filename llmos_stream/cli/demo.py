@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from llmos_stream.reporting import History
 
 DEFAULTS: Mapping[str, Mapping[str, Any]] = {
-    # Devices ten times slower are stale by dozens of versions here, and still welcome.
-    "staleness": {"maximum": 100},
     "stop": {"target": 0.97, "patience": 60, "max_seconds": 100.0},
     "client": {"epochs": 2, "min_train_seconds": 1.0},
     # All clients share this machine: more threads inside each operation would get in one another's way.
@@ -80,7 +78,6 @@ def _run(arguments: argparse.Namespace, settings: Settings) -> int:
     from llmos_stream.federated.embedded import run_embedded
     from llmos_stream.reporting import History, final_table, require_plotly
 
-    settings = _fitting(settings, arguments.clients)
     mix = ClientMix.fitting(arguments.clients, arguments.slow, arguments.late, arguments.leaving)
     report = None if arguments.no_report else arguments.report or Path("report.html")
     if report is not None:  # before the work, not after it
@@ -126,14 +123,6 @@ def _run(arguments: argparse.Namespace, settings: Settings) -> int:
             if not arguments.json:
                 say(f"wrote {report}: open it in a browser")
     return code
-
-
-def _fitting(settings: Settings, clients: int) -> Settings:
-    """Fewer clients make a smaller buffer: two would fill one of four only by waiting for each other."""
-    if "buffer_size" in settings.aggregation.model_fields_set:
-        return settings
-    size = max(1, min(settings.aggregation.buffer_size, clients // 2))
-    return settings.model_copy(update={"aggregation": settings.aggregation.model_copy(update={"buffer_size": size})})
 
 
 def _on(settings: Settings, bootstrap_servers: str | None) -> Settings:

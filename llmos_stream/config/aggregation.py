@@ -31,8 +31,8 @@ class StalenessSettings(Section):
     """How fast the weight falls (polynomial, hinge)."""
     b: Annotated[float, Field(ge=0)] = 4.0
     """Staleness up to which the hinge gives full weight."""
-    maximum: Annotated[int, Field(ge=0)] = 20
-    """An update staler than this is refused."""
+    maximum: Annotated[int, Field(ge=0)] = 1_000_000
+    """An update staler than this is refused. fedasync refuses what is staler than its history, too."""
     options: Options = NO_OPTIONS
     """What a function of your own takes: name=value,name=value."""
 
@@ -44,8 +44,11 @@ class AggregationSettings(Section):
     options: Options = NO_OPTIONS
     """What the strategy takes: name=value,name=value. trimmed_mean: beta; krum: f; multi_krum: f, m; norm_bound:
     multiple."""
-    buffer_size: Annotated[int, Field(ge=1, le=2048)] = 4
-    """Updates that make a version (all but fedasync)."""
+    buffer_size: Annotated[int, Field(ge=1, le=2048)] | None = None
+    """Updates that make a version (all but fedasync). Unset: as many as clients take part, at most 4; 4 where a few
+    hostile ones are stood."""
+    history: Count = 20
+    """Past versions that fedasync holds, each as large as the model: an update on an older one is refused."""
     deadline_seconds: Positive = 10.0
     """A buffer that is not empty becomes a version this long after its first update."""
     mixing: Fraction = 0.6

@@ -1,5 +1,7 @@
 """Updates that wait to become a version: their manifest, and when it is time."""
 
+import math
+
 from llmos_stream.types import Contribution
 
 
@@ -10,6 +12,8 @@ class Buffer:
         self.capacity = capacity
         self.deadline_seconds = deadline_seconds
         self.least = least
+        self.patience = math.inf
+        """For how long others are waited for after the first, where that is less than the deadline."""
         self.opened_at: float | None = None
         self.contributions: list[Contribution] = []
 
@@ -25,7 +29,7 @@ class Buffer:
         """When it must become a version by time alone; None while there is no such time."""
         if self.opened_at is None or self.deadline_seconds is None or len(self) < self.least:
             return None
-        return self.opened_at + self.deadline_seconds
+        return self.opened_at + min(self.deadline_seconds, self.patience)
 
     def due(self, now: float) -> bool:
         """Whether it is full or its deadline has come. An empty buffer is never due."""

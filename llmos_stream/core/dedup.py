@@ -4,18 +4,21 @@ A window for each client, as IPsec's anti-replay window (RFC 4303, appendix A2):
 and one bit for each of the last 1024, so that what arrives out of order is counted once, a repeat
 never, and what lies below the window counts as a repeat.
 
-A client not heard of for long is forgotten, so that memory does not grow with the clients. That is
-safe once every repeat it could send would be too stale: an update folded at version `v` names a
-base of at most `v`, so it is refused for its staleness when the global version is above
-`v + staleness.maximum`. At most `(maximum + 1) * buffer_size` windows are held.
+A client not heard of for long is forgotten, so that memory does not grow with the clients. An update folded at version
+`v` names a base of at most `v`, so every repeat that a client could send is too stale once no update on such a base
+counts any more. That is so beyond `staleness.maximum`, and where more than CLIENTS_KEPT clients would be remembered
+(about 400 bytes each): then the longest silent ones are forgotten, and from then on all updates on the bases that
+theirs could name are refused, whoever sends them.
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import islice
 
 from llmos_stream.errors import StateError
 
 WINDOW = 1024
 """How many sequences, counted down from the highest, can still arrive out of order."""
+CLIENTS_KEPT = 1 << 16
 _MASK = (1 << WINDOW) - 1
 _WORD = 64
 _WORD_MASK = (1 << _WORD) - 1
@@ -95,6 +98,13 @@ class Sequences:
         window.add(sequence, version)
         self._windows.pop(client_id, None)
         self._windows[client_id] = window
+
+    def overflow(self) -> int:
+        """Before which version clients must be forgotten, so that no more are held than may be; 0 for none."""
+        beyond = len(self._windows) - CLIENTS_KEPT
+        if beyond <= 0:
+            return 0
+        return next(islice(self._windows.values(), beyond - 1, None)).version + 1
 
     def forget_before(self, version: int) -> list[str]:
         """Drop the clients whose last update was folded before `version`; returns which."""

@@ -49,7 +49,8 @@ class NewVersion:
     the window of each client in the manifest (see `dedup.SequenceWindow.dump`), and None for a client
     that is forgotten. `moments` are the server optimiser's (see `Pipeline.state_tensors`): the live tensors
     (copies, where a GPU folds), to be written out before the next step. `limits` are those that
-    its updates were held to (see `limits`).
+    its updates were held to (see `limits`). `buffer_size` is the number of updates at which it was to be made, where
+    that adapts to who takes part.
     """
 
     number: int
@@ -59,6 +60,7 @@ class NewVersion:
     sequences: Mapping[str, Sequence[int] | None] = field(default_factory=dict)
     moments: Mapping[str, Tensor] = field(default_factory=dict)
     limits: Mapping[str, float] = field(default_factory=dict)
+    buffer_size: int | None = None
 
 
 Effect = Folded | Duplicate | Refused | NewVersion

@@ -3,8 +3,9 @@
     w <- (1 - alpha s(tau)) w + alpha s(tau) (w_base + c Delta)
 
 The client's model `w_base + Delta` is mixed in, not its delta, so the weights of the last
-`staleness.maximum + 1` versions are held: they are the published tensors, not copies, but that many
-models must fit in memory (the GPU's, where that folds). The number of examples plays no part in this rule.
+`aggregation.history + 1` versions are held: they are the published tensors, not copies, but that many
+models must fit in memory (the GPU's, where that folds). An update on an older one is too stale. The
+number of examples plays no part in this rule.
 """
 
 from collections.abc import Sequence

@@ -30,17 +30,26 @@ class Limits:
     """The limits on the updates of one version, and what the next ones come from. `capacity` updates make a version."""
 
     def __init__(self, aggregation: AggregationSettings, capacity: int) -> None:
-        share = aggregation.max_share
+        self._share = aggregation.max_share
         self._multiple = aggregation.clip_multiple
-        self._ratio = math.inf
-        if capacity > 1 and share < 1:
-            self._ratio = max(_LEAST_RATIO, (capacity - 1) * share / (1 - share))
+        self._ratio = self._ratio_at(capacity)
         self._clients: OrderedDict[str, tuple[float, int]] = OrderedDict()
         self._seen = 0
         self.norm: float | None = None
         """No delta is longer."""
         self.examples: int | None = None
         """No update counts for more."""
+
+    def resize(self, capacity: int) -> None:
+        """So many updates make the version that is begun now."""
+        self._ratio = self._ratio_at(capacity)
+        self.renew()
+
+    def _ratio_at(self, capacity: int) -> float:
+        share = self._share
+        if capacity <= 1 or share == 1:
+            return math.inf
+        return max(_LEAST_RATIO, (capacity - 1) * share / (1 - share))
 
     @property
     def measures(self) -> bool:

@@ -13,6 +13,7 @@ Parameters go through all of them, buffers through none but the check, weights a
 The pipeline may be driven by `step`, or by a replay that takes each contribution from a manifest.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -93,12 +94,12 @@ class Pipeline:
         self._device = device
         exactly = strategy.contributions_per_version
         deadline = aggregation.deadline_seconds if exactly is None else None
-        self._buffer = Buffer(capacity_of(strategy, aggregation), deadline, strategy.least)
+        self._buffer = Buffer(capacity_of(strategy), deadline, strategy.least)
         self.buffers = buffers
         self._behind = sum(spec.numel for spec in buffers)
         self._sum = RunningSum(device, self._behind)
         self._mean = BufferMean()
-        self.limits = Limits(aggregation, capacity_of(strategy, aggregation))
+        self.limits = Limits(aggregation, capacity_of(strategy))
         self._norm = 0.0  # of the update that was checked last, clipped
         self._held: list[Delta] = []
         self._values: list[Tensor] = []
@@ -159,6 +160,17 @@ class Pipeline:
                 self._values.append(buffers)
             else:
                 self._mean.add(buffers, contribution.weight)
+
+    def expect(self, updates: int, seconds: float | None = None) -> None:
+        """Make the version that is begun now of so many updates, or of those that have come after so many seconds."""
+        self._buffer.capacity = max(updates, self.strategy.least)
+        self._buffer.patience = math.inf if seconds is None else seconds
+        self.limits.resize(self._buffer.capacity)
+
+    @property
+    def capacity(self) -> int:
+        """At how many updates the version that is being made is made, whatever the time."""
+        return self._buffer.capacity
 
     def due(self, now: float) -> bool:
         """Whether what waits must become a version. Never when nothing waits."""
@@ -268,9 +280,9 @@ class Pipeline:
             raise StateError(f"this strategy has no server optimiser, the snapshot has {sorted(tensors)}")
 
 
-def capacity_of(strategy: Strategy, aggregation: AggregationSettings) -> int:
-    """At how many updates a version is made, whatever the time."""
-    return strategy.contributions_per_version or strategy.holds or aggregation.buffer_size
+def capacity_of(strategy: Strategy) -> int:
+    """At how many updates a version is made, whatever the time; at most so many, where that adapts."""
+    return strategy.contributions_per_version or strategy.holds or strategy.buffer_size
 
 
 def history_of(

@@ -45,7 +45,7 @@ class _Holding(Strategy):
 
     @property
     def holds(self) -> int:
-        return self.aggregation.buffer_size
+        return self.buffer_size
 
     def combine(self, stretch: Stretch) -> Tensor:
         return _sum(stretch.rows, stretch.out)
@@ -100,7 +100,7 @@ class Krum(_Holding):
 
     def __init__(self, options: KrumOptions, aggregation: AggregationSettings) -> None:
         super().__init__(options, aggregation)
-        size = aggregation.buffer_size
+        size = self.buffer_size
         self.f = max((size - 3) // 2, 0) if options.f is None else options.f
         if size < self.least:
             raise ValueError(f"f {self.f} needs a buffer_size of at least {self.least}, it is {size}")
@@ -139,8 +139,8 @@ class MultiKrum(Krum):
 
     def __init__(self, options: MultiKrumOptions, aggregation: AggregationSettings) -> None:
         super().__init__(options, aggregation)
-        if options.m is not None and options.m > aggregation.buffer_size - self.f:
-            raise ValueError(f"m {options.m} is more than buffer_size - f ({aggregation.buffer_size - self.f})")
+        if options.m is not None and options.m > self.buffer_size - self.f:
+            raise ValueError(f"m {options.m} is more than buffer_size - f ({self.buffer_size - self.f})")
 
     def _chosen(self, count: int) -> int:
         most = max(count - self.f, 1)

@@ -5,11 +5,12 @@ somebody has installed here; a `package.module:callable` it may name only where 
 nothing is imported because of what a message says.
 
 Recorded are the three sections, with the options as the plug-ins' own models have them, and `packages`, a map from
-section to [name, version] of the distribution that its rule is from, left out for what is built in.
+section to [name, version] of the distribution that its rule is from, left out for what is built in. `buffer_size` is
+the number that the version was made at, and `adapted` is true where that follows from who took part.
 """
 
 from collections.abc import Callable, Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn, TypeVar
 
 import torch
@@ -28,6 +29,7 @@ from llmos_stream.config.plugins import (
 )
 from llmos_stream.core import optimizer, staleness
 from llmos_stream.core.fedasync import FedAsync
+from llmos_stream.core.participants import MOST
 from llmos_stream.core.pipeline import Pipeline, capacity_of, history_of
 from llmos_stream.core.robust import Krum, Median, MultiKrum, NormBound, TrimmedMean
 from llmos_stream.core.strategy import Strategy
@@ -47,6 +49,7 @@ STRATEGIES_BUILT_IN: Mapping[str, type[Strategy]] = {
     "norm_bound": NormBound,
 }
 _PACKAGES = "packages"
+_ADAPTED = "adapted"
 
 S = TypeVar("S", bound=Section)
 
@@ -83,6 +86,8 @@ class Rule:
         """
         changes = changes or {}
         packages = _packages(recorded)
+        if recorded.get(_ADAPTED) is True and "strategy" in changes.get("aggregation", {}):
+            recorded = {**recorded, "aggregation": _without_size(recorded.get("aggregation"))}
         for section, name in _NAMED.items():
             if name in changes.get(section, {}):
                 packages.pop(section, None)
@@ -98,20 +103,33 @@ class Rule:
         )
 
     @property
+    def admitted(self) -> StalenessSettings:
+        """How stale an update may be: a strategy that needs past versions takes none on one that it does not hold."""
+        held, most = self.aggregation.history, self.staleness.maximum
+        if most <= held or self._is_recorded("aggregation") or not self.strategy().needs_history:
+            return self.staleness  # in a record it is what was admitted
+        return self.staleness.model_copy(update={"maximum": held})
+
+    @property
     def names(self) -> frozenset[str]:
         """The names that it uses."""
         return frozenset(map(self._name, _NAMED))
+
+    def resized_as(self, other: "Rule") -> "Rule":
+        """This rule, with the buffer of another."""
+        size = {"buffer_size": other.aggregation.buffer_size}
+        return replace(self, aggregation=self.aggregation.model_copy(update=size))
 
     def record(self) -> dict[str, object]:
         """The rule as a version's head records it."""
         found: dict[str, object] = {}
         packages: dict[str, list[str]] = {}
         for section in _NAMED:
-            settings: Section = getattr(self, section)
+            settings = self._settings(section)
             plugin = self._plugin(section)
             options = self._options(section, plugin).model_dump(mode="json")
             # What nobody uses is left out: releases that know no options read these rules too.
-            unused = {"options"} | ({"max_step"} if getattr(settings, "max_step", None) is None else set())
+            unused = {"options", "history"} | ({"max_step"} if getattr(settings, "max_step", None) is None else set())
             fields = settings.model_dump(mode="json", exclude=unused)
             found[section] = fields | ({"options": options} if options else {})
             if plugin.package is not None:
@@ -140,22 +158,20 @@ class Rule:
             ValueError: The history is of another model.
             ConfigError: float32 cannot hold the settings.
         """
-        strategy, discount = self.strategy(), self._made("staleness")
+        strategy, discount, staleness = self.strategy(), self._made("staleness"), self.admitted
         found: optimizer.ServerOptimizer | None = None
         if strategy.uses_server_optimizer:
             parameters = weights.numel() - sum(spec.numel for spec in buffers)
             found = self._made("server_optimizer", parameters, weights.device)
-        pipeline = Pipeline(
-            strategy, discount, found, self.aggregation, self.staleness, weights.device, buffers=buffers
-        )
+        pipeline = Pipeline(strategy, discount, found, self.aggregation, staleness, weights.device, buffers=buffers)
         if strategy.needs_history:
-            pipeline.history = history_of(version, weights, history, self.staleness)
+            pipeline.history = history_of(version, weights, history, staleness)
         return pipeline
 
     @property
     def capacity(self) -> int:
-        """At how many updates a version is made, whatever the time."""
-        return capacity_of(self.strategy(), self.aggregation)
+        """At how many updates a version is made, whatever the time; at most so many, where that adapts."""
+        return capacity_of(self.strategy())
 
     @property
     def moments(self) -> frozenset[str]:
@@ -175,9 +191,18 @@ class Rule:
         plugin = self._plugin(section)
         options = self._options(section, plugin)
         try:
-            return plugin.target(options, getattr(self, section), *arguments)
+            return plugin.target(options, self._settings(section), *arguments)
         except ValueError as error:
             self._fail(section, "options", str(error))
+
+    def _settings(self, section: str) -> Section:
+        """A section as those who use it see it: of how many updates a version is made at most is a number there."""
+        if section == "staleness":
+            return self.admitted
+        if section == "aggregation" and self.aggregation.buffer_size is None:
+            return self.aggregation.model_copy(update={"buffer_size": MOST})
+        found: Section = getattr(self, section)
+        return found
 
     def _options(self, section: str, plugin: Plugin) -> Any:
         try:
@@ -216,6 +241,16 @@ class Rule:
                 Reason.UNSUPPORTED, detail if field != "options" else f"the recorded {section}.{field}: {detail}"
             )
         raise ConfigError(f"{section}.{field}: {detail}")
+
+
+def adapted(record: Mapping[str, Any], buffer_size: int) -> dict[str, object]:
+    """The record of a version that was made at so many updates, because so many clients took part."""
+    return {**record, "aggregation": {**record["aggregation"], "buffer_size": buffer_size}, _ADAPTED: True}
+
+
+def _without_size(aggregation: object) -> object:
+    """Another strategy adapts in its own way, or not at all."""
+    return {**aggregation, "buffer_size": None} if isinstance(aggregation, Mapping) else aggregation
 
 
 _NAMED = {"aggregation": "strategy", "staleness": "kind", "server_optimizer": "name"}

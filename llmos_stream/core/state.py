@@ -8,6 +8,7 @@ from torch import Tensor
 
 from llmos_stream.core.dedup import Sequences
 from llmos_stream.core.flat import require_flat
+from llmos_stream.core.participants import Participants
 from llmos_stream.core.pipeline import Pipeline
 from llmos_stream.core.rule import Rule
 from llmos_stream.types import TensorSpec
@@ -33,8 +34,14 @@ class State:
     rule: Rule
     pipeline: Pipeline
     sequences: Sequences = field(default_factory=Sequences)
+    participants: Participants = field(default_factory=Participants)
     floor: int = 0
     """The oldest base version that an update may name: repeats of older ones are not known any more."""
+
+    @property
+    def adapts(self) -> bool:
+        """Whether versions are made of as many updates as clients take part."""
+        return self.rule.aggregation.buffer_size is None and self.pipeline.strategy.adapts
 
 
 def release(state: State, weights: Tensor) -> State:

@@ -14,8 +14,11 @@ from llmos_stream.errors import Reason, Rejected
 from llmos_stream.types import Contribution, UpdateHead
 
 
-def step(state: State, update: Update, now: float) -> tuple[State, tuple[Effect, ...]]:
+def step(state: State, update: Update, now: float, version_size: int | None = None) -> tuple[State, tuple[Effect, ...]]:
     """Fold one update at time `now` (seconds, of any clock that does not go back).
+
+    Where `aggregation.buffer_size` is unset, an update that opens the buffer decides of how many its version is made:
+    of `version_size` where that is known already, else by who takes part (see `participants`).
 
     Effects: one of Duplicate and Refused; or Folded, followed by NewVersion if it filled the buffer or
     the deadline has come. Staleness is counted from the base version that the update names to the
@@ -24,6 +27,9 @@ def step(state: State, update: Update, now: float) -> tuple[State, tuple[Effect,
     head = update.head
     if state.sequences.seen(head.client_id, head.sequence):
         return state, (Duplicate(head.client_id, head.sequence, update.partition, update.offset),)
+    if state.adapts and not state.pipeline.pending():
+        expected = state.participants.expected(head.client_id, head.base_version, now)
+        state.pipeline.expect(*(expected if version_size is None else (version_size, None)))
     try:
         contribution = _contribution(state, update)
     except Rejected as rejected:
@@ -31,13 +37,14 @@ def step(state: State, update: Update, now: float) -> tuple[State, tuple[Effect,
     state.pipeline.fold(contribution, update.delta, now, update.buffers)
     state.pipeline.note(contribution)
     state.sequences.add(head.client_id, head.sequence, state.version)
+    state.participants.folded(head.client_id, head.base_version, state.version, now)
     folded = Folded(contribution)
-    return state, (folded, _publish(state)) if state.pipeline.due(now) else (folded,)
+    return state, (folded, _publish(state, now)) if state.pipeline.due(now) else (folded,)
 
 
 def tick(state: State, now: float) -> tuple[State, tuple[Effect, ...]]:
     """Let time pass: NewVersion if the deadline of a buffer that is not empty has come, else no effect."""
-    return state, (_publish(state),) if state.pipeline.due(now) else ()
+    return state, (_publish(state, now),) if state.pipeline.due(now) else ()
 
 
 def next_deadline(state: State) -> float | None:
@@ -75,12 +82,15 @@ def _contribution(state: State, update: Update) -> Contribution:
     )
 
 
-def _publish(state: State) -> NewVersion:
+def _publish(state: State, now: float) -> NewVersion:
     parent, limits = state.version, state.pipeline.limits.record()
+    buffer_size = state.pipeline.capacity if state.adapts else None
     state.weights, manifest = state.pipeline.flush(parent, state.weights)
     state.version = parent + 1
+    state.participants.made(state.version, now)
     # It never falls, whatever becomes of staleness.maximum in later runs: what is forgotten stays forgotten.
-    state.floor = max(state.floor, state.version - state.rule.staleness.maximum)
+    oldest = state.version - state.rule.admitted.maximum
+    state.floor = max(state.floor, oldest, state.sequences.overflow())
     forgotten = state.sequences.forget_before(state.floor)
     sequences: dict[str, list[int] | None] = dict.fromkeys(forgotten)
     # One that this very version made old is forgotten already.
@@ -88,4 +98,4 @@ def _publish(state: State) -> NewVersion:
     sequences |= {client_id: state.sequences.dump_of(client_id) for client_id in sorted(kept)}
     # On the CPU these are the tensors themselves; a GPU gives them up in one copy a version.
     moments = {name: tensor.cpu() for name, tensor in state.pipeline.state_tensors().items()}
-    return NewVersion(state.version, parent, state.weights.cpu(), manifest, sequences, moments, limits)
+    return NewVersion(state.version, parent, state.weights.cpu(), manifest, sequences, moments, limits, buffer_size)

@@ -21,6 +21,7 @@ from torch import Tensor
 from llmos_stream.config import AggregationSettings
 from llmos_stream.config.plugins import NoOptions
 from llmos_stream.core.held import Held
+from llmos_stream.core.participants import MOST
 from llmos_stream.types import Contribution
 
 
@@ -61,7 +62,7 @@ class Strategy:
     """What `shares` means, in one line."""
 
     needs_history: ClassVar[bool] = False
-    """Whether it needs the weights of the versions that updates were trained on: `staleness.maximum + 1` models."""
+    """Whether it needs the weights of the versions that updates were trained on: `aggregation.history + 1` models."""
     contributions_per_version: ClassVar[int | None] = None
     """How many updates make a version, always; None: `aggregation.buffer_size`, or fewer at the deadline."""
     combines_values: ClassVar[bool] = False
@@ -75,9 +76,19 @@ class Strategy:
         self.aggregation = aggregation
 
     @property
+    def buffer_size(self) -> int:
+        """`aggregation.buffer_size`; at most so many where it is unset."""
+        return self.aggregation.buffer_size or MOST
+
+    @property
     def holds(self) -> int:
         """How many updates are kept; 0 for a running sum."""
         return 0
+
+    @property
+    def adapts(self) -> bool:
+        """Whether a version may be made of as many updates as clients take part, where nothing says how many."""
+        return not self.holds and self.contributions_per_version is None
 
     @property
     def least(self) -> int:

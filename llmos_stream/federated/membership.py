@@ -261,12 +261,11 @@ def _own_broker(layout: Layout, settings: Settings, store: Callable[[], Store]) 
 
 
 def _alone(settings: Settings) -> Settings:
-    """Unless something else was asked for: every update is a version, and every version full.
+    """Unless something else was asked for, every version is full.
 
     Nor is there a pace to keep: the one client waits for what comes of its update, and there is no network to spare.
     """
     for section, field, value in (
-        ("aggregation", "buffer_size", 1),
         ("versions", "full_every", 1),
         ("aggregator", "utilisation", 1.0),
     ):

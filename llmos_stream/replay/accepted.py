@@ -8,8 +8,8 @@ from dataclasses import replace
 from llmos_stream.broker import Reader, TopicPartition
 from llmos_stream.codec import Layout
 from llmos_stream.config import WireSettings
-from llmos_stream.core import Rule, Update
-from llmos_stream.errors import OffsetGone, Rejected
+from llmos_stream.core import Update
+from llmos_stream.errors import OffsetGone
 from llmos_stream.log.scan import HeadStream
 from llmos_stream.replay.index import UpdateMissing
 from llmos_stream.replay.updates import RecordedUpdates, decode_recorded
@@ -19,7 +19,8 @@ from llmos_stream.wire import Refusal
 
 logger = logging.getLogger(__name__)
 
-_FEWEST_BASES = 32
+_MOST_BASES = 1024
+"""Pairs of versions that a checkpoint holds, about 12 bytes each."""
 
 
 class AcceptedUpdates:
@@ -95,6 +96,9 @@ class AcceptedUpdates:
         self._map_version(head, self._version)
         self._out, self._out_last = None, False
 
+    def version_size(self) -> int | None:
+        return None if self._out is None else len(self._out.manifest)
+
     def resumed_after_pause(self) -> None:
         self._after_pause = True
 
@@ -151,17 +155,18 @@ class AcceptedUpdates:
         logger.error("live versions were deleted before they were read%s (%s); going on with the rest", pause, error)
 
     def _mapped(self, base: int) -> int:
-        """Return the shadow's number for a live version; for one that was missed, that of the one before."""
-        if base <= self._began:
-            return base
-        known = [live for live in self._base_map if live <= base]
-        return self._base_map[max(known)] if known else self._began
+        """Return the shadow's number for a live version; for one that was missed, that of the one before.
+
+        One that is older than all pairs known is taken to be as many versions before the oldest here as there.
+        """
+        if base <= self._began or not self._base_map:
+            return min(base, self._began)
+        oldest = min(self._base_map)
+        if base < oldest:
+            return max(self._base_map[oldest] - (oldest - base), self._began)
+        return self._base_map[max(live for live in self._base_map if live <= base)]
 
     def _map_version(self, head: VersionHead, version: int) -> None:
         self._base_map[head.number] = version
-        try:
-            most = max(Rule.of(head.rule).staleness.maximum + 2, _FEWEST_BASES)
-        except Rejected:
-            most = _FEWEST_BASES
-        while len(self._base_map) > most:
+        while len(self._base_map) > _MOST_BASES:
             del self._base_map[min(self._base_map)]

@@ -7,6 +7,9 @@ from llmos_stream.reporting.history.clients import ClientStats
 from llmos_stream.reporting.history.fold import History
 
 _IN_A_ROW = 3
+_LONG_MS = 30_000
+"""A client that sends seldom is shut out when fewer were refused, and none counted for so long."""
+_HINTS = {"too_stale": " (staleness.maximum, or with fedasync aggregation.history, may be too low for them)"}
 _NAMED = 5
 
 
@@ -40,10 +43,11 @@ def _collapsed(history: History) -> Iterator[str]:
 def _refused(history: History) -> Iterator[str]:
     shut_out: dict[str, list[ClientStats]] = {}
     for client in history.clients:
-        if client.refused_in_a_row >= _IN_A_ROW:
+        long = history.end_ms is not None and history.end_ms - client.refused_since_ms >= _LONG_MS
+        if client.refused_in_a_row >= _IN_A_ROW or (client.refused_in_a_row and long):
             shut_out.setdefault(client.last_reason, []).append(client)
     for reason, clients in shut_out.items():
-        hint = " (staleness.maximum may be too low for them)" if reason == "too_stale" else ""
+        hint = _HINTS.get(reason, "")
         yield (
             f"Every update of {_names(clients)} has been refused lately: {wording.plain(reason, 60)}{hint}. "
             "What such a client learns does not reach the model."

@@ -74,7 +74,7 @@ async def write_random(
         given.setdefault(section, {}).update(fields)
     settings = settings_for(federation, **given)
     generator = torch.Generator().manual_seed(3)
-    each = 1 if settings.aggregation.strategy == "fedasync" else settings.aggregation.buffer_size
+    each = 1 if settings.aggregation.strategy == "fedasync" else settings.aggregation.buffer_size or 1
     initial = Initial(LAYOUT, random_delta(generator))
     async with running_from(broker, settings, initial) as running:
         for number in range(count):

@@ -33,6 +33,14 @@ def test_a_client_whose_updates_never_count_is_named_with_the_reason() -> None:
     assert notices(_history("r", "r"), {}) == []
 
 
+def test_a_client_that_sends_seldom_is_named_within_a_minute() -> None:
+    history = _history("r")
+    assert notices(history, {}) == []
+    history.add(Event(EventKind.VERSION_PUBLISHED, "aggregator", 31_000, {"version": 1}))
+    (said,) = notices(history, {})
+    assert "site-0" in said
+
+
 def test_a_name_that_two_have_shows_as_repeats() -> None:
     (said,) = notices(_history("f", "d", "d", "d"), {})
     assert "site-0" in said

@@ -60,7 +60,7 @@ async def test_buffers_stay_in_range_and_a_replay_makes_the_same_versions(
     settings = settings_for(
         federation, **RULES[rule], versions={"full_every": 4, "codec": "int4"}, wire={"memory_bytes": 1}
     )
-    each = settings.aggregation.buffer_size if rule != "fedasync" else 1
+    each = settings.aggregation.buffer_size or 1 if rule != "fedasync" else 1
     sent = 0
     for numbers in (range(1, 4), range(4, VERSIONS)):  # the aggregator is another one from version 4 on
         async with running_federation(_initial(), settings, broker) as running:

@@ -7,6 +7,7 @@ import pytest
 
 from llmos_stream.broker import Broker, MemoryBroker
 from llmos_stream.core.dedup import SequenceWindow
+from llmos_stream.errors import Reason, Rejected
 from llmos_stream.roles.client import Client, ClientState
 from llmos_stream.roles.client.outcomes import Outcomes
 from llmos_stream.runtime import Offload
@@ -150,6 +151,28 @@ def test_silence_is_told_once_a_minute(
         outcomes.look(_LONG + waited, silent)
     assert [record.levelname for record in caplog.records] == ([] if said is None else ["WARNING"])
     assert said is None or said in caplog.text
+
+
+@pytest.mark.parametrize(("refused", "seconds"), [(3, 0.0), (1, 30.0)])
+def test_a_client_whose_updates_never_count_is_told(
+    refused: int, seconds: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    outcomes = Outcomes("c")
+    outcomes.look(_LONG, 0.0)
+    for _ in range(refused):
+        outcomes.give_up(Rejected(Reason.TOO_STALE, "base version 0 is 9 versions old"))
+        outcomes.look(_LONG, 0.0)
+    outcomes.look(_LONG + seconds, 0.0)
+    (said,) = [record.getMessage() for record in caplog.records if "does not reach the model" in record.getMessage()]
+    assert f"none of the last {refused} updates" in said
+    assert "too_stale: base version 0 is 9 versions old" in said
+    assert outcomes.summary() == {"counted": 0, "dropped": refused, "waiting": 0, "why": outcomes.why}
+    caplog.clear()
+    outcomes.begin(None, 0)
+    outcomes.sent(_head(3), _LONG)
+    outcomes.take_window(_windows(3), _LONG)
+    outcomes.look(_LONG + 100.0, 0.0)
+    assert "does not reach the model" not in caplog.text
 
 
 @pytest.mark.parametrize("value", [b"", b"{}", b"[]", b'{"head":{"client_id":"c","sequence":1}}', b"\xff", b"null"])

@@ -64,6 +64,8 @@ class ClientStats:
     rejected: int = 0
     refused_in_a_row: int = 0
     """Refusals since an update of it was folded, and so the repeats."""
+    refused_since_ms: int = 0
+    """When the first of them came."""
     repeated_in_a_row: int = 0
     last_reason: str = ""
     histogram: Counter[int] = field(default_factory=Counter)
@@ -102,6 +104,8 @@ class ClientStats:
 
     def note_refused(self, reason: str, time_ms: int) -> None:
         self.rejected += 1
+        if not self.refused_in_a_row:
+            self.refused_since_ms = time_ms
         self.refused_in_a_row += 1
         self.last_reason = reason
         self.note_seen(time_ms)

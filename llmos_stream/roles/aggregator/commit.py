@@ -76,7 +76,7 @@ class Committing:
         self._chain = Chain(settings.versions, rule, layout, self._spools, federation.offload)
         self._published: deque[Pointer] = deque(maxlen=_PUBLISHED_KEPT)
         self._places: deque[Pointer] = deque()  # versions whose weights the strategy holds
-        self._places_kept = rule.staleness.maximum if rule.strategy().needs_history else 0
+        self._places_kept = rule.admitted.maximum if rule.strategy().needs_history else 0
         self._pace = Pace(settings.aggregator.utilisation)
         self._flushed = self._clock.monotonic()
         self._evaluations_moved = 0
@@ -163,7 +163,7 @@ class Committing:
         busy = self._source.take_busy_seconds() + batch.fold_seconds + self._clock.monotonic() - begun
         self._pace.observe(len(manifest), busy)
         self._flushed = self._clock.monotonic()
-        return Committed(state, end, self._pace.interval(len(state.sequences)))
+        return Committed(state, end, self._pace.interval(state.participants.count(self._clock.monotonic())))
 
     async def _take_back(
         self, new: NewVersion, state: State, batch: Batch, unsafe: Rejected, before: tuple[Tensor, Pointer | None]
@@ -183,7 +183,7 @@ class Committing:
         await self._publisher.commit(offsets)
         self._source.committed(offsets)
         self._flushed = self._clock.monotonic()
-        return Committed(state, None, self._pace.interval(len(state.sequences)))
+        return Committed(state, None, self._pace.interval(state.participants.count(self._clock.monotonic())))
 
     async def _snapshots(self, new: NewVersion, encoded: Encoded) -> list[EncodedSnapshot]:
         found: list[EncodedSnapshot] = [] if encoded.residual is None else [encoded.residual]

@@ -38,6 +38,7 @@ class Intake:
         self._topic = reader.partitions[0].topic
         self._layout = layout
         self._rule = rule
+        self._staleness = rule.admitted
         self._offload = federation.offload
         self._clock = federation.clock
         self._version = 0
@@ -82,6 +83,9 @@ class Intake:
             finally:
                 # Folding may have walked through it once more. Giving back a part of a file may take a while.
                 await self._offload.run(self._decoder.close, outcome)
+
+    def version_size(self) -> None:
+        return None
 
     def resumed_after_pause(self) -> None:
         self._resumed.update(self._reader.partitions)
@@ -147,7 +151,7 @@ class Intake:
             head,
             version=self._version,
             layout_digest=self._layout.digest,
-            staleness=self._rule.staleness,
+            staleness=self._staleness,
             aggregation=self._rule.aggregation,
         )
         check_payload_size(head, self._layout.parameters, self._layout.buffer_elements)

@@ -81,6 +81,7 @@ class Folding:
         self._on_collapse = settings.guard.on_collapse
         self._goes_back_to: int | None = None
         self._paused = False
+        self._paused_at = 0.0
         self._round: float | None = None  # recovery before the first one may take long
         self._end: RunEnd | None = None
         self._state: State
@@ -125,7 +126,7 @@ class Folding:
             self._ending.resume(checkpoint.started_ms, checkpoint.stop, checkpoint.evaluations or 0)
         await self._source.resume({} if checkpoint is None else checkpoint.intake)
         self._committing.resume(found)
-        self._state = resumed_state(self._rule, self._device, self._layout, found)
+        self._state = resumed_state(self._rule, self._device, self._layout, found, self._clock.monotonic())
 
     async def go_on(self, ended: RunEnd) -> None:
         """Let a run that has ended go on.
@@ -200,9 +201,11 @@ class Folding:
     def _rests(self, paused: bool) -> bool:
         if paused and not self._paused:
             logger.info("paused: nothing is folded until `llmos-stream resume`")
+            self._paused_at = self._clock.monotonic()
         elif self._paused and not paused:
             logger.info("going on after the pause")
             self._source.resumed_after_pause()
+            self._state.participants.rested(self._clock.monotonic() - self._paused_at)
         self._paused = paused
         PAUSED.set(paused)
         return paused
@@ -249,10 +252,11 @@ class Folding:
         weights = await weights_of(self._federation, version)
         if weights is None:
             return
-        parent, sequences = self._state.version, self._state.sequences
+        parent, sequences, participants = self._state.version, self._state.sequences, self._state.participants
         number = parent + 1
         new = self._begun(weights, number, parent, floor=number)
-        self._state.sequences = sequences
+        self._state.sequences, self._state.participants = sequences, participants
+        participants.made(number, self._clock.monotonic())
         if self._ending.guard is not None:
             self._ending.guard.forget_before(number)
         await self._publish(new, equals=version)
@@ -277,7 +281,8 @@ class Folding:
         sent_from = self._source.span_of(received.partition, received.offset)
         staleness = self._state.version - head.base_version
         with span("aggregator.fold", {**update_attributes(head), "staleness": staleness}, parent=sent_from) as folding:
-            self._state, effects = await self._federation.run(step, self._state, received, self._clock.monotonic())
+            now, version_size = self._clock.monotonic(), self._source.version_size()
+            self._state, effects = await self._federation.run(step, self._state, received, now, version_size)
         self._waiting.spent(self._clock.monotonic() - begun)
         if any(isinstance(effect, Folded) for effect in effects):
             self._waiting.add(Waiting(received.partition, received.offset, head, folding.parent))

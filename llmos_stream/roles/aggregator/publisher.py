@@ -91,7 +91,8 @@ class Publisher:
         if not self._quota.takes(refusal.key or b"", len(entry[1]), self._federation.clock.monotonic()):
             UNLISTED.inc()
             return
-        logger.warning("refused an update at offset %d: %s", refusal.offset, refusal.reason)
+        whose = f", of client {update.client_id!r}" if update else ""
+        logger.warning("refused an update at offset %d: %s%s", refusal.offset, refusal.reason, whose)
         self._quarantine.append(entry)
         self._events.append(
             self._federation.event(

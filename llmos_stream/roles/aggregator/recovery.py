@@ -1,7 +1,7 @@
 """What an aggregator finds in the log when it starts: the newest version and the state that belongs to it.
 
 The pointers in `<f>.control` lead to each piece, so the time this takes depends on the size of the model
-and not on the length of the history (a strategy that needs past versions has `staleness.maximum` of them read back).
+and not on the length of the history (a strategy that needs past versions has `aggregation.history` of them read back).
 """
 
 import logging
@@ -127,7 +127,7 @@ async def recover(
         return found
     # A version that nothing older is needed with was committed before its own place was known.
     bases = pointer.beginning.offset if checkpoint.bases is None else checkpoint.bases
-    return await _with_history(federation, rule.staleness.maximum, found, bases)
+    return await _with_history(federation, rule.admitted.maximum, found, bases)
 
 
 async def _with_evaluations_apart(federation: Federation, checkpoint: Checkpoint) -> Checkpoint:
@@ -200,8 +200,8 @@ def _sound(sequences: Mapping[str, Sequence[int]]) -> Mapping[str, Sequence[int]
     return sound
 
 
-def resumed_state(rule: Rule, device: torch.device, layout: Layout, found: Recovered) -> State:
-    """The state to go on from."""
+def resumed_state(rule: Rule, device: torch.device, layout: Layout, found: Recovered, now: float) -> State:
+    """The state to go on from at time `now`."""
     floor = 0 if found.checkpoint is None else found.checkpoint.floor
     begin = partial(
         start,
@@ -223,4 +223,6 @@ def resumed_state(rule: Rule, device: torch.device, layout: Layout, found: Recov
         logger.warning("%s: its moments start anew", error)
     if found.checkpoint is not None:
         state.pipeline.limits.load(found.checkpoint.limits)
+    newest = found.newest.head
+    state.participants.resume((item.client_id for item in newest.manifest), newest.number, now)
     return state

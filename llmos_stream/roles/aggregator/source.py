@@ -24,6 +24,9 @@ class UpdateSource(Protocol):
     def receive(self, timeout_seconds: float, version: int) -> AsyncGenerator[Update | Refusal, None]:
         """Give what the next records hold; nothing at the time-out. `version` is the aggregator's newest."""
 
+    def version_size(self) -> int | None:
+        """Of how many updates the version is to be made that the update given last opens, where that is known."""
+
     def resumed_after_pause(self) -> None:
         """A pause is over: the next updates may have waited for long, and some may be deleted."""
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from llmos_stream.codec import DeltaEncoding, Layout, Residual, add_residual, fits_delta
 from llmos_stream.config import VersionSettings
 from llmos_stream.core import NewVersion, Rule
+from llmos_stream.core.rule import adapted
 from llmos_stream.log.own_versions import remember
 from llmos_stream.log.snapshots import EncodedSnapshot, residual_message
 from llmos_stream.log.versions import (
@@ -91,7 +92,8 @@ class Chain:
 
     async def _encode(self, new: NewVersion, time_ms: int, equals: int | None) -> Encoded:
         parent, full, self._weights = self._weights, self._full, new.weights
-        rule = {**self._rule, "limits": new.limits} if new.limits else self._rule
+        rule = self._rule if new.buffer_size is None else adapted(self._rule, new.buffer_size)
+        rule = {**rule, "limits": new.limits} if new.limits else rule
         if self._started_from is not None:
             rule = {**rule, STARTED_FROM: self._started_from}
         if equals is not None:

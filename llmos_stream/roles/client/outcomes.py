@@ -13,7 +13,7 @@ from typing import NamedTuple
 import orjson
 
 from llmos_stream.core.dedup import WINDOW, SequenceWindow
-from llmos_stream.errors import Reason, StateError
+from llmos_stream.errors import Reason, Rejected, StateError
 from llmos_stream.types import UpdateHead, VersionHead
 
 logger = logging.getLogger(__name__)
@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 _OVERDUE_SECONDS = 30.0
 _SILENT_SECONDS = 10.0
 _AGAIN_SECONDS = 60.0
+_IN_A_ROW = 3
 _REMEMBERED = 2 * WINDOW
 
 
@@ -36,7 +37,7 @@ class Outcomes:
         self.counted = 0
         """How many updates of this process were folded."""
         self.dropped = 0
-        """How many were not, and never will be."""
+        """How many were not, and never will be, those included that came too late to be sent."""
         self.why = ""
         """Why the last of those was not."""
         self.window: SequenceWindow | None = None
@@ -49,6 +50,8 @@ class Outcomes:
         self._sent: OrderedDict[int, _Sent] = OrderedDict()
         self._waiting: dict[int, _Sent] = {}
         self._said_at: dict[str, float] = {}
+        self._in_vain = 0  # updates that were dropped since one was counted
+        self._in_vain_since = 0.0
 
     @property
     def waiting(self) -> int:
@@ -80,6 +83,7 @@ class Outcomes:
             del self._waiting[sequence]
             if window.highest - sequence < WINDOW:
                 self.counted += 1
+                self._in_vain = 0
                 logger.debug("update %d counts, in version %d", sequence, window.version + 1)
             else:
                 self._drop(sequence, "duplicate: the federation has folded much higher sequences of this client")
@@ -116,8 +120,21 @@ class Outcomes:
         except (orjson.JSONDecodeError, KeyError, TypeError):
             return  # what nobody of this federation wrote, or the refusal of what has no head
 
+    def give_up(self, error: Rejected) -> None:
+        """An update was not sent, because it could not count any more."""
+        self._note_dropped(f"{error.reason}: {error.detail}")
+
     def look(self, now: float, leader_silent: float) -> None:
         """Say what is wrong while nothing comes: for so many seconds no aggregator was heard."""
+        if not self._in_vain:
+            self._in_vain_since = now
+        elif self._in_vain >= _IN_A_ROW or now - self._in_vain_since >= _OVERDUE_SECONDS:
+            self._say(
+                "in vain",
+                now,
+                f"none of the last {self._in_vain} updates of this client counts, so what it learns does not reach the "
+                f"model; the last was refused as {self.why}",
+            )
         oldest = min((sent.at for sent in self._waiting.values()), default=now)
         if leader_silent >= _SILENT_SECONDS:
             self._say(
@@ -143,9 +160,13 @@ class Outcomes:
         )
 
     def _drop(self, sequence: int, why: str) -> None:
+        self._note_dropped(why)
+        logger.warning("update %d does not count: %s", sequence, why)
+
+    def _note_dropped(self, why: str) -> None:
         self.dropped += 1
         self.why = why
-        logger.warning("update %d does not count: %s", sequence, why)
+        self._in_vain += 1
 
     def _say(self, about: str, now: float, text: str) -> None:
         if now - self._said_at.get(about, -_AGAIN_SECONDS) >= _AGAIN_SECONDS:

@@ -184,7 +184,7 @@ class Client:
         try:
             self._receiver.check_base(trained.base_version)
         except Rejected as error:
-            await self.events.update_rejected(None, error)
+            await self._give_up(None, error)
             raise
         while True:
             with span("client.encode") as encoding:
@@ -215,6 +215,10 @@ class Client:
         except Rejected:
             return None
 
+    async def _give_up(self, sequence: int | None, error: Rejected) -> None:
+        self.outcomes.give_up(error)
+        await self.events.update_rejected(sequence, error)
+
     async def _send(self, update: Unsent) -> Published:
         """Send until acknowledged. A repeat carries the same sequence, so it can only be counted once."""
         head = update.head
@@ -241,7 +245,7 @@ class Client:
                 await self._producer.deliver(write)
         except Rejected as error:
             await self._federation.run(self._outbox.settle, head.sequence)
-            await self.events.update_rejected(head.sequence, error)
+            await self._give_up(head.sequence, error)
             raise
         self.outcomes.sent(head, self._federation.clock.monotonic())
         await self._federation.run(self._outbox.settle, head.sequence)

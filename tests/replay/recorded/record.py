@@ -148,7 +148,7 @@ class Run:
 async def _play(run: Run) -> None:
     """Everything that happens in a run."""
     fedbuff = run.settings.aggregation.strategy == "fedbuff"
-    each = run.settings.aggregation.buffer_size if fedbuff else 1
+    each = run.settings.aggregation.buffer_size or 1 if fedbuff else 1
     number, records = 0, list[bytes]()
     async with run.aggregator(kill=True):
         await run.count("version_published", 1)
