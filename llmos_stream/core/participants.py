@@ -124,5 +124,5 @@ class Participants:
 
     def _needs(self, client_id: str, base_version: int, now: float) -> float | None:
         known = self._known.get(client_id)
-        began_at = [at for at in (self._made_at.get(base_version), known and known.began_at) if at is not None]
-        return max(now - max(began_at), 0.0) if began_at else None
+        began_at = (self._made_at.get(base_version), None if known is None else known.began_at)
+        return min((max(now - at, 0.0) for at in began_at if at is not None), default=None)

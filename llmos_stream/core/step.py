@@ -27,11 +27,8 @@ def step(state: State, update: Update, now: float, version_size: int | None = No
     head = update.head
     if state.sequences.seen(head.client_id, head.sequence):
         return state, (Duplicate(head.client_id, head.sequence, update.partition, update.offset),)
-    if state.adapts and not state.pipeline.pending():
-        expected = state.participants.expected(head.client_id, head.base_version, now)
-        state.pipeline.expect(*(expected if version_size is None else (version_size, None)))
     try:
-        contribution = _contribution(state, update)
+        contribution = _contribution(state, update, now, version_size)
     except Rejected as rejected:
         return state, (Refused(rejected.reason, rejected.detail, head, update.partition, update.offset),)
     state.pipeline.fold(contribution, update.delta, now, update.buffers)
@@ -63,11 +60,14 @@ def _staleness(state: State, head: UpdateHead) -> int:
     return tau
 
 
-def _contribution(state: State, update: Update) -> Contribution:
+def _contribution(state: State, update: Update, now: float, version_size: int | None) -> Contribution:
     head = update.head
     tau = _staleness(state, head)
     check_sequence(head.sequence, state.sequences.of(head.client_id))
     clip = state.pipeline.check(update.delta, update.buffers, state.weights)
+    if state.adapts and not state.pipeline.pending():  # nothing is refused any more
+        expected = state.participants.expected(head.client_id, head.base_version, now)
+        state.pipeline.expect(*(expected if version_size is None else (version_size, None)))
     num_examples = state.pipeline.limits.counted(head.num_examples)
     return Contribution(
         client_id=head.client_id,

@@ -81,6 +81,23 @@ async def test_under_the_same_rule_a_shadow_makes_the_same_versions(
             await task
 
 
+async def test_a_shadow_makes_versions_of_as_many_updates_as_the_live_run_did(broker: Broker, federation: str) -> None:
+    settings = settings_for(federation, aggregation={"buffer_size": None}, stop={"max_versions": 6})
+    own = settings.model_copy(update={"stop": settings_for("x").stop})
+    async with running_from(broker, settings, initial()) as running, _shadow(broker, own) as task:
+        await _reached(broker, settings, 0, task)
+        for number in range(6):
+            for client in "ab" if number > 1 else "a":
+                await running.publish(delta_of(float(number)), client)
+            await running.version(number + 1)
+        end = await task
+    assert end is not None
+    assert (end.reason, end.version) == ("live_ended", 6)
+    live, shadow = await _heads(broker, settings), await _heads(broker, _of(settings))
+    assert [head.weights_digest for head in shadow] == [head.weights_digest for head in live]
+    assert [head.manifest for head in shadow] == [head.manifest for head in live]
+
+
 async def test_another_rule_with_bases_mapped_to_its_own_versions(broker: Broker, federation: str) -> None:
     """The live run makes a version of every update, the shadow one of every two."""
     settings = settings_for(federation)
