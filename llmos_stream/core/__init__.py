@@ -5,6 +5,7 @@ from llmos_stream.core.delta import Whole
 from llmos_stream.core.device import device_for
 from llmos_stream.core.effects import Duplicate, Effect, Folded, NewVersion, Refused
 from llmos_stream.core.pace import Pace
+from llmos_stream.core.participants import Expected, Participants
 from llmos_stream.core.rule import Changes, Rule
 from llmos_stream.core.state import State, release, start, take_back
 from llmos_stream.core.step import next_deadline, step, tick
@@ -15,9 +16,11 @@ __all__ = [
     "Changes",
     "Duplicate",
     "Effect",
+    "Expected",
     "Folded",
     "NewVersion",
     "Pace",
+    "Participants",
     "Refused",
     "Rule",
     "SequenceWindow",

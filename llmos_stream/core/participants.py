@@ -11,8 +11,8 @@ made of the update that opens it and of one from each other client that is expec
 
 so that clients of one speed come to work in step, nobody waits for longer than it trains (nor, in any case, than
 `aggregation.deadline_seconds`) for one that is slower, and one that has left is waited for once. The number that a
-version was made at goes into the rule that it records. Times are those of `step`; nothing of this outlives the process:
-the next one begins with the clients of the newest version.
+version was made at goes into the rule that it records. Times are those of any clock that does not go back; nothing of
+this outlives the process: the next one begins with the clients of the newest version.
 """
 
 from collections import OrderedDict

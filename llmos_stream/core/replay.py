@@ -56,7 +56,7 @@ class Replay:
         if self._rule is not None and self._pipeline.strategy.adapts and rule.resized_as(self._rule) == self._rule:
             self._rule = rule
             self._pipeline.expect(rule.capacity)
-            return
+            return True
         if self._rule is not None:
             self._moments = self._pipeline.state_tensors()
         self._rule, self._pipeline = rule, rule.pipeline(self.version, self.weights, buffers=self._buffers)

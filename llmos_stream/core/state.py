@@ -8,7 +8,6 @@ from torch import Tensor
 
 from llmos_stream.core.dedup import Sequences
 from llmos_stream.core.flat import require_flat
-from llmos_stream.core.participants import Participants
 from llmos_stream.core.pipeline import Pipeline
 from llmos_stream.core.rule import Rule
 from llmos_stream.types import TensorSpec
@@ -34,13 +33,12 @@ class State:
     rule: Rule
     pipeline: Pipeline
     sequences: Sequences = field(default_factory=Sequences)
-    participants: Participants = field(default_factory=Participants)
     floor: int = 0
     """The oldest base version that an update may name: repeats of older ones are not known any more."""
 
     @property
     def adapts(self) -> bool:
-        """Whether versions are made of as many updates as clients take part."""
+        """Whether versions are made of as many updates as clients take part, where the caller of `step` says so."""
         return self.rule.aggregation.buffer_size is None and self.pipeline.strategy.adapts
 
 

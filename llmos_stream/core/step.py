@@ -8,17 +8,20 @@ walked through for that: see `delta.Delta`). The state given is consumed (see `s
 
 from llmos_stream.core.client_sequences import check_sequence
 from llmos_stream.core.effects import Duplicate, Effect, Folded, NewVersion, Refused
+from llmos_stream.core.participants import MOST, Expected
 from llmos_stream.core.state import State
 from llmos_stream.core.validate import Update
 from llmos_stream.errors import Reason, Rejected
 from llmos_stream.types import Contribution, UpdateHead
 
+_MANY = Expected(MOST)
 
-def step(state: State, update: Update, now: float, version_size: int | None = None) -> tuple[State, tuple[Effect, ...]]:
+
+def step(state: State, update: Update, now: float, expected: Expected = _MANY) -> tuple[State, tuple[Effect, ...]]:
     """Fold one update at time `now` (seconds, of any clock that does not go back).
 
-    Where `aggregation.buffer_size` is unset, an update that opens the buffer decides of how many its version is made:
-    of `version_size` where that is known already, else by who takes part (see `participants`).
+    Where `aggregation.buffer_size` is unset, an update that opens the buffer begins a version as it is `expected` (see
+    `participants`).
 
     Effects: one of Duplicate and Refused; or Folded, followed by NewVersion if it filled the buffer or
     the deadline has come. Staleness is counted from the base version that the update names to the
@@ -28,20 +31,19 @@ def step(state: State, update: Update, now: float, version_size: int | None = No
     if state.sequences.seen(head.client_id, head.sequence):
         return state, (Duplicate(head.client_id, head.sequence, update.partition, update.offset),)
     try:
-        contribution = _contribution(state, update, now, version_size)
+        contribution = _contribution(state, update, expected)
     except Rejected as rejected:
         return state, (Refused(rejected.reason, rejected.detail, head, update.partition, update.offset),)
     state.pipeline.fold(contribution, update.delta, now, update.buffers)
     state.pipeline.note(contribution)
     state.sequences.add(head.client_id, head.sequence, state.version)
-    state.participants.folded(head.client_id, head.base_version, state.version, now)
     folded = Folded(contribution)
-    return state, (folded, _publish(state, now)) if state.pipeline.due(now) else (folded,)
+    return state, (folded, _publish(state)) if state.pipeline.due(now) else (folded,)
 
 
 def tick(state: State, now: float) -> tuple[State, tuple[Effect, ...]]:
     """Let time pass: NewVersion if the deadline of a buffer that is not empty has come, else no effect."""
-    return state, (_publish(state, now),) if state.pipeline.due(now) else ()
+    return state, (_publish(state),) if state.pipeline.due(now) else ()
 
 
 def next_deadline(state: State) -> float | None:
@@ -60,14 +62,13 @@ def _staleness(state: State, head: UpdateHead) -> int:
     return tau
 
 
-def _contribution(state: State, update: Update, now: float, version_size: int | None) -> Contribution:
+def _contribution(state: State, update: Update, expected: Expected) -> Contribution:
     head = update.head
     tau = _staleness(state, head)
     check_sequence(head.sequence, state.sequences.of(head.client_id))
     clip = state.pipeline.check(update.delta, update.buffers, state.weights)
     if state.adapts and not state.pipeline.pending():  # nothing is refused any more
-        expected = state.participants.expected(head.client_id, head.base_version, now)
-        state.pipeline.expect(*(expected if version_size is None else (version_size, None)))
+        state.pipeline.expect(*expected)
     num_examples = state.pipeline.limits.counted(head.num_examples)
     return Contribution(
         client_id=head.client_id,
@@ -82,12 +83,11 @@ def _contribution(state: State, update: Update, now: float, version_size: int | 
     )
 
 
-def _publish(state: State, now: float) -> NewVersion:
+def _publish(state: State) -> NewVersion:
     parent, limits = state.version, state.pipeline.limits.record()
     buffer_size = state.pipeline.capacity if state.adapts else None
     state.weights, manifest = state.pipeline.flush(parent, state.weights)
     state.version = parent + 1
-    state.participants.made(state.version, now)
     # It never falls, whatever becomes of staleness.maximum in later runs: what is forgotten stays forgotten.
     oldest = state.version - state.rule.admitted.maximum
     state.floor = max(state.floor, oldest, state.sequences.overflow())

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from llmos_stream.config import AggregationSettings
-from llmos_stream.core import NewVersion, State, next_deadline, step, tick
-from llmos_stream.core.participants import MOST, Participants
+from llmos_stream.core import Effect, Expected, NewVersion, Participants, State, next_deadline, step, tick
+from llmos_stream.core.participants import MOST
 from tests.core.builders import start, update
 
 _ALWAYS = 1e9
@@ -32,6 +32,13 @@ class _Run:
 
     def __post_init__(self) -> None:
         self.state: State = start(torch.zeros(1), aggregation=self.aggregation)
+        self.participants = Participants()
+
+    def _step(self, name: str, sequence: int, base: int) -> tuple[Effect, ...]:
+        expected, version = self.participants.expected(name, base, self.now), self.state.version
+        self.state, effects = step(self.state, update([1.0], sequence, base, client=name), self.now, expected)
+        self.participants.folded(name, base, version, self.now)
+        return effects
 
     def play(self, done: Callable[["_Run"], bool]) -> "_Run":
         ends = [(seconds, name, 0) for name, seconds in self.seconds.items()]
@@ -48,14 +55,14 @@ class _Run:
                 if self.now > self.until.get(name, _ALWAYS):
                     continue
                 sequences[name] += 1
-                sent = update([1.0], sequences[name], base, client=name)
-                self.state, effects = step(self.state, sent, self.now)
+                effects = self._step(name, sequences[name], base)
                 waiting[name] = base
             else:
                 raise AssertionError("everybody waits for ever")
             for effect in effects:
                 if isinstance(effect, NewVersion):
                     self.made.append((self.now, effect))
+                    self.participants.made(effect.number, self.now)
             for name in [name for name, base in waiting.items() if base < self.state.version]:
                 del waiting[name]
                 heapq.heappush(ends, (self.now + self.seconds[name], name, self.state.version))
@@ -126,14 +133,6 @@ def test_one_that_left_is_waited_for_once(clients: int, left: int) -> None:
     assert run.sizes[-1] == left
 
 
-def test_one_that_joins_late_is_taken_in_step() -> None:
-    run = _Run({"a": 1.0}).play(_after(5))
-    state = run.state
-    for number in range(2):  # the other one's first updates
-        state, _ = step(state, update([1.0], number, state.version, client="b"), run.now + 0.5 + number)
-    assert state.participants.count(run.now + 2.0) == 2
-
-
 def test_the_deadline_of_the_settings_holds() -> None:
     run = _Run({"a": 100.0, "b": 130.0}, AggregationSettings(deadline_seconds=5.0))
     run.play(lambda run: len(run.made) > 6 and run.state.pipeline.pending() > 0)
@@ -158,9 +157,9 @@ def test_rules_against_hostile_clients_keep_to_four(strategy: str) -> None:
 
 def test_what_a_source_says_of_a_version_stands() -> None:
     state = start(torch.zeros(1))
-    state, effects = step(state, update([1.0], 0), 0.0, version_size=2)
+    state, effects = step(state, update([1.0], 0), 0.0, Expected(2))
     assert len(effects) == 1
-    state, (_, version) = step(state, update([1.0], 1), 500.0, version_size=1)
+    state, (_, version) = step(state, update([1.0], 1), 1.0, Expected(1))
     assert isinstance(version, NewVersion)
     assert version.buffer_size == 2
 

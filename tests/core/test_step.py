@@ -26,7 +26,7 @@ def begin(**aggregation: Any) -> State:
         torch.tensor([1.0, -1.0]),
         LAYOUT,
         version=4,
-        aggregation=AggregationSettings(**{"max_num_examples": 100, "buffer_size": 4} | aggregation),
+        aggregation=AggregationSettings(max_num_examples=100, **aggregation),
         staleness=StalenessSettings(maximum=3),
         history={number: torch.full((2,), float(number)) for number in (2, 3)},
     )

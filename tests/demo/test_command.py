@@ -47,7 +47,7 @@ def test_json_and_the_report(start: Start, tmp_path: Path) -> None:
     # Versions go on coming until the aggregator hears of the one that reached it.
     assert found["best_accuracy"] >= 0.97
     assert 0.25 < found["final_accuracy"] <= found["best_accuracy"]
-    assert found["updates"] == found["versions"] > 0  # two clients, a buffer of one
+    assert found["updates"] >= found["versions"] > 0  # two clients, a buffer of one or two
     assert 0 < found["bytes_sent"] < found["bytes_raw"]
     assert found["seconds"] > 0
     assert (found["broker"], found["report"], found["clients"]) == ("embedded", "report.html", 2)

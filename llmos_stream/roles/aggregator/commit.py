@@ -9,7 +9,7 @@ from torch import Tensor
 
 from llmos_stream.codec import Layout
 from llmos_stream.config import Settings
-from llmos_stream.core import NewVersion, Pace, Refused, Rule, State, release, take_back
+from llmos_stream.core import NewVersion, Pace, Participants, Refused, Rule, State, release, take_back
 from llmos_stream.errors import Rejected
 from llmos_stream.log.events import folded_data, published_data
 from llmos_stream.log.federation import Federation
@@ -65,12 +65,14 @@ class Committing:
         source: UpdateSource,
         ending: Ending,
         publisher: Publisher,
+        participants: Participants,
     ) -> None:
         self._federation = federation
         self._clock = federation.clock
         self._source = source
         self._ending = ending
         self._publisher = publisher
+        self._participants = participants
         self._layout = layout
         self._spools = Spools(federation.wire.memory_bytes, federation.wire.spool_dir)
         self._chain = Chain(settings.versions, rule, layout, self._spools, federation.offload)
@@ -163,7 +165,7 @@ class Committing:
         busy = self._source.take_busy_seconds() + batch.fold_seconds + self._clock.monotonic() - begun
         self._pace.observe(len(manifest), busy)
         self._flushed = self._clock.monotonic()
-        return Committed(state, end, self._pace.interval(state.participants.count(self._clock.monotonic())))
+        return Committed(state, end, self._pace_seconds())
 
     async def _take_back(
         self, new: NewVersion, state: State, batch: Batch, unsafe: Rejected, before: tuple[Tensor, Pointer | None]
@@ -183,7 +185,10 @@ class Committing:
         await self._publisher.commit(offsets)
         self._source.committed(offsets)
         self._flushed = self._clock.monotonic()
-        return Committed(state, None, self._pace.interval(state.participants.count(self._clock.monotonic())))
+        return Committed(state, None, self._pace_seconds())
+
+    def _pace_seconds(self) -> float:
+        return self._pace.interval(self._participants.count(self._clock.monotonic()))
 
     async def _snapshots(self, new: NewVersion, encoded: Encoded) -> list[EncodedSnapshot]:
         found: list[EncodedSnapshot] = [] if encoded.residual is None else [encoded.residual]

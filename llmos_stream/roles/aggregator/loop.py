@@ -11,8 +11,10 @@ from llmos_stream.config import Settings, StopSettings
 from llmos_stream.core import (
     Duplicate,
     Effect,
+    Expected,
     Folded,
     NewVersion,
+    Participants,
     Refused,
     State,
     Update,
@@ -39,7 +41,7 @@ from llmos_stream.roles.aggregator.waiting import Waiting, WaitingUpdates
 from llmos_stream.telemetry.event_metrics import OWN
 from llmos_stream.telemetry.process_metrics import BUFFERED, PAUSED
 from llmos_stream.telemetry.tracing import span
-from llmos_stream.types import EventKind
+from llmos_stream.types import EventKind, UpdateHead
 from llmos_stream.wire import Refusal
 from llmos_stream.wire.control import LATEST, RunEnd
 
@@ -75,7 +77,10 @@ class Folding:
         self._layout = layout
         self._waiting = WaitingUpdates()
         self._load = Load()
-        self._committing = Committing(federation, settings, self._rule, layout, source, ending, publisher)
+        self._participants = Participants()
+        self._committing = Committing(
+            federation, settings, self._rule, layout, source, ending, publisher, self._participants
+        )
         self._keep_place: Callable[[], Awaitable[object]] = _hold
         self._asked_to_finish: Callable[[], bool] = lambda: False
         self._on_collapse = settings.guard.on_collapse
@@ -126,7 +131,10 @@ class Folding:
             self._ending.resume(checkpoint.started_ms, checkpoint.stop, checkpoint.evaluations or 0)
         await self._source.resume({} if checkpoint is None else checkpoint.intake)
         self._committing.resume(found)
-        self._state = resumed_state(self._rule, self._device, self._layout, found, self._clock.monotonic())
+        self._state = resumed_state(self._rule, self._device, self._layout, found)
+        newest = found.newest.head
+        clients = (item.client_id for item in newest.manifest)
+        self._participants.resume(clients, newest.number, self._clock.monotonic())
 
     async def go_on(self, ended: RunEnd) -> None:
         """Let a run that has ended go on.
@@ -205,7 +213,7 @@ class Folding:
         elif self._paused and not paused:
             logger.info("going on after the pause")
             self._source.resumed_after_pause()
-            self._state.participants.rested(self._clock.monotonic() - self._paused_at)
+            self._participants.rested(self._clock.monotonic() - self._paused_at)
         self._paused = paused
         PAUSED.set(paused)
         return paused
@@ -252,11 +260,10 @@ class Folding:
         weights = await weights_of(self._federation, version)
         if weights is None:
             return
-        parent, sequences, participants = self._state.version, self._state.sequences, self._state.participants
+        parent, sequences = self._state.version, self._state.sequences
         number = parent + 1
         new = self._begun(weights, number, parent, floor=number)
-        self._state.sequences, self._state.participants = sequences, participants
-        participants.made(number, self._clock.monotonic())
+        self._state.sequences = sequences
         if self._ending.guard is not None:
             self._ending.guard.forget_before(number)
         await self._publish(new, equals=version)
@@ -281,12 +288,19 @@ class Folding:
         sent_from = self._source.span_of(received.partition, received.offset)
         staleness = self._state.version - head.base_version
         with span("aggregator.fold", {**update_attributes(head), "staleness": staleness}, parent=sent_from) as folding:
-            now, version_size = self._clock.monotonic(), self._source.version_size()
-            self._state, effects = await self._federation.run(step, self._state, received, now, version_size)
+            now, expected, version = self._clock.monotonic(), self._expected(head), self._state.version
+            self._state, effects = await self._federation.run(step, self._state, received, now, expected)
         self._waiting.spent(self._clock.monotonic() - begun)
         if any(isinstance(effect, Folded) for effect in effects):
             self._waiting.add(Waiting(received.partition, received.offset, head, folding.parent))
+            self._participants.folded(head.client_id, head.base_version, version, now)
         await self._apply(effects)
+
+    def _expected(self, head: UpdateHead) -> Expected:
+        """What the version shall be that this update may open."""
+        if (size := self._source.version_size()) is not None:
+            return Expected(size)
+        return self._participants.expected(head.client_id, head.base_version, self._clock.monotonic())
 
     async def _apply(self, effects: Sequence[Effect]) -> None:
         """Do what a step asks for."""
@@ -317,6 +331,8 @@ class Folding:
         batch = self._waiting.take(new.manifest)
         committed = await self._committing.publish(new, self._state, batch, self._load, equals)
         self._state, self._end = committed.state, committed.end
+        if new.parent is not None:
+            self._participants.made(self._state.version, self._clock.monotonic())
         self._load = self._load._replace(pace_seconds=committed.pace_seconds)
         self._round = self._clock.monotonic()
         await self._guard()

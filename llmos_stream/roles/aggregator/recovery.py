@@ -200,8 +200,8 @@ def _sound(sequences: Mapping[str, Sequence[int]]) -> Mapping[str, Sequence[int]
     return sound
 
 
-def resumed_state(rule: Rule, device: torch.device, layout: Layout, found: Recovered, now: float) -> State:
-    """The state to go on from at time `now`."""
+def resumed_state(rule: Rule, device: torch.device, layout: Layout, found: Recovered) -> State:
+    """The state to go on from."""
     floor = 0 if found.checkpoint is None else found.checkpoint.floor
     begin = partial(
         start,
@@ -223,6 +223,4 @@ def resumed_state(rule: Rule, device: torch.device, layout: Layout, found: Recov
         logger.warning("%s: its moments start anew", error)
     if found.checkpoint is not None:
         state.pipeline.limits.load(found.checkpoint.limits)
-    newest = found.newest.head
-    state.participants.resume((item.client_id for item in newest.manifest), newest.number, now)
     return state
