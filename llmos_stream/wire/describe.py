@@ -62,7 +62,7 @@ def _version(head: VersionHead, full: bool) -> dict[str, object]:
     return found | {
         "manifest": [_contribution(item) for item in head.manifest],
         "tensors": None if head.tensors is None else [_tensor(item) for item in head.tensors],
-        **({"tied": dict(head.tied)} if head.tied else {}),
+        "tied": None if head.tied is None else dict(head.tied),
         "rule": _plain(head.rule),
         "build": dict(head.build),
     }

@@ -126,6 +126,7 @@ def _versions(draw: st.DrawFn) -> VersionHead:
         time_ms=draw(st.integers(0, 253_402_300_799_999)),
         manifest=draw(st.lists(contributions, max_size=4).map(tuple)),
         tensors=draw(laid_out if kind is VersionKind.FULL else st.none() | laid_out),
+        tied=draw(st.none() | st.dictionaries(names, names, min_size=1, max_size=3)),
         rule=draw(st.dictionaries(st.text(max_size=10), json_like, max_size=4)),
         build=draw(st.dictionaries(st.text(max_size=10), st.text(max_size=20), max_size=4)),
     )

@@ -53,6 +53,7 @@ def test_version() -> None:
             }
         ],
         "tensors": [{"name": "w", "shape": [2, 3], "dtype": "float32", "kind": "parameter"}],
+        "tied": None,
         "rule": {"clip_norm": None, "staleness": {"kind": "polynomial", "a": 0.5}},
         "build": {"torch": "2.4.0", "cpu": "x86"},
         "layout_digest": "11" * 32,

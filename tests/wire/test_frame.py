@@ -206,7 +206,7 @@ def test_samples_set_every_field() -> None:
         assert bare <= named
         assert all(getattr(sample, name) for name in bare)
     assert len(fields(UpdateHead)) == 9
-    assert len(fields(VersionHead)) == 14
+    assert len(fields(VersionHead)) == 15
     assert len(fields(SnapshotHead)) == 6
     assert len(fields(Contribution)) == 9
 
@@ -264,6 +264,14 @@ def test_unknown_keys_are_ignored_whatever_they_hold(value: object) -> None:
     unknown = {"later": value}
     assert read(frame(unknown | update_map() | {"last": value})) == UPDATE
     assert read(frame(unknown | version_map(), kind=2)) == VERSION
+
+
+def test_further_names_of_tied_tensors() -> None:
+    made = version_map(tied=[["head.weight", "w"]])
+    assert read(frame(made, kind=2)) == version(tied={"head.weight": "w"})
+    assert read(frame(version_map(tied=[]), kind=2)) == VERSION
+    for tied in (5, ["w"], [["w"]], [["\x1b[2J", "w"]], [["a", 5]], [["a" * 513, "w"]]):
+        assert refused(frame(version_map(tied=tied), kind=2)) is Reason.MALFORMED
 
 
 def test_items_after_the_known_ones_are_ignored() -> None:
