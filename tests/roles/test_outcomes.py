@@ -1,11 +1,13 @@
 """A client learns what became of its updates, and goes on where they count: after a lost disk, beside another."""
 
+import secrets
 import shutil
 from pathlib import Path
 
 import pytest
 
 from llmos_stream.broker import Broker, MemoryBroker
+from llmos_stream.core.client_sequences import CHANCES
 from llmos_stream.core.dedup import SequenceWindow
 from llmos_stream.errors import Reason, Rejected
 from llmos_stream.roles.client import Client, ClientState
@@ -201,7 +203,13 @@ async def test_nobody_spends_the_sequences_of_another(
                     await _round(client)
 
 
-async def test_who_goes_by_a_forged_window_comes_back(federation: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("starts", [(600_000, 5), (5, 600_000), (600_000, 599_999)])
+async def test_who_goes_by_a_forged_window_comes_back(
+    federation: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, starts: tuple[int, int]
+) -> None:
+    """It begins anew at a number that may be far below what was folded: then the log tells it where it was."""
+    begun = iter(starts)
+    monkeypatch.setattr(secrets, "randbelow", lambda most: next(begun, starts[1]) if most > CHANCES else most // 2)
     async with aggregator(MemoryBroker(), settings_for(federation)) as running, Offload(1) as offload:
         with ClientState("c", tmp_path) as state:
             async with _client(running, state, offload) as client:

@@ -24,7 +24,7 @@ from llmos_stream.core import (
     step,
     tick,
 )
-from llmos_stream.errors import FederationFinished
+from llmos_stream.errors import FederationFinished, Reason
 from llmos_stream.log.control import ControlView
 from llmos_stream.log.federation import Federation
 from llmos_stream.log.pausing import set_paused
@@ -317,11 +317,20 @@ class Folding:
                             EventKind.UPDATE_DUPLICATE, ROLE, **identity, partition=partition, offset=offset
                         )
                     )
+                    self._remind(client_id)
                     # The buffered update itself, read again, still waits for its version at that offset.
                     if not self._waiting.has(client_id, sequence, partition, offset):
                         self._source.release(partition, offset)
                 case Refused():
+                    if effect.reason is Reason.SEQUENCE_AHEAD:
+                        self._remind(effect.head.client_id)
                     self._refuse(effect)
+
+    def _remind(self, client_id: str) -> None:
+        """Tell a client that sends what cannot count which sequences of it were folded; the next version may do so."""
+        window = self._state.sequences.of(client_id)
+        if window is not None and not self._waiting.has_of(client_id):
+            self.publisher.remind(client_id, window.dump())
 
     def _refuse(self, refusal: Refusal | Refused) -> None:
         self.publisher.refuse(refusal)

@@ -69,12 +69,13 @@ class Publisher:
         """Where the newest version is, and what was written with it."""
         self._quarantine: list[tuple[bytes | None, bytes]] = []
         self._events: list[Event] = []
+        self._windows: dict[str, Sequence[int]] = {}
         self._quota = RefusalQuota(settings)
 
     @property
     def waiting(self) -> int:
         """Records that wait for a transaction."""
-        return len(self._quarantine) + len(self._events)
+        return len(self._quarantine) + len(self._events) + len(self._windows)
 
     def refuse(self, refusal: Refusal | Refused) -> None:
         """Quarantine a bad update: its head, its reason and its offset, never its payload.
@@ -131,6 +132,13 @@ class Publisher:
         """Write `entry` with the next transaction."""
         self._events.append(entry)
 
+    def remind(self, client_id: str, window: Sequence[int]) -> None:
+        """Say once more, with the next transaction, which sequences of a client were folded up to the newest version.
+
+        It does not know, or goes by what somebody else wrote.
+        """
+        self._windows[client_id] = window
+
     async def commit(
         self, offsets: Mapping[TopicPartition, int], version: Outgoing | None = None, end: RunEnd | None = None
     ) -> Pointer | None:
@@ -144,6 +152,8 @@ class Publisher:
         events: list[Event] = []
         async with self.producer.transaction() as transaction:
             if version is not None:
+                for client_id in version.sequences:
+                    self._windows.pop(client_id, None)
                 pointer = await self._write_version(transaction, version)
                 events += version.events
             if end is not None:
@@ -158,6 +168,7 @@ class Publisher:
             OWN.observe(entry)
         self._quarantine.clear()
         self._events.clear()
+        self._windows.clear()
         return pointer
 
     async def _write_version(self, transaction: Transaction, version: Outgoing) -> Pointer:
@@ -207,6 +218,10 @@ class Publisher:
         # Together, not one after the other: each send waits for its acknowledgement.
         await run_all(
             *(transaction.send(self._topics.quarantine, value, key=key) for key, value in self._quarantine),
+            *(
+                transaction.send(self._topics.control, dump_sequences(window), key=sequences_key(client_id))
+                for client_id, window in self._windows.items()
+            ),
             *(
                 transaction.send(self._topics.events, dump_event(entry), key=event_key(entry))
                 for entry in (*self._events, *events)

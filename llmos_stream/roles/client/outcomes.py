@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import orjson
 
+from llmos_stream.core.client_sequences import FURTHEST_AHEAD
 from llmos_stream.core.dedup import WINDOW, SequenceWindow
 from llmos_stream.errors import Reason, Rejected, StateError
 from llmos_stream.types import UpdateHead, VersionHead
@@ -116,7 +117,9 @@ class Outcomes:
                 return
             self._drop(head["sequence"], f"{entry['reason']}: {entry['detail']}")
             if entry["reason"] == Reason.SEQUENCE_AHEAD:
-                self.window, self.is_lost = None, True
+                self.is_lost = True
+                if self.window is not None and head["sequence"] - self.window.highest <= FURTHEST_AHEAD:
+                    self.window = None  # the aggregator has another
         except (orjson.JSONDecodeError, KeyError, TypeError):
             return  # what nobody of this federation wrote, or the refusal of what has no head
 
