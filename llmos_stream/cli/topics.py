@@ -26,7 +26,7 @@ def add(commands: Commands) -> None:
         examples=(
             "  llmos-stream topics create --federation.name hospital\n"
             "  llmos-stream topics list --json\n"
-            "  llmos-stream topics repair --federation.name hospital  # settings that an admin made otherwise\n"
+            "  llmos-stream topics repair --yes                    # sets what differs\n"
             "  llmos-stream topics delete --federation.name trial-3   # asks first"
         ),
     )
