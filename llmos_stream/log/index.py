@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 from llmos_stream.broker import Broker, TopicPartition
 from llmos_stream.errors import OffsetGone, Reason, Rejected
 from llmos_stream.log.cursor import Cursor, Piece
-from llmos_stream.log.standing import LocatedVersion, Standing, Succession, pointer_to
+from llmos_stream.log.standing import LocatedVersion, Standing, Succession
 from llmos_stream.types import VersionHead, VersionKind
 from llmos_stream.wire.control import Pointer
 
@@ -75,13 +75,13 @@ class VersionIndex:
         """The newest version; None in an empty log."""
         last: LocatedVersion | None = None
         later: deque[LocatedVersion] = deque(maxlen=_UNSURE_KEPT)
-        here = await self._before(self._end, 1)
+        here = await self._before(self._end, 1, checked=True)
         while here is not None:
             if (known := next((version for version in later if version.continues(here)), None)) is not None:
                 return known
             last = last or here
             later.append(here)
-            here = await self._before(here.offset, here.records + 1)
+            here = await self._before(here.offset, here.records + 1, checked=True)
         return last
 
     async def at(self, pointer: Pointer) -> LocatedVersion | None:
@@ -101,10 +101,17 @@ class VersionIndex:
 
     async def stands_on(self, version: LocatedVersion) -> Pointer | None:
         """Where to find the weights of a version; None where the log does not hold all that it stands on."""
-        try:
-            return pointer_to(await self._chain(version))
-        except Rejected:
-            return None
+        here = version
+        while here.head.kind is not VersionKind.FULL:
+            before = await self._before(here.offset, here.records + 1)
+            if before is None:
+                return None
+            if before.head.number != here.head.parent:  # a stranger's lies between
+                walked = self.walk(to=version.head.number)
+                return await anext((at async for found, at in walked if found.offset == version.offset), None)
+            here = before
+        full = Pointer(here.head.number, here.partition, here.offset)
+        return full if here is version else Pointer(version.head.number, version.partition, version.offset, full)
 
     async def chain(self, pointer: Pointer) -> list[LocatedVersion]:
         """The version that `pointer` names and all that it stands on, the full one first, each on the one before.
@@ -119,15 +126,11 @@ class VersionIndex:
         here = await self.at(pointer)
         if here is None:
             raise Rejected(Reason.MALFORMED, f"version {pointer.version} does not begin at offset {pointer.offset}")
-        chain = await self._chain(here)
-        await self._parent(chain[0], first=True)
-        return chain
-
-    async def _chain(self, version: LocatedVersion) -> list[LocatedVersion]:
-        """As `chain`, of a version that was found."""
-        chain = [version]
-        while chain[-1].head.kind is not VersionKind.FULL:
-            chain.append(await self._parent(chain[-1]))
+        chain = [here]
+        while here.head.kind is not VersionKind.FULL:
+            here = await self._parent(here)
+            chain.append(here)
+        await self._parent(here, first=True)
         return chain[::-1]
 
     def _require(self, pointer: Pointer) -> None:
@@ -139,13 +142,13 @@ class VersionIndex:
 
         What others wrote between the two is passed over, as far as it is not too much.
         """
-        here, others = await self._before(version.offset, version.records + 1), 0
+        here, others = await self._before(version.offset, version.records + 1, checked=True), 0
         if first and here is None:
             return version
         while here is not None and others < _OTHERS_PASSED:
             if version.follows(here):
                 return here
-            here, others = await self._before(here.offset, here.records + 1), others + 1
+            here, others = await self._before(here.offset, here.records + 1, checked=True), others + 1
         raise Rejected(Reason.MALFORMED, f"version {version.head.number} does not follow from those before it")
 
     async def _run(self) -> AsyncIterator[LocatedVersion]:
@@ -213,28 +216,34 @@ class VersionIndex:
         before = await self._before(found.offset, found.records + 1)
         return after is None if before is None else found.continues(before)
 
-    async def _before(self, offset: int, width: int) -> LocatedVersion | None:
-        """The last version that begins before `offset`, sought in the last `width` offsets first."""
+    async def _before(self, offset: int, width: int, *, checked: bool = False) -> LocatedVersion | None:
+        """The last version that begins before `offset`, sought in the last `width` offsets first.
+
+        Unless it is to be checked, an honest message before is taken to end where it says, and a transaction after it.
+        To look costs two records.
+        """
         high = offset
         while high > self._oldest:
             low = max(self._oldest, high - width)
-            last = await self._last(low, high)
+            last = await self._last(low, high if checked else high - 1, checked=checked)
             begun = None if last is None else await self._cursor.back_to_beginning(last, self._oldest)
             if (version := await self._version(begun)) is not None:
                 return version
-            if last is None:
+            if not checked:
+                checked = True
+            elif last is None:
                 high, width = low, 2 * width
             else:
                 high, width = last.offset, 1
         return None
 
-    async def _last(self, low: int, high: int) -> Piece | None:
+    async def _last(self, low: int, high: int, *, checked: bool) -> Piece | None:
         """The last chunk between two offsets, or an earlier one of the same message."""
         found = None
         while low < high and (piece := await self._cursor.first(low, high)) is not None:
             found = piece
             after = piece.offset - piece.chunk.index + piece.chunk.count
-            passes = piece.offset < after <= high and await self._ends_as_it_says(piece)
+            passes = piece.offset < after <= high and (not checked or await self._ends_as_it_says(piece))
             low = after if passes else piece.offset + 1
         return found
 

@@ -147,17 +147,18 @@ def test_a_federation_of_processes(start: Start, llmos: Run, on_kafka: str, monk
     rows = llmos("versions", "list", "--json").json()
     assert [(row["version"], row["contributions"]) for row in rows] == [(0, 0), (1, 2), (2, 2), (3, 2)]
 
-    # The run is over: its newest version can be measured again, and nobody can go on with it.
+    # The run is over: its newest version can be measured again, and nobody goes on with it unasked.
     once = llmos("evaluate", "--once", "--json").json()
     assert (once["version"], once["metrics"]) == (3, pytest.approx(measured["metrics"]))
     told = llmos("evaluate", "--once").out
     assert told == (
         f"version 3: accuracy {once['metrics']['accuracy']:.4f}, loss {once['metrics']['loss']:.4f} on 256 examples\n"
     )
-    done = llmos("aggregator", "--runtime.log-level", "error")
+    done = llmos("aggregator", *cap, "--runtime.log-level", "error")
     assert done.status == 1
     assert done.error() == (
-        f"federation {on_kafka} ended at version 3 (max_versions); start a new one under another name"
+        f"federation {on_kafka} ended at version 3 (max_versions); go on with it under another limit "
+        "(as --stop.max-versions) or with --resume, or start a new one under another name"
     )
     late = llmos("client", "--json", "--client.id", "late")
     assert (late.status, late.json()) == (0, {"updates": 0, "counted": 0, "dropped": 0, "waiting": 0})

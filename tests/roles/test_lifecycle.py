@@ -1,6 +1,7 @@
 """The end of a run at an operator's wish, and its going on after an end, on both brokers."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -234,12 +235,16 @@ async def test_an_end_of_an_earlier_release_asks_for_the_word(federation: str) -
         await publish_random(running, range(2, 3))
 
 
-async def test_of_two_that_go_on_one_stands_by(broker: Broker, federation: str) -> None:
+async def test_of_two_that_go_on_one_stands_by(
+    broker: Broker, federation: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
     await _ended_at(broker, _capped(federation, 1), 1)
     settings = _capped(federation, 3)
     async with aggregator(broker, settings) as first:
         await publish_random(first, range(2, 3))
         async with aggregator(broker, settings) as second:
+            await second.until(lambda: any("standing by" in message for message in caplog.messages))
             await publish_random(first, range(3, 4))
             end = await first.task
             assert await second.task == end

@@ -1,6 +1,7 @@
 """Who leads, on both brokers: a standby waits, takes over, and the one it took over from stops."""
 
 import asyncio
+import logging
 from time import monotonic
 from typing import Any
 
@@ -172,11 +173,15 @@ async def test_of_two_that_stand_by_one_leads(broker: Broker, federation: str) -
     assert torch.equal(version.weights, delta_of(2.0))
 
 
-async def test_the_end_of_the_run_ends_the_standby_too(broker: Broker, federation: str) -> None:
+async def test_the_end_of_the_run_ends_the_standby_too(
+    broker: Broker, federation: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
     settings = settings_for(federation, stop={"max_versions": 1})
     async with aggregator(broker, settings) as first:
         await first.version(0)  # it leads
         async with aggregator(broker, settings, _HeldClock()) as second:
+            await second.until(lambda: any("standing by" in message for message in caplog.messages))
             await first.send(update(delta_of(1.0)))
             end = await first.task
             assert end is not None
