@@ -7,9 +7,11 @@ import multiprocessing
 import os
 import runpy
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import chdir, contextmanager
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
+from multiprocessing.forkserver import ensure_running
 from pathlib import Path
 
 _PRELOADED = [
@@ -25,11 +27,30 @@ _PRELOADED = [
 ]
 
 
+_ENVIRONMENT, _FOLDER = dict(os.environ), Path.cwd()  # before any test has changed them for itself
+
+
 def context() -> ForkServerContext:
     """The server's own context: everything is imported there, and no thread runs there."""
     forkserver = multiprocessing.get_context("forkserver")
     forkserver.set_forkserver_preload(_PRELOADED)
+    with _as_it_was():
+        ensure_running()
     return forkserver
+
+
+@contextmanager
+def _as_it_was() -> Iterator[None]:
+    """Keep from the server, which outlives the test that starts it, what that has set: it would be everybody's."""
+    environment = dict(os.environ)
+    with chdir(_FOLDER):
+        os.environ.clear()
+        os.environ.update(_ENVIRONMENT)
+        try:
+            yield
+        finally:
+            os.environ.clear()
+            os.environ.update(environment)
 
 
 def run_module(

@@ -2,6 +2,8 @@
 
 import asyncio
 import os
+import subprocess
+import sys
 import threading
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -33,6 +35,25 @@ def test_the_server_that_forks_the_roles_runs_no_threads() -> None:
     process.start()
     assert ours.recv_bytes() == b"1"
     process.join()
+
+
+def _name_settings(answers: Connection) -> None:
+    answers.send_bytes(",".join(name for name in os.environ if name == "LLMOS_OF_ONE_TEST").encode())
+
+
+def test_what_a_test_sets_for_itself_reaches_no_process_of_others(tmp_path: Path) -> None:
+    """The server is started here, in a process of its own, by a test that has set something."""
+    script = (
+        "from tests.forkserver import context\nimport os, tests.faults.test_processes as here\n"
+        "os.environ['LLMOS_OF_ONE_TEST'] = '1'\nos.chdir(os.environ['ELSEWHERE'])\nforks = context()\n"
+        "ours, theirs = forks.Pipe(duplex=False)\n"
+        "forks.Process(target=here._name_settings, args=(theirs,)).start()\nprint(repr(ours.recv_bytes()))"
+    )
+    environment = os.environ | {"ELSEWHERE": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False, env=environment, timeout=60
+    )
+    assert (done.stdout, done.returncode) == ("b''\n", 0), done.stderr
 
 
 async def _try(plan: Plan, node: KafkaNode, folder: Path) -> Trial:
