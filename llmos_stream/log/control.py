@@ -37,7 +37,7 @@ from llmos_stream.wire.control import (
     load_run,
     load_sequences,
 )
-from llmos_stream.wire.fields import count
+from llmos_stream.wire.fields import count, is_client_id
 
 __all__ = ["Checkpoint", "ControlView", "Leader", "Pointer", "Promotion", "RunEnd"]
 
@@ -221,7 +221,10 @@ class ControlView:
             self._note_spoilt(record.key or b"")
 
     def _note_spoilt(self, key: bytes) -> None:
-        if (key in {LATEST, STATE} or key.startswith(SEQUENCES)) and len(self.spoilt) < _SPOILT_KEPT:
+        # Under the name of no client the aggregator has nothing, and could not read there what it wrote.
+        name = key.removeprefix(SEQUENCES).decode(errors="replace")
+        is_window = key.startswith(SEQUENCES) and is_client_id(name)
+        if (key in {LATEST, STATE} or is_window) and len(self.spoilt) < _SPOILT_KEPT:
             self.spoilt.add(key)
 
     def _apply_leader(self, leader: Leader) -> None:

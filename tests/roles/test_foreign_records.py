@@ -27,6 +27,8 @@ from llmos_stream.wire.control import (
     PROMOTED,
     RUN,
     STATE,
+    RunEnd,
+    dump_run_end,
     dump_setting,
     sequences_key,
 )
@@ -227,6 +229,47 @@ async def _goes_on(broker: Broker, settings: Settings) -> list[bytes | None]:
     async with aggregator(broker, settings) as running:
         await running.send(update(delta_of(1.0), sequence=1, base_version=1))
         return [record.key for record in await running.read(running.topics.models, 4)]
+
+
+async def _written_under(running: RunningFederation, key: bytes, last: bytes) -> list[bytes | None]:
+    """The values under the key of the control topic, once there are three under `last`, the third written again."""
+    found: list[tuple[bytes | None, bytes | None]] = []
+    async with running.broker.reader([running.topics.control], start="earliest") as reader:
+        while sum(name == last for name, _ in found) < 3:
+            found += [(record.key, record.value) for record in await reader.poll(0.1)]
+            assert not running.task.done()
+    return [value for name, value in found if name == key]
+
+
+@pytest.mark.parametrize("name", [b"\xff\xfe", b"", b"-a", b"a" * 129, "\u00e4".encode()])
+async def test_what_lies_under_the_name_of_no_client_is_not_written_again(federation: str, name: bytes) -> None:
+    """The aggregator could not read there what it wrote itself, and would write it again and again."""
+    broker, settings = MemoryBroker(), settings_for(federation)
+    key = sequences_key("") + name
+    async with aggregator(broker, settings) as running:
+        await running.version(0)
+        async with broker.producer() as producer:
+            await producer.send(running.topics.control, b"[-1]", key=key)
+            await producer.send(running.topics.control, b"rubbish", key=LATEST)
+        assert await _written_under(running, key, LATEST) == [b"[-1]"]
+
+
+async def test_a_forged_end_of_the_run_is_taken_back(broker: Broker, federation: str) -> None:
+    """By the aggregator that leads: whoever comes then takes part."""
+    settings = settings_for(federation)
+    forged = dump_run_end(RunEnd("target", "it is reached", 0))
+    async with aggregator(broker, settings) as running:
+        await running.version(0)
+        async with running.federation.control() as control, broker.producer() as producer:
+            await producer.send(running.topics.control, forged, key=RUN)
+            while not control.has_ended or control.finished is not None:
+                await control.poll(0.1)
+                assert not running.task.done()
+        await running.send(update(delta_of(1.0)))
+        await running.version(1)
+    async with aggregator(broker, settings) as running:
+        await running.send(update(delta_of(1.0), sequence=1, base_version=1))
+        await running.version(2)
 
 
 async def test_a_state_that_leads_to_nothing_costs_the_moments_alone(federation: str) -> None:

@@ -28,11 +28,13 @@ from llmos_stream.types import Contribution, Event, EventKind, VersionHead
 from llmos_stream.wire import Parts
 from llmos_stream.wire.control import (
     LATEST,
+    RUN,
     SEQUENCES,
     STATE,
     Checkpoint,
     Pointer,
     RunEnd,
+    dump_running,
     dump_sequences,
     dump_setting,
 )
@@ -109,6 +111,8 @@ class Committing:
         for key in sorted(keys):
             if key == LATEST:
                 records[key] = dump_setting(pointer)
+            elif key == RUN:
+                records[key] = dump_running(pointer.version)
             elif key != STATE:
                 records[key] = dump_sequences(state.sequences.find(key.removeprefix(SEQUENCES)))
             elif checkpoint is not None:

@@ -39,11 +39,11 @@ from llmos_stream.roles.aggregator.source import UpdateSource
 from llmos_stream.roles.aggregator.stopping import Ending
 from llmos_stream.roles.aggregator.waiting import Waiting, WaitingUpdates
 from llmos_stream.telemetry.event_metrics import OWN
-from llmos_stream.telemetry.process_metrics import BUFFERED, PAUSED
+from llmos_stream.telemetry.process_metrics import BUFFERED, FOREIGN, PAUSED
 from llmos_stream.telemetry.tracing import span
-from llmos_stream.types import EventKind, UpdateHead
+from llmos_stream.types import EventKind, TopicKind, UpdateHead
 from llmos_stream.wire import Refusal
-from llmos_stream.wire.control import LATEST, RunEnd
+from llmos_stream.wire.control import LATEST, RUN, RunEnd
 
 logger = logging.getLogger(__name__)
 
@@ -159,6 +159,11 @@ class Folding:
         if announced is not None and not self._committing.has_published(announced):
             control.disown(announced, "it is not of the aggregator that leads")
             spoilt.add(LATEST)
+        if control.finished is not None:
+            # Whoever ends a run leads first, and would have fenced this one.
+            control.went_on()
+            FOREIGN.labels(TopicKind.CONTROL).inc()
+            spoilt.add(RUN)
         if spoilt:
             logger.warning("others have written over %d control records of this aggregator", len(spoilt))
             control.spoilt = set()
