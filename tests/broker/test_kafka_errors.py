@@ -5,9 +5,13 @@ import logging
 import aiokafka.errors as theirs
 import pytest
 from aiokafka import TopicPartition as TheirPartition
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.protocol.metadata import MetadataResponse_v0
 
+from llmos_stream.broker.kafka.connection import Connection
 from llmos_stream.broker.kafka.quiet import calm_aiokafka, collected_reasons
 from llmos_stream.broker.kafka.translate import translate
+from llmos_stream.config import BrokerSettings
 from llmos_stream.errors import (
     BrokerError,
     BrokerUnavailable,
@@ -67,6 +71,19 @@ def test_messages_say_where_and_what_to_do() -> None:
     assert "ACLs" in str(translate(theirs.GroupAuthorizationFailedError("g"), "host:1"))
     assert "topics create" in str(translate(theirs.UnknownTopicOrPartitionError(), "host:1", topic="t"))
     assert "TRANSACTION_TIMEOUT" in str(translate(theirs.ProducerFenced(), "host:1", producer="id"))
+
+
+async def test_a_broker_that_is_not_met_where_it_wants_to_be_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cluster answers at its first address, and names another one for its broker."""
+
+    async def start(client: AIOKafkaAdminClient) -> None:
+        client._client.cluster.update_metadata(MetadataResponse_v0([(1, "kafka-0.invalid", 9092)], []))
+
+    monkeypatch.setattr(AIOKafkaAdminClient, "start", start)
+    kafka = Connection(BrokerSettings(bootstrap_servers="localhost:9092"))
+    with pytest.raises(BrokerUnavailable, match=r"localhost:9092 .* advertised\.listeners: kafka-0\.invalid:9092"):
+        async with kafka.admin():
+            raise theirs.NodeNotReadyError("node id 1")
 
 
 def test_errors_of_ours_pass_unchanged() -> None:

@@ -131,6 +131,11 @@ class Connection:
         )
         try:
             yield client
+        except theirs.NodeNotReadyError as error:
+            raise BrokerUnavailable(
+                f"Kafka at {self.address} answers, but a broker that it names does not; reachable from here must be "
+                f"each of its advertised.listeners: {_advertised(client)}"
+            ) from error
         except AIOKAFKA_ERRORS as error:
             raise translate(error, self.address) from error
         finally:
@@ -169,6 +174,11 @@ async def topic_leaders(admin: AIOKafkaAdminClient) -> dict[str, list[int]]:
     Asking for one topic by name would create it where Kafka creates topics by itself.
     """
     return {topic["topic"]: [part["leader"] for part in topic["partitions"]] for topic in await admin.describe_topics()}
+
+
+def _advertised(admin: AIOKafkaAdminClient) -> str:
+    """Under which addresses the brokers want to be met."""
+    return ", ".join(sorted(f"{broker.host}:{broker.port}" for broker in admin._client.cluster.brokers()))
 
 
 def _ssl_context(settings: BrokerSettings) -> ssl.SSLContext | None:
