@@ -1,6 +1,7 @@
 """Fixtures that all rooms share: a clean environment, names that do not collide, and brokers to test against."""
 
 import gc
+import logging
 import os
 import uuid
 from collections.abc import AsyncIterator, Generator, Iterator
@@ -8,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import settings as hypothesis_settings
 
 from llmos_stream.broker import Broker, LocalKafka, MemoryBroker, connect
@@ -92,6 +94,17 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.startswith("LLMOS_"):
             monkeypatch.delenv(name)
+
+
+@pytest.fixture(autouse=True)
+def _process_as_before() -> Iterator[None]:
+    """What a command, a role or a benchmark sets for its whole process is put back: others come after it here."""
+    package, threads = logging.getLogger("llmos_stream"), torch.get_num_threads()
+    handlers, level, propagate = package.handlers, package.level, package.propagate
+    yield
+    package.handlers, package.propagate = handlers, propagate
+    package.setLevel(level)
+    torch.set_num_threads(threads)
 
 
 def need_a_local_kafka() -> None:

@@ -4,14 +4,11 @@ import argparse
 import asyncio
 import itertools
 import json
-import logging
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
-import torch
 
 from tests.bench import bench_accuracy, bench_codec, bench_loop
 from tests.bench.bench_accuracy import CHAINS, UPDATES, Trial, row_of
@@ -33,17 +30,6 @@ Thread 0x0000000000000003 (most recent call first):
   File "/x/asyncio/streams.py", line 500 in feed_data
   File "/x/asyncio/streams.py", line 284 in data_received
 """
-
-
-@pytest.fixture(autouse=True)
-def _as_before() -> Iterator[None]:
-    """A benchmark has its process to itself; here others come after it."""
-    threads, logger = torch.get_num_threads(), logging.getLogger("llmos_stream")
-    handlers, level, propagate = logger.handlers, logger.level, logger.propagate
-    yield
-    torch.set_num_threads(threads)
-    logger.handlers, logger.propagate = handlers, propagate
-    logger.setLevel(level)
 
 
 def _run(module: ModuleType, folder: Path, *arguments: str) -> Any:

@@ -3,11 +3,11 @@ import uuid
 
 import pytest
 
-from tests.cli.fixtures import _process_as_before, llmos, nobody, on_kafka, start
+from tests.cli.fixtures import _own_terminal_and_home, llmos, nobody, on_kafka, start
 from tests.cli.logged import Logged, write_log
 from tests.conftest import KafkaNode
 
-__all__ = ["_process_as_before", "llmos", "nobody", "on_kafka", "start"]
+__all__ = ["_own_terminal_and_home", "llmos", "nobody", "on_kafka", "start"]
 
 
 @pytest.fixture(scope="session")

@@ -1,12 +1,10 @@
 """Fixtures of the tests that run the command."""
 
-import logging
 import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from llmos_stream.cli.main import main
 from tests.cli.aids import Done, Run, Running, Start
@@ -14,15 +12,10 @@ from tests.conftest import KafkaNode
 
 
 @pytest.fixture(autouse=True)
-def _process_as_before(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """A terminal of 80 columns, a home of its own; and what a command sets for its whole process is put back."""
+def _own_terminal_and_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A terminal of 80 columns, and a home of its own."""
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    package, threads = logging.getLogger("llmos_stream"), torch.get_num_threads()
-    handlers, level, propagate = package.handlers, package.level, package.propagate
-    yield
-    package.handlers, package.level, package.propagate = handlers, level, propagate
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -7,11 +7,11 @@ import pytest
 
 from llmos_stream.testing import until
 from tests.cli.aids import Run as Command
-from tests.cli.fixtures import _process_as_before, llmos
+from tests.cli.fixtures import _own_terminal_and_home, llmos
 from tests.dashboard.aids import SECONDS, TOKEN
 from tests.dashboard.run import FEDERATION, running
 
-__all__ = ["_process_as_before", "llmos"]
+__all__ = ["_own_terminal_and_home", "llmos"]
 
 _HEADERS = {"authorization": f"Bearer {TOKEN}"}
 

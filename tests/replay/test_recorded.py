@@ -21,11 +21,11 @@ from llmos_stream.runtime import Offload, Shutdown
 from llmos_stream.training import load_task
 from llmos_stream.types import VersionKind
 from tests.cli.aids import Run
-from tests.cli.fixtures import _process_as_before, llmos
+from tests.cli.fixtures import _own_terminal_and_home, llmos
 from tests.replay.aids import replay_log, verdicts_of
 from tests.replay.recorded.log_file import RecordedRun, runs_of
 
-__all__ = ["_process_as_before", "llmos"]
+__all__ = ["_own_terminal_and_home", "llmos"]
 
 _FOLDER = Path(__file__).parent / "recorded"
 _RELEASES = sorted(path.name for path in _FOLDER.glob("*.msgpack.zst"))

@@ -2,7 +2,6 @@
 
 import io
 import logging
-from collections.abc import Iterator
 
 import orjson
 import pytest
@@ -11,15 +10,6 @@ from llmos_stream.config import RuntimeSettings
 from llmos_stream.runtime import configure_logging
 from llmos_stream.runtime.logs import LINES, Sparing, report_end
 from llmos_stream.testing import ManualClock
-
-
-@pytest.fixture(autouse=True)
-def _restore() -> Iterator[None]:
-    logger = logging.getLogger("llmos_stream")
-    before = logger.handlers, logger.level, logger.propagate
-    yield
-    logger.handlers, logger.propagate = before[0], before[2]
-    logger.setLevel(before[1])
 
 
 def test_json_lines_hold_the_message_and_the_error() -> None:

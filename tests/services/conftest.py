@@ -1,3 +1,3 @@
-from tests.cli.fixtures import _process_as_before, nobody, on_kafka
+from tests.cli.fixtures import _own_terminal_and_home, nobody, on_kafka
 
-__all__ = ["_process_as_before", "nobody", "on_kafka"]
+__all__ = ["_own_terminal_and_home", "nobody", "on_kafka"]
