@@ -45,6 +45,7 @@ def _trial(seed: int, update_bytes: float, *accuracies: float) -> Trial:
     return Trial(seed, curve, 8, update_bytes, 1000, 300.0, 1.0)
 
 
+@pytest.mark.full
 def test_codecs_are_measured_beside_float32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     few = {name: UPDATES[name] for name in ("float32", "int8", "top 1 %")}
     monkeypatch.setattr(bench_accuracy, "UPDATES", few)
@@ -81,6 +82,7 @@ def test_a_row_compares_the_runs_of_the_same_seed() -> None:
     assert row_of("lost", [_trial(0, 60.0, 0.1, 0.1)], float32[:1]).reached is None
 
 
+@pytest.mark.full
 def test_deltas_of_a_first_and_of_later_rounds_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     few = {name: bench_codec.CODECS[name] for name in ("float32", "int4", "top 1 %, int8")}
     monkeypatch.setattr(bench_codec, "CODECS", few)

@@ -41,6 +41,7 @@ def _name_settings(answers: Connection) -> None:
     answers.send_bytes(",".join(name for name in os.environ if name == "LLMOS_OF_ONE_TEST").encode())
 
 
+@pytest.mark.full
 def test_what_a_test_sets_for_itself_reaches_no_process_of_others(tmp_path: Path) -> None:
     """The server is started here, in a process of its own, by a test that has set something."""
     script = (
