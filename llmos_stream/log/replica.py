@@ -165,10 +165,8 @@ class Replica:
         if not self._is_next(message.first_offset, head.number, held):
             self._pass_over(message.first_offset, f"version {head.number}, which is not the next one")
             return None
-        follower, self._follower = (
-            self._follower,
-            Follower(shares=self._shares),
-        )  # back once it is done: a thread is not cancelled
+        # Back once it is done: a thread is not cancelled.
+        follower, self._follower = self._follower, Follower(shares=self._shares)
         self.parent_span = self._stream.span_of(message.partition, message.first_offset)
         try:
             with follow("version.apply", self.parent_span, version_attributes(head)):

@@ -386,3 +386,18 @@ async def test_an_end_whose_acknowledgement_was_lost_is_the_end(
     assert end == control.finished
     assert control.latest is not None
     assert control.latest.version == end.version == 2
+
+
+async def test_a_repeat_of_what_waits_tells_nothing_of_it_before_its_version(broker: Broker, federation: str) -> None:
+    """What the log says was folded is not folded again after a crash: it may say so only together with the version."""
+    settings = settings_for(federation, aggregation={"buffer_size": 2})
+    async with aggregator(broker, settings) as running:
+        await running.version(0)
+        await running.send(update(delta_of(1.0)))
+        await running.send(update(delta_of(1.0)))
+        await running.events("update_duplicate", 1)
+        await running.kill()
+    async with aggregator(broker, settings) as running:
+        await running.send(update(delta_of(3.0), sequence=1))
+        version = await running.version(1)
+    assert [item.sequence for item in version.head.manifest] == [0, 1]
