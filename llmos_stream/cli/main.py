@@ -13,6 +13,7 @@ from llmos_stream.cli import (
     audit,
     broker,
     demo,
+    docs,
     finish,
     inspect,
     monitor,
@@ -129,6 +130,7 @@ _COMMANDS = (
     inspect,
     broker,
     settings,
+    docs,
 )
 
 

@@ -23,7 +23,7 @@ def add(commands: Commands) -> None:
         sections=tuple(Settings.model_fields),
         examples="  llmos-stream settings --config federation.toml\n  llmos-stream settings --json",
     )
-    parser.add_argument("--markdown", action="store_true", help="print the table of the README, with the defaults")
+    parser.add_argument("--markdown", action="store_true", help="print them as a table in Markdown, with the defaults")
 
 
 def _run(arguments: argparse.Namespace, settings: Settings) -> int:
@@ -48,7 +48,7 @@ def _run(arguments: argparse.Namespace, settings: Settings) -> int:
 
 
 def markdown() -> str:
-    """The settings as the README shows them."""
+    """The settings as the documentation shows them."""
     rows = ["| setting | default | values | meaning |", "| --- | --- | --- | --- |"]
     for setting in settings_of():
         name = f"`{setting.section}.{setting.field}`"

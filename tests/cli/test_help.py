@@ -24,6 +24,7 @@ _COMMANDS = (
     "inspect",
     "broker",
     "settings",
+    "docs",
 )
 
 _SCRIPT = f"""

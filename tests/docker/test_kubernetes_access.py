@@ -122,7 +122,8 @@ def test_the_example_lets_out_to_the_store_and_the_collector() -> None:
 def test_the_image_for_an_object_store_has_what_opens_it() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     (usual,) = _EXTRAS.findall((ROOT / "docker" / "Dockerfile").read_text())
-    files = [KUBERNETES / "components" / "object-store" / "kustomization.yaml", ROOT / "README.md"]
+    page = ROOT / "llmos_stream" / "docs" / "containers.md"
+    files = [KUBERNETES / "components" / "object-store" / "kustomization.yaml", page]
     for file in files:
         (named,) = _EXTRAS.findall(file.read_text())
         assert set(named.split(",")) == {*usual.split(","), "s3"} <= extras.keys(), file

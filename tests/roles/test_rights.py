@@ -1,4 +1,4 @@
-"""Every role on a Kafka with ACLs, with the rights that the README lists for it and no others."""
+"""Every role on a Kafka with ACLs, with the rights that the documentation lists for it and no others."""
 
 import asyncio
 import re
@@ -46,8 +46,8 @@ _VERSIONS = 2
 
 
 def _table() -> dict[str, tuple[list[str], list[str]]]:
-    """The README's: what each role may read and write."""
-    text = (Path(__file__).parents[2] / "README.md").read_text()
+    """The documentation's: what each role may read and write."""
+    text = (Path(__file__).parents[2] / "llmos_stream" / "docs" / "kafka.md").read_text()
     rows = text.partition("| role | Read on topics |")[2].partition("\n\n")[0].splitlines()[2:]
     cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
     return {role: (re.findall(r"\w+", reads), re.findall(r"\w+", writes)) for role, reads, writes, _ in cells}

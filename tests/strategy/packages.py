@@ -4,16 +4,14 @@ import contextlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from textwrap import dedent
 
-from llmos_stream import strategy
+from tests.docs.pages import DOCS, blocks_of
 
 
 def example() -> str:
-    """The module in the documentation of `llmos_stream.strategy`."""
-    text = strategy.__doc__ or ""
-    begin, end = text.index('    """FedBuff in which'), text.index("and its `pyproject.toml`")
-    return dedent(text[begin:end])
+    """The module that the documentation shows."""
+    (block,) = [block for block in blocks_of(DOCS / "strategy.md") if block.title == "tempered.py"]
+    return block.text
 
 
 @contextlib.contextmanager

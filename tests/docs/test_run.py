@@ -1,0 +1,85 @@
+"""Every command and every piece of code on the pages runs as it stands there.
+
+The commands of a page meet a federation that has ended on a real Kafka: `llmos`, with 20 versions.
+"""
+
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from tests.conftest import KafkaNode
+from tests.docs.pages import PAGES, Block, run_here
+from tests.docs.story import tell
+
+
+def _with(language: str) -> list[Path]:
+    return [
+        page for page in PAGES if any(block.language == language and (block.title is None) for block in run_here(page))
+    ]
+
+
+def free_port() -> int:
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        return int(held.getsockname()[1])
+
+
+@pytest.mark.parametrize("page", _with("python"), ids=lambda page: page.stem)
+def test_its_code_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    known = set(sys.modules)
+    names = _a_loop_of_ones_own()
+    try:
+        for block in run_here(page):
+            if block.title is not None:
+                (tmp_path / block.title).write_text(block.text)
+            elif block.language == "python":
+                _execute(block, names)
+    finally:
+        if "fl" in names:
+            names["fl"].close()
+        for name in set(sys.modules) - known:
+            if getattr(sys.modules[name], "__file__", None) and str(tmp_path) in str(sys.modules[name].__file__):
+                del sys.modules[name]
+
+
+def _execute(block: Block, names: dict[str, Any]) -> None:
+    """With the page's own line numbers, so that a traceback leads there."""
+    exec(compile("\n" * block.line + block.text, str(block.page), "exec"), names)  # noqa: S102
+
+
+def _a_loop_of_ones_own() -> dict[str, Any]:
+    """What a reader has already."""
+    model = nn.Linear(4, 2)
+    batch = torch.rand(8, 4), torch.randint(0, 2, (8,))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    return {"__name__": "page", "model": model, "data_loader": [batch], "optimizer": optimizer, "num_epochs": 2}
+
+
+@pytest.fixture(scope="module")
+def ended(shared_kafka: KafkaNode, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """The variables of a federation that has ended, for all pages."""
+    variables = {"LLMOS_BROKER__BOOTSTRAP_SERVERS": shared_kafka.bootstrap_servers, "LLMOS_FEDERATION__NAME": "llmos"}
+    demo = Block(Path("demo"), 0, "bash", None, "", "llmos-stream demo --stop.target none --stop.max-versions 20\n")
+    folder = tmp_path_factory.mktemp("ended")
+    tell([demo], folder, variables, free_port)
+    yield variables
+    delete = Block(Path("after"), 0, "bash", None, "", "llmos-stream topics delete --yes\n")
+    tell([delete], tmp_path_factory.mktemp("after"), variables, free_port)
+
+
+@pytest.mark.kafka
+@pytest.mark.full
+@pytest.mark.xdist_group("docs")
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("page", _with("bash"), ids=lambda page: page.stem)
+def test_its_commands_run(page: Path, ended: dict[str, str], tmp_path: Path) -> None:
+    tell(run_here(page), tmp_path, ended, free_port)
