@@ -16,7 +16,7 @@ WORKERS ?= 3
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $(WORKERS) --dist loadgroup --durations 30
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-random lint bench chaos images up clean
+.PHONY: help demo test test-all test-random lint bench chaos docs images up javascript clean
 
 help: ## show these lines
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -72,6 +72,16 @@ images: ## build the image of all services (docker)
 
 up: images ## bring up a whole federation in containers, and wait until it is healthy
 	docker compose -f docker/compose.yaml up --detach --wait
+
+docs: $(READY) ## write the tables and test vectors of the documentation anew, and build it as a site: build/docs
+	$(BIN)/python -m tests.docs
+	$(BIN)/python -m tests.vectors
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+javascript: ## install what the client in JavaScript needs, for its tests (npm)
+	mkdir -p build/javascript
+	cp llmos_stream/docs/javascript/package.json build/javascript
+	cd build/javascript && npm install --silent --no-audit --no-fund
 
 clean: ## delete everything that was made here
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis report.html

@@ -1,6 +1,7 @@
 """What the commands share: how one is declared and how it prints."""
 
 import argparse
+import re
 import sys
 from collections.abc import Callable, Container, Mapping, Sequence
 from functools import partial
@@ -19,6 +20,7 @@ from llmos_stream.reporting.wording import as_text
 from llmos_stream.runtime import ExitCode, configure_logging
 
 _UNBOUNDED = 1 << 20
+_BRIEF = 60
 Commands: TypeAlias = "argparse._SubParsersAction[Parser]"
 Defaults: TypeAlias = Mapping[str, Mapping[str, Any]]
 NO_DEFAULTS: Defaults = {}
@@ -115,7 +117,7 @@ def add_command(
     } | _ALWAYS_SHOWN
     parser = commands.add_parser(
         name,
-        help=text,
+        help=_brief(text),
         description=text[0].upper() + text[1:] + ".",
         epilog=f"examples:\n{examples}",
         formatter_class=partial(_ShortHelp, shown=needed),
@@ -126,6 +128,11 @@ def add_command(
     add_settings(parser, sections, {**defaults, **shown})
     parser.set_defaults(run=run, parser=parser, defaults=defaults)
     return parser
+
+
+def _brief(text: str) -> str:
+    """As much of it as has room in the list of commands."""
+    return text if len(text) <= _BRIEF else re.split(r"[:,] | \(", text)[0]
 
 
 def run_command(arguments: argparse.Namespace) -> int:

@@ -39,7 +39,7 @@ def add(commands: Commands) -> None:
         commands,
         "demo",
         _run,
-        text="train one model with eight unequal clients and write report.html",
+        text="train one model with eight unequal clients, and write report.html",
         sections=tuple(SECTIONS),
         defaults=DEFAULTS,
         shown={"federation": {"name": _NAME}},

@@ -28,6 +28,7 @@ from llmos_stream.cli import (
     versions,
 )
 from llmos_stream.cli.common import Parser, run_command
+from llmos_stream.cli.guesses import GUESSES, without_words_of_other_tools
 from llmos_stream.errors import LlmosError
 from llmos_stream.runtime.process import ExitCode, exit_code, exit_process
 
@@ -35,6 +36,12 @@ _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 
 _EPILOG = """\
 start here:
+  llmos-stream demo                     eight clients train one model here
+  llmos-stream docs                     the documentation, offline
+  llmos-stream COMMAND --help           what a command does, with examples
+  llmos-stream --help-all               a whole federation, step by step
+"""
+_STEPS = """start here:
   llmos-stream demo                     eight clients train one model here;
                                         writes report.html
   llmos-stream demo --broker kafka      the same on a Kafka, one process each
@@ -98,10 +105,12 @@ def _drop_output() -> None:
 
 
 def _parsed(argv: Sequence[str]) -> argparse.Namespace:
-    parser = _parser()
-    words = [_dashed(text) for text in argv]
-    if words[1:] and words[0].startswith("--") and words[0] not in {"--help", "--version"}:
+    parser = make_parser()
+    words = without_words_of_other_tools([_dashed(text) for text in argv])
+    if words[1:] and words[0].startswith("--") and words[0] not in {"--help", "--help-all", "--version"}:
         parser.error(f"a command comes before its flags: llmos-stream COMMAND {words[0]} ...")
+    if words and words[0] in GUESSES:
+        parser.error(f"no command is called {words[0]}; {GUESSES[words[0]]}")
     arguments, unknown = parser.parse_known_args(words)
     if unknown:
         arguments.parser.refuse(unknown)
@@ -134,14 +143,32 @@ _COMMANDS = (
 )
 
 
-def _parser() -> Parser:
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """A line for each command."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=16)
+
+
+class _HelpAll(argparse.Action):
+    """Shows the help with all steps of a federation."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        parser.epilog = _STEPS
+        parser.print_help()
+        parser.exit()
+
+
+def make_parser() -> Parser:
+    """The parser of all commands."""
     parser = Parser(
         prog="llmos-stream",
         description="Asynchronous federated learning as an event log.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_Help,
         allow_abbrev=False,
     )
+    parser.add_argument("--help-all", action=_HelpAll, nargs=0, help="show this help with a federation, step by step")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for module in _COMMANDS:

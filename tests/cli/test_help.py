@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -9,6 +10,7 @@ import pytest
 
 from llmos_stream import __version__
 from llmos_stream.cli.flags import settings_of
+from llmos_stream.cli.guesses import GUESSES
 from tests.cli.aids import Run
 
 _COMMANDS = (
@@ -50,9 +52,13 @@ def test_the_help_names_every_command_and_where_to_start(llmos: Run) -> None:
     assert done.status == 0
     assert max(map(len, done.out.splitlines())) <= 80
     for name in _COMMANDS:
-        assert f"    {name} " in done.out or f"    {name}\n" in done.out
+        assert any(line.startswith(f"    {name} ") and len(line.split()) > 3 for line in done.out.splitlines()), name
     assert "llmos-stream demo" in done.out
-    assert "LLMOS_BROKER__BOOTSTRAP_SERVERS" in done.out
+    assert len(done.out.splitlines()) <= 40
+    whole = llmos("--help-all")
+    assert whole.status == 0
+    assert "LLMOS_BROKER__BOOTSTRAP_SERVERS" in whole.out
+    assert max(map(len, whole.out.splitlines())) <= 80
 
 
 @pytest.mark.parametrize("name", _COMMANDS)
@@ -89,7 +95,25 @@ def test_each_commands_help_has_examples_whose_flags_it_explains(llmos: Run, nam
 
 
 def test_the_version(llmos: Run) -> None:
-    assert llmos("--version").out == f"llmos-stream {__version__}\n"
+    for words in (["--version"], ["version"]):
+        assert llmos(*words).out == f"llmos-stream {__version__}\n"
+
+
+def test_help_is_a_word_too(llmos: Run) -> None:
+    assert llmos("help").out == llmos("--help").out
+    assert llmos("help", "client").out == llmos("client", "--help").out
+
+
+@pytest.mark.parametrize("word", GUESSES)
+def test_a_guessed_command_is_answered_with_the_right_one(llmos: Run, word: str) -> None:
+    done = llmos(word, "--federation.name", "a")
+    assert done.status == 2
+    assert done.error() == f"no command is called {word}; {GUESSES[word]} (see llmos-stream --help)"
+    named = re.findall(r"`llmos-stream ([^`]+)`", GUESSES[word])
+    assert named
+    assert word not in _COMMANDS
+    for command in named:
+        assert llmos(*command.split(), "--help").status == 0
 
 
 @pytest.mark.parametrize("arguments", [["settings"], ["settings", "--json"]], ids=" ".join)

@@ -9,12 +9,11 @@ import pytest
 
 from llmos_stream.cli.flags import given_settings
 from llmos_stream.cli.main import main
-from llmos_stream.cli.settings import markdown
 from llmos_stream.config import SECTIONS, load
 from tests.docs.pages import DOCS, LANGUAGES, PAGES, ROOT, blocks_of, commands_in
 
 README = (ROOT / "README.md").read_text()
-NOT_RUN = 7
+NOT_RUN = 8
 """How many blocks nobody runs here; each says why. A new one is a decision."""
 
 
@@ -46,11 +45,6 @@ global_model = fl.get_global_model()
 """
     assert snippet in README
     assert snippet in _page("loop")
-
-
-def test_the_settings_table_is_the_present_one() -> None:
-    """`llmos-stream settings --markdown` prints it anew."""
-    assert markdown() in _page("settings")
 
 
 def test_the_commands_are_all_there(capsys: pytest.CaptureFixture[str]) -> None:

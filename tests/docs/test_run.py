@@ -1,10 +1,12 @@
 """Every command and every piece of code on the pages runs as it stands there.
 
-The commands of a page meet a federation that has ended on a real Kafka: `llmos`, with 20 versions.
+The commands of a page meet a federation that has ended on a real Kafka, with 20 versions.
 """
 
+import asyncio
 import socket
 import sys
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,9 @@ import pytest
 import torch
 from torch import nn
 
+from llmos_stream.broker import connect
+from llmos_stream.testing import quick_settings, running_federation
+from llmos_stream.training import load_task
 from tests.conftest import KafkaNode
 from tests.docs.pages import PAGES, Block, run_here
 from tests.docs.story import tell
@@ -65,15 +70,29 @@ def _a_loop_of_ones_own() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def ended(shared_kafka: KafkaNode, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+def ended(shared_kafka: KafkaNode) -> Iterator[dict[str, str]]:
     """The variables of a federation that has ended, for all pages."""
-    variables = {"LLMOS_BROKER__BOOTSTRAP_SERVERS": shared_kafka.bootstrap_servers, "LLMOS_FEDERATION__NAME": "llmos"}
-    demo = Block(Path("demo"), 0, "bash", None, "", "llmos-stream demo --stop.target none --stop.max-versions 20\n")
-    folder = tmp_path_factory.mktemp("ended")
-    tell([demo], folder, variables, free_port)
-    yield variables
-    delete = Block(Path("after"), 0, "bash", None, "", "llmos-stream topics delete --yes\n")
-    tell([delete], tmp_path_factory.mktemp("after"), variables, free_port)
+    name = f"docs-{uuid.uuid4().hex[:8]}"
+    asyncio.run(_twenty_versions(shared_kafka, name))
+    yield {"LLMOS_BROKER__BOOTSTRAP_SERVERS": shared_kafka.bootstrap_servers, "LLMOS_FEDERATION__NAME": name}
+    asyncio.run(_delete(shared_kafka, name))
+
+
+async def _twenty_versions(kafka: KafkaNode, name: str) -> None:
+    """Two clients of the digits, each of which sends ten updates, in turn."""
+    settings = quick_settings(name, stop={"max_versions": 20}, versions={"full_every": 4})
+    model = load_task(settings.task, settings.client).model()
+    async with connect(kafka.settings()) as broker, running_federation(model, settings, broker) as running:
+        for number in range(20):
+            delta = torch.randn(running.initial.layout.numel, generator=torch.Generator().manual_seed(number)) / 1000
+            await running.publish(delta, f"client-{number % 2}", base_version=number)
+            await running.version(number + 1)
+        await running.task
+
+
+async def _delete(kafka: KafkaNode, name: str) -> None:
+    async with connect(kafka.settings()) as broker:
+        await broker.delete_topics([topic.name for topic in await broker.list_topics(name)])
 
 
 @pytest.mark.kafka
