@@ -148,6 +148,7 @@ class _Help(argparse.RawDescriptionHelpFormatter):
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=16)
+        self._action_max_length = 14  # argparse forgets that commands are indented further than options
 
 
 class _HelpAll(argparse.Action):
