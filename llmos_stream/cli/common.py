@@ -132,7 +132,7 @@ def add_command(
 
 def _brief(text: str) -> str:
     """As much of it as has room in the list of commands."""
-    return text if len(text) <= _BRIEF else re.split(r"[:,] | \(", text)[0]
+    return text if len(text) <= _BRIEF else re.split(r"[:,] | \(| until ", text)[0]
 
 
 def run_command(arguments: argparse.Namespace) -> int:
