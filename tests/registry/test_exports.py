@@ -16,8 +16,8 @@ from llmos_stream.errors import ConfigError, NotFound
 from llmos_stream.log import Federation
 from llmos_stream.registry import KeptVersion, find_version, open_store
 from llmos_stream.testing import quick_settings, running_federation
-from llmos_stream.training import TensorTask
 from llmos_stream.training.sharing import shared_layout
+from llmos_stream.training.tensor_task import TensorTask
 from tests.registry.aids import AT, registry_settings, version_of
 
 _STEP = 0.5

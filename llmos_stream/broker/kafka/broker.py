@@ -13,7 +13,7 @@ from llmos_stream.broker.kafka.connection import Connection, topic_leaders
 from llmos_stream.broker.kafka.producer import KafkaProducer
 from llmos_stream.broker.kafka.reader import KafkaReader
 from llmos_stream.broker.policies import tell_differences
-from llmos_stream.broker.ports import ReaderOptions, TopicInfo, TopicSpec
+from llmos_stream.broker.ports import Broker, ReaderOptions, TopicInfo, TopicSpec
 from llmos_stream.broker.rules import topic_missing
 from llmos_stream.config import BrokerSettings
 from llmos_stream.errors import BrokerError, BrokerUnavailable, TopicMissing
@@ -23,6 +23,15 @@ _SET_FOR_THIS_TOPIC = 1  # config_source DYNAMIC_TOPIC_CONFIG of DescribeConfigs
 _LONGEST = "transaction.max.timeout.ms"
 _SETTLE_SECONDS = 10.0
 _PAUSE_SECONDS = 0.05
+
+
+def connect(settings: BrokerSettings) -> Broker:
+    """The Kafka cluster of `bootstrap_servers`; `async with` it to be sure that it answers.
+
+    Raises ConfigError where none is named: a log inside one process must be asked for by making a
+    `MemoryBroker`, since nothing outside this process could join it.
+    """
+    return KafkaBroker(settings)
 
 
 class KafkaBroker:

@@ -41,12 +41,15 @@ _SETTLE_SECONDS = 1.0
 class Connection:
     """Where the cluster is and how to talk to it. Holds no socket; every client made from it has its own.
 
-    Raises ConfigError when a certificate cannot be read, or the package of a compression is missing.
+    Raises ConfigError when no server is named, a certificate cannot be read, or a compression's package is missing.
     """
 
     def __init__(self, settings: BrokerSettings) -> None:
         if settings.bootstrap_servers is None:
-            raise ConfigError("broker.bootstrap_servers: Kafka needs HOST:PORT (LLMOS_BROKER__BOOTSTRAP_SERVERS)")
+            raise ConfigError(
+                "broker.bootstrap_servers: not set; name a Kafka (LLMOS_BROKER__BOOTSTRAP_SERVERS=HOST:PORT), "
+                "start one with `llmos-stream broker start`, or run an embedded federation"
+            )
         calm_aiokafka()
         keep_freed(settings.heap_bytes)
         self.settings = settings
