@@ -200,7 +200,7 @@ class Client:
         try:
             found = await self._federation.until_stop(newest_version(self._control, self._replica, _FETCH_SECONDS))
         except BrokerUnavailable:
-            if shutdown.requested:
+            if self._federation.shutdown.requested:  # by now
                 return None
             raise
         return None if found is None or (above is not None and found.head.number <= above) else found
