@@ -144,6 +144,7 @@ async def test_the_registry_keeps_all_names(tmp_path: Path) -> None:
     assert "head.weight" not in load_file(tmp_path / "store/ward/00000007/model.safetensors")  # as ever
     async with running_federation(_Tied(), quick_settings("ward")) as running:
         federation: Federation = running.federation
+        await running.version(0)
         with pytest.raises(NotFound, match="version 7 is not in the log, which holds 0 to 0"):
             await find_version(federation, quick_settings("ward").registry, 7)
         with pytest.raises(NotFound, match="which holds 0 to 0; the registry holds 7"):
