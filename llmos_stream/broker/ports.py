@@ -179,13 +179,10 @@ class Reader(AbstractAsyncContextManager["Reader", None], Protocol):
 
 
 class Broker(AbstractAsyncContextManager["Broker", None], Protocol):
-    """A log, and the factory of what writes to it and reads from it."""
+    """A log, and the factory of what writes to it and reads from it.
 
-    def describe(self) -> str:
-        """What and where it is, for people."""
-
-    async def check(self) -> None:
-        """Return when it answers; raise BrokerUnavailable when it does not."""
+    `async with` it to be sure that it answers; raises BrokerUnavailable where it does not.
+    """
 
     async def create_topics(self, specs: Sequence[TopicSpec]) -> list[str]:
         """Create those that are missing and return their names. One that exists but differs is logged, not changed."""

@@ -171,7 +171,8 @@ class VersionStore:
                     if len(part) != min(_PIECE_BYTES, len(buffer) - start):
                         raise Damaged(f"{path} ends too soon")
                     buffer[start : start + len(part)] = part
-        self._confirm(entry, path, size, digest.digest())
+        if digest.digest() != entry.sha256:
+            raise Damaged(f"{path} is not the file that was archived as version {number}: its SHA-256 differs")
         if is_exact(entry.layout) and weights_digest(weights) != entry.weights_digest:
             raise Damaged(f"{path}: the weights do not match the digest of version {number}")
         return entry, weights
@@ -217,11 +218,6 @@ class VersionStore:
             if path.endswith(_ENTRY):
                 raise NotArchived(f"version {number} is not in the registry ({self._root})") from None
             raise Damaged(f"version {number} in the registry: {path} is missing") from None
-
-    @staticmethod
-    def _confirm(entry: ArchivedVersion, path: str, size: int, sha256: bytes) -> None:
-        if (size, sha256) != (entry.size, entry.sha256):
-            raise Damaged(f"{path} is not the file that was archived as version {entry.version}: its SHA-256 differs")
 
     @contextmanager
     def _translated_errors(self, path: str) -> Iterator[None]:

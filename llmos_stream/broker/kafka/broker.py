@@ -44,18 +44,11 @@ class KafkaBroker:
         self._connection = Connection(settings)
 
     async def __aenter__(self) -> Self:
-        await self.check()
-        return self
+        async with self._connection.admin():
+            return self
 
     async def __aexit__(self, *_: object) -> None:
         """Nothing to close: producers and readers close what they open."""
-
-    def describe(self) -> str:
-        return f"Kafka at {self._connection.address}"
-
-    async def check(self) -> None:
-        async with self._connection.admin():
-            pass
 
     async def create_topics(self, specs: Sequence[TopicSpec]) -> list[str]:
         async with self._connection.admin() as admin:
@@ -147,9 +140,8 @@ class KafkaBroker:
                         return
                     await asyncio.sleep(_PAUSE_SECONDS)
         except TimeoutError:
-            raise BrokerUnavailable(
-                f"{self.describe()}: no leaders for {', '.join([*there, *gone])} after {_SETTLE_SECONDS:g} s"
-            ) from None
+            where, names = f"Kafka at {self._connection.address}", ", ".join([*there, *gone])
+            raise BrokerUnavailable(f"{where}: no leaders for {names} after {_SETTLE_SECONDS:g} s") from None
 
     async def _infos(self, admin: AIOKafkaAdminClient, partitions: dict[str, int]) -> list[TopicInfo]:
         """What was set for each of these topics; nothing where the ACLs do not let us see it."""
