@@ -15,7 +15,8 @@ from llmos_stream.errors import ConfigError, LlmosError, OffsetGone
 from llmos_stream.inference.model_pool import LoadedModel, load_archived, load_model
 from llmos_stream.log import Federation
 from llmos_stream.registry import STORE, Damaged, NotArchived, StoreUnavailable, VersionStore, open_store
-from llmos_stream.replay import Missing, ReplayLog
+from llmos_stream.replay.index import Missing
+from llmos_stream.replay.replay_log import ReplayLog
 from llmos_stream.runtime import Offload
 from llmos_stream.telemetry.process_metrics import RETRIES
 from llmos_stream.training import Task

@@ -3,7 +3,6 @@
 from llmos_stream.log.control import ControlView, Pointer, Promotion, RunEnd
 from llmos_stream.log.federation import Federation
 from llmos_stream.log.index import VersionIndex, version_index
-from llmos_stream.log.pausing import set_paused, updates_kept_hours
 from llmos_stream.log.replica import Follower, Replica
 from llmos_stream.log.topics import wait_for_topics
 from llmos_stream.log.versions import Version
@@ -18,8 +17,6 @@ __all__ = [
     "RunEnd",
     "Version",
     "VersionIndex",
-    "set_paused",
-    "updates_kept_hours",
     "version_index",
     "wait_for_topics",
 ]

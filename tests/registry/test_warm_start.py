@@ -19,7 +19,7 @@ from llmos_stream.errors import ConfigError, LlmosError, NotFound
 from llmos_stream.log import Version
 from llmos_stream.log.versions import initial_weights, started_from
 from llmos_stream.registry import find_version, open_store, warm_start_of
-from llmos_stream.replay import RebuildOutcome
+from llmos_stream.replay.rebuild import RebuildOutcome
 from llmos_stream.roles.aggregator import run_aggregator
 from llmos_stream.roles.aggregator.role import Initial
 from llmos_stream.runtime import Offload, Shutdown
