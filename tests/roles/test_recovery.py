@@ -158,6 +158,7 @@ async def test_what_recovery_needs_does_not_grow_with_the_history(broker: Broker
     assert len(control.sequences) == 1
 
 
+@pytest.mark.full
 @pytest.mark.kafka
 async def test_a_version_of_a_hundred_megabytes_is_one_transaction(kafka: KafkaNode, federation: str) -> None:
     """At Kafka's default limits and our default time-outs, moments included."""
