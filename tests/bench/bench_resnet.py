@@ -137,7 +137,7 @@ async def _trial(
             "codec": codec,
             "server_optimizer": optimizer,
             "evaluator": {"every": EVERY},
-            "stop": {"max_versions": last, "max_seconds": 1200},
+            "stop": {"max_versions": last, "max_seconds": 3600},
             "runtime": {"torch_threads": torch.get_num_threads(), "log_level": "error"},
         }
     )
