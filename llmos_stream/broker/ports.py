@@ -57,13 +57,14 @@ class TopicInfo:
     """A topic that exists.
 
     `config` holds only what was set for this topic, `effective` all that holds for it, wherever it was set. Both are
-    empty where this user may not see them.
+    empty where this user may not see them. `replicas` are those of the partition that has the fewest.
     """
 
     name: str
     partitions: int
     config: Mapping[str, str]
     effective: Mapping[str, str] = field(default_factory=dict)
+    replicas: int = 1
 
 
 class WriteOptions(TypedDict, total=False):

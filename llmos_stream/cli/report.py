@@ -79,7 +79,7 @@ async def _read(settings: Settings) -> _Past:
     """Read the log once. Raises LlmosError where there is no such federation."""
     from llmos_stream.broker import connect
     from llmos_stream.cli.process import federation_of
-    from llmos_stream.log import version_index
+    from llmos_stream.log.index import version_index
     from llmos_stream.log.past import past_events
     from llmos_stream.reporting import History
     from llmos_stream.reporting.notices import notices

@@ -44,4 +44,5 @@ async def run_embedded(
             finally:
                 over.request()
 
-        await run_all(roles(), follow_events(broker, Topics(settings.federation.name), take, over))
+        topics = Topics(settings.federation.name)
+        await run_all(roles(), follow_events(broker, topics, take, over, has_control=True))

@@ -6,9 +6,10 @@ from contextlib import AsyncExitStack
 from llmos_stream.errors import OffsetGone, Rejected, TopicMissing
 from llmos_stream.inference.model_pool import LoadedModel, ModelPool, load_model
 from llmos_stream.inference.promoted import Promoted
-from llmos_stream.log import ControlView, Pointer, Replica
+from llmos_stream.log import ControlView, Pointer
 from llmos_stream.log.federation import Federation
 from llmos_stream.log.record_tracing import version_attributes
+from llmos_stream.log.replica import Replica
 from llmos_stream.runtime import BROKER, MODEL, met, run_while
 from llmos_stream.runtime.health import lost
 from llmos_stream.telemetry.tracing import follow

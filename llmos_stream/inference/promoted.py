@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from llmos_stream.config import RegistrySettings
 from llmos_stream.errors import ConfigError, LlmosError, OffsetGone
 from llmos_stream.inference.model_pool import LoadedModel, load_archived, load_model
-from llmos_stream.log import Federation
+from llmos_stream.log.federation import Federation
 from llmos_stream.registry import STORE, Damaged, NotArchived, StoreUnavailable, VersionStore, open_store
 from llmos_stream.replay.index import Missing
 from llmos_stream.replay.replay_log import ReplayLog

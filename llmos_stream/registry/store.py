@@ -23,7 +23,8 @@ from torch import Tensor
 from llmos_stream.codec import weights_digest
 from llmos_stream.config import RegistrySettings
 from llmos_stream.errors import ConfigError, LlmosError
-from llmos_stream.log import Pointer, Version
+from llmos_stream.log import Pointer
+from llmos_stream.log.versions import Version
 from llmos_stream.registry.entry import ArchivedVersion, Damaged, dump_entry, entry_of, file_metadata, load_entry
 from llmos_stream.registry.tensors import data_size, file_header, file_pieces, is_exact, read_buffers
 

@@ -18,7 +18,7 @@ from llmos_stream.broker import Topics
 from llmos_stream.codec import Layout
 from llmos_stream.config import RegistrySettings, Settings, did_you_mean
 from llmos_stream.errors import ConfigError, NotFound, TopicMissing
-from llmos_stream.log import Federation
+from llmos_stream.log.federation import Federation
 from llmos_stream.registry.lookup import find_version
 from llmos_stream.types import TensorKind, TensorSpec
 

@@ -13,7 +13,7 @@ from llmos_stream.broker import MemoryBroker
 from llmos_stream.cli.export import write_state, write_weights
 from llmos_stream.config import ClientSettings, Settings, TaskSettings
 from llmos_stream.errors import ConfigError, NotFound
-from llmos_stream.log import Federation
+from llmos_stream.log.federation import Federation
 from llmos_stream.registry import KeptVersion, find_version, open_store
 from llmos_stream.testing import quick_settings, running_federation
 from llmos_stream.training.sharing import shared_layout

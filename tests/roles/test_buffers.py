@@ -13,7 +13,7 @@ from llmos_stream.codec import Layout
 from llmos_stream.config import TaskSettings
 from llmos_stream.errors import ConfigError, TaskError
 from llmos_stream.inference.model_pool import load_model
-from llmos_stream.log import Version
+from llmos_stream.log.versions import Version
 from llmos_stream.replay.rebuild import RebuildOutcome
 from llmos_stream.replay.whatif import Change, WhatIf
 from llmos_stream.roles.aggregator import Initial

@@ -8,9 +8,10 @@ import torch
 from llmos_stream.broker import Broker, Topics, connect
 from llmos_stream.codec import Layout
 from llmos_stream.config import Settings
-from llmos_stream.log import Pointer, version_index
+from llmos_stream.log import Pointer
 from llmos_stream.log.control import EVERYBODY
 from llmos_stream.log.events import emit
+from llmos_stream.log.index import version_index
 from llmos_stream.log.versions import local_rule
 from llmos_stream.roles.aggregator import Initial
 from llmos_stream.roles.aggregator.recovery import fetch_version, recover
