@@ -13,7 +13,8 @@ SEED ?= 0
 JOBS ?= 2
 WORKERS ?= 3
 # A test waits more than it computes, so three side by side keep two cores busy; one thread each, or they get in each other's way.
-PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $(WORKERS) --dist loadgroup --durations 30
+# Bytecode is kept, whatever the machine says: tests start hundreds of processes, and each would compile the package anew.
+PYTEST = PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $(WORKERS) --dist loadgroup --durations 30
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-all test-random lint bench chaos docs images up javascript clean

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 from llmos_stream.broker import Broker, Reader, Topics
 from llmos_stream.config import Settings, WireSettings
-from llmos_stream.log import Follower, Version
 from llmos_stream.log.admission import head_of
 from llmos_stream.log.federation import Federation
+from llmos_stream.log.replica import Follower
 from llmos_stream.log.stream import MessageStream
-from llmos_stream.log.versions import version_assembler
+from llmos_stream.log.versions import Version, version_assembler
 from llmos_stream.runtime import SYSTEM_CLOCK, Offload, Shutdown
 from llmos_stream.types import Event, EventKind, Part, VersionHead
 

@@ -21,6 +21,7 @@ KAFKAS_DEFAULTS: Mapping[str, str] = {
 }
 """What holds for a topic that nothing was set for, by the documentation of Kafka 4.1."""
 _UNLIMITED = -1
+_IN_SYNC = "min.insync.replicas"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +44,7 @@ class Difference:
 def differences(wanted: TopicSpec, found: TopicInfo) -> list[Difference]:
     """What is different, the harmful before the harmless. A topic whose settings this user may not see has none."""
     values = {**found.config, **found.effective}
-    all_found = list(_differences(wanted, found.partitions, values))
+    all_found = [*_differences(wanted, found.partitions, values), *_too_few_replicas(found)]
     return sorted(all_found, key=lambda difference: not difference.harm)
 
 
@@ -79,6 +80,12 @@ def _differences(wanted: TopicSpec, partitions: int, values: Mapping[str, str]) 
     if largest < MAX_RECORD_BYTES:
         harm = "records of wire.chunk_bytes must fit"
         yield Difference("max.message.bytes", str(largest), str(MAX_RECORD_BYTES), harm)
+
+
+def _too_few_replicas(found: TopicInfo) -> Iterator[Difference]:
+    needed = int(found.effective.get(_IN_SYNC, "1"))
+    if needed > found.replicas:
+        yield Difference(_IN_SYNC, str(needed), str(found.replicas), "no record is taken, with so few replicas")
 
 
 def _in_one_order(wanted: TopicSpec) -> bool:

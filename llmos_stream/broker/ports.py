@@ -57,13 +57,14 @@ class TopicInfo:
     """A topic that exists.
 
     `config` holds only what was set for this topic, `effective` all that holds for it, wherever it was set. Both are
-    empty where this user may not see them.
+    empty where this user may not see them. `replicas` are those of the partition that has the fewest.
     """
 
     name: str
     partitions: int
     config: Mapping[str, str]
     effective: Mapping[str, str] = field(default_factory=dict)
+    replicas: int = 1
 
 
 class WriteOptions(TypedDict, total=False):
@@ -179,13 +180,10 @@ class Reader(AbstractAsyncContextManager["Reader", None], Protocol):
 
 
 class Broker(AbstractAsyncContextManager["Broker", None], Protocol):
-    """A log, and the factory of what writes to it and reads from it."""
+    """A log, and the factory of what writes to it and reads from it.
 
-    def describe(self) -> str:
-        """What and where it is, for people."""
-
-    async def check(self) -> None:
-        """Return when it answers; raise BrokerUnavailable when it does not."""
+    `async with` it to be sure that it answers; raises BrokerUnavailable where it does not.
+    """
 
     async def create_topics(self, specs: Sequence[TopicSpec]) -> list[str]:
         """Create those that are missing and return their names. One that exists but differs is logged, not changed."""

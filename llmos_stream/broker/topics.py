@@ -1,7 +1,7 @@
 """The seven topics of a federation, with the policies that make the log a system of record."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from llmos_stream.broker.ports import TopicSpec
 from llmos_stream.config import NAME_PATTERN, TopicSettings
@@ -23,40 +23,21 @@ class Topics:
     """Names and policies, from the federation's name, which is their prefix. Raises ConfigError on a bad name."""
 
     federation: str
+    updates: str = field(init=False)
+    models: str = field(init=False)
+    events: str = field(init=False)
+    evaluations: str = field(init=False)
+    control: str = field(init=False)
+    snapshots: str = field(init=False)
+    quarantine: str = field(init=False)
 
     def __post_init__(self) -> None:
         if not re.fullmatch(NAME_PATTERN, self.federation):
             raise ConfigError(
                 f"federation.name: {self.federation!r} must be letters, digits, '.', '_' or '-', at most 128"
             )
-
-    @property
-    def updates(self) -> str:
-        return f"{self.federation}.{TopicKind.UPDATES}"
-
-    @property
-    def models(self) -> str:
-        return f"{self.federation}.{TopicKind.MODELS}"
-
-    @property
-    def events(self) -> str:
-        return f"{self.federation}.{TopicKind.EVENTS}"
-
-    @property
-    def evaluations(self) -> str:
-        return f"{self.federation}.{TopicKind.EVALUATIONS}"
-
-    @property
-    def control(self) -> str:
-        return f"{self.federation}.{TopicKind.CONTROL}"
-
-    @property
-    def snapshots(self) -> str:
-        return f"{self.federation}.{TopicKind.SNAPSHOTS}"
-
-    @property
-    def quarantine(self) -> str:
-        return f"{self.federation}.{TopicKind.QUARANTINE}"
+        for kind, name in zip(TopicKind, self.names, strict=True):
+            object.__setattr__(self, kind, name)
 
     @property
     def names(self) -> tuple[str, ...]:

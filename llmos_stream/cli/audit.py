@@ -19,7 +19,7 @@ from llmos_stream.config import Settings
 from llmos_stream.reporting.wording import plain
 
 if TYPE_CHECKING:
-    from llmos_stream.replay import Audit
+    from llmos_stream.replay.audit import Audit
 
 _HIDDEN = ("manifest", "tensors", "signature", "kind")
 
@@ -47,7 +47,7 @@ def _run(arguments: argparse.Namespace, settings: Settings) -> int:
 
 
 async def _audit(settings: Settings, number: int | None) -> "Audit":
-    from llmos_stream.replay import audit
+    from llmos_stream.replay.audit import audit
 
     async with opened(settings) as log:
         wanted = numbers_of(None if number is None else str(number), log.index, settings.federation.name)[-1]

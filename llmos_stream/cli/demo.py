@@ -15,7 +15,7 @@ from llmos_stream.cli.common import Commands, add_command, err, note, print_json
 from llmos_stream.cli.export import check_page
 from llmos_stream.cli.flags import file_path
 from llmos_stream.config import SECTIONS, Settings
-from llmos_stream.errors import ConfigError, LlmosError
+from llmos_stream.errors import ConfigError
 from llmos_stream.runtime import ExitCode, Shutdown, run_process
 from llmos_stream.telemetry.tracing import traced
 
@@ -90,11 +90,11 @@ def _run(arguments: argparse.Namespace, settings: Settings) -> int:
     settings = _named(settings, lasting, arguments.resume)
     with ExitStack() as stack:
         if not on_kafka:
-            settings = _on(settings, None)
+            settings = settings.changed(broker={"bootstrap_servers": None})
         elif settings.broker.bootstrap_servers is None:
             with console.status("starting a Kafka for the demo (the first time it is fetched by Maven) ..."):
                 kafka = stack.enter_context(LocalKafka())
-            settings = _on(settings, kafka.bootstrap_servers)
+            settings = settings.changed(broker={"bootstrap_servers": kafka.bootstrap_servers})
         scenario = make_scenario(settings, mix)
 
         async def run_roles(shutdown: Shutdown) -> None:
@@ -125,11 +125,6 @@ def _run(arguments: argparse.Namespace, settings: Settings) -> int:
     return code
 
 
-def _on(settings: Settings, bootstrap_servers: str | None) -> Settings:
-    broker = settings.broker.model_copy(update={"bootstrap_servers": bootstrap_servers})
-    return settings.model_copy(update={"broker": broker})
-
-
 def _named(settings: Settings, lasting: bool, resume: bool) -> Settings:
     """With the name that is given, or else one for this demonstration. `lasting`: its log outlives it."""
     given = "name" in settings.federation.model_fields_set
@@ -140,8 +135,7 @@ def _named(settings: Settings, lasting: bool, resume: bool) -> Settings:
         )
     if given:
         return settings
-    name = _new_name() if lasting else _NAME
-    return settings.model_copy(update={"federation": settings.federation.model_copy(update={"name": name})})
+    return settings.changed(federation={"name": _new_name() if lasting else _NAME})
 
 
 def _new_name() -> str:
@@ -156,10 +150,7 @@ def _write_report(path: Path, settings: Settings, history: "History", broker: st
 
     title, used = f"Federation {settings.federation.name}", settings.model_dump(mode="json")
     text = render_report(history, title=title, settings=used, environment=_environment(broker))
-    try:
-        write_report(path, text)
-    except OSError as error:
-        raise LlmosError(f"--report: cannot write {path}: {error.strerror or error}") from error
+    write_report(path, text, "--report")
 
 
 def _environment(broker: str) -> dict[str, str]:

@@ -10,7 +10,7 @@ from llmos_stream.config import Settings
 from llmos_stream.errors import ConfigError
 
 if TYPE_CHECKING:
-    from llmos_stream.log import Version
+    from llmos_stream.log.versions import Version
     from llmos_stream.registry import KeptVersion
 
 

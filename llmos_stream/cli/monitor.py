@@ -8,7 +8,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from llmos_stream.cli.common import Commands, add_command, answer, err
-from llmos_stream.cli.process import run_connected
+from llmos_stream.cli.process import federation_of, run_connected
 from llmos_stream.config import Settings
 from llmos_stream.errors import ConfigError, install
 from llmos_stream.reporting.wording import plural
@@ -64,7 +64,8 @@ def _run(arguments: argparse.Namespace, settings: Settings) -> int:
             else:
                 await page.follow(broker, take, shutdown)
 
-    ended = run_connected("monitor", settings, role, beside=None if page is None else page.show, endless=True)
+    beside = None if page is None else page.show
+    ended = run_connected("monitor", settings, role, beside=beside, endless=True, computes=False)
     if ended.in_order:
         counts = {str(kind): count for kind, count in seen.items()}
         answer(arguments, {"events": counts}, f"{plural(seen.total(), 'event')} seen")
@@ -77,7 +78,14 @@ def _page(settings: Settings) -> "LivePage":
         from llmos_stream.dashboard import LivePage
     except ModuleNotFoundError as error:
         raise ConfigError(f"dashboard.port: the live page needs {error.name}; {install('dashboard')}") from None
-    return LivePage(settings)
+
+    async def finish(broker: "Broker") -> object:
+        from llmos_stream.roles.aggregator.finishing import finish_run
+
+        async with Offload(1) as offload:
+            return await finish_run(federation_of(broker, settings, offload), settings)
+
+    return LivePage(settings, finish)
 
 
 @cache

@@ -46,7 +46,7 @@ def _how_long(settings: Settings, hours: float | None) -> str:
 async def _set_paused(settings: Settings, paused: bool) -> float | None:
     """Return how many hours the log keeps what is under way in a pause, where the broker says so."""
     from llmos_stream.broker import Topics, connect
-    from llmos_stream.log import set_paused, updates_kept_hours
+    from llmos_stream.log.pausing import set_paused, updates_kept_hours
 
     topics = Topics(settings.federation.name)
     async with connect(settings.broker) as broker:

@@ -15,7 +15,7 @@ from llmos_stream.web.health_endpoints import HealthEndpoints, serve_health_endp
 
 if TYPE_CHECKING:
     from llmos_stream.broker import Broker
-    from llmos_stream.log import Federation
+    from llmos_stream.log.federation import Federation
     from llmos_stream.training import Task
 
 T = TypeVar("T")
@@ -35,7 +35,7 @@ def federation_of(
 ) -> "Federation":
     """Return the federation that `settings` name, on `broker`. A command without a stop leaves out `shutdown`."""
     from llmos_stream.broker import Topics
-    from llmos_stream.log import Federation
+    from llmos_stream.log.federation import Federation
 
     return Federation(broker, Topics(settings.federation.name), settings.wire, offload, shutdown or Shutdown())
 
@@ -68,12 +68,14 @@ def run_connected(
     needs: Iterable[str] = (BROKER,),
     beside: Callable[[Shutdown], Coroutine[Any, Any, None]] | None = None,
     endless: bool = False,
+    computes: bool = True,
 ) -> Ended[T]:
     """Connect and run the role under signals, answering operators meanwhile where a port is set.
 
     A role may be started before its broker and waits for it; one that is not `patient` fails with one clear error.
     It is ready while it has all that it `needs`. `beside` runs from the beginning, whether the broker answers or not,
     until a stop is asked for. Ctrl-C is how an `endless` role ends; another one is interrupted by it.
+    One that `computes` nothing goes without torch, which takes seconds to import.
     """
     result: list[T] = []
     interrupted = False
@@ -83,9 +85,11 @@ def run_connected(
         from llmos_stream.broker import connect
         from llmos_stream.runtime.retry import keep_trying, until_stop
         from llmos_stream.storage.spool import room_in
-        from llmos_stream.training import use_threads
 
-        use_threads(settings.runtime)
+        if computes:
+            from llmos_stream.training import use_threads
+
+            use_threads(settings.runtime)
         room_in(settings.wire.spool_dir)  # every role that reads messages comes to need it
         health = Health(needs, settings.operations.stuck_seconds)
         health.attach()

@@ -48,6 +48,7 @@ class ProgressDisplay:
 
 
 async def show_progress(broker: Broker, settings: Settings, console: Console) -> None:
-    """Follow a federation until cancelled."""
+    """Follow the federation of this process's aggregator until cancelled."""
     with ProgressDisplay(History(), console, f"federation {settings.federation.name}") as progress:
-        await follow_events(broker, Topics(settings.federation.name), progress.take, Shutdown())
+        topics = Topics(settings.federation.name)
+        await follow_events(broker, topics, progress.take, Shutdown(), has_control=True)

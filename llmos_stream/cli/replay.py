@@ -16,7 +16,7 @@ from llmos_stream.errors import ConfigError
 from llmos_stream.reporting.wording import as_text, plural
 
 if TYPE_CHECKING:
-    from llmos_stream.replay import Verdict
+    from llmos_stream.replay.rebuild import Verdict
 
 RULE = ("aggregation", "staleness", "server_optimizer")
 _RECORDED = {name: dict.fromkeys(SECTIONS[name].model_fields, "as recorded in the log") for name in RULE}
@@ -76,7 +76,7 @@ def changes_of(arguments: argparse.Namespace) -> dict[str, dict[str, object]]:
 
 
 async def _rebuild(settings: Settings, arguments: argparse.Namespace) -> int:
-    from llmos_stream.replay import Rebuilder, RebuildOutcome
+    from llmos_stream.replay.rebuild import Rebuilder, RebuildOutcome
 
     verdicts = []
     async with opened(settings) as log:
@@ -112,7 +112,7 @@ def _plain(verdicts: "list[Verdict]") -> dict[str, object]:
 
 def _show(verdicts: "list[Verdict]") -> None:
     from llmos_stream.log.versions import build
-    from llmos_stream.replay import RebuildOutcome
+    from llmos_stream.replay.rebuild import RebuildOutcome
 
     table = plain_table("version", "contributions", "verdict", "published", "max difference", "relative L2")
     for verdict in verdicts:

@@ -11,7 +11,8 @@ from llmos_stream.config import Settings
 from llmos_stream.errors import ConfigError, NotFound
 
 if TYPE_CHECKING:
-    from llmos_stream.replay import Index, ReplayLog
+    from llmos_stream.replay.index import Index
+    from llmos_stream.replay.replay_log import ReplayLog
 
 
 @asynccontextmanager
@@ -19,7 +20,7 @@ async def opened(settings: Settings) -> "AsyncIterator[ReplayLog]":
     """Give the log, with its index read."""
     from llmos_stream.broker import connect
     from llmos_stream.log.versions import local_rule
-    from llmos_stream.replay import ReplayLog
+    from llmos_stream.replay.replay_log import ReplayLog
     from llmos_stream.runtime import Offload
     from llmos_stream.training import use_threads
 

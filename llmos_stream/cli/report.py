@@ -13,7 +13,6 @@ from llmos_stream.cli.common import Commands, add_command, err, print_json, say,
 from llmos_stream.cli.export import check_page
 from llmos_stream.cli.flags import file_path
 from llmos_stream.config import Settings
-from llmos_stream.errors import LlmosError
 from llmos_stream.reporting.wording import duration
 
 if TYPE_CHECKING:
@@ -59,20 +58,15 @@ def _run(arguments: argparse.Namespace, settings: Settings) -> int:
     require_plotly()  # before the log is read, not after it
     with err().status("reading the log ..."):
         past = asyncio.run(_read(settings))
-    try:
-        write_report(
-            path,
-            render_report(
-                past.history,
-                title=f"Federation {settings.federation.name}",
-                settings={} if past.newest is None else past.newest.rule,
-                environment=_environment(settings, past),
-                notices=past.notices,
-                now_ms=past.now_ms,
-            ),
-        )
-    except OSError as error:
-        raise LlmosError(f"--output: cannot write {path}: {error.strerror or error}") from error
+    text = render_report(
+        past.history,
+        title=f"Federation {settings.federation.name}",
+        settings={} if past.newest is None else past.newest.rule,
+        environment=_environment(settings, past),
+        notices=past.notices,
+        now_ms=past.now_ms,
+    )
+    write_report(path, text, "--output")
     if arguments.json:
         print_json(past.history.summary() | {"report": str(path)})
     else:
@@ -85,7 +79,7 @@ async def _read(settings: Settings) -> _Past:
     """Read the log once. Raises LlmosError where there is no such federation."""
     from llmos_stream.broker import connect
     from llmos_stream.cli.process import federation_of
-    from llmos_stream.log import version_index
+    from llmos_stream.log.index import version_index
     from llmos_stream.log.past import past_events
     from llmos_stream.reporting import History
     from llmos_stream.reporting.notices import notices

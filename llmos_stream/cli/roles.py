@@ -106,7 +106,7 @@ def _run_aggregator(arguments: argparse.Namespace, settings: Settings) -> int:
         return await watched(broker, settings, main)
 
     async def shadow(broker: "Broker", offload: Offload, shutdown: Shutdown) -> "RunEnd | None":
-        from llmos_stream.replay import run_shadow, shadow_settings
+        from llmos_stream.replay.shadow import run_shadow, shadow_settings
 
         shown = shadow_settings(settings, arguments.shadow)
         main = run_shadow(broker, settings, arguments.shadow, offload, shutdown, resume=arguments.resume)

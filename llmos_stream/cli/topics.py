@@ -13,6 +13,7 @@ from llmos_stream.errors import ConfigError, LlmosError, NotFound
 
 if TYPE_CHECKING:
     from llmos_stream.broker import Broker, TopicInfo, Topics, TopicSpec
+    from llmos_stream.log.control import Leader
 
 
 def add(commands: Commands) -> None:
@@ -37,6 +38,7 @@ def add(commands: Commands) -> None:
         "settings say, or delete a federation's log with all its versions",
     )
     parser.add_argument("--yes", action="store_true", help="repair or delete without asking")
+    parser.add_argument("--force", action="store_true", help="with --yes: delete although an aggregator leads")
 
 
 def _run(arguments: argparse.Namespace, settings: Settings) -> int:
@@ -62,16 +64,32 @@ async def _found(broker: "Broker", topics: "Topics") -> list["TopicInfo"]:
 
 async def _delete(arguments: argparse.Namespace, settings: Settings) -> int:
     from llmos_stream.broker import Topics, connect
+    from llmos_stream.log.liveness import living_leader
 
     topics = Topics(settings.federation.name)
     async with connect(settings.broker) as broker:
         names = [topic.name for topic in await _found(broker, topics)]
+        # One that is silent for so long has lost its place to a standby, if there is any.
+        leader = await living_leader(broker, topics, 2 * settings.aggregator.takeover_seconds)
+        if leader is not None and arguments.yes and not arguments.force:
+            raise ConfigError(
+                f"{_is_led(topics, leader)}: end it first (llmos-stream finish), or delete it all the same with "
+                "--yes --force"
+            )
         if not arguments.yes:
             what = f"This deletes {', '.join(names)}: every version, update and event of federation"
-            _ask(arguments.action, topics.federation, [f"{what} {topics.federation}, for good."])
+            warning = [] if leader is None else [f"{_is_led(topics, leader)}; it ends, and so do its clients."]
+            _ask(arguments.action, topics.federation, [*warning, f"{what} {topics.federation}, for good."])
         await broker.delete_topics(names)
     answer(arguments, {"deleted": names}, f"deleted {', '.join(names)}")
     return 0
+
+
+def _is_led(topics: "Topics", leader: "Leader") -> str:
+    return (
+        f"federation {topics.federation} is live: an aggregator leads it (instance {leader.instance}, "
+        f"term {leader.term}, heard just now)"
+    )
 
 
 async def _repair(arguments: argparse.Namespace, settings: Settings) -> int:

@@ -74,7 +74,7 @@ def _run(arguments: argparse.Namespace, settings: Settings) -> int:
 
 async def _list(settings: Settings, as_json: bool) -> int:
     from llmos_stream.broker import Topics, connect
-    from llmos_stream.log import version_index
+    from llmos_stream.log.index import version_index
     from llmos_stream.registry import nothing_in_log, promoted
 
     topics = Topics(settings.federation.name)
@@ -129,7 +129,7 @@ def _row(version: "LocatedVersion", served: int | None) -> dict[str, Any]:
 
 async def _find(settings: Settings, number: int | None) -> "LocatedVersion":
     from llmos_stream.broker import Topics, connect
-    from llmos_stream.log import version_index
+    from llmos_stream.log.index import version_index
     from llmos_stream.registry import find_in_log
 
     topics = Topics(settings.federation.name)

@@ -12,7 +12,8 @@ from llmos_stream.config import Settings
 from llmos_stream.reporting.wording import listed, plain, plural
 
 if TYPE_CHECKING:
-    from llmos_stream.replay import Change, Changes, WhatIfResult
+    from llmos_stream.core import Changes
+    from llmos_stream.replay.whatif import Change, WhatIfResult
     from llmos_stream.training.model_evaluator import ModelEvaluator
 
 _CAVEAT = (
@@ -23,7 +24,7 @@ _CAVEAT = (
 
 def run_what_if(arguments: argparse.Namespace, settings: Settings, changes: "Changes") -> int:
     """Run the versions again with `changes`, and print how the two runs compare."""
-    from llmos_stream.replay import Change
+    from llmos_stream.replay.whatif import Change
 
     change = Change(frozenset(arguments.without), _validated(settings, changes))
     result = asyncio.run(_run(settings, arguments, change))
@@ -54,7 +55,7 @@ def _validated(settings: Settings, changes: "Changes") -> "Changes":
 
 
 async def _run(settings: Settings, arguments: argparse.Namespace, change: "Change") -> "WhatIfResult":
-    from llmos_stream.replay import WhatIf
+    from llmos_stream.replay.whatif import WhatIf
 
     async with opened(settings) as log:
         numbers = numbers_of(arguments.versions, log.index, settings.federation.name)

@@ -74,6 +74,6 @@ class DashboardSettings(Section):
     """Host names, separated by commas, under which browsers may open the page. Addresses, localhost, this machine's
     name, names without a dot and those of Kubernetes services are always allowed. *: any name."""
     token: Annotated[SecretStr | None, AfterValidator(none_where_empty)] = None
-    """Token that allows to pause, resume and promote, in the page or as a bearer token. Unset: nobody may."""
+    """Token that allows to pause, resume, finish and promote, in the page or as a bearer token. Unset: nobody may."""
     viewers: Annotated[int, Field(ge=1, le=1000)] = 100
     """Most pages that are kept up to date at a time."""

@@ -117,13 +117,9 @@ class Sequences:
             forgotten.append(client_id)
         return forgotten
 
-    def dump_of(self, client_id: str) -> list[int]:
-        """One client's window, as in `dump`. Raises KeyError for a client that has none."""
-        return self._windows[client_id].dump()
-
-    def find(self, client_id: bytes) -> list[int] | None:
-        """As `dump_of`, by the encoded id; None for a client that has none."""
-        window = self._windows.get(client_id.decode(errors="replace"))
+    def dump_of(self, client_id: str) -> list[int] | None:
+        """One client's window, as in `dump`; None for a client that has none."""
+        window = self._windows.get(client_id)
         return None if window is None else window.dump()
 
     def dump(self) -> dict[str, list[int]]:

@@ -19,6 +19,9 @@ Krum tolerates f of K >= 2 f + 3; with fewer no version is made, not even at the
 median norm is the one of Nguyen et al. 2022 (FLAME, section 4.3); a fixed one (Sun et al. 2019) is
 `aggregation.clip_norm`, which every strategy takes.
 
+The sources assume one update a client. Here a client that sends twice before a version is made holds two of its K
+places, and so has two votes: f, and beta K, must allow for the updates of the hostile clients, not for their number.
+
 Memory: the quantized forms of `aggregation.buffer_size` updates (1 byte a parameter each for int8 and int4), the result
 (4), and 8 MiB.
 """

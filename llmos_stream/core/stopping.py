@@ -103,11 +103,7 @@ class StopRule:
         return Stop("patience", f"{patience} evaluations without a new best of {self._settings.metric} ({best})")
 
 
-def _standard(options: object, settings: StopSettings) -> StopRule:
-    return StopRule(settings)
-
-
-BUILT_IN: Mapping[str, Callable[..., StopRule]] = {"standard": _standard}
+BUILT_IN: Mapping[str, Callable[..., StopRule]] = {"standard": lambda options, settings: StopRule(settings)}
 
 
 def make_stop_rule(settings: StopSettings) -> StopRule:

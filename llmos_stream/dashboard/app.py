@@ -1,5 +1,6 @@
 """The page's HTTP: the page and its files, its state as JSON, the stream of changes, an operator's actions."""
 
+import asyncio
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ from llmos_stream.web.guards import HostCheck, bearer_of, check_bearer
 _MAX_BODY_BYTES = 4096
 _MAX_HEADER_BYTES = 32 << 10
 _MAX_VERSION = 2**63
+_FINISH_SECONDS = 30.0
 _MAX_LOOKED_UP = 8  # at a time
 _NUMBER = re.compile(r"[0-9]{1,19}")
 _UNSET = "nothing can be changed from here: set LLMOS_DASHBOARD__TOKEN and start the monitor again"
@@ -54,6 +56,7 @@ class OperatorActions:
 
     set_paused: Callable[[bool], Awaitable[object]]
     promote: Callable[[int], Awaitable[object]]
+    finish: Callable[[], Awaitable[object]]
 
 
 def make_app(
@@ -101,6 +104,17 @@ def make_app(
         await operator.set_paused(paused)
         return _json(200, orjson.dumps({"paused": paused}))
 
+    async def finish(request: Request) -> Response:
+        await _authorised(request, settings.token)
+        if view.status is Status.FINISHED:
+            raise HTTPException(409, "the run has finished already")
+        try:
+            async with asyncio.timeout(_FINISH_SECONDS):
+                await operator.finish()
+        except TimeoutError:
+            raise HTTPException(503, "the run was asked to end, and has not ended in time; look again") from None
+        return _json(200, orjson.dumps({"finished": True}))
+
     async def promote(request: Request) -> Response:
         asked = await _authorised(request, settings.token)
         number = asked.get("version")
@@ -118,6 +132,7 @@ def make_app(
             Route("/api/versions/{number}", version),
             Route("/api/pause", partial(set_paused, paused=True), methods=["POST"]),
             Route("/api/resume", partial(set_paused, paused=False), methods=["POST"]),
+            Route("/api/finish", finish, methods=["POST"]),
             Route("/api/promote", promote, methods=["POST"]),
         ],
         middleware=[

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from llmos_stream.broker import Broker, Topics
 from llmos_stream.errors import NotFound
-from llmos_stream.log import version_index
+from llmos_stream.log.index import version_index
 from llmos_stream.log.scan import LoggedHead
 from llmos_stream.types import VersionHead
 

@@ -1,6 +1,6 @@
 """The live page as a service beside the monitor: the view, the stream of states, and the port."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from llmos_stream.broker import Broker, Topics
 from llmos_stream.config import Settings
@@ -30,8 +30,10 @@ class LivePage:
     Until then the page says that it waits for the broker.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, finish: Callable[[Broker], Awaitable[object]]) -> None:
+        """`finish` ends the run."""
         self._settings = settings
+        self._finish = finish
         self._view = FederationView(settings.federation.name, reached=False)
         self._broker: Broker | None = None
 
@@ -54,6 +56,7 @@ class LivePage:
             actions = OperatorActions(
                 set_paused=lambda paused: set_paused(self._reached(), topics, paused),
                 promote=lambda number: promote(self._reached(), topics, self._settings.registry, number, offload),
+                finish=lambda: self._finish(self._reached()),
             )
             app = make_app(ours, view, states, assets, actions, older)
             await run_all(
@@ -72,7 +75,7 @@ class LivePage:
         self._broker = broker
         self._view.mark_reached()
         await run_all(
-            follow_events(broker, topics, take_both, shutdown),
+            follow_events(broker, topics, take_both, shutdown, has_control=True),
             follow(broker, topics, self._view, shutdown),
         )
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
+from functools import partial
 
 from llmos_stream.broker import MemoryBroker, Topics
 from llmos_stream.config import Settings
@@ -27,32 +28,21 @@ async def run_embedded(
         serving = await stack.enter_async_context(Offload(settings.runtime.workers))
         training = await stack.enter_async_context(Offload(settings.runtime.workers))
 
+        async def client(own: Settings) -> int:
+            state = ClientState(own.client.id or "", None)
+            return await run_client(broker, own, load_task(own.task, own.client), state, training, shutdown)
+
         async def roles() -> None:
             try:
                 task = await serving.run(load_task, settings.task, settings.client)
+                initial, warm = partial(initial_of, task, settings), warm_start_of(settings)
                 await run_all(
-                    run_aggregator(
-                        broker,
-                        settings,
-                        lambda: initial_of(task, settings),
-                        serving,
-                        shutdown,
-                        warm_start=warm_start_of(settings),
-                    ),
+                    run_aggregator(broker, settings, initial, serving, shutdown, warm_start=warm),
                     run_evaluator(broker, settings, task, serving, shutdown),
-                    *(
-                        run_client(
-                            broker,
-                            own,
-                            load_task(own.task, own.client),
-                            ClientState(own.client.id or "", None),
-                            training,
-                            shutdown,
-                        )
-                        for own in clients
-                    ),
+                    *map(client, clients),
                 )
             finally:
                 over.request()
 
-        await run_all(roles(), follow_events(broker, Topics(settings.federation.name), take, over))
+        topics = Topics(settings.federation.name)
+        await run_all(roles(), follow_events(broker, topics, take, over, has_control=True))

@@ -20,7 +20,7 @@ from llmos_stream import __version__
 from llmos_stream.config import Settings, settings_of
 from llmos_stream.errors import ConfigError, Rejected
 from llmos_stream.federated.membership import Membership
-from llmos_stream.log import Version
+from llmos_stream.log.versions import Version
 from llmos_stream.roles.aggregator import Initial
 from llmos_stream.telemetry.tracing import Tracer, open_tracer, span, tracing_to
 from llmos_stream.training import LocalTrainer, Loss, default_loss

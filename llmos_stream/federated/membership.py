@@ -7,7 +7,7 @@ same background loop.
 import asyncio
 import logging
 import os
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import AbstractContextManager, AsyncExitStack
 from typing import Any, TypeVar
 
@@ -49,7 +49,13 @@ class Membership:
         self, settings: Settings, layout: Layout, initial: Callable[[], Initial], clock: Clock = SYSTEM_CLOCK
     ) -> None:
         """`initial` gives version 0, where the federation is embedded: its weights are not held here."""
-        self._settings = _alone(settings) if settings.broker.bootstrap_servers is None else _guest(settings)
+        if settings.broker.bootstrap_servers is None:
+            # Every version is full. Nor is there a pace to keep: the one client waits for what comes of its update, and
+            # there is no network to spare.
+            self._settings = _unless_given(settings, versions={"full_every": 1}, aggregator={"utilisation": 1.0})
+        else:
+            # The process is its owner's, and so is how its memory is managed.
+            self._settings = _unless_given(settings, broker={"heap_bytes": 0})
         self._initial = initial
         self._layout = layout
         self._clock = clock
@@ -260,23 +266,9 @@ def _own_broker(layout: Layout, settings: Settings, store: Callable[[], Store]) 
     return MemoryBroker(partition_bytes=max(1 << 26, kept * 4 * layout.numel), store=store)
 
 
-def _alone(settings: Settings) -> Settings:
-    """Unless something else was asked for, every version is full.
-
-    Nor is there a pace to keep: the one client waits for what comes of its update, and there is no network to spare.
-    """
-    for section, field, value in (
-        ("versions", "full_every", 1),
-        ("aggregator", "utilisation", 1.0),
-    ):
-        given = getattr(settings, section)
-        if field not in given.model_fields_set:
-            settings = settings.model_copy(update={section: given.model_copy(update={field: value})})
+def _unless_given(settings: Settings, **sections: Mapping[str, object]) -> Settings:
+    """The settings, with these in place of those that nobody has asked for."""
+    for section, fields in sections.items():
+        given = getattr(settings, section).model_fields_set
+        settings = settings.changed(**{section: {name: fields[name] for name in fields.keys() - given}})
     return settings
-
-
-def _guest(settings: Settings) -> Settings:
-    """The process is its owner's, and so is how its memory is managed, unless that was asked for."""
-    if "heap_bytes" in settings.broker.model_fields_set:
-        return settings
-    return settings.changed(broker={"heap_bytes": 0})

@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictInt
 
 from llmos_stream.inference.inputs import InputSpec
 from llmos_stream.inference.model_pool import ModelPool
-from llmos_stream.inference.routing import Route, Why
+from llmos_stream.inference.routing import Why
 
 
 class _Body(BaseModel):
@@ -66,10 +66,6 @@ class NewRoute(_Body):
     """A version that is held. Unset: the promoted one, else the newest."""
     canary: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.0
     """Share of the requests that the newest answers."""
-
-    def route(self) -> Route:
-        """Return the route that it asks for."""
-        return Route(self.pin, self.canary)
 
 
 def models_of(pool: ModelPool) -> Models:

@@ -17,6 +17,7 @@ from llmos_stream.inference.batching import Batcher, Busy, PredictionFailed
 from llmos_stream.inference.inputs import BadInput, InputSpec, check_counts, read_inputs
 from llmos_stream.inference.metrics import InferenceMetrics
 from llmos_stream.inference.model_pool import ModelPool, NotLoaded
+from llmos_stream.inference.routing import Route
 from llmos_stream.runtime import Offload
 from llmos_stream.web.bodies import BodyLimit
 from llmos_stream.web.guards import HostCheck, check_bearer
@@ -99,7 +100,7 @@ def make_app(
     async def set_route(route: NewRoute) -> Models:
         """Pin a version, and send a share of the requests to the newest."""
         try:
-            pool.set_route(route.route())
+            pool.set_route(Route(route.pin, route.canary))
         except NotLoaded as error:
             raise HTTPException(404, str(error)) from None
         return models_of(pool)

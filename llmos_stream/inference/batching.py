@@ -157,7 +157,8 @@ def _forward(model: LoadedModel, inputs: list[Tensor]) -> list[Outputs | Predict
             return [answer for one in inputs for answer in _forward(model, [one])]
         # Not the error's text: it may hold the request's data.
         logger.error("version %d failed on a request: %s", model.version, type(error).__name__)
-        return [error if isinstance(error, PredictionFailed) else PredictionFailed(_failed(model.version))]
+        said = f"version {model.version} failed; ask for another version, or look at the log of this process"
+        return [error if isinstance(error, PredictionFailed) else PredictionFailed(said)]
 
 
 def _together(model: LoadedModel, inputs: list[Tensor]) -> list[Outputs | PredictionFailed]:
@@ -171,10 +172,6 @@ def _together(model: LoadedModel, inputs: list[Tensor]) -> list[Outputs | Predic
         return [part.tolist() for part in parts]
     unusable = PredictionFailed(f"version {model.version} gave numbers that are not finite; ask for another version")
     return [part.tolist() if bool(torch.isfinite(part).all()) else unusable for part in parts]
-
-
-def _failed(version: int) -> str:
-    return f"version {version} failed; ask for another version, or look at the log of this process"
 
 
 def _fail(requests: Sequence[_Request] | deque[_Request], error: Exception) -> None:

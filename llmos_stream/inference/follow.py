@@ -6,9 +6,10 @@ from contextlib import AsyncExitStack
 from llmos_stream.errors import OffsetGone, Rejected, TopicMissing
 from llmos_stream.inference.model_pool import LoadedModel, ModelPool, load_model
 from llmos_stream.inference.promoted import Promoted
-from llmos_stream.log import ControlView, Pointer, Replica, Version
+from llmos_stream.log import ControlView, Pointer
 from llmos_stream.log.federation import Federation
 from llmos_stream.log.record_tracing import version_attributes
+from llmos_stream.log.replica import Replica
 from llmos_stream.runtime import BROKER, MODEL, met, run_while
 from llmos_stream.runtime.health import lost
 from llmos_stream.telemetry.tracing import follow
@@ -79,7 +80,7 @@ class PoolUpdater:
         try:
             version = await replica.move_to(latest, _CATCH_UP_SECONDS)
             with follow("inference.swap", replica.parent_span, version_attributes(version.head)):
-                await self._load(version)
+                self._publish(await self._federation.run(load_model, self._task, self._share, version))
             self._taken = latest.version
         except OffsetGone:
             logger.warning("version %d was deleted before it was read; going on with the next", latest.version)
@@ -106,9 +107,6 @@ class PoolUpdater:
     async def _find(self, version: int) -> LoadedModel | None:
         seconds = 0.0 if self._pool.models else _PROMOTED_SECONDS
         return await self._federation.until_stop(self._promoted.find(version, seconds))
-
-    async def _load(self, version: Version) -> None:
-        self._publish(await self._federation.run(load_model, self._task, self._share, version))
 
     def _publish(self, model: LoadedModel, *, promoted: bool = False) -> None:
         self._pool.publish(model, promoted=promoted)

@@ -14,7 +14,7 @@ from llmos_stream.codec import Layout
 from llmos_stream.config import InferenceSettings
 from llmos_stream.errors import ConfigError, LlmosError
 from llmos_stream.inference.routing import Choice, Route, Why, choose, serving
-from llmos_stream.log import Version
+from llmos_stream.log.versions import Version
 from llmos_stream.registry import ArchivedVersion
 from llmos_stream.training import Task, load_, shared_layout, shared_tensors
 

@@ -7,14 +7,16 @@ than float32 comes back rounded to its dtype, as it would be in the model.
 import asyncio
 import contextlib
 import logging
+import math
 from dataclasses import dataclass, field
 
 from llmos_stream.config import RegistrySettings
 from llmos_stream.errors import ConfigError, LlmosError, OffsetGone
 from llmos_stream.inference.model_pool import LoadedModel, load_archived, load_model
-from llmos_stream.log import Federation
+from llmos_stream.log.federation import Federation
 from llmos_stream.registry import STORE, Damaged, NotArchived, StoreUnavailable, VersionStore, open_store
-from llmos_stream.replay import Missing, ReplayLog
+from llmos_stream.replay.index import Missing
+from llmos_stream.replay.replay_log import ReplayLog
 from llmos_stream.runtime import Offload
 from llmos_stream.telemetry.process_metrics import RETRIES
 from llmos_stream.training import Task
@@ -31,12 +33,10 @@ class _Search:
 
     version: int
     in_log: bool = True
-    nowhere: bool = False
-    loading: bool = False  # the registry is being asked, or will be next
     found: LoadedModel | None = None
-    due: float = 0.0  # when the registry may be asked again
+    due: float = 0.0  # when the registry may be asked (again); never while it is being asked, or once that is in vain
     pause: float = field(default_factory=lambda: _FIRST_PAUSE_SECONDS)
-    answered: asyncio.Event = field(default_factory=asyncio.Event)
+    answered: asyncio.Event = field(default_factory=asyncio.Event)  # nothing more comes before it is due
 
 
 class Promoted:
@@ -60,7 +60,7 @@ class Promoted:
         self._fetching = fetching
         self._store = None if registry.url is None else open_store(registry, federation.name)
         self._search: _Search | None = None
-        self._asked = asyncio.Event()
+        self._wanted: asyncio.Queue[_Search] = asyncio.Queue()
 
     def forget(self) -> None:
         """Forget the search: the next promoted version starts a new one."""
@@ -77,30 +77,22 @@ class Promoted:
         if self._search is None or version != self._search.version:
             self._search = _Search(version)
         search = self._search
-        if search.in_log and not search.nowhere:
+        if search.in_log:
             try:
                 return await self._logged(version)
-            except ConfigError as error:
-                self._give_up(search, error)
-            except (Missing, OffsetGone) as error:
-                if self._store is None:
+            except (ConfigError, Missing, OffsetGone) as error:
+                search.in_log = False
+                if self._store is None or isinstance(error, ConfigError):
                     self._give_up(search, error)
                 else:
                     logger.info("version %d is promoted; looking for it in the registry (%s)", version, error)
-                search.in_log = False
-        if (
-            search.found is None
-            and not search.nowhere
-            and not search.loading
-            and self._federation.clock.monotonic() >= search.due
-        ):
-            search.loading = True
+        if self._federation.clock.monotonic() >= search.due:
+            search.due = math.inf
             search.answered.clear()
-            self._asked.set()
-        if search.loading and registry_seconds:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(registry_seconds):
-                    await search.answered.wait()
+            self._wanted.put_nowait(search)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(registry_seconds):
+                await search.answered.wait()
         found, search.found = search.found, None  # so that the search does not keep it alive
         return found
 
@@ -110,9 +102,8 @@ class Promoted:
         One version at a time: a store that hangs on one gives no other either.
         """
         while True:
-            await self._asked.wait()
-            self._asked.clear()
-            if self._store is None or (search := self._search) is None or not search.loading:
+            search = await self._wanted.get()
+            if self._store is None or search is not self._search:
                 continue
             try:
                 search.found = await self._archived(self._store, search.version)
@@ -120,11 +111,10 @@ class Promoted:
                 self._put_off(search, error)
             except (NotArchived, Damaged, ConfigError) as error:
                 self._give_up(search, error)
-            search.loading = False
             search.answered.set()
 
     def _put_off(self, search: _Search, error: StoreUnavailable) -> None:
-        if not search.due and search is self._search:
+        if search.pause == _FIRST_PAUSE_SECONDS and search is self._search:
             logger.error(
                 "version %d is promoted and cannot be had yet (%s); what is held serves", search.version, error
             )
@@ -133,7 +123,8 @@ class Promoted:
         search.pause = min(2 * search.pause, _LAST_PAUSE_SECONDS)
 
     def _give_up(self, search: _Search, error: LlmosError) -> None:
-        search.nowhere = True
+        search.due = math.inf
+        search.answered.set()
         if search is self._search:
             logger.error("version %d is promoted and cannot be had (%s); promote another", search.version, error)
 

@@ -2,13 +2,13 @@
 
 import logging
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 import orjson
 
 from llmos_stream.broker import Broker, Reader, Record, Topics
-from llmos_stream.errors import BrokerUnavailable, Rejected
+from llmos_stream.errors import BrokerUnavailable, Rejected, StateError
 from llmos_stream.log.stream import RecordStream, foreign, go_on
 from llmos_stream.runtime import SYSTEM_CLOCK, Clock, Shutdown
 from llmos_stream.runtime.logs import Sparing
@@ -44,6 +44,7 @@ __all__ = ["Checkpoint", "ControlView", "Leader", "Pointer", "Promotion", "RunEn
 logger = logging.getLogger(__name__)
 logger.addFilter(Sparing())
 
+CheckWindow = Callable[[Sequence[int]], object]
 EVERYBODY = "*"
 """In place of a client, whose name it cannot be."""
 _POLL_SECONDS = 0.5
@@ -56,11 +57,16 @@ _SPOILT_KEPT = 1024
 
 @asynccontextmanager
 async def open_control(
-    broker: Broker, topics: Topics, *, sequences_of: str | None = None, clock: Clock = SYSTEM_CLOCK
+    broker: Broker,
+    topics: Topics,
+    *,
+    sequences_of: str | None = None,
+    check_window: CheckWindow = list,
+    clock: Clock = SYSTEM_CLOCK,
 ) -> AsyncIterator["ControlView"]:
     """The control topic, read to its present end."""
     async with broker.reader([topics.control], start="earliest") as reader:
-        control = ControlView(reader, sequences_of=sequences_of, clock=clock)
+        control = ControlView(reader, sequences_of=sequences_of, check_window=check_window, clock=clock)
         await control.catch_up()
         yield control
 
@@ -69,13 +75,25 @@ class ControlView:
     """Follows `<f>.control` through a reader that starts at the beginning.
 
     `sequences` stays empty unless they are asked for, those of one client or of EVERYBODY: they grow with the clients,
-    and only an aggregator needs them all.
+    and only an aggregator needs them all. `check_window` raises for numbers that are no window.
+    `is_second`: another view in this process counts and logs foreign records.
     """
 
-    def __init__(self, reader: Reader, *, sequences_of: str | None = None, clock: Clock = SYSTEM_CLOCK) -> None:
+    def __init__(
+        self,
+        reader: Reader,
+        *,
+        sequences_of: str | None = None,
+        check_window: CheckWindow = list,
+        clock: Clock = SYSTEM_CLOCK,
+        is_second: bool = False,
+    ) -> None:
         self._stream = RecordStream(reader, clock=clock, on_gap=go_on("control records"))
         self._clock = clock
         self._sequences_of = sequences_of
+        self._check_window = check_window
+        self._is_second = is_second
+        self._sequences_dropped = False
         self.sequences: dict[str, list[int]] = {}
         self.finished: RunEnd | None = None
         """How the run has ended, unless it goes on."""
@@ -181,8 +199,8 @@ class ControlView:
             await self.poll(min(left, _POLL_SECONDS))
 
     def drop_sequences(self) -> dict[str, list[int]]:
-        """Give `sequences` away and collect no more."""
-        taken, self.sequences, self._sequences_of = self.sequences, {}, None
+        """Give `sequences` away and collect no more. What cannot be one is `spoilt` still."""
+        taken, self.sequences, self._sequences_dropped = self.sequences, {}, True
         return taken
 
     def _is_newer(self, version: int | None) -> bool:
@@ -215,9 +233,11 @@ class ControlView:
             elif record.key == FINISH:
                 count(value, "time_ms")
                 self.asked_to_finish = True
-        except (KeyError, TypeError, ValueError, AttributeError, Rejected) as error:  # JSONDecodeError is a ValueError
+        except (KeyError, TypeError, ValueError, AttributeError, Rejected, StateError) as error:
+            # JSONDecodeError is a ValueError.
             # A setting that cannot be read must not stop a role that can go on with the last good one.
-            foreign(record.topic, record.offset, f"it is no control record ({str(error)[:100]})")
+            if not self._is_second:
+                foreign(record.topic, record.offset, f"it is no control record ({str(error)[:100]})")
             self._note_spoilt(record.key or b"")
 
     def _note_spoilt(self, key: bytes) -> None:
@@ -239,6 +259,12 @@ class ControlView:
     def _apply_sequences(self, client_id: str, value: bytes | None) -> None:
         if self._sequences_of not in {EVERYBODY, client_id}:
             return
-        self.sequences.pop(client_id, None)
-        if value is not None:
-            self.sequences[client_id] = load_sequences(orjson.loads(value))
+        window = None if value is None else load_sequences(orjson.loads(value))
+        if window is not None:
+            self._check_window(window)
+        if self._sequences_dropped:
+            return
+        if window is None:
+            self.sequences.pop(client_id, None)
+        else:
+            self.sequences[client_id] = window

@@ -60,10 +60,18 @@ async def read_events(broker: Broker, topics: Topics) -> AsyncIterator[Event]:
             yield event
 
 
-async def follow_events(broker: Broker, topics: Topics, take: Callable[[Event], object], shutdown: Shutdown) -> None:
+async def follow_events(
+    broker: Broker,
+    topics: Topics,
+    take: Callable[[Event], object],
+    shutdown: Shutdown,
+    *,
+    has_control: bool = False,
+) -> None:
     """Give every event that can be of this run, from the oldest kept, to `take`, each once; until a stop is asked for.
 
     What is in the log when the stop comes is still handed on. While the broker does not answer it keeps trying.
+    `has_control`: this process follows the control topic anyway, so foreign records of it are counted there.
     """
     positions: dict[TopicPartition, int] = {}
     check = EventCheck(topics, SYSTEM_CLOCK)
@@ -83,7 +91,7 @@ async def follow_events(broker: Broker, topics: Topics, take: Callable[[Event], 
             for at, offset in positions.items():
                 stream.seek(at, offset)
             opening = stack.enter_async_context(broker.reader([topics.control], start="earliest"))
-            control = ControlView(await until_stop(opening, shutdown))
+            control = ControlView(await until_stop(opening, shutdown), is_second=has_control)
             await until_stop(control.catch_up(), shutdown)
             while not (shutdown.requested and await until_stop(stream.at_end(), shutdown)):
                 if is_old and control.evaluations_moved is not None:

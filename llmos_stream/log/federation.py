@@ -8,6 +8,7 @@ from typing import Any, ParamSpec, TypeVar
 from llmos_stream.broker import Broker, Reader, Topics
 from llmos_stream.broker.ports import Start
 from llmos_stream.config import WireSettings
+from llmos_stream.core import SequenceWindow
 from llmos_stream.log.control import ControlView, open_control
 from llmos_stream.log.producer import RetryingProducer
 from llmos_stream.log.replica import Replica
@@ -46,7 +47,9 @@ class Federation:
 
     def control(self, *, sequences_of: str | None = None) -> AbstractAsyncContextManager[ControlView]:
         """The control topic, read to its present end."""
-        return open_control(self.broker, self.topics, sequences_of=sequences_of, clock=self.clock)
+        return open_control(
+            self.broker, self.topics, sequences_of=sequences_of, check_window=SequenceWindow.load, clock=self.clock
+        )
 
     def producer(self, longest_pause_seconds: float = 10.0) -> RetryingProducer:
         """What writes through broker trouble; open it with `async with`."""

@@ -162,7 +162,8 @@ class EventStream(RecordStream):
     async def events(self, seconds: float) -> list[PlacedEvent]:
         """Those that come within this time, as soon as there are some. Raises as `poll` does.
 
-        What names another client than its record's key is foreign.
+        What names another client than its record's key is foreign. So is what has no key, in old logs too: every
+        writer of this package has keyed its events, since the first one.
         """
         found = []
         for record in await self.poll(seconds):
@@ -172,7 +173,7 @@ class EventStream(RecordStream):
             except Rejected as error:
                 foreign(record.topic, record.offset, error.detail)
                 continue
-            if record.key not in (None, event_key(event)):
+            if record.key != event_key(event):
                 foreign(record.topic, record.offset, "its key is not that of who it tells of")
             else:
                 found.append(PlacedEvent(record.topic, record.offset, event))

@@ -6,7 +6,7 @@ from llmos_stream.registry.lookup import KeptVersion, find_in_log, find_version,
 from llmos_stream.registry.promotion import promote, promoted, roll_back
 from llmos_stream.registry.store import NotArchived, StoreUnavailable, VersionStore, open_store
 from llmos_stream.registry.tensors import file_pieces
-from llmos_stream.registry.warm_start import WarmStart, warm_start_of
+from llmos_stream.registry.warm_start import warm_start_of
 
 __all__ = [
     "STORE",
@@ -16,7 +16,6 @@ __all__ = [
     "NotArchived",
     "StoreUnavailable",
     "VersionStore",
-    "WarmStart",
     "file_metadata",
     "file_pieces",
     "find_in_log",

@@ -15,8 +15,10 @@ from prometheus_client import Counter, Gauge
 from llmos_stream.broker import Broker, Reader, TopicPartition, Topics
 from llmos_stream.config import RegistrySettings, Settings
 from llmos_stream.errors import BrokerUnavailable, ConfigError, OffsetGone, Rejected
-from llmos_stream.log import ControlView, Pointer, Promotion, Replica, version_index
+from llmos_stream.log import ControlView, Pointer, Promotion
 from llmos_stream.log.federation import Federation
+from llmos_stream.log.index import version_index
+from llmos_stream.log.replica import Replica
 from llmos_stream.log.scan import HeadStream
 from llmos_stream.log.standing import Standing
 from llmos_stream.registry.entry import ArchivedVersion, Damaged

@@ -21,7 +21,8 @@ import orjson
 
 from llmos_stream.codec import Layout
 from llmos_stream.errors import LlmosError, Rejected
-from llmos_stream.log import Pointer, Version
+from llmos_stream.log import Pointer
+from llmos_stream.log.versions import Version
 from llmos_stream.wire import describe
 from llmos_stream.wire.control import dump_setting, load_latest
 

@@ -8,7 +8,8 @@ from torch import Tensor
 from llmos_stream.codec import Layout
 from llmos_stream.config import RegistrySettings
 from llmos_stream.errors import NotFound, OffsetGone, Rejected, TopicMissing
-from llmos_stream.log import Federation, VersionIndex, version_index
+from llmos_stream.log.federation import Federation
+from llmos_stream.log.index import VersionIndex, version_index
 from llmos_stream.log.standing import LocatedVersion
 from llmos_stream.registry.store import open_store
 

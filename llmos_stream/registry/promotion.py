@@ -3,8 +3,9 @@
 from llmos_stream.broker import Broker, Topics
 from llmos_stream.config import RegistrySettings
 from llmos_stream.errors import NotFound
-from llmos_stream.log import Promotion, version_index
+from llmos_stream.log import Promotion
 from llmos_stream.log.control import open_control
+from llmos_stream.log.index import version_index
 from llmos_stream.registry.store import open_store
 from llmos_stream.runtime import SYSTEM_CLOCK, Offload
 from llmos_stream.wire.control import PROMOTED, dump_setting

@@ -23,7 +23,8 @@ from torch import Tensor
 from llmos_stream.codec import weights_digest
 from llmos_stream.config import RegistrySettings
 from llmos_stream.errors import ConfigError, LlmosError
-from llmos_stream.log import Pointer, Version
+from llmos_stream.log import Pointer
+from llmos_stream.log.versions import Version
 from llmos_stream.registry.entry import ArchivedVersion, Damaged, dump_entry, entry_of, file_metadata, load_entry
 from llmos_stream.registry.tensors import data_size, file_header, file_pieces, is_exact, read_buffers
 
@@ -171,7 +172,8 @@ class VersionStore:
                     if len(part) != min(_PIECE_BYTES, len(buffer) - start):
                         raise Damaged(f"{path} ends too soon")
                     buffer[start : start + len(part)] = part
-        self._confirm(entry, path, size, digest.digest())
+        if digest.digest() != entry.sha256:
+            raise Damaged(f"{path} is not the file that was archived as version {number}: its SHA-256 differs")
         if is_exact(entry.layout) and weights_digest(weights) != entry.weights_digest:
             raise Damaged(f"{path}: the weights do not match the digest of version {number}")
         return entry, weights
@@ -217,11 +219,6 @@ class VersionStore:
             if path.endswith(_ENTRY):
                 raise NotArchived(f"version {number} is not in the registry ({self._root})") from None
             raise Damaged(f"version {number} in the registry: {path} is missing") from None
-
-    @staticmethod
-    def _confirm(entry: ArchivedVersion, path: str, size: int, sha256: bytes) -> None:
-        if (size, sha256) != (entry.size, entry.sha256):
-            raise Damaged(f"{path} is not the file that was archived as version {entry.version}: its SHA-256 differs")
 
     @contextmanager
     def _translated_errors(self, path: str) -> Iterator[None]:

@@ -5,7 +5,6 @@ Version 0 alone can be made so. It records where its weights are from, and so do
 
 import hashlib
 import logging
-from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Set
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +18,7 @@ from llmos_stream.broker import Topics
 from llmos_stream.codec import Layout
 from llmos_stream.config import RegistrySettings, Settings, did_you_mean
 from llmos_stream.errors import ConfigError, NotFound, TopicMissing
-from llmos_stream.log import Federation
+from llmos_stream.log.federation import Federation
 from llmos_stream.registry.lookup import find_version
 from llmos_stream.types import TensorKind, TensorSpec
 
@@ -28,28 +27,10 @@ logger = logging.getLogger(__name__)
 _DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
 
 
-class WarmStart(ABC):
-    """Where the weights are from. `setting` names it to its owner."""
+class _Start:
+    """What both say of weights that do not fit. `setting` names them to their owner."""
 
     setting: str
-
-    @abstractmethod
-    def is_recorded(self, origin: Mapping[str, object]) -> bool:
-        """Whether a run that records this origin began with these weights. May read a file."""
-
-    @abstractmethod
-    async def load(self, federation: Federation, layout: Layout, others: Set[str]) -> tuple[Tensor, dict[str, object]]:
-        """Return the weights (flat, float32), and the origin to record.
-
-        Args:
-            federation: The one that begins.
-            layout: What its model shares.
-            others: The names of what else is in the model's state.
-
-        Raises:
-            ConfigError: They are of another model; it names the first tensor that differs.
-            NotFound: They are not there.
-        """
 
     def _names(
         self, where: str, given: Mapping[str, TensorSpec], layout: Layout, others: Set[str]
@@ -82,15 +63,15 @@ class WarmStart(ABC):
         raise ConfigError(f"{self.setting}: {problem}")
 
 
-def warm_start_of(settings: Settings) -> WarmStart | None:
-    """The one that the settings name, if they do."""
+def warm_start_of(settings: Settings) -> "FileStart | VersionStart | None":
+    """The one that the settings name, if they do: a `roles.aggregator.WarmStart`."""
     path, version = settings.aggregator.init, settings.aggregator.init_from
     if path is not None:
         return FileStart(path)
     return None if version is None else VersionStart(version, settings.registry)
 
 
-class FileStart(WarmStart):
+class FileStart(_Start):
     """A safetensors file: a state dict under the plain model's names."""
 
     setting = "aggregator.init"
@@ -132,7 +113,7 @@ class FileStart(WarmStart):
             self._refuse(f"cannot read {self._path}: {error.strerror or error}")
 
 
-class VersionStart(WarmStart):
+class VersionStart(_Start):
     """A version of a federation, `NAME` (its newest) or `NAME:VERSION`: from the log, or else from the registry."""
 
     setting = "aggregator.init_from"

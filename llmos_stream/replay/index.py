@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from llmos_stream.broker import Broker, Topics
 from llmos_stream.codec import Layout
 from llmos_stream.errors import LlmosError, TopicMissing
-from llmos_stream.log import Pointer, version_index
+from llmos_stream.log import Pointer
+from llmos_stream.log.index import version_index
 from llmos_stream.log.scan import read_heads
 from llmos_stream.log.snapshots import RESIDUAL
 from llmos_stream.types import SnapshotHead, VersionHead

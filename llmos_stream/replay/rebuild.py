@@ -13,8 +13,7 @@ from llmos_stream.core import Rule
 from llmos_stream.core.flat import l2_norm
 from llmos_stream.core.replay import Replay
 from llmos_stream.errors import Rejected
-from llmos_stream.log import Version
-from llmos_stream.log.versions import initial_weights, rolled_back_to, started_from
+from llmos_stream.log.versions import Version, initial_weights, rolled_back_to, started_from
 from llmos_stream.replay.index import Missing
 from llmos_stream.replay.replay_log import ReplayLog
 from llmos_stream.replay.updates import RecordedUpdates

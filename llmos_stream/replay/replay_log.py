@@ -11,10 +11,10 @@ from llmos_stream.broker import Reader, Topics
 from llmos_stream.codec import Layout, Residual
 from llmos_stream.core import Changes, Rule, Update
 from llmos_stream.errors import OffsetGone, Rejected
-from llmos_stream.log import Replica, Version
 from llmos_stream.log.federation import Federation
+from llmos_stream.log.replica import Replica
 from llmos_stream.log.snapshots import RESIDUAL, Kept, fetch_snapshots
-from llmos_stream.log.versions import rolled_back_to
+from llmos_stream.log.versions import Version, rolled_back_to
 from llmos_stream.replay.index import Index, Missing, UpdateMissing, read_index
 from llmos_stream.replay.updates import RecordedUpdates, decode_recorded
 from llmos_stream.types import Contribution, VersionHead, VersionKind

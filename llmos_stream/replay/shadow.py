@@ -13,7 +13,8 @@ from llmos_stream.broker import Broker, Reader, Topics
 from llmos_stream.config import Settings, StopSettings
 from llmos_stream.core import device_for
 from llmos_stream.errors import ConfigError
-from llmos_stream.log import ControlView, Federation, RunEnd
+from llmos_stream.log import ControlView, RunEnd
+from llmos_stream.log.federation import Federation
 from llmos_stream.replay.accepted import AcceptedUpdates
 from llmos_stream.replay.replay_log import live_of, shadow_of
 from llmos_stream.roles.aggregator.lifecycle import Aggregation

@@ -20,7 +20,7 @@ from llmos_stream.codec import Layout, Residual, add_residual, encode_delta, fit
 from llmos_stream.core import Changes, Rule, Update
 from llmos_stream.core.replay import Replay
 from llmos_stream.errors import ConfigError, NotFound, Rejected
-from llmos_stream.log import Version
+from llmos_stream.log.versions import Version
 from llmos_stream.replay.index import Missing
 from llmos_stream.replay.rebuild import Difference, difference
 from llmos_stream.replay.replay_log import ReplayLog, kept_span

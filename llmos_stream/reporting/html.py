@@ -37,19 +37,22 @@ def require_plotly() -> str:
     return str(get_plotlyjs())
 
 
-def write_report(path: Path, text: str) -> None:
+def write_report(path: Path, text: str, flag: str) -> None:
     """Write a report to `path`, whole or not at all, and make missing folders.
 
     Raises:
-        OSError: The file cannot be written.
+        LlmosError: The file cannot be written; the message says why, after the `flag` that named it.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        unfinished.write_bytes(text.encode("utf-8", "replace"))
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            unfinished.write_bytes(text.encode("utf-8", "replace"))
+            unfinished.replace(path)
+        finally:
+            unfinished.unlink(missing_ok=True)
+    except OSError as error:
+        raise LlmosError(f"{flag}: cannot write {path}: {error.strerror or error}") from error
 
 
 def render_report(

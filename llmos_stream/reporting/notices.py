@@ -23,11 +23,9 @@ def _collapsed(history: History) -> Iterator[str]:
     if found is None:
         return
     loss = "not a finite number" if found.loss is None else wording.number(found.loss)
-    best = (
-        ""
-        if found.best_version is None or found.best_loss is None
-        else (f", where version {found.best_version} has {wording.number(found.best_loss)}")
-    )
+    best = ""
+    if found.best_version is not None and found.best_loss is not None:
+        best = f", where version {found.best_version} has {wording.number(found.best_loss)}"
     back = history.gone_back
     if back is not None and back[0] > found.version:
         done = f"Version {back[0]} goes back to version {back[1]}."

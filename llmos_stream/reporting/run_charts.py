@@ -88,10 +88,8 @@ def traffic(history: History, time: TimeAxis) -> Chart:
         return Chart("traffic", "No bytes were reported", "No update and no version with a size was reported.")
     down = f"{wording.size(total.broadcast)} of new versions were broadcast"
     if saved is None:
-        title, summary = (
-            f"{wording.size(total.broadcast)} of new versions broadcast",
-            f"No upload was reported; {down}.",
-        )
+        title = f"{wording.size(total.broadcast)} of new versions broadcast"
+        summary = f"No upload was reported; {down}."
     else:
         word = "fewer" if saved >= 0 else "more"
         title = f"{abs(saved):.0f} % {word} bytes uploaded than float32 takes"

@@ -93,12 +93,9 @@ def final_rows(history: History) -> list[tuple[str, str]]:
     rows.append(("time", wording.duration(seconds) + (f", {wording.number(rate)} updates/s" if rate else "")))
     if history.staleness.value is not None:
         rows.append(("staleness", f"{history.staleness.value:.2f} versions on average"))
-    if traffic.raw and traffic.saved_percent is not None:
-        rows.append(
-            ("uploaded", f"{wording.size(traffic.sent)}, {traffic.saved_percent:.1f} % less than float32")
-            if traffic.saved_percent >= 0
-            else ("uploaded", f"{wording.size(traffic.sent)}, {-traffic.saved_percent:.1f} % more than float32")
-        )
+    if traffic.raw and (saved := traffic.saved_percent) is not None:
+        word = "less" if saved >= 0 else "more"
+        rows.append(("uploaded", f"{wording.size(traffic.sent)}, {abs(saved):.1f} % {word} than float32"))
     rows.append(("broadcast", wording.size(traffic.broadcast)))
     states = [row.state for row in history.rows()]
     rows.append(("clients", f"{wording.count(len(history.clients))}{_troubles(states)}"))

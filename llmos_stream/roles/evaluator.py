@@ -58,10 +58,6 @@ async def run_evaluator(
     return measuring.last
 
 
-def _needs(topics: Topics) -> tuple[str, ...]:
-    return topics.models, topics.control, topics.evaluations
-
-
 class _Measuring:
     """What the evaluator keeps while it loses the broker and finds it again."""
 
@@ -80,11 +76,12 @@ class _Measuring:
 
     async def follow(self) -> None:
         """Raises BrokerUnavailable when the broker does not answer: call it again then."""
-        federation, needed = self._federation, _needs(self._federation.topics)
+        federation, topics = self._federation, self._federation.topics
+        needed = topics.models, topics.control, topics.evaluations
         if not self._looked:
             missing = await federation.until_stop(missing_topics(federation.broker, needed))
             # It was here before the federation: the first version is its first, too.
-            self._looked = federation.topics.models in missing
+            self._looked = topics.models in missing
         if not await federation.wait_for_topics(*needed):
             return
         async with AsyncExitStack() as stack:

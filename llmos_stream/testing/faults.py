@@ -56,12 +56,6 @@ class FaultyBroker:
         self.around = around
         self._left_open: list[tuple[AbstractAsyncContextManager[Transaction], Producer]] = []
 
-    def describe(self) -> str:
-        return f"{self.inner.describe()}, with faults"
-
-    async def check(self) -> None:
-        await self._ask("check", self.inner, self.inner.check)
-
     async def create_topics(self, specs: Sequence[TopicSpec]) -> list[str]:
         topics = tuple(spec.name for spec in specs)
         return await self._ask("create_topics", self.inner, self.inner.create_topics, topics, specs=specs)

@@ -11,7 +11,9 @@ from llmos_stream.broker import Broker, MemoryBroker, Producer, Topics
 from llmos_stream.codec import encode, with_buffers
 from llmos_stream.config import Settings, load
 from llmos_stream.errors import Rejected
-from llmos_stream.log import Federation, RunEnd, Version
+from llmos_stream.log import RunEnd
+from llmos_stream.log.federation import Federation
+from llmos_stream.log.versions import Version
 from llmos_stream.roles.aggregator import Initial, WarmStart, run_aggregator
 from llmos_stream.runtime import SYSTEM_CLOCK, Clock
 from llmos_stream.testing.log import PATIENCE_SECONDS, WatchedLog

@@ -12,10 +12,10 @@ import orjson
 
 from llmos_stream.broker import Reader, Record
 from llmos_stream.errors import Rejected
-from llmos_stream.log import Federation, Follower, Version
-from llmos_stream.log.replica import take_message
+from llmos_stream.log.federation import Federation
+from llmos_stream.log.replica import Follower, take_message
 from llmos_stream.log.stream import MessageStream, RecordStream, go_on, value_of
-from llmos_stream.log.versions import version_assembler
+from llmos_stream.log.versions import Version, version_assembler
 from llmos_stream.runtime import run_while
 from llmos_stream.types import Event, EventKind
 from llmos_stream.wire import load_event

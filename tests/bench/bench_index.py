@@ -24,7 +24,7 @@ from rich.progress import Progress
 from llmos_stream.broker import Broker, LocalKafka, Record, Topics, TopicSpec, connect
 from llmos_stream.broker.kafka.reader import KafkaReader
 from llmos_stream.config import BrokerSettings, WireSettings
-from llmos_stream.log import VersionIndex, version_index
+from llmos_stream.log.index import VersionIndex, version_index
 from llmos_stream.types import CodecId, CodecSpec, TensorSpec, VersionHead, VersionKind
 from llmos_stream.wire import message_id, pack_prelude, split
 from tests.bench.children import BenchmarkFailed

@@ -23,8 +23,8 @@ from torch.nn.functional import interpolate
 
 from llmos_stream.broker import Broker, LocalKafka, Topics, connect
 from llmos_stream.config import ClientSettings, Settings, TaskSettings, load
-from llmos_stream.log import Federation
 from llmos_stream.log.events import read_events
+from llmos_stream.log.federation import Federation
 from llmos_stream.log.replica import newest_version
 from llmos_stream.roles.aggregator import initial_of, run_aggregator
 from llmos_stream.roles.client import ClientState, run_client
@@ -137,7 +137,7 @@ async def _trial(
             "codec": codec,
             "server_optimizer": optimizer,
             "evaluator": {"every": EVERY},
-            "stop": {"max_versions": last, "max_seconds": 1200},
+            "stop": {"max_versions": last, "max_seconds": 3600},
             "runtime": {"torch_threads": torch.get_num_threads(), "log_level": "error"},
         }
     )

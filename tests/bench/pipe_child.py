@@ -16,8 +16,8 @@ from torch import Tensor
 
 from llmos_stream.broker import Broker, Topics, connect
 from llmos_stream.config import Settings, load
-from llmos_stream.log import Version
 from llmos_stream.log.federation import Federation
+from llmos_stream.log.versions import Version
 from llmos_stream.roles.aggregator import initial_of, run_aggregator
 from llmos_stream.roles.client import Client, ClientState, client_id_of, state_folder
 from llmos_stream.runtime import Offload, Shutdown, configure_logging, run_all

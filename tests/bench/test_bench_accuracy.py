@@ -99,6 +99,7 @@ def test_rounds_shorter_than_the_few_steps_are_refused(tmp_path: Path) -> None:
         _run(bench_codec, tmp_path, "--steps", "5")
 
 
+@pytest.mark.full
 @pytest.mark.kafka
 def test_the_event_loop_is_watched(kafka: KafkaNode, tmp_path: Path) -> None:
     few = ["--numel", "1000", "--updates", "2", "--codec", "int8", "--idle", "0.1", "--limit", "60"]

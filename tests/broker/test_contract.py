@@ -102,11 +102,6 @@ async def test_a_missing_topic_says_what_to_do(broker: Broker, federation: str) 
     assert await broker.list_topics(federation) == []
 
 
-async def test_a_broker_answers_and_describes_itself(broker: Broker) -> None:
-    await broker.check()
-    assert broker.describe()
-
-
 # Writing and reading
 
 

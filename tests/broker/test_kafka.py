@@ -34,7 +34,7 @@ def _impatient(address: str, **more: object) -> BrokerSettings:
 # Nobody there
 
 
-@pytest.mark.parametrize("use", ["check", "enter", "producer", "transactional", "reader", "topics"])
+@pytest.mark.parametrize("use", ["enter", "producer", "transactional", "reader", "topics"])
 async def test_an_unreachable_broker_is_one_clear_error_in_time(use: str, caplog: pytest.LogCaptureFixture) -> None:
     address = f"127.0.0.1:{_closed_port()}"
     broker = connect(_impatient(address))
@@ -71,7 +71,7 @@ async def test_somebody_who_never_answers_is_unreachable_too() -> None:
     address = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
     async with server:
         with pytest.raises(BrokerUnavailable, match=address):
-            await connect(_impatient(address)).check()
+            await connect(_impatient(address)).list_topics()
 
 
 async def test_no_server_named_is_a_setting_to_make() -> None:
@@ -82,9 +82,7 @@ async def test_no_server_named_is_a_setting_to_make() -> None:
 
 
 async def _use(broker: Broker, use: str) -> None:
-    if use == "check":
-        await broker.check()
-    elif use == "enter":
+    if use == "enter":
         async with broker:
             pass
     elif use == "producer":
@@ -275,7 +273,7 @@ async def test_a_broker_that_stays_away_is_an_error_in_time_and_nothing_hangs(
             with pytest.raises(BrokerUnavailable, match=kafka.bootstrap_servers):
                 await plain.send(topic, b"in doubt")
         assert await reader.poll(0.1) == []
-        for call in (reader.end_offsets(), reader.committed(at), broker.check()):
+        for call in (reader.end_offsets(), reader.committed(at), broker.list_topics()):
             with pytest.raises(BrokerUnavailable, match=kafka.bootstrap_servers):
                 await call
     assert time.monotonic() - began < 40
@@ -336,7 +334,7 @@ async def test_credentials_and_certificates_are_used(kafka: KafkaNode, tmp_path:
         began = time.monotonic()
         for wrong, advice in (({"sasl_password": SecretStr("guess")}, "SASL"), ({"ssl_cafile": None}, "SSL")):
             with pytest.raises(BrokerError, match=advice) as caught:
-                await connect(settings.model_copy(update=wrong)).check()
+                await connect(settings.model_copy(update=wrong)).list_topics()
             assert "guess" not in str(caught.value)
             assert not caught.value.retriable
         assert time.monotonic() - began < settings.connect_timeout_seconds

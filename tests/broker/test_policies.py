@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pytest
 
@@ -17,6 +18,13 @@ def _found(kind: str, changed: Mapping[str, str], partitions: int = 1) -> TopicI
     spec = _SPECS[kind]
     values = {**spec.config, **{name.replace("_", "."): value for name, value in changed.items()}}
     return TopicInfo(spec.name, partitions, values, {**KAFKAS_DEFAULTS, **values})
+
+
+@pytest.mark.parametrize(("needed", "replicas", "does_harm"), [("2", 1, True), ("3", 2, True), ("2", 3, False)])
+def test_more_replicas_in_sync_than_there_are_do_harm(needed: str, replicas: int, does_harm: bool) -> None:
+    found = replace(_found("models", {"min.insync.replicas": needed}), replicas=replicas)
+    said = f"min.insync.replicas is {needed}, not {replicas}: no record is taken, with so few replicas"
+    assert [str(one) for one in differences(_SPECS["models"], found)] == [said] * does_harm
 
 
 @pytest.mark.parametrize("kind", _SPECS)

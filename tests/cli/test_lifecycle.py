@@ -59,6 +59,8 @@ def test_a_run_from_its_beginning_to_its_deletion(
     roles = [start("client"), start("evaluate", "--json")]
     roles[1].line("err", "version 3:")
     assert llmos("report", "--json", "--output", tmp_path / "live.html").json()["finished"] is None
+    live = llmos("topics", "delete", "--yes")
+    assert (live.status, "is live: an aggregator leads it" in live.error()) == (2, True)
     end = llmos("finish", "--json").json()
     assert end["reason"] == "finish"
     assert aggregator.wait().json() == end

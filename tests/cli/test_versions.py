@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from llmos_stream.broker import Topics, connect
 from llmos_stream.config import load
-from llmos_stream.log import Version
+from llmos_stream.log.versions import Version
 from tests.cli.aids import Run
 from tests.cli.logged import WEIGHT, Logged
 from tests.conftest import KafkaNode

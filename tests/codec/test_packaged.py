@@ -13,7 +13,7 @@ from llmos_stream.codec.packaged import packaged_codecs
 from llmos_stream.codec.table import codec_for
 from llmos_stream.config import CodecSettings
 from llmos_stream.errors import ConfigError, Reason, Rejected
-from llmos_stream.replay import RebuildOutcome
+from llmos_stream.replay.rebuild import RebuildOutcome
 from llmos_stream.types import CodecId, CodecSpec
 from tests.replay.aids import outcomes, replay_log, verdicts_of
 from tests.roles.aids import aggregator, delta_of, settings_for, update

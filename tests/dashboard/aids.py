@@ -45,6 +45,9 @@ class Acts:
     async def promote(self, number: int) -> None:
         await self._note(number)
 
+    async def finish(self) -> None:
+        await self._note("finish")
+
     async def _note(self, act: object) -> None:
         if self.fails is not None:
             raise self.fails
@@ -82,7 +85,7 @@ async def shown(log: Callable[[], Broker] = _no_broker, **fields: Any) -> AsyncI
     may = settings.token is not None
     states = StateStream(lambda: page_state(view, may), lambda: view.changes, lambda: view.now_ms, settings.viewers)
     acts = Acts()
-    operator = OperatorActions(acts.set_paused, acts.promote)
+    operator = OperatorActions(acts.set_paused, acts.promote, acts.finish)
     older = OlderVersions(log, "trial")
     here = Shown(make_app(settings, view, states, load_assets(), operator, older), view, states, acts, older)
     async with here.http:

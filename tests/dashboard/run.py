@@ -13,7 +13,10 @@ from llmos_stream.config import Settings, load
 from llmos_stream.dashboard import LivePage
 from llmos_stream.demo.scenario import ClientMix, make_scenario
 from llmos_stream.errors import Reason
+from llmos_stream.log.federation import Federation
+from llmos_stream.log.stream import event_key
 from llmos_stream.roles.aggregator import initial_of, run_aggregator
+from llmos_stream.roles.aggregator.finishing import finish_run
 from llmos_stream.roles.client import ClientState, run_client
 from llmos_stream.roles.evaluator import run_evaluator
 from llmos_stream.runtime import Offload, Shutdown, run_all
@@ -58,7 +61,7 @@ class Run:
     async def tell(self, event: Event) -> None:
         """Write an event to the log."""
         async with self.broker.producer() as producer:
-            await producer.send(Topics(FEDERATION).events, dump_event(event))
+            await producer.send(Topics(FEDERATION).events, dump_event(event), key=event_key(event))
 
 
 @contextlib.asynccontextmanager
@@ -76,7 +79,11 @@ async def running() -> AsyncIterator[Run]:
     over = Shutdown()
     async with MemoryBroker() as broker, Offload(2) as offload, httpx.AsyncClient(timeout=SECONDS) as http:
         with heard_port() as port:
-            page = LivePage(settings)
+
+            async def finish(log: Broker) -> object:
+                return await finish_run(Federation(log, Topics(FEDERATION), settings.wire, offload, over), settings)
+
+            page = LivePage(settings, finish)
             everything = asyncio.gather(
                 _federation(broker, settings, offload, over),
                 page.show(over),
@@ -91,11 +98,15 @@ async def running() -> AsyncIterator[Run]:
                     await everything
 
 
+async def _nobody(broker: Broker) -> None:
+    """Finish nothing."""
+
+
 @contextlib.asynccontextmanager
 async def waiting() -> AsyncIterator[tuple[str, Callable[[], None]]]:
     """The page before its broker answers: where it is, and what makes the broker answer."""
     settings, over, answered = load({"dashboard": {"port": 0}}), Shutdown(), asyncio.Event()
-    page = LivePage(settings)
+    page = LivePage(settings, _nobody)
     async with MemoryBroker() as broker:
 
         async def follow() -> None:

@@ -116,10 +116,11 @@ async def test_acts_with_the_token() -> None:
         assert (await here.post("/api/pause")).json() == {"paused": True}
         assert (await here.post("/api/resume")).json() == {"paused": False}
         assert (await here.post("/api/promote", {"version": 12})).json() == {"promoted": 12}
-        assert here.acts.done == ["pause", "resume", 12]
+        assert (await here.post("/api/finish")).json() == {"finished": True}
+        assert here.acts.done == ["pause", "resume", 12, "finish"]
 
 
-@pytest.mark.parametrize("path", ["/api/pause", "/api/resume", "/api/promote"])
+@pytest.mark.parametrize("path", ["/api/pause", "/api/resume", "/api/promote", "/api/finish"])
 async def test_nobody_acts_without_the_token(path: str) -> None:
     async with shown() as here:
         for token in (None, "", "let-me-i", TOKEN + "n", "lét-me-in"):
@@ -190,6 +191,7 @@ async def test_a_finished_run_is_not_paused_but_its_versions_are_promoted() -> N
     async with shown() as here:
         here.view.add_event(event(EventKind.RUN_FINISHED, reason="target"))
         assert (await here.post("/api/pause")).status_code == 409
+        assert (await here.post("/api/finish")).status_code == 409
         assert (await here.post("/api/promote", {"version": 1})).status_code == 200
 
 

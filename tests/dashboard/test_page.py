@@ -248,6 +248,7 @@ async def test_it_waits_for_the_broker_and_becomes_live_by_itself(chromium: Brow
         await page.close()
 
 
+@pytest.mark.full
 async def test_a_version_that_is_not_held_is_opened_by_its_number(chromium: Browser) -> None:
     broker = MemoryBroker()
     await broker.create_topics(Topics("trial").specs(Settings().topics))
@@ -282,6 +283,7 @@ async def test_without_a_token_the_page_is_for_looking(chromium: Browser) -> Non
         await watched.page.close()
 
 
+@pytest.mark.full
 async def test_a_large_federation_is_drawn_and_sorted(chromium: Browser) -> None:
     async with shown() as here, on_a_port(here, Shutdown()) as where:
         for index in range(998):

@@ -16,7 +16,7 @@ __all__ = ["_own_terminal_and_home", "llmos"]
 _HEADERS = {"authorization": f"Bearer {TOKEN}"}
 
 
-async def test_a_run_is_shown_paused_resumed_and_promoted() -> None:
+async def test_a_run_is_shown_paused_resumed_promoted_and_finished() -> None:
     async with running() as run, httpx.AsyncClient(base_url=run.where, headers=_HEADERS, timeout=SECONDS) as http:
         await run.until_version(3)
 
@@ -48,6 +48,9 @@ async def test_a_run_is_shown_paused_resumed_and_promoted() -> None:
             return bool((await run.state())["headline"]["promoted"] == 2)
 
         await until(is_promoted)
+        assert (await http.post("/api/finish", json={})).json() == {"finished": True}
+        await until(lambda: is_now("finished"))
+        assert (await http.post("/api/finish", json={})).status_code == 409
 
 
 def test_a_page_without_its_libraries_says_what_to_install(llmos: Command, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -148,7 +148,7 @@ def test_a_report_that_turns_out_not_to_be_writable_costs_the_report_alone(
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("llmos_stream.reporting.write_report", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     path = tmp_path / "report.html"
     done = llmos("demo", *_QUICK, *_TWO, "--stop.max-versions", "1", "--json", "--report", path)
     assert done.status == 1

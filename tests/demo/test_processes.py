@@ -64,6 +64,7 @@ async def test_a_stop_reaches_every_process(on_kafka: str, tmp_path: Path) -> No
     assert (tmp_path / "client-0" / "state.json").exists()
 
 
+@pytest.mark.full
 def test_a_child_that_cannot_start_ends_the_demo_with_its_own_words(llmos: Run, tmp_path: Path) -> None:
     need_a_local_kafka()
     before = set(psutil.Process().children(recursive=True))

@@ -10,7 +10,7 @@ from torch import Tensor
 from llmos_stream.broker import Broker, Record, Topics
 from llmos_stream.codec import decode
 from llmos_stream.config import Settings
-from llmos_stream.log import Version
+from llmos_stream.log.versions import Version
 from llmos_stream.types import UpdateHead
 from llmos_stream.wire import Assembler, Message
 from tests.federation import decoded_versions

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from llmos_stream.broker import Topics
-from llmos_stream.broker.kafka.connection import Connection, topic_leaders
+from llmos_stream.broker.kafka.connection import Connection, topic_partitions
 from llmos_stream.config import BrokerSettings
 from llmos_stream.roles.aggregator.publisher import group_of
 from tests.conftest import need_a_local_kafka
@@ -27,7 +27,8 @@ def cluster() -> Iterator[LocalCluster]:
 
 async def _leaders(servers: str) -> dict[str, list[int]]:
     async with Connection(BrokerSettings(bootstrap_servers=servers)).admin() as admin:
-        return await topic_leaders(admin)
+        present = await topic_partitions(admin)
+    return {name: [part.leader for part in parts] for name, parts in present.items()}
 
 
 def _coordinator_partition(transactional_id: str, partitions: int) -> int:

@@ -10,7 +10,7 @@ import torch
 from llmos_stream.broker import MemoryBroker
 from llmos_stream.codec import weights_digest
 from llmos_stream.config import Settings
-from llmos_stream.log import Version
+from llmos_stream.log.versions import Version
 from tests.faults.host import InTasks
 from tests.faults.judge import Verdict, journals, judge, judge_residuals
 from tests.faults.log import Logged, read_log

@@ -12,7 +12,7 @@ from llmos_stream.broker import Broker, MemoryBroker
 from llmos_stream.config import Settings
 from llmos_stream.errors import BrokerUnavailable, ConfigError
 from llmos_stream.inference.model_pool import load_model
-from llmos_stream.log import Version
+from llmos_stream.log.versions import Version
 from llmos_stream.runtime import BROKER, retry
 from llmos_stream.testing import Call, FaultyBroker, RunningFederation, until
 from llmos_stream.training import Task, load_task

@@ -22,7 +22,7 @@ from llmos_stream.inference import follow, run_inference
 from llmos_stream.inference import promoted as module
 from llmos_stream.inference.model_pool import load_archived, load_model
 from llmos_stream.inference.promoted import Promoted
-from llmos_stream.log import version_index
+from llmos_stream.log.index import version_index
 from llmos_stream.registry import StoreUnavailable, VersionStore, promote
 from llmos_stream.roles.aggregator import Initial
 from llmos_stream.runtime import Offload, Shutdown, run_while

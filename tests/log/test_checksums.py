@@ -8,7 +8,7 @@ import torch
 
 from llmos_stream.broker import MemoryBroker, Reader, Topics
 from llmos_stream.dashboard.older import OlderVersions
-from llmos_stream.log import version_index
+from llmos_stream.log.index import version_index
 from llmos_stream.registry import run_archiver
 from llmos_stream.roles.aggregator import initial_of
 from llmos_stream.roles.client import ClientState, run_client

@@ -23,7 +23,9 @@ def _record(kind: str, role: str, later_ms: int = 0, **data: object) -> bytes:
     return orjson.dumps({"kind": kind, "role": role, "time_ms": now, "data": data})
 
 
-_FOREIGN = {
+_FOREIGN: dict[str, tuple[bytes | None, bytes]] = {
+    "a client without a key": (None, _record("client_joined", "client", client_id="nobody")),
+    "a version without a key": (None, _record("version_published", "aggregator", version=1)),
     "a left that another one says": (b"evaluator", _record("client_left", "client", client_id="a")),
     "an evaluation of no version": (b"evaluator", _record("evaluation", "evaluator", version=10**15, metrics={})),
     "an evaluation among the events": (b"evaluator", _record("evaluation", "evaluator", version=1, metrics={})),
@@ -44,7 +46,7 @@ _FOREIGN = {
     "nothing": (b"x", b""),
     "a long text": (b"a", _record("client_left", "client", client_id="a", reason="x" * 900_000)),
 }
-_NO_EVALUATIONS = {
+_NO_EVALUATIONS: dict[str, tuple[bytes | None, bytes]] = {
     "another kind of event": (b"b", _record("client_joined", "client", client_id="b")),
     "the end of the run": (b"aggregator", _record("run_finished", "aggregator", reason="evil", version=1)),
     "no version": (b"evaluator", _record("evaluation", "evaluator", version=2, metrics={"accuracy": 0.5})),
@@ -58,6 +60,7 @@ _NO_EVALUATIONS = {
         _record("evaluation", "evaluator", version=1, metrics={str(number): 1.0 for number in range(5000)}),
     ),
     "a name without end": (b"evaluator", _record("evaluation", "evaluator", version=1, metrics={"x" * 5000: 1.0})),
+    "no key": (None, _record("evaluation", "evaluator", version=1, metrics={"accuracy": 0.5})),
     "another's key": (b"a", _record("evaluation", "evaluator", version=1, metrics={"accuracy": 0.5})),
     "the future": (b"evaluator", _record("evaluation", "evaluator", _DAYS_MS, version=1, metrics={})),
     "rubbish": (b"x", b"rubbish"),
@@ -66,7 +69,7 @@ _NO_EVALUATIONS = {
 }
 _HONEST = [
     (b"b", _record("client_joined", "client", client_id="b")),
-    (None, _record("client_left", "c", client_id="b")),
+    (b"b", _record("client_left", "c", client_id="b")),
 ]
 
 
@@ -101,6 +104,21 @@ async def test_it_is_counted_and_passed_over(name: str) -> None:
         assert [event.kind for event in events[len(honest) :]] == ["client_joined", "client_left"]
         assert _passed_over() == before + 1
         assert await _followed(broker) == events
+
+
+async def test_a_control_record_counts_once_where_its_process_follows_the_topic_anyway() -> None:
+    found: list[Event] = []
+    over = Shutdown()
+    over.request()
+    async with MemoryBroker() as broker, aggregator(broker, _SETTINGS) as running:
+        await running.version(0)
+        before = _passed_over("control")
+        await _write(broker, (b"paused", b"rubbish"), topic=running.topics.control)
+        await running.until(lambda: _passed_over("control") == before + 1)
+        await follow_events(broker, running.topics, found.append, over, has_control=True)
+        assert _passed_over("control") == before + 1
+        await follow_events(broker, running.topics, found.append, over)
+        assert _passed_over("control") == before + 2
 
 
 async def test_what_is_heard_before_its_version_is_known_is_handed_on_once_it_is() -> None:

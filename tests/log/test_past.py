@@ -5,7 +5,7 @@ import pytest
 from llmos_stream.broker import Broker, MemoryBroker, Topics, TopicSpec
 from llmos_stream.config import Settings
 from llmos_stream.errors import TopicMissing
-from llmos_stream.log import Federation
+from llmos_stream.log.federation import Federation
 from llmos_stream.log.past import past_events
 from llmos_stream.reporting import History
 from llmos_stream.runtime import Offload, Shutdown

@@ -15,10 +15,11 @@ from llmos_stream.broker import Broker, MemoryBroker, Reader, Topics
 from llmos_stream.codec import weights_digest
 from llmos_stream.config import Settings
 from llmos_stream.errors import BrokerUnavailable, OffsetGone, Reason, Rejected
-from llmos_stream.log import ControlView, Follower, Pointer, Replica, Version, visibility
+from llmos_stream.log import ControlView, Pointer, visibility
 from llmos_stream.log import replica as replica_module
 from llmos_stream.log.own_versions import remember
-from llmos_stream.log.replica import newest_version
+from llmos_stream.log.replica import Follower, Replica, newest_version
+from llmos_stream.log.versions import Version
 from llmos_stream.runtime import Offload
 from llmos_stream.testing import Call, FaultyBroker
 from llmos_stream.types import Part, VersionHead, VersionKind

@@ -49,6 +49,7 @@ def _data(prometheus: Prometheus, query: Query) -> bool:
     return any(series["value"][1] != "NaN" for series in prometheus.query(query.expr))
 
 
+@pytest.mark.full
 @pytest.mark.timeout(240)
 async def test_every_query_of_the_dashboards_is_answered(tmp_path: Path) -> None:
     (tmp_path / "models").mkdir()

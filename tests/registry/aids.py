@@ -9,8 +9,8 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from llmos_stream.codec import Layout
 from llmos_stream.config import Settings
-from llmos_stream.log import Pointer, Version
-from llmos_stream.log.versions import Origin, decode_version, encode_version, local_rule
+from llmos_stream.log import Pointer
+from llmos_stream.log.versions import Origin, Version, decode_version, encode_version, local_rule
 from llmos_stream.registry import VersionStore, open_store
 from llmos_stream.types import Contribution
 from tests.roles.aids import settings_for

@@ -13,11 +13,11 @@ from llmos_stream.broker import MemoryBroker
 from llmos_stream.cli.export import write_state, write_weights
 from llmos_stream.config import ClientSettings, Settings, TaskSettings
 from llmos_stream.errors import ConfigError, NotFound
-from llmos_stream.log import Federation
+from llmos_stream.log.federation import Federation
 from llmos_stream.registry import KeptVersion, find_version, open_store
 from llmos_stream.testing import quick_settings, running_federation
-from llmos_stream.training import TensorTask
 from llmos_stream.training.sharing import shared_layout
+from llmos_stream.training.tensor_task import TensorTask
 from tests.registry.aids import AT, registry_settings, version_of
 
 _STEP = 0.5
@@ -144,6 +144,7 @@ async def test_the_registry_keeps_all_names(tmp_path: Path) -> None:
     assert "head.weight" not in load_file(tmp_path / "store/ward/00000007/model.safetensors")  # as ever
     async with running_federation(_Tied(), quick_settings("ward")) as running:
         federation: Federation = running.federation
+        await running.version(0)
         with pytest.raises(NotFound, match="version 7 is not in the log, which holds 0 to 0"):
             await find_version(federation, quick_settings("ward").registry, 7)
         with pytest.raises(NotFound, match="which holds 0 to 0; the registry holds 7"):

@@ -5,7 +5,8 @@ import pytest
 
 from llmos_stream.broker import Broker, Topics
 from llmos_stream.errors import NotFound
-from llmos_stream.log import ControlView, Pointer, Promotion, version_index
+from llmos_stream.log import ControlView, Pointer, Promotion
+from llmos_stream.log.index import version_index
 from llmos_stream.registry import promote, promoted, roll_back
 from llmos_stream.runtime import Offload
 from llmos_stream.wire.control import PROMOTED, dump_setting, load_promotion

@@ -16,10 +16,9 @@ from llmos_stream.cli.export import write_weights
 from llmos_stream.codec import weights_digest
 from llmos_stream.config import Settings, load
 from llmos_stream.errors import ConfigError, LlmosError, NotFound
-from llmos_stream.log import Version
-from llmos_stream.log.versions import initial_weights, started_from
+from llmos_stream.log.versions import Version, initial_weights, started_from
 from llmos_stream.registry import find_version, open_store, warm_start_of
-from llmos_stream.replay import RebuildOutcome
+from llmos_stream.replay.rebuild import RebuildOutcome
 from llmos_stream.roles.aggregator import run_aggregator
 from llmos_stream.roles.aggregator.role import Initial
 from llmos_stream.runtime import Offload, Shutdown

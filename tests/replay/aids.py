@@ -13,7 +13,8 @@ from llmos_stream.config import Settings
 from llmos_stream.core import NewVersion
 from llmos_stream.log import versions
 from llmos_stream.log.versions import Origin, local_rule
-from llmos_stream.replay import Rebuilder, RebuildOutcome, ReplayLog, Verdict
+from llmos_stream.replay.rebuild import Rebuilder, RebuildOutcome, Verdict
+from llmos_stream.replay.replay_log import ReplayLog
 from llmos_stream.roles.aggregator import Initial, initial_of
 from llmos_stream.roles.aggregator.version_chain import Chain, Encoded
 from llmos_stream.runtime import Offload

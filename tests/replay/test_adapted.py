@@ -7,7 +7,8 @@ import pytest
 
 from llmos_stream.broker import Broker
 from llmos_stream.core import Rule
-from llmos_stream.replay import Change, RebuildOutcome, WhatIf
+from llmos_stream.replay.rebuild import RebuildOutcome
+from llmos_stream.replay.whatif import Change, WhatIf
 from llmos_stream.testing import RunningFederation
 from llmos_stream.types import VersionHead
 from tests.replay.aids import outcomes, replay_log, verdicts_of

@@ -3,8 +3,8 @@
 import pytest
 
 from llmos_stream.broker import Broker, MemoryBroker
-from llmos_stream.replay import Missing, audit
-from llmos_stream.replay.audit import Presence
+from llmos_stream.replay.audit import Presence, audit
+from llmos_stream.replay.index import Missing
 from tests.replay.aids import replay_log, write_random
 from tests.roles.aids import NUMEL
 

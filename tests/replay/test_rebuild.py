@@ -10,7 +10,10 @@ from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 
 from llmos_stream.broker import Broker, MemoryBroker, connect
 from llmos_stream.core.robust import Krum
-from llmos_stream.replay import Change, Index, Rebuilder, RebuildOutcome, ReplayLog, WhatIf
+from llmos_stream.replay.index import Index
+from llmos_stream.replay.rebuild import Rebuilder, RebuildOutcome
+from llmos_stream.replay.replay_log import ReplayLog
+from llmos_stream.replay.whatif import Change, WhatIf
 from llmos_stream.types import CodecId, CodecSpec
 from tests.conftest import KafkaNode
 from tests.replay.aids import (

@@ -12,8 +12,8 @@ import torch
 
 from llmos_stream.broker import MemoryBroker
 from llmos_stream.config import Settings
-from llmos_stream.replay import RebuildOutcome, audit
-from llmos_stream.replay.audit import Presence
+from llmos_stream.replay.audit import Presence, audit
+from llmos_stream.replay.rebuild import RebuildOutcome
 from llmos_stream.roles.aggregator import initial_of, run_aggregator
 from llmos_stream.roles.client import ClientState, run_client
 from llmos_stream.roles.evaluator import run_evaluator

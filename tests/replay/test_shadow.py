@@ -12,8 +12,10 @@ from llmos_stream.broker import Broker, MemoryBroker, Topics
 from llmos_stream.config import Settings
 from llmos_stream.errors import ConfigError, FederationFinished
 from llmos_stream.log import RunEnd
-from llmos_stream.replay import RebuildOutcome, audit, run_shadow, shadow_settings
 from llmos_stream.replay.accepted import AcceptedUpdates
+from llmos_stream.replay.audit import audit
+from llmos_stream.replay.rebuild import RebuildOutcome
+from llmos_stream.replay.shadow import run_shadow, shadow_settings
 from llmos_stream.runtime import Offload, Shutdown
 from llmos_stream.testing import RunningFederation, WatchedLog, running_role
 from llmos_stream.types import VersionHead

@@ -6,7 +6,8 @@ import torch
 from llmos_stream.broker import Broker, MemoryBroker
 from llmos_stream.config import Settings
 from llmos_stream.errors import ConfigError, NotFound
-from llmos_stream.replay import Change, Missing, WhatIf, WhatIfResult
+from llmos_stream.replay.index import Missing
+from llmos_stream.replay.whatif import Change, WhatIf, WhatIfResult
 from llmos_stream.training import load_task
 from llmos_stream.training.model_evaluator import ModelEvaluator
 from tests.replay.aids import FLIPPER, RULES, replay_log, running_from, write_poisoned, write_random

@@ -358,17 +358,17 @@ def test_the_same_history_gives_the_same_bytes(history: History, text: str) -> N
 
 def test_it_is_written_whole_where_asked(tmp_path: Path, history: History) -> None:
     path = tmp_path / "new" / "report.html"
-    write_report(path, report(history))
+    write_report(path, report(history), "--report")
     assert path.read_text(encoding="utf-8") == report(history)
-    write_report(path, report(History(), title="again"))
+    write_report(path, report(History(), title="again"), "--report")
     assert "Nothing happened" in path.read_text(encoding="utf-8")
     assert [item.name for item in path.parent.iterdir()] == ["report.html"]
 
 
 def test_a_report_that_cannot_be_written_leaves_nothing_behind(tmp_path: Path) -> None:
     (tmp_path / "report.html").mkdir()
-    with pytest.raises(OSError, match=r"report\.html"):
-        write_report(tmp_path / "report.html", "text")
+    with pytest.raises(LlmosError, match=r"^--output: cannot write .*report\.html: Is a directory"):
+        write_report(tmp_path / "report.html", "text", "--output")
     assert [item.name for item in tmp_path.iterdir()] == ["report.html"]
 
 

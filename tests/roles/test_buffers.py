@@ -13,8 +13,9 @@ from llmos_stream.codec import Layout
 from llmos_stream.config import TaskSettings
 from llmos_stream.errors import ConfigError, TaskError
 from llmos_stream.inference.model_pool import load_model
-from llmos_stream.log import Version
-from llmos_stream.replay import Change, RebuildOutcome, WhatIf
+from llmos_stream.log.versions import Version
+from llmos_stream.replay.rebuild import RebuildOutcome
+from llmos_stream.replay.whatif import Change, WhatIf
 from llmos_stream.roles.aggregator import Initial
 from llmos_stream.testing import running_federation
 from llmos_stream.training import LocalTrainer, shared_layout

@@ -9,7 +9,7 @@ import torch
 from llmos_stream.broker import Broker, MemoryBroker
 from llmos_stream.errors import FederationFinished, Reason, Rejected
 from llmos_stream.roles.client import Client, ClientState
-from llmos_stream.roles.client.receiver import max_staleness_of
+from llmos_stream.roles.client.session import max_staleness_of
 from llmos_stream.runtime import Offload, Shutdown
 from llmos_stream.testing import RunningFederation
 from llmos_stream.training.shared_model import Trained

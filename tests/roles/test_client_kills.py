@@ -120,7 +120,7 @@ def _check(log: Log, deltas: list[Tensor], folder: Path) -> None:
     assert len(names) <= 3
 
 
-@pytest.mark.parametrize("codec", ["topk", "float32"])
+@pytest.mark.parametrize("codec", ["topk", pytest.param("float32", marks=pytest.mark.full)])
 @pytest.mark.parametrize("old", [False, True], ids=["new", "first release"])
 @pytest.mark.parametrize("how", ["before", "after", "torn"])
 def test_a_kill_at_every_file_operation(
@@ -153,7 +153,7 @@ def test_a_kill_at_every_file_operation(
     assert repeated > 0  # some kills came between the acknowledgement and its note
 
 
-@pytest.mark.parametrize("second", range(1, 14))
+@pytest.mark.parametrize("second", [*range(1, 7), *(pytest.param(at, marks=pytest.mark.full) for at in range(7, 14))])
 def test_a_second_kill_while_recovering_from_the_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, second: int
 ) -> None:

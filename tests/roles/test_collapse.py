@@ -10,10 +10,12 @@ from prometheus_client import REGISTRY
 
 from llmos_stream.broker import Broker, MemoryBroker
 from llmos_stream.config import Settings
-from llmos_stream.log import Federation
 from llmos_stream.log.events import emit
+from llmos_stream.log.federation import Federation
 from llmos_stream.log.versions import rolled_back_to
-from llmos_stream.replay import Rebuilder, RebuildOutcome, ReplayLog, audit
+from llmos_stream.replay.audit import audit
+from llmos_stream.replay.rebuild import Rebuilder, RebuildOutcome
+from llmos_stream.replay.replay_log import ReplayLog
 from llmos_stream.runtime import Offload, Shutdown
 from llmos_stream.testing import RunningFederation
 from llmos_stream.types import Event, EventKind, Role

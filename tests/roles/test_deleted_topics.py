@@ -16,12 +16,14 @@ from llmos_stream.dashboard.follow import follow
 from llmos_stream.errors import ConfigError, TopicMissing
 from llmos_stream.log import topics as looking
 from llmos_stream.log.events import follow_events
+from llmos_stream.registry import run_archiver
 from llmos_stream.roles.aggregator import initial_of, run_aggregator
 from llmos_stream.roles.client import ClientState, run_client
 from llmos_stream.roles.evaluator import run_evaluator
 from llmos_stream.runtime import Offload, Shutdown
 from llmos_stream.testing import Call, FaultyBroker, running_federation, running_role
 from llmos_stream.training import load_task
+from tests.registry.aids import store_of
 from tests.roles.aids import NUMEL, delta_of, initial, publish_random, settings_for
 
 _SECONDS = 60.0
@@ -47,6 +49,11 @@ async def _client(broker: Broker, settings: Settings, offload: Offload, shutdown
 
 async def _evaluator(broker: Broker, settings: Settings, offload: Offload, shutdown: Shutdown) -> object:
     return await run_evaluator(broker, settings, load_task(settings.task, settings.client), offload, shutdown)
+
+
+async def _archiver(broker: Broker, settings: Settings, offload: Offload, shutdown: Shutdown) -> object:
+    own = settings.changed(registry={"url": f"memory://{settings.federation.name}"})
+    return await run_archiver(broker, own, store_of(own), offload, shutdown)
 
 
 async def _monitor(broker: Broker, settings: Settings, offload: Offload, shutdown: Shutdown) -> None:
@@ -95,6 +102,7 @@ async def _first_version(broker: Broker, topics: Topics) -> None:
         *((_aggregator, kind) for kind in ("updates", "models", "events", "control", "snapshots", "evaluations")),
         *((_client, kind) for kind in ("updates", "control")),
         *((_evaluator, kind) for kind in ("models", "control")),
+        *((_archiver, kind) for kind in ("models", "control")),
         *((_monitor, kind) for kind in ("events", "control")),
         *((_page, kind) for kind in ("models", "control")),
     ],

@@ -14,7 +14,8 @@ from llmos_stream.roles.aggregator import Initial, initial_of
 from llmos_stream.roles.evaluator import run_evaluator
 from llmos_stream.runtime import Offload, Shutdown, retry
 from llmos_stream.testing import FaultyBroker, RunningFederation
-from llmos_stream.training import Batch, Task, load_task
+from llmos_stream.training import Task, load_task
+from llmos_stream.training.batches import Batch
 from llmos_stream.training.model_evaluator import ModelEvaluator
 from llmos_stream.types import Event
 from llmos_stream.wire import load_event

@@ -12,11 +12,11 @@ import torch
 
 from llmos_stream.broker import Broker, MemoryBroker, Topics
 from llmos_stream.config import Settings
-from llmos_stream.log import Pointer, Version, visibility
+from llmos_stream.log import Pointer, visibility
 from llmos_stream.log.control import open_control
 from llmos_stream.log.federation import Federation
 from llmos_stream.log.replica import newest_version
-from llmos_stream.log.versions import Origin, encode_version
+from llmos_stream.log.versions import Origin, Version, encode_version
 from llmos_stream.runtime import Offload, Shutdown
 from llmos_stream.testing import Call, FaultyBroker, RunningFederation
 from llmos_stream.wire import message_id, pack_prelude, split
@@ -231,11 +231,11 @@ async def _goes_on(broker: Broker, settings: Settings) -> list[bytes | None]:
         return [record.key for record in await running.read(running.topics.models, 4)]
 
 
-async def _written_under(running: RunningFederation, key: bytes, last: bytes) -> list[bytes | None]:
-    """The values under the key of the control topic, once there are three under `last`, the third written again."""
+async def _written_under(running: RunningFederation, key: bytes, last: bytes, count: int = 3) -> list[bytes | None]:
+    """The values under the key of the control topic, once there are `count` under `last`, the last written again."""
     found: list[tuple[bytes | None, bytes | None]] = []
     async with running.broker.reader([running.topics.control], start="earliest") as reader:
-        while sum(name == last for name, _ in found) < 3:
+        while sum(name == last for name, _ in found) < count:
             found += [(record.key, record.value) for record in await reader.poll(0.1)]
             assert not running.task.done()
     return [value for name, value in found if name == key]
@@ -252,6 +252,35 @@ async def test_what_lies_under_the_name_of_no_client_is_not_written_again(federa
             await producer.send(running.topics.control, b"[-1]", key=key)
             await producer.send(running.topics.control, b"rubbish", key=LATEST)
         assert await _written_under(running, key, LATEST) == [b"[-1]"]
+
+
+@pytest.mark.parametrize("window", [b"[5, 1, 2]", b"[9]", b"[4611686018427387905, 0, 1]", b"rubbish"])
+@pytest.mark.parametrize("leads", [True, False])
+async def test_a_window_that_is_none_is_written_again(federation: str, window: bytes, leads: bool) -> None:
+    """By the aggregator that leads, and by the next one, which goes by the last that is a window."""
+    broker, settings, key = MemoryBroker(), settings_for(federation), sequences_key("a")
+
+    async def forge(topic: str) -> None:
+        async with broker.producer() as producer:
+            await producer.send(topic, window, key=key)
+
+    async with aggregator(broker, settings) as running:
+        await running.send(update(delta_of(1.0)))
+        await running.version(1)
+    if not leads:
+        await forge(running.topics.control)
+    async with aggregator(broker, settings) as running:
+        if leads:
+            await running.send(update(delta_of(1.0), sequence=1, base_version=1))
+            await running.version(2)
+            await forge(running.topics.control)
+        number = 3 if leads else 2
+        *honest, forged, again = await _written_under(running, key, key, number + 1)
+        assert (forged, again) == (window, honest[-1])
+        await running.send(update(delta_of(5.0)))  # a repeat
+        await running.send(update(delta_of(1.0), sequence=number, base_version=number - 1))
+        version = await running.version(number)
+    assert torch.equal(version.weights, delta_of(float(number)))
 
 
 async def test_a_forged_end_of_the_run_is_taken_back(broker: Broker, federation: str) -> None:

@@ -7,7 +7,7 @@ import torch
 
 from llmos_stream.broker import Broker
 from llmos_stream.codec import Layout
-from llmos_stream.replay import RebuildOutcome
+from llmos_stream.replay.rebuild import RebuildOutcome
 from llmos_stream.roles.aggregator import Initial
 from llmos_stream.testing import running_federation
 from llmos_stream.types import EventKind

@@ -14,7 +14,8 @@ from llmos_stream.broker import Broker, MemoryBroker, Topics
 from llmos_stream.broker.ports import Reader
 from llmos_stream.core import Update
 from llmos_stream.errors import FederationFinished, TopicMissing
-from llmos_stream.log import ControlView, set_paused, updates_kept_hours
+from llmos_stream.log import ControlView
+from llmos_stream.log.pausing import set_paused, updates_kept_hours
 from llmos_stream.log.versions import local_rule
 from llmos_stream.roles.aggregator.intake import Intake
 from llmos_stream.runtime import Offload

@@ -10,7 +10,8 @@ import torch
 
 from llmos_stream.broker import Broker, Topics
 from llmos_stream.config import Settings
-from llmos_stream.log import ControlView, Pointer, control, set_paused
+from llmos_stream.log import ControlView, Pointer, control
+from llmos_stream.log.pausing import set_paused
 from llmos_stream.roles.aggregator.decoding import Decoder
 from llmos_stream.roles.aggregator.publisher import Outgoing, Publisher
 from llmos_stream.testing import RunningFederation

@@ -8,9 +8,10 @@ import torch
 from llmos_stream.broker import Broker, Topics, connect
 from llmos_stream.codec import Layout
 from llmos_stream.config import Settings
-from llmos_stream.log import Pointer, version_index
+from llmos_stream.log import Pointer
 from llmos_stream.log.control import EVERYBODY
 from llmos_stream.log.events import emit
+from llmos_stream.log.index import version_index
 from llmos_stream.log.versions import local_rule
 from llmos_stream.roles.aggregator import Initial
 from llmos_stream.roles.aggregator.recovery import fetch_version, recover
@@ -158,6 +159,7 @@ async def test_what_recovery_needs_does_not_grow_with_the_history(broker: Broker
     assert len(control.sequences) == 1
 
 
+@pytest.mark.full
 @pytest.mark.kafka
 async def test_a_version_of_a_hundred_megabytes_is_one_transaction(kafka: KafkaNode, federation: str) -> None:
     """At Kafka's default limits and our default time-outs, moments included."""

@@ -16,6 +16,7 @@ from tests.cli.aids import PATIENCE_SECONDS, Done, Running
 from tests.conftest import KafkaNode
 
 ROLES = ("aggregator", "client", "evaluator", "monitor")
+_OTHERS = ("archiver", "client", "evaluator", "inference", "monitor")
 
 
 class Service:
@@ -242,7 +243,7 @@ def test_an_archiver_is_ready_while_its_store_is(
 
 
 @pytest.mark.usefixtures("serve")
-@pytest.mark.parametrize("name", ["aggregator", "archiver", "client", "evaluator", "inference", "monitor"])
+@pytest.mark.parametrize("name", ["aggregator", *(pytest.param(name, marks=pytest.mark.full) for name in _OTHERS)])
 def test_settings_that_make_no_sense_end_it_at_once(name: str, tmp_path: Path) -> None:
     running = Running(["--operations.port", "70000"], tmp_path, f"services.{name}", new=True)
     done = running.wait()

@@ -10,8 +10,10 @@ from llmos_stream.broker import Broker, MemoryBroker
 from llmos_stream.config import Settings, plugins
 from llmos_stream.core import Rule
 from llmos_stream.errors import ConfigError, Rejected
-from llmos_stream.log import Version
-from llmos_stream.replay import Change, RebuildOutcome, WhatIf, audit
+from llmos_stream.log.versions import Version
+from llmos_stream.replay.audit import audit
+from llmos_stream.replay.rebuild import RebuildOutcome
+from llmos_stream.replay.whatif import Change, WhatIf
 from tests.replay.aids import outcomes, replay_log, verdicts_of
 from tests.roles.aids import aggregator, delta_of, settings_for, update
 from tests.strategy.packages import example, installed

@@ -12,7 +12,7 @@ from llmos_stream.config.plugins import SERVER_OPTIMIZERS, STALENESS, STOP_RULES
 from llmos_stream.core import NewVersion, Rule, make_stop_rule, optimizer, staleness, start, step, stopping
 from llmos_stream.core.rule import STRATEGIES_BUILT_IN
 from llmos_stream.errors import ConfigError, Reason, Rejected
-from llmos_stream.replay import RebuildOutcome
+from llmos_stream.replay.rebuild import RebuildOutcome
 from llmos_stream.strategy import Strategy, Stretch
 from tests.core.builders import LAYOUT
 from tests.core.builders import update as made

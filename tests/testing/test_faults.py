@@ -43,7 +43,6 @@ async def _values(broker: Broker, topic: str, count: int) -> list[bytes | None]:
 
 async def test_a_hook_sees_every_use_in_order(faulty: FaultyBroker, federation: str) -> None:
     faulty.around = noted = Noted()
-    await faulty.check()
     async with faulty.producer(f"{federation}-id") as producer, producer.transaction() as transaction:
         await transaction.send(federation, b"a")
         await transaction.send_all(federation, [b"b", b"c"])
@@ -54,7 +53,6 @@ async def test_a_hook_sees_every_use_in_order(faulty: FaultyBroker, federation: 
     assert await _values(faulty, federation, 3) == [b"a", b"b", b"c"]
     topics = (federation,)
     assert [call for call in noted.calls if call[0] != "poll"] == [
-        ("check", ()),
         ("open", ()),
         ("begin_transaction", ()),
         ("send", topics),

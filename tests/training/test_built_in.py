@@ -9,7 +9,10 @@ from torch import Tensor
 
 from llmos_stream.config import ClientSettings, TaskSettings
 from llmos_stream.errors import TaskError
-from llmos_stream.training import Batches, LocalTrainer, Task, derive_seed, evaluate, load_task, shared_tensors
+from llmos_stream.training import LocalTrainer, Task, load_task, shared_tensors
+from llmos_stream.training.local import evaluate
+from llmos_stream.training.seeds import derive_seed
+from llmos_stream.training.tensor_task import Batches
 
 TENSOR_TASKS = ["digits", "blobs"]
 ALL_TASKS = [*TENSOR_TASKS, "noop:1003"]

@@ -11,7 +11,9 @@ from torch.nn.functional import cross_entropy, mse_loss
 from torch.utils.data import DataLoader, TensorDataset
 
 from llmos_stream.errors import TaskError
-from llmos_stream.training import Batch, LocalTrainer, evaluate
+from llmos_stream.training import LocalTrainer
+from llmos_stream.training.batches import Batch
+from llmos_stream.training.local import evaluate
 
 POINTS = torch.tensor([[1.0, 0.0], [0.0, 1.0], [2.0, 0.0]])
 LABELS = torch.tensor([0, 1, 1])

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmos_stream.errors import TaskError
-from llmos_stream.training import dirichlet_split, stratified_holdout
+from llmos_stream.training.partition import dirichlet_split, stratified_holdout
 
 LABELS = np.arange(2000) % 10
 seeds = st.integers(0, 2**63 - 1)

@@ -9,11 +9,11 @@ import aiokafka.errors as theirs
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
-from llmos_stream.broker.kafka.connection import Connection, topic_leaders
+from llmos_stream.broker.kafka.connection import Connection, Partition, topic_partitions
 from llmos_stream.broker.kafka.producer import KafkaProducer
 from llmos_stream.broker.kafka.reader import KafkaReader
 from llmos_stream.broker.policies import tell_differences
-from llmos_stream.broker.ports import ReaderOptions, TopicInfo, TopicSpec
+from llmos_stream.broker.ports import Broker, ReaderOptions, TopicInfo, TopicSpec
 from llmos_stream.broker.rules import topic_missing
 from llmos_stream.config import BrokerSettings
 from llmos_stream.errors import BrokerError, BrokerUnavailable, TopicMissing
@@ -23,6 +23,15 @@ _SET_FOR_THIS_TOPIC = 1  # config_source DYNAMIC_TOPIC_CONFIG of DescribeConfigs
 _LONGEST = "transaction.max.timeout.ms"
 _SETTLE_SECONDS = 10.0
 _PAUSE_SECONDS = 0.05
+
+
+def connect(settings: BrokerSettings) -> Broker:
+    """The Kafka cluster of `bootstrap_servers`; `async with` it to be sure that it answers.
+
+    Raises ConfigError where none is named: a log inside one process must be asked for by making a
+    `MemoryBroker`, since nothing outside this process could join it.
+    """
+    return KafkaBroker(settings)
 
 
 class KafkaBroker:
@@ -35,27 +44,23 @@ class KafkaBroker:
         self._connection = Connection(settings)
 
     async def __aenter__(self) -> Self:
-        await self.check()
-        return self
+        async with self._connection.admin():
+            return self
 
     async def __aexit__(self, *_: object) -> None:
         """Nothing to close: producers and readers close what they open."""
 
-    def describe(self) -> str:
-        return f"Kafka at {self._connection.address}"
-
-    async def check(self) -> None:
-        async with self._connection.admin():
-            pass
-
     async def create_topics(self, specs: Sequence[TopicSpec]) -> list[str]:
         async with self._connection.admin() as admin:
-            present = await topic_leaders(admin)
+            present = await topic_partitions(admin)
             missing = [spec for spec in specs if spec.name not in present]
             created = await self._create(admin, missing) if missing else []
-            others = {spec.name: spec for spec in specs if spec.name not in created}
-            for info in await self._infos(admin, {name: len(present[name]) for name in others if name in present}):
-                tell_differences(_log, others[info.name], info)
+            if created:
+                present = await topic_partitions(admin)
+            # Those just made as well: what nothing was set for is as the cluster's defaults say.
+            wanted = {spec.name: spec for spec in specs}
+            for info in await self._infos(admin, {name: present[name] for name in wanted if name in present}):
+                tell_differences(_log, wanted[info.name], info)
             return created
 
     async def list_topics(self, prefix: str = "") -> list[TopicInfo]:
@@ -63,16 +68,16 @@ class KafkaBroker:
             return await self._infos(
                 admin,
                 {
-                    name: len(leaders)
-                    for name, leaders in (await topic_leaders(admin)).items()
+                    name: partitions
+                    for name, partitions in (await topic_partitions(admin)).items()
                     if name.startswith(prefix) and not name.startswith("__")
                 },
             )
 
     async def configure_topic(self, name: str, config: Mapping[str, str]) -> None:
         async with self._connection.admin() as admin:
-            present = {name: 1} if name in await topic_leaders(admin) else {}
-            for info in await self._infos(admin, present):
+            present = await topic_partitions(admin)
+            for info in await self._infos(admin, {name: present[name]} if name in present else {}):
                 # Kafka forgets what is not said.
                 resource = ConfigResource(ConfigResourceType.TOPIC, name, {**info.config, **config})
                 for answer in await admin.alter_configs([resource]):
@@ -133,16 +138,18 @@ class KafkaBroker:
         try:
             async with asyncio.timeout(_SETTLE_SECONDS):
                 while True:
-                    leaders = await topic_leaders(admin)
-                    if all(min(leaders.get(name, [-1])) >= 0 for name in there) and leaders.keys().isdisjoint(gone):
+                    present = await topic_partitions(admin)
+                    led = {
+                        name for name, parts in present.items() if min((part.leader for part in parts), default=-1) >= 0
+                    }
+                    if led.issuperset(there) and present.keys().isdisjoint(gone):
                         return
                     await asyncio.sleep(_PAUSE_SECONDS)
         except TimeoutError:
-            raise BrokerUnavailable(
-                f"{self.describe()}: no leaders for {', '.join([*there, *gone])} after {_SETTLE_SECONDS:g} s"
-            ) from None
+            where, names = f"Kafka at {self._connection.address}", ", ".join([*there, *gone])
+            raise BrokerUnavailable(f"{where}: no leaders for {names} after {_SETTLE_SECONDS:g} s") from None
 
-    async def _infos(self, admin: AIOKafkaAdminClient, partitions: dict[str, int]) -> list[TopicInfo]:
+    async def _infos(self, admin: AIOKafkaAdminClient, partitions: dict[str, list[Partition]]) -> list[TopicInfo]:
         """What was set for each of these topics; nothing where the ACLs do not let us see it."""
         if not partitions:
             return []
@@ -155,7 +162,12 @@ class KafkaBroker:
                     holding[name][setting] = value
                     if source == _SET_FOR_THIS_TOPIC:
                         set_here[name][setting] = value
-        return [TopicInfo(name, partitions[name], set_here[name], holding[name]) for name in sorted(partitions)]
+        return [
+            TopicInfo(
+                name, len(parts), set_here[name], holding[name], min((part.replicas for part in parts), default=1)
+            )
+            for name, parts in sorted(partitions.items())
+        ]
 
 
 def _raise_refused(code: int, what: str, right: str, message: str | None = None) -> None:

@@ -8,7 +8,7 @@ import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import aiokafka.errors as theirs
 from aiokafka.admin import AIOKafkaAdminClient
@@ -41,12 +41,15 @@ _SETTLE_SECONDS = 1.0
 class Connection:
     """Where the cluster is and how to talk to it. Holds no socket; every client made from it has its own.
 
-    Raises ConfigError when a certificate cannot be read, or the package of a compression is missing.
+    Raises ConfigError when no server is named, a certificate cannot be read, or a compression's package is missing.
     """
 
     def __init__(self, settings: BrokerSettings) -> None:
         if settings.bootstrap_servers is None:
-            raise ConfigError("broker.bootstrap_servers: Kafka needs HOST:PORT (LLMOS_BROKER__BOOTSTRAP_SERVERS)")
+            raise ConfigError(
+                "broker.bootstrap_servers: not set; name a Kafka (LLMOS_BROKER__BOOTSTRAP_SERVERS=HOST:PORT), "
+                "start one with `llmos-stream broker start`, or run an embedded federation"
+            )
         calm_aiokafka()
         keep_freed(settings.heap_bytes)
         self.settings = settings
@@ -159,21 +162,31 @@ class Connection:
         async with self.admin() as admin:
             deadline = time.monotonic() + _TOPIC_SECONDS
             while True:
-                leaders = await topic_leaders(admin)
-                missing = [topic for topic in topics if not leaders.get(topic)]
+                present = await topic_partitions(admin)
+                missing = [topic for topic in topics if not present.get(topic)]
                 if not missing:
-                    return {topic: len(leaders[topic]) for topic in topics}
+                    return {topic: len(present[topic]) for topic in topics}
                 if time.monotonic() > deadline:
                     raise TopicMissing(topic_missing(missing[0]))
                 await asyncio.sleep(_FIRST_PAUSE_SECONDS)
 
 
-async def topic_leaders(admin: AIOKafkaAdminClient) -> dict[str, list[int]]:
-    """All topics, each with the leaders of its partitions (-1 where there is none just now).
+class Partition(NamedTuple):
+    """The leader of a partition (-1 where there is none just now), and how many replicas it has."""
+
+    leader: int
+    replicas: int
+
+
+async def topic_partitions(admin: AIOKafkaAdminClient) -> dict[str, list[Partition]]:
+    """All topics, each with its partitions.
 
     Asking for one topic by name would create it where Kafka creates topics by itself.
     """
-    return {topic["topic"]: [part["leader"] for part in topic["partitions"]] for topic in await admin.describe_topics()}
+    return {
+        topic["topic"]: [Partition(part["leader"], len(part["replicas"])) for part in topic["partitions"]]
+        for topic in await admin.describe_topics()
+    }
 
 
 def _advertised(admin: AIOKafkaAdminClient) -> str:

@@ -39,12 +39,6 @@ class MemoryBroker:
     async def __aexit__(self, *_: object) -> None:
         """Nothing to close: others may still hold the log."""
 
-    def describe(self) -> str:
-        return "in-process broker"
-
-    async def check(self) -> None:
-        """It is here."""
-
     async def create_topics(self, specs: Sequence[TopicSpec]) -> list[str]:
         return self._cluster.create(specs)
 

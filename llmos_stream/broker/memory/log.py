@@ -43,10 +43,6 @@ class _Entry:
     def is_tombstone(self) -> bool:
         return self.record.value is None and self.store is None
 
-    @property
-    def stored_bytes(self) -> int:
-        return 0 if self.store is None else self.size
-
     def whole(self) -> Record:
         return self.record if self.store is None else replace(self.record, value=b"".join(self.store))
 
@@ -148,7 +144,7 @@ class PartitionLog:
             if entry.record.offset >= last_stable:
                 return found, last_stable
             found.append(entry.whole())
-            stored += entry.stored_bytes
+            stored += 0 if entry.store is None else entry.size
             if stored >= _READ_BYTES:
                 return found, entry.record.offset + 1
         return found, (found[-1].offset + 1 if len(found) == most else last_stable)

@@ -13,6 +13,7 @@ function make() {
   const buttons = {
     pause: el("button", { type: "button", className: "act", id: "pause" }, "Pause"),
     resume: el("button", { type: "button", className: "act", id: "resume" }, "Resume"),
+    finish: el("button", { type: "button", className: "act", id: "finish" }, "Finish"),
     promote: el("button", { type: "submit", className: "act", id: "promote" }, "Promote"),
   };
   const ask = async (path, body, done) => {
@@ -32,9 +33,12 @@ function make() {
   };
   buttons.pause.onclick = () => ask("pause", {}, "Paused: clients wait until you resume.");
   buttons.resume.onclick = () => ask("resume", {}, "Resumed.");
+  buttons.finish.onclick = () => {
+    if (confirm("End this run with its newest version? Clients leave.")) ask("finish", {}, "The run has ended.");
+  };
   const form = el(
     "form", {},
-    el("label", { for: "token" }, "Token", token), buttons.pause, buttons.resume,
+    el("label", { for: "token" }, "Token", token), buttons.pause, buttons.resume, buttons.finish,
     el("label", { for: "promote-version" }, "Version to serve", version), buttons.promote,
   );
   form.onsubmit = (event) => {
@@ -53,12 +57,13 @@ function make() {
 export function operator(state) {
   if (!state.may_operate) {
     made = null;
-    const words = "Look only. To pause, resume and promote from here, start the monitor with LLMOS_DASHBOARD__TOKEN.";
+    const words = "Look only. To pause, resume, finish and promote from here, start the monitor with LLMOS_DASHBOARD__TOKEN.";
     if (place.textContent !== words) place.replaceChildren(el("p", { className: "muted" }, words));
     return;
   }
   made ??= make();
   const over = state.headline.status === "finished";
   made.pause.disabled = over || state.headline.paused;
+  made.finish.disabled = over;
   made.resume.disabled = over || !state.headline.paused;
 }

@@ -114,7 +114,8 @@ class Committing:
             elif key == RUN:
                 records[key] = dump_running(pointer.version)
             elif key != STATE:
-                records[key] = dump_sequences(state.sequences.find(key.removeprefix(SEQUENCES)))
+                client_id = key.removeprefix(SEQUENCES).decode(errors="replace")
+                records[key] = dump_sequences(state.sequences.dump_of(client_id))
             elif checkpoint is not None:
                 records[key] = dump_setting(checkpoint)
         await self._publisher.write_control(records)

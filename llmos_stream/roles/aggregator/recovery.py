@@ -15,7 +15,7 @@ from torch import Tensor
 
 from llmos_stream.broker import TopicPartition
 from llmos_stream.codec import Layout, Residual
-from llmos_stream.core import Rule, SequenceWindow, State, start
+from llmos_stream.core import Rule, State, start
 from llmos_stream.errors import OffsetGone, Rejected, StateError
 from llmos_stream.log.admission import head_of
 from llmos_stream.log.control import ControlView
@@ -187,19 +187,6 @@ async def _with_history(federation: Federation, most_stale: int, found: Recovere
     return replace(found, history=history, places=places)
 
 
-def _sound(sequences: Mapping[str, Sequence[int]]) -> Mapping[str, Sequence[int]]:
-    """Those that are windows."""
-    sound = {}
-    for client_id, numbers in sequences.items():
-        try:
-            SequenceWindow.load(numbers)
-        except StateError as error:
-            logger.error("client %s: %s; updates of it may be counted again", client_id, error)
-        else:
-            sound[client_id] = numbers
-    return sound
-
-
 def resumed_state(rule: Rule, device: torch.device, layout: Layout, found: Recovered) -> State:
     """The state to go on from."""
     floor = 0 if found.checkpoint is None else found.checkpoint.floor
@@ -210,7 +197,7 @@ def resumed_state(rule: Rule, device: torch.device, layout: Layout, found: Recov
         found.newest.head.number,
         rule=rule,
         history=found.history,
-        sequences=_sound(found.sequences),
+        sequences=found.sequences,
         floor=floor,
         buffers=layout.buffers,
         device=device,

@@ -59,15 +59,30 @@ class Initial:
 
 
 class WarmStart(Protocol):
-    """Weights for version 0 in place of the task's: see `registry.warm_start`, which knows where to find them."""
+    """Weights for version 0 in place of the task's: see `registry.warm_start`, which knows where to find them.
+
+    `setting` names it to its owner.
+    """
 
     setting: str
 
-    def is_recorded(self, origin: Mapping[str, object], /) -> bool: ...
+    def is_recorded(self, origin: Mapping[str, object], /) -> bool:
+        """Whether a run that records this origin began with these weights. May read a file."""
 
     async def load(
         self, federation: Federation, layout: Layout, others: Set[str], /
-    ) -> tuple[Tensor, Mapping[str, object]]: ...
+    ) -> tuple[Tensor, Mapping[str, object]]:
+        """Return the weights (flat, float32), and the origin to record.
+
+        Args:
+            federation: The one that begins.
+            layout: What its model shares.
+            others: The names of what else is in the model's state.
+
+        Raises:
+            ConfigError: They are of another model; it names the first tensor that differs.
+            NotFound: They are not there.
+        """
 
 
 def initial_of(task: Task, settings: Settings) -> Initial:

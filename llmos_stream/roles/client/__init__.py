@@ -1,8 +1,8 @@
 """The client: it takes versions, trains on its own data, and publishes updates.
 
 From the outside in: `loop` is the role. `participation` does what the policy decides (`core.client_policy`). `session`
-is the connection: it sends updates, and its `receiver` takes versions in. `outbox` encodes updates, and `state` keeps
-what must survive a crash, in files that `state_files` writes.
+is the connection: it takes versions in and sends updates. `outbox` encodes updates, and `state` keeps what must survive
+a crash, in files that `state_files` writes.
 """
 
 from llmos_stream.roles.client.identity import client_id_of, state_folder

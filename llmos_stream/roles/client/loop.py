@@ -50,9 +50,7 @@ class _TrainingClient:
     def __init__(self, federation: Federation, settings: Settings, task: Task, state: ClientState) -> None:
         self.participation = Participation(settings.client, federation.clock)
         self._federation = federation
-        self._settings = settings.client
-        self._codec = settings.codec
-        self._share = settings.task.share
+        self._settings = settings
         self._task = task
         self._state = state
         self._entry = settings.task.entry
@@ -74,11 +72,11 @@ class _TrainingClient:
         await check_chunks_fit(federation.broker, federation.wire, [federation.topics.updates])
         if self._local is None:
             self._local = await federation.run(self._make_model)
-        client_id = client_id_of(self._settings)
-        async with Client(federation, client_id, self._local.layout, self._codec, self._state) as client:
+        client_id = client_id_of(self._settings.client)
+        async with Client(federation, client_id, self._local.layout, self._settings.codec, self._state) as client:
             if not self._joined:
                 with task_errors(self._entry):
-                    num_examples = self._task.num_train_examples(self._settings.shard)
+                    num_examples = self._task.num_train_examples(self._settings.client.shard)
                 await client.events.joined(num_examples)
                 self._joined = True
             participation.resume()
@@ -109,7 +107,7 @@ class _TrainingClient:
                 logger.info("the run ended while this client was training")
 
     async def _train(self, local: LocalModel, version: Version) -> Trained:
-        batches = [self._batches] * self._settings.epochs
+        batches = [self._batches] * self._settings.client.epochs
         shutdown = self._federation.shutdown
         with task_errors(self._entry):
             # Momentum gathered on an older version does not belong to this one.
@@ -122,4 +120,4 @@ class _TrainingClient:
         with task_errors(self._entry):
             model = self._task.model()
             trainer = LocalTrainer(model, self._task.optimizer(model), self._task.loss)
-        return LocalModel(trainer, self._share)
+        return LocalModel(trainer, self._settings.task.share)

@@ -7,6 +7,7 @@ import asyncio
 import logging
 import math
 import secrets
+from collections.abc import Mapping
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from typing import Self
@@ -14,19 +15,28 @@ from typing import Self
 from llmos_stream.broker import Producer, Reader, Topics
 from llmos_stream.codec import Layout
 from llmos_stream.config import CodecSettings
-from llmos_stream.core.client_policy import Heard
-from llmos_stream.errors import BrokerError, FederationFinished, OffsetGone, Rejected
+from llmos_stream.core.client_policy import Heard, is_too_stale
+from llmos_stream.errors import (
+    BrokerError,
+    BrokerUnavailable,
+    ConfigError,
+    FederationFinished,
+    OffsetGone,
+    Reason,
+    Rejected,
+)
 from llmos_stream.log.control import ControlView, RunEnd
 from llmos_stream.log.federation import Federation
 from llmos_stream.log.record_tracing import update_attributes
+from llmos_stream.log.replica import Replica, newest_version
 from llmos_stream.log.stream import value_of
 from llmos_stream.log.versions import Version
 from llmos_stream.roles.client.events import ClientEvents
 from llmos_stream.roles.client.outbox import Outbox
 from llmos_stream.roles.client.outcomes import Outcomes
-from llmos_stream.roles.client.receiver import VersionReceiver
 from llmos_stream.roles.client.state import ClientState, Unsent
 from llmos_stream.telemetry.tracing import TraceParent, span, trace_headers
+from llmos_stream.training.differences import difference
 from llmos_stream.training.shared_model import Trained
 from llmos_stream.types import UpdateHead
 from llmos_stream.wire import message_id, split
@@ -36,6 +46,7 @@ logger = logging.getLogger(__name__)
 _LOOK_SECONDS = 2.0
 _LISTEN_SECONDS = 0.5
 _AT_ONCE = 500
+_FETCH_SECONDS = 120.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +79,8 @@ class Client:
         """What it tells the federation of itself."""
         self._stack = AsyncExitStack()
         self._control: ControlView
-        self._receiver: VersionReceiver
+        self._replica: Replica
+        self._max_staleness: int | None = None
 
     @staticmethod
     def needs(topics: Topics) -> tuple[str, ...]:
@@ -83,7 +95,7 @@ class Client:
     @property
     def version_span(self) -> TraceParent | None:
         """The span that made the version received last, where that is known."""
-        return self._receiver.version_span
+        return self._replica.parent_span
 
     async def __aenter__(self) -> Self:
         await self._federation.until_stop(self._open())
@@ -99,7 +111,7 @@ class Client:
             self._control = control = await stack.enter_async_context(federation.control(sequences_of=self.client_id))
             self._state.begin(control.sequences.get(self.client_id))
             self._refusals = await self._follow_refusals(stack)
-            self._receiver = VersionReceiver(federation, control, models, self._layout)
+            self._replica = federation.replica(models, shares=True)
             await federation.run(self._outbox.open)
             self._stack = stack.pop_all()
 
@@ -159,12 +171,49 @@ class Client:
                 await self._learn()
 
     async def newest(self, above: int | None, seconds: float) -> Version | None:
-        """The newest version above `above`. See `VersionReceiver.newest`."""
-        version = await self._receiver.newest(above, seconds)
+        """The newest version above `above`; None when there is none after `seconds`, at shutdown or at the end.
+
+        Its weights are good until the next call.
+
+        Raises:
+            ConfigError: the version is of another model than this client's.
+            BrokerUnavailable: the version did not arrive.
+        """
+        await self._control.newer_than(above, seconds, self._federation.shutdown)
+        version = await self._fetch(above)
         if version is not None:
+            if version.layout.digest != self._layout.digest:
+                raise ConfigError(
+                    "task.entry, task.share: this client's shared tensors are not the federation's "
+                    f"({difference(self._layout, version.layout)})"
+                )
+            self._max_staleness = max_staleness_of(version.head.rule)
             self.outcomes.take_manifest(version.head, self._federation.clock.monotonic())
         await self._learn()
         return version
+
+    async def _fetch(self, above: int | None) -> Version | None:
+        """The newest version; None when a stop comes first, and where what was announced is none."""
+        shutdown, pointer = self._federation.shutdown, self._control.latest
+        if shutdown.requested or pointer is None or (above is not None and pointer.version <= above):
+            return None
+        try:
+            found = await self._federation.until_stop(newest_version(self._control, self._replica, _FETCH_SECONDS))
+        except BrokerUnavailable:
+            if self._federation.shutdown.requested:  # by now
+                return None
+            raise
+        return None if found is None or (above is not None and found.head.number <= above) else found
+
+    def _check_base(self, base: int) -> None:
+        """Raises Rejected(TOO_STALE) when an update on version `base` cannot count any more, by what is known."""
+        newest = None if self._control.latest is None else self._control.latest.version
+        if is_too_stale(base, newest, self._max_staleness):
+            raise Rejected(
+                Reason.TOO_STALE,
+                f"base version {base} is {(newest or 0) - base} versions old; "
+                f"staleness.maximum is {self._max_staleness}",
+            )
 
     async def publish(self, trained: Trained) -> Published:
         """Encode an update, make it durable and send it; returns when the log has acknowledged it.
@@ -182,7 +231,7 @@ class Client:
         if self._control.finished:
             raise FederationFinished(f"the run has ended: {self._control.finished.reason}")
         try:
-            self._receiver.check_base(trained.base_version)
+            self._check_base(trained.base_version)
         except Rejected as error:
             await self._give_up(None, error)
             raise
@@ -226,7 +275,7 @@ class Client:
         async def write(producer: Producer) -> None:
             with suppress(BrokerError):  # for whoever reads next
                 await self._control.poll(0)
-            self._receiver.check_base(head.base_version)
+            self._check_base(head.base_version)
             records = split(
                 update.prelude,
                 update.parts,
@@ -261,3 +310,10 @@ class Client:
         raw_bytes = 4 * self._layout.numel
         await self.events.update_sent(update, raw_bytes=raw_bytes)
         return Published(head, update.sent_bytes, raw_bytes)
+
+
+def max_staleness_of(rule: Mapping[str, object]) -> int | None:
+    """`staleness.maximum` of the rule that a version was made under; it came from the log, so it may be anything."""
+    staleness = rule.get("staleness")
+    maximum = staleness.get("maximum") if isinstance(staleness, Mapping) else None
+    return maximum if isinstance(maximum, int) and not isinstance(maximum, bool) and maximum >= 0 else None

@@ -130,7 +130,7 @@ class ClientState:
             if not path.exists():
                 logger.warning("%s is gone: going on without that update", path)
                 with self._state_errors():
-                    self._commit(replace(self._record, next=self._next, unsent=None))
+                    self._commit(self._folder, replace(self._record, next=self._next, unsent=None))
                 return None
             self._unsent = read_update(path, self._record.unsent, self._client_id)
         return self._unsent
@@ -173,7 +173,7 @@ class ClientState:
                     kept = self._record.residual
                     if residual is not None:
                         kept = self._write_residual(self._folder, update.head.sequence, residual)
-                    self._commit(StateRecord(self._next, written, kept))
+                    self._commit(self._folder, StateRecord(self._next, written, kept))
                 except OSError:
                     self._sweep(self._folder)  # or a full disk fills up with what was tried
                     raise
@@ -192,7 +192,7 @@ class ClientState:
             return
         if self._folder is not None:
             with self._state_errors():
-                self._commit(replace(self._record, next=self._next, unsent=None))
+                self._commit(self._folder, replace(self._record, next=self._next, unsent=None))
         self._unsent = None
 
     def close(self) -> None:
@@ -222,14 +222,12 @@ class ClientState:
             self._record = StateRecord(secrets.randbelow(_STARTS))
         self._sweep(folder)
 
-    def _commit(self, record: StateRecord) -> None:
-        if self._folder is None:
-            raise ValueError("a state in memory has no record")
-        write_state(self._folder / _STATE, self._client_id, record)
+    def _commit(self, folder: Path, record: StateRecord) -> None:
+        write_state(folder / _STATE, self._client_id, record)
         before, self._record = self._record, record
         if before.residual is not None and before.residual != record.residual:
-            self._spare = self._folder / before.residual.file
-        self._sweep(self._folder)
+            self._spare = folder / before.residual.file
+        self._sweep(folder)
 
     def _sweep(self, folder: Path) -> None:
         """Delete what the state does not name and nothing is to be written over."""
