@@ -1,8 +1,9 @@
 """Asynchronous federated learning as an event log.
 
-    from llmos_stream import FederatedLearning
+    from llmos_stream import FederatedLearning, Task
 
-See `FederatedLearning` for training from your own loop and `llmos-stream --help` for everything else.
+See `FederatedLearning` for training from your own loop, `Task` for a model and data of your own in every role, and
+`llmos-stream --help` for everything else.
 """
 
 TYPE_CHECKING = False  # as in `typing`, which takes its time: Ctrl-C is not heeded yet
@@ -15,9 +16,10 @@ except ImportError:
 
 if TYPE_CHECKING:
     from llmos_stream.federated import FederatedLearning
+    from llmos_stream.training import Task
 
 __version__ = "0.1.0"
-__all__ = ["FederatedLearning", "__version__"]
+__all__ = ["FederatedLearning", "Task", "__version__"]
 
 
 def __getattr__(name: str) -> object:
@@ -26,4 +28,8 @@ def __getattr__(name: str) -> object:
         from llmos_stream.federated import FederatedLearning
 
         return FederatedLearning
+    if name == "Task":
+        from llmos_stream.training import Task
+
+        return Task
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

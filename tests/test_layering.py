@@ -67,7 +67,7 @@ _MAY: dict[str, tuple[set[str], set[str]]] = {
     ),
     "strategy": (set(), _BASE | {"core"}),
     "__main__": (set(), {"cli"}),
-    "__init__": (set(), {"federated"}),
+    "__init__": (set(), {"federated", "training"}),
 }
 _PURE = ("codec", "wire", "core")
 _NOT_PURE = {"asyncio", "time", "socket", "subprocess", "threading", "aiokafka", "random"}

@@ -4,7 +4,7 @@ import argparse
 
 from llmos_stream.cli.common import Commands, add_command, plain_table, print_json, say, show_table
 from llmos_stream.cli.flags import settings_of
-from llmos_stream.config import Settings
+from llmos_stream.config import Settings, redacted
 
 _WHERE = """\
 A setting is a flag (--wire.chunk-bytes 65536), a variable
@@ -40,7 +40,7 @@ def _run(arguments: argparse.Namespace, settings: Settings) -> int:
     table.add_column("meaning")
     for setting in settings_of():
         value = getattr(getattr(settings, setting.section), setting.field)
-        shown = "unset" if value is None else str(value)
+        shown = "unset" if value is None else redacted(str(value))
         kind = setting.kind.replace("|", ", ")  # a list can be broken into lines
         table.add_row(setting.flag.removeprefix("--"), shown, f"{' '.join(setting.text.split())} ({kind})")
     show_table(table)

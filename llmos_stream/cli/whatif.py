@@ -9,6 +9,7 @@ from llmos_stream.cli.common import note, plain_table, print_json, say, show_tab
 from llmos_stream.cli.export import write_weights
 from llmos_stream.cli.replaying import bar, numbers_of, opened
 from llmos_stream.config import Settings
+from llmos_stream.errors import ConfigError
 from llmos_stream.reporting.wording import listed, plain, plural
 
 if TYPE_CHECKING:
@@ -67,9 +68,14 @@ async def _run(settings: Settings, arguments: argparse.Namespace, change: "Chang
 
 def _judge(settings: Settings) -> "ModelEvaluator":
     from llmos_stream.training import load_task
-    from llmos_stream.training.model_evaluator import ModelEvaluator
+    from llmos_stream.training.model_evaluator import ModelEvaluator, check_test_data
 
-    return ModelEvaluator(load_task(settings.task, settings.client), settings.task, settings.evaluator.batch_size)
+    task, batch_size = load_task(settings.task, settings.client), settings.evaluator.batch_size
+    try:
+        check_test_data(task, settings.task, batch_size)
+    except ConfigError as error:
+        raise ConfigError(f"{error}; compare the runs with --no-evaluation") from None
+    return ModelEvaluator(task, settings.task, batch_size)
 
 
 def _what(change: "Change") -> str:

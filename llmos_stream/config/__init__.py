@@ -12,7 +12,7 @@ from llmos_stream.config.aggregation import (
     StopSettings,
     VersionSettings,
 )
-from llmos_stream.config.base import NAME_PATTERN, Section, expanded, explain
+from llmos_stream.config.base import NAME_PATTERN, Section, expanded, explain, redacted
 from llmos_stream.config.broker import BrokerSettings, FederationSettings, TopicSettings, WireSettings
 from llmos_stream.config.client import ClientSettings, CodecSettings, EvaluatorSettings, TaskSettings
 from llmos_stream.config.guard import GuardSettings
@@ -52,6 +52,7 @@ __all__ = [
     "expanded",
     "explain",
     "load",
+    "redacted",
     "settings_of",
     "to_environment",
 ]

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer, SecretStr, ValidationError
 
 from llmos_stream.config.names import did_you_mean
 
@@ -44,6 +44,19 @@ def no_secret(value: str) -> str:
     return value
 
 
+_USER_INFO = re.compile(r"(?<=:/)(/*)[^\s'\"]*@")
+_SECRET = re.compile(
+    r"(\b[\w.-]*(?:passw|pwd|passphrase|token|secret|api_?key|signature|credential|\bsig)[\w.-]*\s*=\s*)"
+    r"('[^']*'|\"[^\"]*\"|[^\s&;,'\"]+)",
+    re.IGNORECASE,
+)
+
+
+def redacted(text: str) -> str:
+    """`text` without what may be a secret in a URI or a DSN: user and password, and values of what sounds like one."""
+    return _SECRET.sub(r"\1***", _USER_INFO.sub(r"\1***@", text))
+
+
 def expanded(path: Path) -> Path:
     """`path` with `~` and `~user` as the folders that they stand for. Raises ValueError where nobody knows those."""
     try:
@@ -66,6 +79,8 @@ def host_name(host: str) -> str:
     return host
 
 
+Source = Annotated[str, PlainSerializer(redacted, return_type=str, when_used="json")]
+"""Where data are. It may hold a password, so what is made to be read has it redacted."""
 FilePath = Annotated[Path, AfterValidator(expanded)]
 Host = Annotated[str, AfterValidator(host_name)]
 

@@ -4,13 +4,15 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from llmos_stream.config.base import NAME_PATTERN, Count, FilePath, Fraction, Positive, Section, power_of_two
+from llmos_stream.config.base import NAME_PATTERN, Count, FilePath, Fraction, Positive, Section, Source, power_of_two
 from llmos_stream.config.rules import NO_OPTIONS, CodecName, Options
 
 
 class TaskSettings(Section):
     entry: str = "digits"
-    """What is learnt: `digits`, `blobs`, `noop:N`, or `package.module:callable` of your own, which returns a Task."""
+    """What is learnt: `digits`, `blobs`, `noop:N`, or `package.module:callable` of your own, which makes a Task."""
+    options: Options = NO_OPTIONS
+    """What a task of your own takes: name=value,name=value, or a table [task.options] in a settings file."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of the initial weights, the split and the batches."""
     shards: Count = 8
@@ -26,6 +28,9 @@ class ClientSettings(Section):
     """Name of this client, unique in the federation. Unset: this host's name and the shard."""
     shard: Annotated[int, Field(ge=0)] = 0
     """Which shard of the task's data this client holds."""
+    data: Source | None = Field(default=None, repr=False)
+    """Where this client's own data are, for a task of your own: a path, a URI or a DSN. A password in it is not shown,
+    but process lists show flags: set it by the variable then."""
     state_dir: FilePath | None = None
     """Folder for the sequence, the residual and the unsent update. Unset: one of its own in the user's state folder."""
     epochs: Count = 1

@@ -141,10 +141,15 @@ def import_path(path: str) -> Callable[..., Any]:
     try:
         found = attrgetter(attribute)(module)
     except AttributeError:
-        raise ConfigError(f"module {module_name} has no {attribute}") from None
+        raise ConfigError(f"module {module_name} ({_where(module)}) has no {attribute}") from None
     if not callable(found):
         raise ConfigError(f"{attribute} is a {type(found).__name__}, not a callable")
     return found  # type: ignore[no-any-return]
+
+
+def _where(module: ModuleType) -> str:
+    """The file: a module of another package may have the name that was meant for one's own."""
+    return getattr(module, "__file__", None) or "built in"
 
 
 def _is_absent(module_name: str, error: ModuleNotFoundError) -> bool:
@@ -163,7 +168,9 @@ def _import_from_here(module_name: str) -> ModuleType:
         sys.path.remove(here)
         if not _is_absent(module_name, error):
             raise
-        raise ConfigError(f"there is no module {error.name}; is its folder on PYTHONPATH?") from error
+        raise ConfigError(
+            f"there is no module {error.name} (looked in the current folder too); is its folder on PYTHONPATH?"
+        ) from error
 
 
 @cache

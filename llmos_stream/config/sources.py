@@ -119,7 +119,15 @@ def _put(found: Values, path: list[str], text: str) -> None:
         if not isinstance(inner, dict):
             raise ConfigError(f"{_PREFIX}{'__'.join(path).upper()}: {'.'.join(outer)} is given as a whole as well")
         found = inner
-    found[last] = text
+    found[last] = text if len(outer) < 2 else _option(text)
+
+
+def _option(text: str) -> Any:
+    """A number where it is one, and so on, as in `name=value,name=value`."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 def _sections_below(values: Values, outer: str = "") -> Iterator[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""What inputs the model takes, from the task's own test data, and a request's inputs as such a tensor."""
+"""What inputs the model takes, from the task's own example or test data, and a request's inputs as such a tensor."""
 
 import math
 from collections.abc import Mapping
@@ -44,15 +44,22 @@ class InputSpec:
 
 
 def input_spec(task: Task) -> InputSpec:
-    """Learn from the task's test data what its model takes. Call it off the event loop.
+    """Learn from the task's example, or else from its test data, what its model takes. Call it off the event loop.
 
     Raises:
-        ConfigError: The task's inputs are not one tensor, or it has no test data.
+        ConfigError: The task's inputs are not one tensor, or it has neither.
     """
-    batch = next(iter(task.test_batches(1)), None)
-    if batch is None:
-        raise ConfigError("task.entry: the task has no test batch to learn from what its model takes")
-    inputs = None if isinstance(batch, Mapping) else batch[0]
+    inputs = task.example()
+    if isinstance(inputs, Tensor):
+        inputs = inputs[None]
+    elif inputs is None:
+        batch = next(iter(task.test_batches(1) or ()), None)
+        if batch is None:
+            raise ConfigError(
+                "task.entry: the task has no example() and no test batch to learn from what its model takes; "
+                "write example(), which gives the inputs of one example, such as torch.zeros(16)"
+            )
+        inputs = None if isinstance(batch, Mapping) else batch[0]
     if not isinstance(inputs, Tensor) or inputs.ndim < 1 or inputs.is_complex():
         raise ConfigError("task.entry: only a model whose inputs are one tensor of real numbers can be served")
     return InputSpec(tuple(inputs.shape[1:]), inputs.dtype)

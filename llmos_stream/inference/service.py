@@ -16,7 +16,7 @@ from llmos_stream.inference.model_pool import ModelPool
 from llmos_stream.inference.promoted import Promoted
 from llmos_stream.log.federation import Federation
 from llmos_stream.runtime import Offload, Shutdown, run_while
-from llmos_stream.training import Task
+from llmos_stream.training import Task, task_errors
 from llmos_stream.web.addresses import ListenAddress
 from llmos_stream.web.server import serve_http
 
@@ -37,7 +37,8 @@ async def run_inference(
     """
     federation = Federation(broker, Topics(settings.federation.name), settings.wire, offload, shutdown)
     ours = settings.inference
-    spec = await offload.run(input_spec, task)
+    with task_errors(settings.task.entry):
+        spec = await offload.run(input_spec, task)
     metrics = _metrics()
     pool = ModelPool(ours, changed=lambda pool: metrics.show_pool(pool.models, _number(pool), pool.newest))
     batcher = Batcher(ours, offload, metrics.batch)

@@ -23,7 +23,7 @@ from llmos_stream.runtime import SYSTEM_CLOCK, Clock, Offload, Shutdown
 from llmos_stream.runtime.logs import Sparing
 from llmos_stream.telemetry.tracing import TraceParent, follow
 from llmos_stream.training import Task
-from llmos_stream.training.model_evaluator import Evaluation, ModelEvaluator
+from llmos_stream.training.model_evaluator import Evaluation, ModelEvaluator, check_test_data
 from llmos_stream.types import EventKind, Role, VersionHead
 from llmos_stream.wire import Message
 
@@ -47,7 +47,9 @@ async def run_evaluator(
 
     It begins with the newest version that it finds; with the first one where it was here before the topics were.
     While the broker does not answer it keeps trying, and goes on after the last version that it evaluated.
+    Raises ConfigError, before it looks for any version, when the task has no central test data.
     """
+    await offload.run(check_test_data, task, settings.task, settings.evaluator.batch_size)
     federation = Federation(broker, Topics(settings.federation.name), settings.wire, offload, shutdown, clock)
     measuring = _Measuring(
         federation,
@@ -147,7 +149,11 @@ class _Measuring:
 async def evaluate_once(
     broker: Broker, settings: Settings, task: Task, offload: Offload, shutdown: Shutdown
 ) -> Evaluation | None:
-    """Evaluate the newest version, publish nothing. None when a stop was asked for before there was one."""
+    """Evaluate the newest version, publish nothing. None when a stop was asked for before there was one.
+
+    Raises ConfigError as `run_evaluator` does.
+    """
+    await offload.run(check_test_data, task, settings.task, settings.evaluator.batch_size)
     federation = Federation(broker, Topics(settings.federation.name), settings.wire, offload, shutdown)
     if not await federation.wait_for_topics(federation.topics.models, federation.topics.control):
         return None

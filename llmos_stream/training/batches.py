@@ -45,13 +45,30 @@ class _Fresh:
         return iter(self._make())
 
 
+def anew(make: Callable[[], Any]) -> Iterable[Batch] | None:
+    """What `make` gives, as something that can be gone through once an epoch: a generator is made anew for each.
+
+    Raises:
+        TaskError: It gives no batches. None stands for none at all.
+    """
+    batches = make()
+    if batches is None:
+        return None
+    return _Fresh(make) if _is_used_up_by_a_pass(batches) else reiterable(batches)
+
+
+def _is_used_up_by_a_pass(batches: object) -> bool:
+    """Whether it is a generator, or another iterator of Python's own. Iterators of loaders may begin again."""
+    return isinstance(batches, Iterator) and type(batches).__module__ in ("builtins", "itertools")
+
+
 def reiterable(batches: object) -> Iterable[Batch]:
     """The batches, as something that can be gone through once an epoch.
 
     Raises:
         TaskError: They cannot: it is a generator, or another iterator of Python's own.
     """
-    if isinstance(batches, Iterator) and type(batches).__module__ in ("builtins", "itertools"):
+    if _is_used_up_by_a_pass(batches):
         raise TaskError(
             f"the batches are a {type(batches).__name__}, which can be gone through once: "
             "hand in a list, a DataLoader or the function that makes it, which is then called for each epoch"

@@ -5,7 +5,7 @@ What a batch may look like: see `batches`. The loss is `loss(outputs, targets)`,
 
 import inspect
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from time import perf_counter
@@ -19,6 +19,7 @@ from llmos_stream.config import RuntimeSettings
 from llmos_stream.errors import TaskError
 from llmos_stream.training.batches import Batch, Prepared, call, prepare
 from llmos_stream.training.losses import Loss, check_classes, default_loss, logits_of
+from llmos_stream.training.metrics import Metric, Metrics
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,25 +134,33 @@ class LocalTrainer:
             raise TaskError(f"the loss became {value} in batch {number}{held}; lower client.lr or check the data")
 
 
-def evaluate(model: nn.Module, batches: Iterable[Batch], loss: Loss = default_loss) -> dict[str, float]:
-    """`loss`, `num_examples` and, where the model classifies, `accuracy` over all batches; the model is not changed.
+def evaluate(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    loss: Loss = default_loss,
+    metrics: Mapping[str, Metric] | None = None,
+) -> dict[str, float]:
+    """`loss`, `num_examples` and, where the model classifies, `accuracy` over all batches, beside what `metrics` say.
 
-    Runs in eval mode without gradients; each module is back in its own mode afterwards. A loss that is not
-    finite is returned as it is, because it is the answer.
+    A metric called `accuracy` takes the place of that. The model is not changed. It runs in eval mode without
+    gradients; each module is back in its own mode afterwards. A loss that is not finite is returned as it is, because
+    it is the answer.
 
     Raises:
-        TaskError: There is no batch, or a batch has the wrong form.
+        TaskError: There is no batch, a batch has the wrong form, or a metric fails.
     """
     device = _device_of(model)
-    tally = _Tally()
+    tally, own = _Tally(), Metrics(metrics or {}, device)
     with _mode(model, training=False), torch.no_grad():
         for number, batch in enumerate(batches, start=1):
             tally.num_batches = number
             if (prepared := prepare(model, batch, device, number)) is not None:
-                tally.add(_forward(model, loss, prepared))
-    loss_mean, accuracy = tally.result()
-    metrics = {"loss": loss_mean, "num_examples": float(tally.num_examples)}
-    return metrics if accuracy is None else {**metrics, "accuracy": accuracy}
+                done = _forward(model, loss, prepared)
+                tally.add(done)
+                own.add(done.outputs, done.targets, done.num_examples)
+        loss_mean, accuracy = tally.result()
+        found = {"loss": loss_mean, "num_examples": float(tally.num_examples)}
+        return found | ({} if accuracy is None else {"accuracy": accuracy}) | own.results()
 
 
 class _Forwarded(NamedTuple):

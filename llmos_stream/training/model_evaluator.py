@@ -1,5 +1,6 @@
 """Measuring a version on a task's held-out data."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from time import perf_counter
 
@@ -8,6 +9,7 @@ from torch import Tensor
 from llmos_stream.codec import Layout
 from llmos_stream.config import TaskSettings
 from llmos_stream.errors import ConfigError
+from llmos_stream.training.batches import Batch
 from llmos_stream.training.differences import difference
 from llmos_stream.training.local import LocalTrainer, evaluate
 from llmos_stream.training.shared_model import LocalModel
@@ -25,12 +27,28 @@ class Evaluation:
     seconds: float
 
 
+def check_test_data(task: Task, settings: TaskSettings, batch_size: int) -> Iterable[Batch]:
+    """The task's central test data.
+
+    Raises:
+        ConfigError: There are none.
+    """
+    with task_errors(settings.entry):
+        batches = task.test_batches(batch_size)
+    if batches is None:
+        raise ConfigError(
+            f"task.entry {settings.entry!r}: this task has no central test data (test_batches gives None), "
+            "so there is nothing to evaluate on here"
+        )
+    return batches
+
+
 class ModelEvaluator:
     """A task's model and held-out data, ready to measure versions. Not for two threads at once."""
 
     def __init__(self, task: Task, settings: TaskSettings, batch_size: int) -> None:
         self._task = task
-        self._entry = settings.entry
+        self._settings = settings
         self._batch_size = batch_size
         with task_errors(settings.entry):
             model = task.model()
@@ -41,7 +59,7 @@ class ModelEvaluator:
         """Measure version `number`, whose weights are flat.
 
         Raises:
-            ConfigError: The version is of another model.
+            ConfigError: The version is of another model, or the task has no test data.
             TaskError: The task cannot measure it.
         """
         begun = perf_counter()
@@ -53,7 +71,8 @@ class ModelEvaluator:
         if layout != self._local.layout:  # of a release that knew no buffers: in another order
             weights = self._local.layout.flatten(layout.unflatten(weights))
         self._local.load(weights)
-        with task_errors(self._entry):
-            metrics = evaluate(self._local.trainer.model, self._task.test_batches(self._batch_size), self._task.loss)
+        batches = check_test_data(self._task, self._settings, self._batch_size)
+        with task_errors(self._settings.entry):
+            metrics = evaluate(self._local.trainer.model, batches, self._task.loss, self._task.metrics())
         num_examples = int(metrics.pop("num_examples"))
         return Evaluation(number, metrics, num_examples, perf_counter() - begun)

@@ -15,6 +15,7 @@ from llmos_stream.errors import TaskError
 from llmos_stream.training.batches import Batch
 from llmos_stream.training.models import mlp
 from llmos_stream.training.seeds import derive_seed
+from llmos_stream.training.task import Task
 from llmos_stream.training.tensor_task import TensorTask
 
 _CLASSES, _FEATURES = 4, 16
@@ -42,7 +43,7 @@ class BlobsTask(TensorTask):
         return mlp(_FEATURES, 32, _CLASSES, seed=derive_seed(self.settings.seed, "model"))
 
 
-class NoopTask:
+class NoopTask(Task):
     """N float32 parameters in ten tensors, to each of which a step adds Gaussian noise of scale 1e-3.
 
     The noise of a client depends on `task.seed` and `client.shard`. Each shard is one batch of one example.
@@ -51,27 +52,26 @@ class NoopTask:
     def __init__(self, argument: str, task: TaskSettings, client: ClientSettings) -> None:
         if not argument.isdecimal() or int(argument) < _NOOP_TENSORS:
             raise TaskError(f"write noop:N with N parameters, at least {_NOOP_TENSORS}; got {argument!r}")
+        super().__init__(task, client)
         self.name = "noop"
         self._numel = int(argument)
-        self._seed = task.seed
-        self._shard = client.shard
 
     def model(self) -> nn.Module:
-        return _Noop(self._numel, derive_seed(self._seed, "model"))
+        return _Noop(self._numel, derive_seed(self.settings.seed, "model"))
 
     def optimizer(self, model: nn.Module) -> Optimizer:
-        return _Noise(model, derive_seed(self._seed, "noise", self._shard))
+        return _Noise(model, derive_seed(self.settings.seed, "noise", self.client.shard))
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return cross_entropy(outputs, targets)
 
-    def train_batches(self, shard: int) -> list[Batch]:
+    def train_batches(self, shard: int = 0) -> list[Batch]:
         return [(torch.zeros(1, 2, dtype=torch.float32, device="cpu"), torch.zeros(1, dtype=torch.long, device="cpu"))]
 
     def test_batches(self, batch_size: int) -> list[Batch]:
         return self.train_batches(0)
 
-    def num_train_examples(self, shard: int) -> int:
+    def num_train_examples(self, shard: int = 0) -> int:
         return 1
 
 

@@ -1,100 +1,119 @@
-"""What a federation learns: the model, its optimiser and the data, behind one small interface.
+"""What a federation learns, as its author writes it: a model, and where a site's batches come from.
 
-A task of your own is a callable `make(task: TaskSettings, client: ClientSettings) -> Task`, named in the
-local settings as `task.entry = "package.module:make"`. Every role of a federation makes the same task:
-clients train on it, the evaluator tests on it, the aggregator takes its first weights from it.
+`task.entry = "package.module:name"` names it in the local settings: a class derived from `Task`, or any callable
+`make(task: TaskSettings, client: ClientSettings)` that returns one. Each role makes the task for itself: a client
+trains on it, the evaluator tests on it, the aggregator takes its first weights from it, `serve` answers with its model.
 """
 
-from collections.abc import Callable, Iterable
-from typing import Any, Protocol, runtime_checkable
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.optim import SGD, Optimizer
 
 from llmos_stream.config import ClientSettings, TaskSettings
-from llmos_stream.config.plugins import import_path, is_path
-from llmos_stream.errors import ConfigError, TaskError
+from llmos_stream.errors import TaskError
 from llmos_stream.training.batches import Batch
-from llmos_stream.training.digits import DigitsTask
-from llmos_stream.training.synthetic import BlobsTask, NoopTask
-from llmos_stream.training.task_errors import described
+from llmos_stream.training.losses import check_classes, default_loss
+from llmos_stream.training.metrics import Metric
+
+_MOMENTUM = 0.9
 
 
-@runtime_checkable
-class Task(Protocol):
-    """One learning problem, split into shards of which a client holds one."""
+class Task(ABC):
+    """One learning problem. A site writes `model` and `train_batches`, and of the rest what differs from the defaults.
+
+        class Wards(Task):
+            def model(self):
+                return nn.Linear(8, 2)
+
+            def train_batches(self, shard=0):
+                return DataLoader(read(self.data), self.client.batch_size, shuffle=True)
+
+            def example(self):
+                return torch.zeros(8)
+
+    Only a client has data. The other roles make the task and its model without any, so neither `__init__` nor `model`
+    may look at `data`.
+    """
+
+    name: str = "Task"
+    """What it is called: the class's name, unless it has one of its own."""
+
+    def __init__(self, task: TaskSettings, client: ClientSettings) -> None:
+        self.settings = task
+        self.client = client
+
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        super().__init_subclass__(**arguments)
+        if cls.name in {base.__name__ for base in cls.__mro__}:
+            cls.name = cls.__name__
 
     @property
-    def name(self) -> str: ...
+    def options(self) -> Mapping[str, Any]:
+        """The table `[task.options]` of the settings."""
+        return self.settings.options
 
-    def model(self) -> nn.Module:
-        """A new model, with the same weights in every process that has the same `task.seed`.
+    @property
+    def data(self) -> str:
+        """Where this site's data are: `client.data`, as it was given.
 
-        Constructors of layers draw from torch's own generator; inside
-        `with torch.random.fork_rng(): torch.manual_seed(task.seed)` they are repeatable, and the
-        generator is as before afterwards.
+        Raises:
+            TaskError: It was not given.
         """
-        ...
+        if self.client.data is None:
+            raise TaskError(
+                "the task needs data of its own here: say where they are, by --client.data, LLMOS_CLIENT__DATA or "
+                "data in the section [client] of the settings file"
+            )
+        return self.client.data
+
+    @abstractmethod
+    def model(self) -> nn.Module:
+        """A new model. Its weights are the same in every process that has the same `task.seed`.
+
+        torch's own generator is seeded meanwhile, and as before afterwards: constructors of layers need no care.
+        """
+
+    @abstractmethod
+    def train_batches(self, shard: int = 0) -> Iterable[Batch]:
+        """The batches to train on, gone through once an epoch. A generator will do: it is made anew for each epoch.
+
+        `shard` is `client.shard`, for data that all sites have and split; a site with data of its own passes it over.
+        """
 
     def optimizer(self, model: nn.Module) -> Optimizer:
-        """A new local optimiser for `model`, at `client.lr`."""
-        ...
+        """A new local optimiser for `model`: by default SGD at `client.lr`, with momentum."""
+        return SGD((one for one in model.parameters() if one.requires_grad), lr=self.client.lr, momentum=_MOMENTUM)
 
-    def loss(self, outputs: Any, targets: Tensor) -> Tensor:
-        """The mean loss over a batch, as one number that can be differentiated."""
-        ...
+    def loss(self, outputs: Any, targets: Any) -> Tensor:
+        """The mean loss over a batch, as one number that can be differentiated.
 
-    def train_batches(self, shard: int) -> Iterable[Batch]:
-        """The training batches of a shard. Iterated once an epoch, so it must be re-iterable."""
-        ...
+        By default the loss that the outputs carry (Hugging Face), or else the cross entropy of logits.
+        """
+        check_classes(default_loss, outputs, targets)
+        return default_loss(outputs, targets)
 
-    def test_batches(self, batch_size: int) -> Iterable[Batch]:
-        """The batches that versions are evaluated on, the same for every role."""
-        ...
+    def metrics(self) -> Mapping[str, Metric]:
+        """What evaluations measure beside `loss` and `accuracy`, by name. See `training.metrics`."""
+        return {}
 
-    def num_train_examples(self, shard: int) -> int:
-        """How many examples an epoch over a shard has."""
-        ...
+    def validation_batches(self) -> Iterable[Batch] | None:
+        """What this site holds back of its own data, to measure versions on. None: nothing."""
+        return None
 
+    def test_batches(self, batch_size: int) -> Iterable[Batch] | None:
+        """What the evaluator measures versions on, which needs data of its own for that. None: there are none."""
+        return None
 
-_MEMBERS = ("name", "model", "optimizer", "loss", "train_batches", "test_batches", "num_train_examples")
-_BUILT_IN: dict[str, Callable[[TaskSettings, ClientSettings], Task]] = {"digits": DigitsTask, "blobs": BlobsTask}
-_NOOP = "noop:"
+    def example(self) -> Any:
+        """The inputs of one example, without the dimension of the batch. Only their shape and dtype count.
 
+        `serve` learns from it what the model takes. None: it looks at the first of the `test_batches`.
+        """
+        return None
 
-def load_task(task: TaskSettings, client: ClientSettings) -> Task:
-    """Make the task that `task.entry` names: `digits`, `blobs`, `noop:N` or `package.module:callable`.
-
-    A callable is imported by name, so the entry must come from this machine's own settings and never from
-    a message.
-
-    Raises:
-        TaskError: Whatever goes wrong, with the entry and the reason.
-    """
-    try:
-        return _make(task, client)
-    except TaskError as error:
-        raise TaskError(f"task.entry {task.entry!r}: {error}") from error
-    except Exception as error:
-        raise TaskError(f"task.entry {task.entry!r}: {described(error, task.entry)}") from error
-
-
-def _make(task: TaskSettings, client: ClientSettings) -> Task:
-    if task.entry in _BUILT_IN:
-        return _BUILT_IN[task.entry](task, client)
-    if task.entry.startswith(_NOOP):
-        return NoopTask(task.entry.removeprefix(_NOOP), task, client)
-    made = _imported(task.entry)(task, client)
-    missing = [name for name in _MEMBERS if not hasattr(made, name)]
-    if missing:
-        raise TaskError(f"returned {type(made).__name__}, which is no Task: it lacks {', '.join(missing)}")
-    return made  # type: ignore[no-any-return]  # its members were looked up above
-
-
-def _imported(entry: str) -> Callable[[TaskSettings, ClientSettings], Any]:
-    if not is_path(entry):
-        raise TaskError(f"is neither one of {', '.join([*_BUILT_IN, _NOOP + 'N'])} nor package.module:callable")
-    try:
-        return import_path(entry)
-    except ConfigError as error:
-        raise TaskError(str(error)) from error
+    def num_train_examples(self, shard: int = 0) -> int | None:
+        """How many examples an epoch has, to be told before the first one. None: they are counted while training."""
+        return None

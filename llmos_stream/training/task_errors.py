@@ -2,11 +2,13 @@
 
 import logging
 import sysconfig
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
+from llmos_stream.config import redacted
 from llmos_stream.errors import LlmosError, TaskError
 
 logger = logging.getLogger(__name__)
@@ -29,13 +31,16 @@ def task_errors(entry: str) -> Iterator[None]:
     except LlmosError:
         raise
     except Exception as error:
-        logger.debug("the task's own traceback", exc_info=error)
+        logger.debug("the task's own traceback\n%s", redacted("".join(traceback.format_exception(error))))
         raise TaskError(f"task.entry {entry!r}: {described(error, entry)}") from error
 
 
 def described(error: Exception, entry: str) -> str:
-    """What was raised, in one line, with the innermost line of the task's own code on the way there."""
-    what = " ".join(f"{type(error).__name__}: {error}".split())
+    """What was raised, in one line, with the innermost line of the task's own code on the way there.
+
+    Drivers name what they could not open, with the password in it.
+    """
+    what = redacted(" ".join(f"{type(error).__name__}: {error}".split()))
     place = _place(error.__traceback__, entry.partition(":")[0].partition(".")[0])
     return what if place is None else f"{what} ({place})"
 

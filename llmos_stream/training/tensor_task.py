@@ -1,19 +1,17 @@
 """A task whose data are tensors in memory: split by labels, reshuffled each epoch, trained with SGD."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy
-from torch.optim import SGD, Optimizer
 
 from llmos_stream.config import ClientSettings, TaskSettings
 from llmos_stream.errors import TaskError
 from llmos_stream.training.partition import dirichlet_split
 from llmos_stream.training.seeds import derive_seed
+from llmos_stream.training.task import Task
 
-_MOMENTUM = 0.9
 # The same for every client whatever its batch size: clients that split differently would share examples.
 _MIN_PER_SHARD = 32
 
@@ -46,7 +44,7 @@ class Batches:
             yield inputs[chosen], targets[chosen]
 
 
-class TensorTask(ABC):
+class TensorTask(Task):
     """Classification of examples in memory; a subclass hands in its name and tensors, and makes the model.
 
     `train` and `test` are pairs of inputs (N, ...) and integer labels (N). The training examples are split
@@ -64,9 +62,8 @@ class TensorTask(ABC):
         task: TaskSettings,
         client: ClientSettings,
     ) -> None:
+        super().__init__(task, client)
         self.name = name
-        self.settings = task
-        self._client = client
         self._inputs, self._labels = train
         self._test = test
         least = max(1, min(_MIN_PER_SHARD, len(self._labels) // task.shards))
@@ -74,24 +71,18 @@ class TensorTask(ABC):
         split = dirichlet_split(self._labels.numpy(), task.shards, task.alpha, seed, min_per_shard=least)
         self._shards = [torch.from_numpy(indices) for indices in split]
 
-    @abstractmethod
-    def model(self) -> nn.Module: ...
-
-    def optimizer(self, model: nn.Module) -> Optimizer:
-        return SGD(model.parameters(), lr=self._client.lr, momentum=_MOMENTUM)
-
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return cross_entropy(outputs, targets)
 
-    def train_batches(self, shard: int) -> Batches:
+    def train_batches(self, shard: int = 0) -> Batches:
         chosen = self._shard(shard)
         seed = derive_seed(self.settings.seed, "batches", shard)
-        return Batches(self._inputs[chosen], self._labels[chosen], self._client.batch_size, seed)
+        return Batches(self._inputs[chosen], self._labels[chosen], self.client.batch_size, seed)
 
     def test_batches(self, batch_size: int) -> Batches:
         return Batches(*self._test, batch_size)
 
-    def num_train_examples(self, shard: int) -> int:
+    def num_train_examples(self, shard: int = 0) -> int:
         return len(self._shard(shard))
 
     def _shard(self, shard: int) -> Tensor:

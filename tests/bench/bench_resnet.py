@@ -68,7 +68,7 @@ class ResNetDigits(DigitsTask):
     def _shard(self, shard: int) -> Tensor:
         """Whole batches alone: batch normalisation cannot train on a batch of one."""
         indices = super()._shard(shard)
-        return indices[: len(indices) // self._client.batch_size * self._client.batch_size]
+        return indices[: len(indices) // self.client.batch_size * self.client.batch_size]
 
     def model(self) -> nn.Module:
         from torchvision.models import resnet18  # noqa: PLC0415  # only this benchmark needs it

@@ -149,7 +149,7 @@ def _port(line: str) -> int:
 
 
 def _inputs(task: Task) -> Tensor:
-    inputs, _ = next(iter(task.test_batches(_ROWS)))
+    inputs, _ = next(iter(task.test_batches(_ROWS) or ()))
     if not isinstance(inputs, Tensor):
         raise BenchmarkFailed("this task's inputs are not one tensor")
     return inputs

@@ -114,7 +114,7 @@ def test_a_whole_section_is_a_json_object(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_an_option_may_have_a_variable_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLMOS_AGGREGATION__OPTIONS__BETA", "0.2")
-    assert load().aggregation.options == {"beta": "0.2"}
+    assert load().aggregation.options == {"beta": 0.2}  # as in name=value
     monkeypatch.setenv("LLMOS_AGGREGATION__OPTIONS", "beta=0.1")
     assert _refused().startswith("LLMOS_AGGREGATION__OPTIONS__BETA: ")
 

@@ -166,5 +166,5 @@ def test_the_demo_goes_without_a_report(llmos: Run, tmp_path: Path, monkeypatch:
 def test_a_task_that_cannot_be_loaded_is_one_line(llmos: Run, tmp_path: Path) -> None:
     done = llmos("demo", "--task.entry", "nowhere:make", "--report", tmp_path / "report.html")
     assert done.status == 1
-    assert done.error() == "task.entry 'nowhere:make': there is no module nowhere; is its folder on PYTHONPATH?"
+    assert done.error().startswith("task.entry 'nowhere:make': there is no module nowhere (looked in ")
     assert not (tmp_path / "report.html").exists()

@@ -40,7 +40,7 @@ async def test_twenty_versions_come_under_load_and_every_answer_is_that_of_the_v
 ) -> None:
     settings = settings_of(federation, inference={"canary": 0.3, "max_batch": 8, "max_delay_ms": 0.5})
     task, initial = task_of(settings)
-    inputs, _ = next(iter(task.test_batches(16)))
+    inputs, _ = next(iter(task.test_batches(16) or ()))
     assert isinstance(inputs, Tensor)
     answers: list[tuple[int, int, list[float]]] = []  # row asked, version, outputs
     done = asyncio.Event()
@@ -175,7 +175,7 @@ async def test_what_is_held_goes_on_serving_when_a_topic_is_deleted(
 ) -> None:
     broker, settings = MemoryBroker(), settings_of(federation)
     task, initial = task_of(settings)
-    inputs, _ = next(iter(task.test_batches(1)))
+    inputs, _ = next(iter(task.test_batches(1) or ()))
     async with running_from(broker, settings, initial) as running:
         await publish_random(running, [1])
         await running.stop()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from llmos_stream.broker import Broker, MemoryBroker
 from llmos_stream.codec import Layout
-from llmos_stream.config import TaskSettings
+from llmos_stream.config import ClientSettings, TaskSettings
 from llmos_stream.errors import ConfigError, TaskError
 from llmos_stream.inference.model_pool import load_model
 from llmos_stream.log.versions import Version
@@ -18,7 +18,7 @@ from llmos_stream.replay.rebuild import RebuildOutcome
 from llmos_stream.replay.whatif import Change, WhatIf
 from llmos_stream.roles.aggregator import Initial
 from llmos_stream.testing import running_federation
-from llmos_stream.training import LocalTrainer, shared_layout
+from llmos_stream.training import LocalTrainer, Task, shared_layout
 from llmos_stream.training.model_evaluator import ModelEvaluator
 from llmos_stream.training.shared_model import LocalModel
 from llmos_stream.types import CodecId, CodecSpec, VersionKind
@@ -162,34 +162,26 @@ async def test_a_log_of_a_release_that_knew_no_buffers_is_refused_in_one_line(br
     assert "\n" not in str(caught.value)
 
 
-class _Task:
+class _Task(Task):
     """Whatever a version of `_Measuring` makes of all ones."""
-
-    name = "measuring"
 
     def model(self) -> nn.Module:
         return _Measuring()
 
-    def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
-        return torch.optim.SGD(model.parameters(), 0.1)
-
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return nn.functional.mse_loss(outputs, targets)
 
-    def train_batches(self, shard: int) -> list[tuple[Tensor, Tensor]]:
+    def train_batches(self, shard: int = 0) -> list[tuple[Tensor, Tensor]]:
         return []
 
     def test_batches(self, batch_size: int) -> list[tuple[Tensor, Tensor]]:
         return [(torch.ones(2, 4), torch.zeros(2, 4))]
 
-    def num_train_examples(self, shard: int) -> int:
-        return 0
-
 
 def test_a_version_of_a_release_that_knew_no_buffers_is_evaluated_and_served() -> None:
     values = _named(_Measuring()) | {"norm.bias": torch.full((4,), 3.0), "norm.running_mean": torch.ones(4)}
     old = Layout.of(dict(sorted(values.items())))
-    task, weights = _Task(), old.flatten(values)
+    task, weights = _Task(TaskSettings(), ClientSettings()), old.flatten(values)
     assert old.tensors != shared_layout(task.model(), "all").tensors
     evaluation = ModelEvaluator(task, TaskSettings(), 2).evaluate(7, old, weights)
     assert evaluation.metrics["loss"] == pytest.approx(9.0)

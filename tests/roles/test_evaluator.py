@@ -114,7 +114,7 @@ async def test_one_that_retention_overtook_goes_on_with_the_newest_chain(
     task, initial = _task(settings)
     test_batches, begun, go_on = task.test_batches, threading.Event(), threading.Event()
 
-    def held_up(batch_size: int) -> Iterable[Batch]:
+    def held_up(batch_size: int) -> Iterable[Batch] | None:
         begun.set()
         assert go_on.wait(_SECONDS)
         return test_batches(batch_size)

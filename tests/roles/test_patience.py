@@ -223,7 +223,7 @@ class Roles:
         task = load_task(settings.task, settings.client)
         make_batches = task.train_batches
 
-        def counted(shard: int) -> Any:
+        def counted(shard: int = 0) -> Any:
             self.batches_made += 1
             return make_batches(shard)
 

@@ -157,7 +157,10 @@ def test_a_staleness_function_that_leaves_0_to_1_is_said() -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("no_such_module_here:Rule", "there is no module no_such_module_here; is its folder on PYTHONPATH"),
+        (
+            "no_such_module_here:Rule",
+            r"there is no module no_such_module_here \(looked in the current folder too\); is its folder on PYTHONPATH",
+        ),
         ("tests.strategy.test_rules:Nothing", "has no Nothing"),
         ("tests.strategy.test_rules:SOURCE", "SOURCE is a str, not a callable"),
         ("tests.strategy.test_rules:double", "makes a function, which is no Strategy"),
