@@ -18,7 +18,7 @@ def add(commands: Commands) -> None:
         _run,
         text="list the pages of the documentation, or show one of them",
         sections=(),
-        examples="  llmos-stream docs\n  llmos-stream docs commands\n  llmos-stream docs settings | less",
+        examples="  llmos-stream docs\n  llmos-stream docs tutorial\n  llmos-stream docs settings | less",
     )
     parser.add_argument("page", nargs="?", help="name of a page; without one the pages are listed")
 

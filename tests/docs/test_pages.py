@@ -65,8 +65,12 @@ def test_settings_named_in_the_text_exist(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_every_command_on_it_is_one(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_command_on_it_is_one(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Parsed, and its settings validated, by the command itself; nothing of it runs."""
+    for block in blocks_of(page):
+        if block.title is not None:
+            (tmp_path / block.title).write_text(block.text)
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("llmos_stream.cli.main.run_command", _only_its_settings)
     for command in commands_in(page.read_text()):
         words = [word for word in shlex.split(_first_of(command), comments=True) if not word.endswith("&")]
