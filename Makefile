@@ -17,7 +17,7 @@ WORKERS ?= 3
 PYTEST = PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $(WORKERS) --dist loadgroup --durations 30
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-random lint bench chaos docs images up javascript clean
+.PHONY: help demo test test-all test-random gpu lint bench chaos docs images up javascript clean
 
 help: ## show these lines
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -56,6 +56,10 @@ test-all: test ## and what takes longer: more on Kafka, long outages, benchmarks
 
 test-random: $(READY) ## all tests in random order; ARGS=--randomly-seed=N for the order of an earlier run
 	$(PYTEST) -p randomly $(ARGS)
+
+gpu: $(READY) ## what needs a CUDA GPU, in a minute or two
+	@$(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || { echo "torch sees no CUDA GPU here"; exit 1; }
+	$(BIN)/pytest -m gpu --durations 10 $(ARGS)
 
 lint: $(READY) ## ruff and mypy
 	$(BIN)/ruff check .

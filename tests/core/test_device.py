@@ -13,9 +13,9 @@ from llmos_stream.errors import ConfigError
 from llmos_stream.types import TensorKind, TensorSpec
 from tests.core.builders import LAYOUT, same_bytes, start, update
 from tests.core.test_determinism import RULES
+from tests.gpu import needs_gpu
 
 NUMEL = 2 * BLOCK + 4321
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 needs_none = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 
 

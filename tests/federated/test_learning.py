@@ -29,6 +29,7 @@ from llmos_stream.runtime import Background, Offload, Shutdown
 from llmos_stream.telemetry.tracing import tracing
 from llmos_stream.training import shared_tensors
 from tests.conftest import KafkaNode
+from tests.gpu import DEVICES
 from tests.monitoring.collector import collector
 
 Batches = list[tuple[Tensor, Tensor]]
@@ -58,10 +59,11 @@ def _same(one: nn.Module, other: nn.Module, atol: float = 1e-6) -> bool:
     return all(torch.allclose(a, b, atol=atol) for a, b in pairs)
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.AdamW])
-def test_one_client_alone_equals_plain_local_training(optimizer: type[torch.optim.Optimizer]) -> None:
-    settings = load({"codec": {"name": "float32"}})
-    local, federated, batches = _model(), _model(), _batches()
+def test_one_client_alone_equals_plain_local_training(optimizer: type[torch.optim.Optimizer], device: str) -> None:
+    settings = load({"codec": {"name": "float32"}, "aggregator": {"device": device}})
+    local, federated, batches = _model(), _model().to(device), _batches()
     plain = optimizer(local.parameters(), lr=0.05)  # type: ignore[call-arg]
     own = optimizer(federated.parameters(), lr=0.05)  # type: ignore[call-arg]
     with FederatedLearning(federated, batches, own, settings=settings) as fl:
@@ -69,7 +71,9 @@ def test_one_client_alone_equals_plain_local_training(optimizer: type[torch.opti
             _plain_epoch(local, batches, plain)
             metrics = fl.train(epoch)
             assert metrics["version"] == epoch
-        assert _same(fl.get_global_model(), local)
+        global_model = fl.get_global_model()
+        assert {parameter.device.type for parameter in global_model.parameters()} == {device}
+        assert _same(global_model.cpu(), local, atol=1e-6 if device == "cpu" else 1e-5)
 
 
 def test_the_seeds_loop_as_written() -> None:

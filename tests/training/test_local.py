@@ -14,6 +14,7 @@ from llmos_stream.errors import TaskError
 from llmos_stream.training import LocalTrainer
 from llmos_stream.training.batches import Batch
 from llmos_stream.training.local import evaluate
+from tests.gpu import DEVICES
 
 POINTS = torch.tensor([[1.0, 0.0], [0.0, 1.0], [2.0, 0.0]])
 LABELS = torch.tensor([0, 1, 1])
@@ -44,15 +45,16 @@ def _trainer(model: nn.Module, lr: float = 0.1) -> LocalTrainer:
     return LocalTrainer(model, torch.optim.SGD(model.parameters(), lr=lr))
 
 
-def test_training_does_the_steps_that_plain_torch_does() -> None:
-    model, plain = _identity(), _identity()
+@pytest.mark.parametrize("device", DEVICES)
+def test_training_does_the_steps_that_plain_torch_does(device: str) -> None:
+    model, plain = _identity().to(device), _identity().to(device)
     batches = [(POINTS[:2], LABELS[:2]), (POINTS[2:], LABELS[2:])]
     metrics = _trainer(model).run_epoch(batches)
     optimizer = torch.optim.SGD(plain.parameters(), lr=0.1)
     losses = []
     for inputs, targets in batches:
         optimizer.zero_grad()
-        loss = cross_entropy(plain(inputs), targets)
+        loss = cross_entropy(plain(inputs.to(device)), targets.to(device))
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         losses.append(loss.item())
@@ -144,8 +146,9 @@ def test_a_bfloat16_model_trains() -> None:
     assert not torch.equal(model.weight.float(), torch.eye(2))
 
 
-def test_evaluation_changes_nothing() -> None:
-    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Dropout(0.5))
+@pytest.mark.parametrize("device", DEVICES)
+def test_evaluation_changes_nothing(device: str) -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Dropout(0.5)).to(device)
     model[1].eval()  # a part that its owner keeps frozen
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     first = evaluate(model, [(POINTS, LABELS)])
