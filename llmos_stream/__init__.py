@@ -2,8 +2,8 @@
 
     from llmos_stream import FederatedLearning, Task
 
-See `FederatedLearning` for training from your own loop, `Task` for a model and data of your own in every role, and
-`llmos-stream --help` for everything else.
+See `FederatedLearning` for training from your own loop, `Participant` for models that are not torch's, `Task` for a
+model and data of your own in every role, and `llmos-stream --help` for everything else.
 """
 
 TYPE_CHECKING = False  # as in `typing`, which takes its time: Ctrl-C is not heeded yet
@@ -15,19 +15,19 @@ except ImportError:
     ) from None
 
 if TYPE_CHECKING:
-    from llmos_stream.federated import FederatedLearning
+    from llmos_stream.federated import FederatedLearning, Participant
     from llmos_stream.training import Task
 
 __version__ = "0.1.0"
-__all__ = ["FederatedLearning", "Task", "__version__"]
+__all__ = ["FederatedLearning", "Participant", "Task", "__version__"]
 
 
 def __getattr__(name: str) -> object:
     # On first use: importing torch takes seconds, and `llmos-stream --help` needs none of it.
-    if name == "FederatedLearning":
-        from llmos_stream.federated import FederatedLearning
+    if name in ("FederatedLearning", "Participant"):
+        from llmos_stream import federated
 
-        return FederatedLearning
+        return getattr(federated, name)
     if name == "Task":
         from llmos_stream.training import Task
 

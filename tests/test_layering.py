@@ -35,7 +35,10 @@ _MAY: dict[str, tuple[set[str], set[str]]] = {
     "log": ({"torch", "orjson"}, _LOG),
     "reporting": ({"rich", "plotly", "orjson"}, _BASE | {"wire"}),
     "roles": ({"torch", "orjson", "safetensors"}, _LOG | {"training"}),
-    "federated": ({"torch"}, _LOG | {"registry", "roles", "training", "__init__"}),
+    "federated": (
+        {"torch", "numpy", "lightning", "pytorch_lightning", "transformers"},
+        _LOG | {"registry", "roles", "training", "__init__"},
+    ),
     "replay": ({"torch"}, _LOG | {"roles", "training"}),
     "registry": ({"torch", "orjson", "fsspec", "prometheus_client", "safetensors"}, _LOG),
     "inference": (

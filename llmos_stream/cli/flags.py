@@ -126,7 +126,7 @@ def _kind(annotation: Any) -> str:
     if origin is Literal:
         return "|".join(str(choice) for choice in get_args(annotation))
     if origin in (Union, UnionType):
-        return _kind(next(part for part in get_args(annotation) if part is not type(None)))
+        return "|".join(_kind(part) for part in get_args(annotation) if part is not type(None))
     if hasattr(annotation, "__metadata__"):
         return _kind(get_args(annotation)[0])
     if origin is Mapping:

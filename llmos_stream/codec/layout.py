@@ -143,6 +143,13 @@ class Layout:
         views = self.views(flat)
         return {spec.name: views[spec.name].to(DTYPES[spec.dtype]) for spec in self.tensors}
 
+    def parameter_views(self, flat: Tensor) -> dict[str, Tensor]:
+        """The named parameters as views of the flat vector's first part, all float32."""
+        check_flat(flat, self.parameters)
+        specs = [spec for spec in self.tensors if spec.kind is TensorKind.PARAMETER]
+        pieces = torch.split(flat, [spec.numel for spec in specs])
+        return {spec.name: piece.view(spec.shape) for spec, piece in zip(specs, pieces, strict=True)}
+
     def views(self, flat: Tensor) -> dict[str, Tensor]:
         """The named tensors as views of the flat vector, all float32."""
         check_flat(flat, self.numel)

@@ -2,10 +2,19 @@
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from llmos_stream.config.base import NAME_PATTERN, Count, FilePath, Fraction, Positive, Section, Source, power_of_two
 from llmos_stream.config.rules import NO_OPTIONS, CodecName, Options
+
+
+def _local_steps(value: object) -> object:
+    try:
+        if value is None or value == "auto" or (not isinstance(value, bool | float) and int(str(value)) >= 1):
+            return value
+    except ValueError:
+        pass
+    raise ValueError("a number of steps, 1 or more, or auto")
 
 
 class TaskSettings(Section):
@@ -39,6 +48,13 @@ class ClientSettings(Section):
     """Examples in a batch."""
     lr: Positive = 0.05
     """Learning rate of the task's local optimiser."""
+    local_steps: Annotated[int | Literal["auto"] | None, BeforeValidator(_local_steps)] = None
+    """Optimiser steps between two updates, in place of epochs. auto: those of the epochs for the fastest client, fewer
+    for one that is slower, in proportion (DyLU). Unset: whole epochs."""
+    proximal_mu: Annotated[float, Field(ge=0)] = 0.0
+    """FedProx: add mu / 2 times the squared distance from the version to each batch's loss. 0: nothing is added."""
+    max_grad_norm: Positive | None = None
+    """Scale the gradients of a batch down to this L2 norm where they are longer. Unset: they are as they are."""
     speed: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Speed factor: 0.1 behaves as a device ten times slower."""
     min_train_seconds: Annotated[float, Field(ge=0)] = 0.0

@@ -56,10 +56,14 @@ class Resumed:
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """What the control topic says now. `newest` is the newest version, `ended` why the run has ended."""
+    """What the control topic says now. `newest` is the newest version, `ended` why the run has ended.
+
+    `steps_per_second` is the speed of the fastest client, 0 where nobody has named one.
+    """
 
     newest: int | None = None
     pace_seconds: float = 0.0
+    steps_per_second: float = 0.0
     paused: bool = False
     ended: str | None = None
     stopping: bool = False

@@ -39,16 +39,29 @@ _VERSIONS_KEPT = 4
 
 
 class Membership:
-    """Joins at construction; its methods block; `close` leaves. Not for two threads at once.
+    """Joins at construction; `close` leaves. Both block. Not for two threads at once.
+
+    `newest`, `next_version` and `publish` give coroutines, which `run` runs to the end and `awaited` makes awaitable in
+    the caller's own event loop. While the broker is gone they wait until it is there again.
 
     It follows the policy of every client (`core.client_policy`), but for what the caller's own loop decides: how many
     updates there are, and how often it trains on one version.
     """
 
     def __init__(
-        self, settings: Settings, layout: Layout, initial: Callable[[], Initial], clock: Clock = SYSTEM_CLOCK
+        self,
+        settings: Settings,
+        layout: Layout,
+        initial: Callable[[], Initial],
+        owner: str,
+        clock: Clock = SYSTEM_CLOCK,
     ) -> None:
-        """`initial` gives version 0, where the federation is embedded: its weights are not held here."""
+        """`initial` gives version 0, where the federation is embedded: its weights are not held here.
+
+        `owner` is the class that users know.
+        """
+        self.clock = clock
+        self._owner = owner
         if settings.broker.bootstrap_servers is None:
             # Every version is full. Nor is there a pace to keep: the one client waits for what comes of its update, and
             # there is no network to spare.
@@ -58,7 +71,6 @@ class Membership:
             self._settings = _unless_given(settings, broker={"heap_bytes": 0})
         self._initial = initial
         self._layout = layout
-        self._clock = clock
         rules = ClientSettings(wait_seconds=settings.client.wait_seconds)
         self._participation = Participation(rules, clock, most_doublings=0)
         self._aggregating = False
@@ -88,45 +100,54 @@ class Membership:
     @property
     def _joined(self) -> Client:
         if self._process != os.getpid():
-            raise Closed(
-                "this FederatedLearning object is of the process before a fork; make a new one in this process"
-            )
+            raise Closed(f"this {self._owner} object is of the process before a fork; make a new one in this process")
         if self._client is None or self._background.closed:
-            raise Closed("this FederatedLearning object has been closed; make a new one to go on")
+            raise Closed(f"this {self._owner} object has been closed; make a new one to go on")
         return self._client
 
-    def newest(self) -> Version:
-        """The newest version. After an update of this client on the one it holds, waits a while for a newer one.
+    def run(self, asked: Coroutine[Any, Any, T]) -> T:
+        """Run one of this object's coroutines to its end. An interrupt cancels it."""
+        return self._background.run(asked)
 
-        When the broker is gone, this and the other methods wait until it is there again.
+    def awaited(self, asked: Coroutine[Any, Any, T]) -> Coroutine[Any, Any, T]:
+        """Start one of this object's coroutines. See `Background.awaited`."""
+        return self._background.awaited(asked)
+
+    def newest(self) -> Coroutine[Any, Any, Version]:
+        """The newest version. After an update of this client on the one it holds, waits a while for a newer one.
 
         Raises:
             BrokerUnavailable: the federation has no version at all.
         """
-        return self._known(self._run(self._newest))
+        _ = self._joined
+        return self._known(self._newest)
 
-    def next_version(self) -> Version:
+    def next_version(self) -> Coroutine[Any, Any, Version]:
         """The version to train on next, as soon as the policy allows it; the newest once the run has ended.
 
         Raises as `newest` does.
         """
-        return self._known(self._run(self._next_version))
+        _ = self._joined
+        return self._known(self._next_version)
 
     def update_span(self, base: Version) -> AbstractContextManager[Span]:
         """See `record_tracing.update_span`."""
         return update_span(self._joined.client_id, base.head.number, self._joined.version_span)
 
-    def publish(self, trained: Trained) -> Published:
+    def publish(self, trained: Trained) -> Coroutine[Any, Any, Published]:
         """Send an update as soon as the pace allows it.
 
         Raises:
             Rejected: its base version is too old by now: go on from the newest.
             FederationFinished: the run has ended.
         """
-        published = self._run(lambda client: self._participation.publish(client, trained))
-        if published is None:
-            raise Closed("this FederatedLearning object was closed before the update was sent")
-        return published
+        _ = self._joined
+        return self._publish(trained)
+
+    @property
+    def fastest(self) -> float:
+        """The speed of the fastest client, as far as this one has heard. See `training.local_steps`."""
+        return self._joined.heard().steps_per_second
 
     def outcomes(self) -> dict[str, int | str]:
         """What became of this client's updates, as far as it has heard."""
@@ -151,7 +172,7 @@ class Membership:
             broker = _own_broker(self._layout, settings, store) if embedded else connect(settings.broker)
             await stack.enter_async_context(broker)
             topics = Topics(settings.federation.name)
-            self._federation = Federation(broker, topics, settings.wire, offload, self._shutdown, self._clock)
+            self._federation = Federation(broker, topics, settings.wire, offload, self._shutdown, self.clock)
             if embedded:
                 self._aggregating = True
                 self._background.start(self._aggregate(broker, offload))
@@ -211,7 +232,7 @@ class Membership:
         return await run_while(participation.newest(client, _JOIN_SECONDS), self._say_waiting())
 
     async def _say_waiting(self) -> None:
-        await self._clock.sleep(_SAY_SECONDS)
+        await self.clock.sleep(_SAY_SECONDS)
         logger.warning(
             "waiting for the first version of federation %s: is its aggregator running?", self._federation.name
         )
@@ -221,9 +242,19 @@ class Membership:
             return None
         return await self._participation.next_version(client) or await self._newest(client)
 
-    def _run(self, ask: Callable[[Client], Coroutine[Any, Any, T | None]]) -> T | None:
+    async def _known(self, ask: Callable[[Client], Coroutine[Any, Any, Version | None]]) -> Version:
+        if (version := await self._asked(ask)) is None:
+            raise BrokerUnavailable(f"federation {self._federation.name} published no version; is it running?")
+        return version
+
+    async def _publish(self, trained: Trained) -> Published:
+        published = await self._asked(lambda client: self._participation.publish(client, trained))
+        if published is None:
+            raise Closed(f"this {self._owner} object was closed before the update was sent")
+        return published
+
+    async def _asked(self, ask: Callable[[Client], Coroutine[Any, Any, T | None]]) -> T | None:
         """What `ask` returns, which is called again after broker trouble; None when a stop came first."""
-        _ = self._joined
 
         async def attempt() -> T | None:
             client = await self._working_client()
@@ -233,12 +264,7 @@ class Membership:
                 self._in_trouble = True
                 raise
 
-        return self._background.run(self._federation.keep_trying(attempt, "asking again"))
-
-    def _known(self, version: Version | None) -> Version:
-        if version is None:
-            raise BrokerUnavailable(f"federation {self._federation.name} published no version; is it running?")
-        return version
+        return await self._federation.keep_trying(attempt, "asking again")
 
     async def _working_client(self) -> Client:
         """The client, opened anew if its readers have broken off. Updates and their sequences are in its state."""

@@ -51,6 +51,34 @@ class Background:
 
         A time-out or an interrupt of the caller (Ctrl-C) cancels the coroutine and waits for its clean-up.
         """
+        future, started = self._recorded(coroutine)
+        try:
+            return future.result(timeout)
+        except BaseException:
+            if future.cancel():
+                self.start(_ended(started, coroutine)).result(_CLEAN_UP_SECONDS)
+            raise
+
+    def awaited(self, coroutine: Coroutine[Any, Any, T]) -> Coroutine[Any, Any, T]:
+        """Start a coroutine, and return what another event loop can await: its result, or its cancellation as in `run`.
+
+        It is started in the context of the caller of this function.
+        """
+        future, started = self._recorded(coroutine)
+
+        async def result() -> T:
+            try:
+                return await asyncio.wrap_future(future)
+            except asyncio.CancelledError:
+                if not self.closed:
+                    ended = asyncio.wrap_future(self.start(_ended(started, coroutine)))
+                    await asyncio.wait_for(ended, _CLEAN_UP_SECONDS)
+                raise
+
+        return result()
+
+    def _recorded(self, coroutine: Coroutine[Any, Any, T]) -> "tuple[Future[T], list[asyncio.Task[T]]]":
+        """Start a coroutine; its task is in the list as soon as there is one."""
         started: list[asyncio.Task[T]] = []
 
         async def recorded() -> T:
@@ -58,15 +86,9 @@ class Background:
             return await started[0]
 
         try:
-            future = self.start(recorded())
+            return self.start(recorded()), started
         except RuntimeError:
             coroutine.close()
-            raise
-        try:
-            return future.result(timeout)
-        except BaseException:
-            if future.cancel():
-                self.start(_ended(started)).result(_CLEAN_UP_SECONDS)
             raise
 
     def close(self, last: Coroutine[Any, Any, object] | None = None, timeout: float | None = None) -> None:
@@ -97,6 +119,8 @@ class Background:
             self._stop.set()
 
 
-async def _ended(tasks: list[asyncio.Task[T]]) -> None:
+async def _ended(tasks: list[asyncio.Task[T]], coroutine: Coroutine[Any, Any, T]) -> None:
     if tasks:
         await asyncio.wait(tasks)
+    else:
+        coroutine.close()  # it was cancelled before it began

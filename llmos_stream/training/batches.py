@@ -180,6 +180,11 @@ def _num_examples(inputs: Any, targets: Any) -> int | None:
     return None if first is None else first.shape[0]
 
 
+def num_examples_in(batch: Any) -> int:
+    """The first dimension of the first tensor that has one; 0 where there is none."""
+    return next((item.shape[0] for item in _tensors(batch) if item.ndim), 0)
+
+
 def _tensors(value: Any) -> Iterator[Tensor]:
     match value:
         case Tensor():

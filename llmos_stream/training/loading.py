@@ -1,7 +1,7 @@
 """Making the task that the settings name, whoever wrote it, as one that roles can rely on."""
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,6 +14,7 @@ from llmos_stream.config.plugins import import_path, is_path
 from llmos_stream.errors import ConfigError, TaskError
 from llmos_stream.training.batches import Batch, anew
 from llmos_stream.training.digits import DigitsTask
+from llmos_stream.training.hooks import Hook
 from llmos_stream.training.metrics import Metric
 from llmos_stream.training.seeds import derive_seed
 from llmos_stream.training.synthetic import BlobsTask, NoopTask
@@ -93,6 +94,9 @@ class _LoadedTask(Task):
 
     def loss(self, outputs: Any, targets: Any) -> Tensor:
         return self._ask("loss", outputs, targets)  # type: ignore[no-any-return]
+
+    def hooks(self) -> Sequence[Hook]:
+        return self._ask("hooks")  # type: ignore[no-any-return]
 
     def metrics(self) -> Mapping[str, Metric]:
         return self._ask("metrics")  # type: ignore[no-any-return]

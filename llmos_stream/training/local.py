@@ -5,7 +5,7 @@ What a batch may look like: see `batches`. The loss is `loss(outputs, targets)`,
 
 import inspect
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from time import perf_counter
@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from llmos_stream.config import RuntimeSettings
 from llmos_stream.errors import TaskError
 from llmos_stream.training.batches import Batch, Prepared, call, prepare
+from llmos_stream.training.hooks import Hook
 from llmos_stream.training.losses import Loss, check_classes, default_loss, logits_of
 from llmos_stream.training.metrics import Metric, Metrics
 
@@ -27,14 +28,21 @@ class EpochMetrics:
     """What one epoch did. `loss` is the mean over examples, as seen while training.
 
     `accuracy` is None unless the model classifies (see `LocalTrainer`). `seconds` is wall time on a
-    monotonic clock. `stopped` tells that `should_stop` ended the epoch early.
+    monotonic clock. `steps` are the batches that were trained on. `stopped` tells that `should_stop` ended the epoch
+    early.
     """
 
     loss: float
     accuracy: float | None
     num_examples: int
+    steps: int
     seconds: float
     stopped: bool
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """What an update says of it."""
+        return {"loss": self.loss} | ({} if self.accuracy is None else {"accuracy": self.accuracy})
 
 
 def use_threads(settings: RuntimeSettings) -> None:
@@ -51,10 +59,13 @@ class LocalTrainer:
     Negative targets are padding: they are not counted (cross entropy's own `ignore_index` is -100).
     """
 
-    def __init__(self, model: nn.Module, optimizer: Optimizer, loss: Loss = default_loss) -> None:
+    def __init__(
+        self, model: nn.Module, optimizer: Optimizer, loss: Loss = default_loss, hooks: Sequence[Hook] = ()
+    ) -> None:
         self.model = model
         self.optimizer = optimizer
         self.loss = loss
+        self.hooks = hooks
 
     def run_epoch(self, batches: Iterable[Batch], *, should_stop: Callable[[], bool] | None = None) -> EpochMetrics:
         """Train on each batch once and return what was measured on the way.
@@ -86,7 +97,8 @@ class LocalTrainer:
                     break
         self.optimizer.zero_grad()  # a client that waits for the next version need not hold gradients
         loss_mean, accuracy = tally.result()
-        return EpochMetrics(loss_mean, accuracy, tally.num_examples, perf_counter() - started, stopped)
+        seconds = perf_counter() - started
+        return EpochMetrics(loss_mean, accuracy, tally.num_examples, tally.num_steps, seconds, stopped)
 
     def _check(self) -> None:
         """Raise TaskError where no step could change the model."""
@@ -107,11 +119,16 @@ class LocalTrainer:
             self.optimizer.zero_grad()
             with torch.enable_grad():
                 new = _forward(self.model, self.loss, batch)
+                loss = new.loss
+                for hook in self.hooks:
+                    loss = hook.on_loss(loss, self.model)
             if not forwarded:
                 self._check_loss(new, number, is_first=is_first)
                 forwarded.append(new)
-            new.loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it without types
-            return new.loss.detach()
+            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it without types
+            for hook in self.hooks:
+                hook.before_step(self.model)
+            return loss.detach()
 
         if _demands_closure(self.optimizer):
             self.optimizer.step(closure)  # type: ignore[arg-type]  # torch says float, its own L-BFGS takes tensors
@@ -175,12 +192,14 @@ class _Tally:
 
     def __init__(self) -> None:
         self.num_batches = 0
+        self.num_steps = 0
         self.num_examples = 0
         self._loss_sum = 0.0
         self._correct: Tensor | None = None
         self._counted: Tensor | None = None
 
     def add(self, done: _Forwarded) -> None:
+        self.num_steps += 1
         self.num_examples += done.num_examples
         self._loss_sum += float(done.loss.detach()) * done.num_examples
         if (logits := logits_of(done.outputs, done.targets)) is not None:

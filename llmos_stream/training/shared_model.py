@@ -4,15 +4,16 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from llmos_stream.codec import is_finite
 from llmos_stream.errors import TaskError
 from llmos_stream.training.batches import Batch
+from llmos_stream.training.changes import change_of, first_marked
+from llmos_stream.training.hooks import Hook
 from llmos_stream.training.local import EpochMetrics, LocalTrainer
 from llmos_stream.training.sharing import shared_layout, shared_tensors
 from llmos_stream.training.states import load_, state_with
-from llmos_stream.types import TensorSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +24,7 @@ class Trained:
     of the buffers, where there are any.
 
     `seconds` is how long the training took, or would have taken on the device that the client stands for.
-    `stopped` tells that the training was cut short: the update is not to be sent.
+    `steps` are those that the training took. `stopped` tells that it was cut short: the update is not to be sent.
     """
 
     delta: Tensor
@@ -33,15 +34,17 @@ class Trained:
     seconds: float
     stopped: bool = False
     buffers: Tensor | None = None
+    steps: int = 0
 
 
-class LocalModel:
-    """A trainer's model, with its shared tensors seen as one flat vector."""
+class SharedModel:
+    """A model, with its shared tensors seen as one flat vector."""
 
-    def __init__(self, trainer: LocalTrainer, share: str) -> None:
-        self.trainer = trainer
+    def __init__(self, model: nn.Module, share: str, hooks: Sequence[Hook] = ()) -> None:
+        self.model = model
         self._share = share
-        self.layout = shared_layout(trainer.model, share)
+        self._hooks = hooks
+        self.layout = shared_layout(model, share)
 
     def weights(self) -> Tensor:
         """The shared tensors as they are now: a new flat float32 vector."""
@@ -62,13 +65,40 @@ class LocalModel:
             return weights  # a copy would be as large as the model, for as long as it trains
         loaded = self.weights()
         if not is_finite(loaded) and (marked := loaded.isfinite() != weights.isfinite()).any():
-            spec, at = self._first(marked)
+            spec, at = first_marked(self.layout, marked)
             raise TaskError(f"the version has {float(weights[at]):g} in {spec.name}, which {spec.dtype} cannot hold")
         return loaded
 
+    def begin(self, weights: Tensor, version: int) -> Tensor:
+        """`load` the weights of a version, to train on them."""
+        base = self.load(weights)
+        for hook in self._hooks:
+            hook.before_training(self.model, version)
+        return base
+
     def state(self, weights: Tensor) -> dict[str, Tensor]:
         """See `state_with`."""
-        return state_with(self.trainer.model, self.layout, weights)
+        return state_with(self.model, self.layout, weights)
+
+    def change(self, base: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """What training has made of the version `weights`, which `load` has answered with `base`. See `change_of`."""
+        delta, buffers = change_of(self.layout, base, weights, self.weights)
+        if self._hooks:
+            views = self.layout.parameter_views(delta)
+            for hook in self._hooks:
+                hook.after_training(views)
+        return delta, buffers
+
+    def _shared(self) -> dict[str, Tensor]:
+        return shared_tensors(self.model, self._share)
+
+
+class LocalModel(SharedModel):
+    """A trainer's model."""
+
+    def __init__(self, trainer: LocalTrainer, share: str) -> None:
+        super().__init__(trainer.model, share, trainer.hooks)
+        self.trainer = trainer
 
     def train(
         self,
@@ -82,57 +112,24 @@ class LocalModel:
         Raises:
             TaskError: A tensor is no longer finite.
         """
-        base = self.load(weights)
+        base = self.begin(weights, base_version)
         done: list[EpochMetrics] = []
         for batches in epochs:
             done.append(self.trainer.run_epoch(batches, should_stop=should_stop))
             if done[-1].stopped:
                 break
         last = done[-1]
-        metrics = {"loss": last.loss} | ({} if last.accuracy is None else {"accuracy": last.accuracy})
-        delta, buffers = self._update(base, weights)
+        delta, buffers = self.change(base, weights)
         return Trained(
             delta=delta,
             base_version=base_version,
             num_examples=last.num_examples,
-            metrics=metrics,
+            metrics=last.metrics,
+            steps=sum(epoch.steps for epoch in done),
             seconds=sum(epoch.seconds for epoch in done),
             stopped=last.stopped,
             buffers=buffers,
         )
-
-    def _update(self, base: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-        """What was added to the parameters of `base`, which the model had before, and the values of its buffers.
-
-        Nothing was added where an infinity is still the same. A buffer that was not changed is as in `weights`,
-        whatever the model's precision makes of that.
-
-        Raises:
-            TaskError: A change is not finite.
-        """
-        (delta, buffers), (before, measured) = self.layout.parts(self.weights()), self.layout.parts(base)
-        unchanged = buffers.view(torch.int32) == measured.view(torch.int32)
-        broken = (unchanged | buffers.isfinite()).logical_not()
-        if not is_finite(delta.sub_(before)) or broken.any():
-            after = self.weights()
-            delta.masked_fill_(self.layout.parts(after)[0].view(torch.int32) == before.view(torch.int32), 0.0)
-            if (marked := torch.cat([delta.isfinite().logical_not(), broken])).any():
-                spec, at = self._first(marked)
-                was, became = float(base[at]), float(after[at])
-                raise TaskError(f"training made {spec.name} not finite: {was:g} became {became:g}; lower client.lr")
-        return delta, torch.where(unchanged, self.layout.parts(weights)[1], buffers)
-
-    def _first(self, marked: Tensor) -> tuple[TensorSpec, int]:
-        """The first element of the flat vector that is marked: in which tensor, and where in the vector."""
-        at, end = int(marked.nonzero()[0]), 0
-        for spec in self.layout.tensors:
-            end += spec.numel
-            if at < end:
-                break
-        return spec, at
-
-    def _shared(self) -> dict[str, Tensor]:
-        return shared_tensors(self.trainer.model, self._share)
 
 
 def _same_bits(tensor: Tensor, value: Tensor) -> bool:

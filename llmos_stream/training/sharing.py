@@ -66,6 +66,11 @@ def shared_tensors(model: nn.Module, share: str) -> dict[str, Tensor]:
     return {item.names[0]: item.tensor.detach() for item in _chosen(model, share)}
 
 
+def trained_parameters(model: nn.Module, share: str) -> list[Tensor]:
+    """The parameters of `shared_tensors` that are trained, themselves."""
+    return [item.tensor for item in _chosen(model, share) if item.is_parameter and item.tensor.requires_grad]
+
+
 def shared_layout(model: nn.Module, share: str) -> Layout:
     """The layout of `shared_tensors`, which tells parameters from buffers and knows all names of tied tensors."""
     chosen = _chosen(model, share)
@@ -112,7 +117,7 @@ def _candidates(model: nn.Module) -> Iterator[_Candidate]:
             tensors.setdefault(key, tensor)
     for key, tensor in tensors.items():
         in_norm = _is_norm(owners[id(tensor)])
-        yield _Candidate(tuple(names[key]), tensor, isinstance(tensor, nn.Parameter), in_norm, _problem(tensor))
+        yield _Candidate(tuple(names[key]), tensor, isinstance(tensor, nn.Parameter), in_norm, why_not_shared(tensor))
     held = {id(tensor) for tensor in tensors.values()}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and id(parameter) not in held and _memory(parameter) not in tensors:
@@ -126,8 +131,8 @@ def _memory(tensor: Tensor) -> Hashable:
     return tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
 
 
-def _problem(tensor: Tensor) -> str | None:
-    """Why a tensor cannot travel, as the end of a sentence about it."""
+def why_not_shared(tensor: Tensor) -> str | None:
+    """Why a tensor cannot travel, as the end of a sentence about it; None where it can."""
     if is_lazy(tensor):
         return "is a lazy parameter without a shape; run a batch through the model first"
     if tensor.is_complex():

@@ -6,7 +6,7 @@ trains on it, the evaluator tests on it, the aggregator takes its first weights 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from torch.optim import SGD, Optimizer
 from llmos_stream.config import ClientSettings, TaskSettings
 from llmos_stream.errors import TaskError
 from llmos_stream.training.batches import Batch
+from llmos_stream.training.hooks import Hook
 from llmos_stream.training.losses import check_classes, default_loss
 from llmos_stream.training.metrics import Metric
 
@@ -94,6 +95,10 @@ class Task(ABC):
         """
         check_classes(default_loss, outputs, targets)
         return default_loss(outputs, targets)
+
+    def hooks(self) -> Sequence[Hook]:
+        """What a client does at fixed points of its training. See `training.hooks`."""
+        return ()
 
     def metrics(self) -> Mapping[str, Metric]:
         """What evaluations measure beside `loss` and `accuracy`, by name. See `training.metrics`."""

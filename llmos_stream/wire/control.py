@@ -21,8 +21,10 @@ sequences/CLIENT  [highest, version, words...]
 
 The aggregator writes at its takeover (with a higher term), at every beat, and when it leaves in order:
 
-aggregator  {"term": int, "instance": str, "left": bool, "pace_seconds": float, "lag": int}
-            who leads. Read by standbys, and by clients for their pace
+aggregator  {"term": int, "instance": str, "left": bool, "pace_seconds": float, "lag": int,
+            "steps_per_second": float}
+            who leads; the last is left out where it is not known.
+            Read by standbys, and by clients for their pace and their local steps
 
 Operators write (`versions promote` and `rollback`, `pause` and `resume`, `finish`, the live page):
 
@@ -39,7 +41,7 @@ terms at most MOST_TAKEOVERS above the last one heard, and `<f>.models` has one 
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import orjson
@@ -94,7 +96,8 @@ class Leader:
     """Who aggregates. Terms rise with every takeover; `left` when it handed over in order.
 
     `pace_seconds` is how long every client should leave from one update to its next, `lag` how many records of
-    its source the leader has still to read.
+    its source the leader has still to read, `steps_per_second` how fast the fastest client trains, 0 where that is not
+    known.
     """
 
     term: int
@@ -102,6 +105,7 @@ class Leader:
     left: bool = False
     pace_seconds: float = 0.0
     lag: int = 0
+    steps_per_second: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +155,10 @@ class Checkpoint:
 
 def dump_setting(setting: Pointer | Leader | Promotion | Checkpoint) -> bytes:
     """The value of `latest`, `aggregator`, `promoted` or `state`."""
+    if isinstance(setting, Leader) and not setting.steps_per_second:
+        told = asdict(setting)
+        del told["steps_per_second"]
+        return orjson.dumps(told)
     return orjson.dumps(setting)
 
 
@@ -197,16 +205,22 @@ def dump_finish(time_ms: int) -> bytes:
 
 def load_leader(value: Mapping[str, Any]) -> Leader:
     """The leader in a value of `aggregator`."""
-    pace = value.get("pace_seconds", 0.0)
-    if isinstance(pace, bool) or not isinstance(pace, int | float):
-        raise ValueError("pace_seconds is no number")
     return Leader(
         count(value, "term"),
         _text(value, "instance"),
         bool(value["left"]),
-        float(pace) if math.isfinite(pace) else 0.0,
+        _number(value, "pace_seconds"),
         count(value, "lag") if "lag" in value else 0,
+        _number(value, "steps_per_second"),
     )
+
+
+def _number(value: Mapping[str, Any], key: str) -> float:
+    """A finite number; 0 where there is none."""
+    found = value.get(key, 0.0)
+    if isinstance(found, bool) or not isinstance(found, int | float):
+        raise ValueError(f"{key} is no number")
+    return float(found) if math.isfinite(found) else 0.0
 
 
 def load_promotion(value: Mapping[str, Any]) -> Promotion:

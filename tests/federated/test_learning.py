@@ -502,9 +502,10 @@ def test_an_update_that_an_earlier_process_left_is_sent(running: Settings, monke
         with pytest.raises(CancelledError):
             fl.train(0)
     with FederatedLearning(model, _batches(1), optimizer) as fl:
-        versions = [fl._membership.next_version().head]  # which sends it
+        membership = fl._membership
+        versions = [membership.run(membership.next_version()).head]  # which sends it
         while versions[-1].number == 0:
-            versions.append(fl._membership.newest().head)
+            versions.append(membership.run(membership.newest()).head)
         (contribution,) = versions[-1].manifest
         assert int(fl.train(1)["sequence"]) == contribution.sequence + 1
 

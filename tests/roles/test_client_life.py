@@ -54,6 +54,7 @@ class Life:
         self.stop = Shutdown()
         self._written = -1
         self.sent: list[tuple[float, int]] = []
+        self.heads: list[UpdateHead] = []
         self.left: list[tuple[float, str]] = []
 
     def run(self, script: Sequence[Step]) -> None:
@@ -73,6 +74,7 @@ class Life:
                     prelude = unpack_prelude(read_chunk(record.value or b"").body)
                     assert prelude is not None
                     assert isinstance(prelude.head, UpdateHead)
+                    self.heads.append(prelude.head)
                     self.sent.append((record.timestamp_ms / 1000, prelude.head.base_version))
                 elif (event := load_event(record.value or b"")).kind == "client_left":
                     self.left.append((record.timestamp_ms / 1000, str(event.data["reason"])))

@@ -42,6 +42,7 @@ class Load(NamedTuple):
 
     pace_seconds: float = 0.0
     lag: int = 0
+    steps_per_second: float = 0.0
 
 
 @contextmanager
@@ -176,5 +177,5 @@ class Leadership:
         return leader is not None and leader.term > self._term
 
     async def _say(self, producer: Producer, load: Load, left: bool = False) -> None:
-        record = dump_setting(Leader(self._term, self._instance, left, load.pace_seconds, load.lag))
+        record = dump_setting(Leader(self._term, self._instance, left, *load))
         await producer.send(self._topic, record, key=AGGREGATOR)

@@ -24,6 +24,7 @@ from llmos_stream.core import (
     step,
     tick,
 )
+from llmos_stream.core.speeds import Speeds
 from llmos_stream.errors import FederationFinished, Reason
 from llmos_stream.log.control import ControlView
 from llmos_stream.log.federation import Federation
@@ -41,6 +42,7 @@ from llmos_stream.roles.aggregator.waiting import Waiting, WaitingUpdates
 from llmos_stream.telemetry.event_metrics import OWN
 from llmos_stream.telemetry.process_metrics import BUFFERED, FOREIGN, PAUSED
 from llmos_stream.telemetry.tracing import span
+from llmos_stream.training.local_steps import STEPS_PER_SECOND
 from llmos_stream.types import EventKind, TopicKind, UpdateHead
 from llmos_stream.wire import Refusal
 from llmos_stream.wire.control import LATEST, RUN, RunEnd
@@ -78,6 +80,7 @@ class Folding:
         self._waiting = WaitingUpdates()
         self._load = Load()
         self._participants = Participants()
+        self._speeds = Speeds()
         self._committing = Committing(
             federation, settings, self._rule, layout, source, ending, publisher, self._participants
         )
@@ -299,6 +302,7 @@ class Folding:
         if any(isinstance(effect, Folded) for effect in effects):
             self._waiting.add(Waiting(received.partition, received.offset, head, folding.parent))
             self._participants.folded(head.client_id, head.base_version, version, now)
+            self._speeds.note(head.client_id, head.metrics.get(STEPS_PER_SECOND))
         await self._apply(effects)
 
     def _expected(self, head: UpdateHead) -> Expected:
@@ -347,6 +351,7 @@ class Folding:
         self._state, self._end = committed.state, committed.end
         if new.parent is not None:
             self._participants.made(self._state.version, self._clock.monotonic())
-        self._load = self._load._replace(pace_seconds=committed.pace_seconds)
+        fastest = self._speeds.fastest(self._participants.count(self._clock.monotonic()))
+        self._load = self._load._replace(pace_seconds=committed.pace_seconds, steps_per_second=fastest)
         self._round = self._clock.monotonic()
         await self._guard()

@@ -2,9 +2,11 @@
 
 import logging
 from contextlib import suppress
+from dataclasses import replace
 
 from llmos_stream.broker import Broker, Topics
 from llmos_stream.config import Settings
+from llmos_stream.core.client_policy import train_seconds
 from llmos_stream.errors import FederationFinished, Rejected
 from llmos_stream.log.federation import Federation
 from llmos_stream.log.record_tracing import update_span
@@ -17,6 +19,8 @@ from llmos_stream.roles.client.state import ClientState
 from llmos_stream.runtime import SYSTEM_CLOCK, Clock, Offload, Shutdown
 from llmos_stream.telemetry.tracing import span
 from llmos_stream.training import LocalTrainer, Task, task_errors
+from llmos_stream.training.hooks import hooks_of
+from llmos_stream.training.local_steps import LocalSteps
 from llmos_stream.training.shared_model import LocalModel, Trained
 
 logger = logging.getLogger(__name__)
@@ -56,7 +60,8 @@ class _TrainingClient:
         self._entry = settings.task.entry
         with task_errors(self._entry):
             # One object: it orders each of its passes differently.
-            self._batches = task.train_batches(settings.client.shard)
+            batches = task.train_batches(settings.client.shard)
+        self._steps = LocalSteps(batches, settings.client.epochs, settings.client.local_steps)
         self._local: LocalModel | None = None
         self._joined = False
 
@@ -97,7 +102,7 @@ class _TrainingClient:
         """Train and publish, unless a stop or the end of the run cuts it short."""
         with update_span(client.client_id, version.head.number, client.version_span):
             with span("client.train"):
-                trained = await self._train(local, version)
+                trained = await self._train(local, version, client.heard().steps_per_second)
             if trained.stopped:
                 return
             try:
@@ -106,18 +111,23 @@ class _TrainingClient:
             except FederationFinished:
                 logger.info("the run ended while this client was training")
 
-    async def _train(self, local: LocalModel, version: Version) -> Trained:
-        batches = [self._batches] * self._settings.client.epochs
+    async def _train(self, local: LocalModel, version: Version, fastest: float) -> Trained:
+        batches = self._steps.passes(fastest)
         shutdown = self._federation.shutdown
         with task_errors(self._entry):
             # Momentum gathered on an older version does not belong to this one.
             local.trainer.optimizer = self._task.optimizer(local.trainer.model)
-            return await self._federation.run(
+            trained = await self._federation.run(
                 local.train, version.weights, version.head.number, batches, lambda: shutdown.requested
             )
+        told = self._steps.done(trained.steps, train_seconds(self._settings.client, trained.seconds))
+        weight = self._steps.weight(trained.num_examples)
+        return replace(trained, num_examples=weight, metrics={**trained.metrics, **told})
 
     def _make_model(self) -> LocalModel:
         with task_errors(self._entry):
             model = self._task.model()
-            trainer = LocalTrainer(model, self._task.optimizer(model), self._task.loss)
-        return LocalModel(trainer, self._settings.task.share)
+            share = self._settings.task.share
+            hooks = (*self._task.hooks(), *hooks_of(self._settings.client, share))
+            trainer = LocalTrainer(model, self._task.optimizer(model), self._task.loss, hooks)
+        return LocalModel(trainer, share)

@@ -5,7 +5,6 @@ It knows nothing of training, and decides nothing: see `participation`.
 
 import asyncio
 import logging
-import math
 import secrets
 from collections.abc import Mapping
 from contextlib import AsyncExitStack, suppress
@@ -153,6 +152,7 @@ class Client:
         return Heard(
             newest=None if latest is None else latest.version,
             pace_seconds=0.0 if leader is None else leader.pace_seconds,
+            steps_per_second=0.0 if leader is None else leader.steps_per_second,
             paused=self._control.paused,
             ended=None if end is None else end.reason,
             stopping=self._federation.shutdown.requested,
@@ -298,9 +298,9 @@ class Client:
             raise
         self.outcomes.sent(head, self._federation.clock.monotonic())
         await self._federation.run(self._outbox.settle, head.sequence)
-        loss = head.metrics.get("loss", math.nan)
+        loss = f"loss {head.metrics['loss']:.4f}, " if "loss" in head.metrics else ""
         logger.info(
-            "update %d on version %d: loss %.4f, %d examples, %d bytes",
+            "update %d on version %d: %s%d examples, %d bytes",
             head.sequence,
             head.base_version,
             loss,

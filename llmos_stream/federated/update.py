@@ -1,0 +1,265 @@
+"""One update of a client, made by the caller's own code: from the newest version to what is sent of it."""
+
+import asyncio
+import math
+from contextlib import ExitStack
+from contextvars import copy_context
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, NamedTuple, Protocol, Self, SupportsIndex
+
+from torch import Tensor
+
+from llmos_stream.codec import Layout
+from llmos_stream.errors import FederationFinished, Rejected, TaskError
+from llmos_stream.federated.membership import Membership
+from llmos_stream.log.versions import Version
+from llmos_stream.roles.client import Published
+from llmos_stream.telemetry.tracing import Tracer, span, tracing_to
+from llmos_stream.training.shared_model import Trained
+
+
+class Shared(Protocol):
+    """What is trained, seen as one flat vector."""
+
+    @property
+    def layout(self) -> Layout: ...
+
+    def begin(self, weights: Tensor, version: int) -> Tensor:
+        """Take a version in, and return what became of it in the dtypes that are there."""
+        ...
+
+    def change(self, base: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """What training has made of the version `weights`, which `begin` answered with `base`."""
+        ...
+
+
+class Start(NamedTuple):
+    """What an update begins with: a version, and what the model made of it."""
+
+    version: Version
+    base: Tensor
+
+
+@dataclass
+class Joined:
+    """A client that takes part: as whom, with what, and where its spans go."""
+
+    membership: Membership
+    shared: Shared
+    tracer: Tracer | None
+    under_way: "Update | None" = None
+    """The update that has begun and not ended."""
+
+    def newest(self) -> Version:
+        """The newest version; while an update is under way the one that it began with."""
+        if self.under_way is not None and (start := self.under_way.start) is not None:
+            return start.version
+        with tracing_to(self.tracer):
+            return self.membership.run(self.membership.newest())
+
+
+class Update:
+    """An update in the making; use it as a context manager, or an asynchronous one.
+
+    When the block begins, the newest version is in the model. The block trains, in whatever way, and says on how many
+    examples. When it ends, the difference is sent. After an exception, or `skip`, nothing is sent, and the next update
+    begins from the newest version again.
+
+    Once the run has ended, `finished` says why, the model has the newest version, and nothing is sent: leave the loop.
+    """
+
+    def __init__(self, joined: Joined, owner: object) -> None:
+        """`owner` would leave the federation if nobody held it."""
+        self.version: int
+        """The number of the version that the block began with."""
+        self.num_examples: SupportsIndex | None = None
+        """On how many examples the block has trained: the weight of the update. It must be set."""
+        self.metrics: dict[str, Any] = {}
+        """What the block has measured, by name: numbers, or tensors of one number."""
+        self.finished: str | None = None
+        """Why the run has ended; None while it goes on."""
+        self.sequence: int | None = None
+        """The update's number among those of this client, once it was sent."""
+        self.sent_bytes = 0
+        """The bytes that were sent."""
+        self.raw_bytes = 0
+        """What those would be as float32."""
+        self.seconds = 0.0
+        """How long the block took."""
+        self.rejected: str | None = None
+        """Why the update was not sent, although the block made one: too many versions came meanwhile."""
+        self.start: Start | None = None
+        """What it began with; None before and after."""
+        self._joined = joined
+        self._owner = owner
+        self._has_begun = False
+        self._begun_at = 0.0
+        # Spans are entered here, and not around the block: what the caller does is not ours to trace.
+        with tracing_to(joined.tracer):
+            self._context = copy_context()
+        self._span, self._training = ExitStack(), ExitStack()
+
+    def begin(self) -> None:
+        """Put the newest version into the model, as soon as the policy allows it. The context manager calls it.
+
+        Raises:
+            BrokerUnavailable: the federation has no version at all.
+            TaskError: the model cannot hold the version, or another update is under way.
+        """
+        self._check_free()
+        membership = self._joined.membership
+        version = self._context.run(membership.run, membership.next_version())
+        self._take(version, self._joined.shared.begin(version.weights, version.head.number))
+
+    async def abegin(self) -> None:
+        """As `begin`, for callers in an event loop."""
+        self._check_free()
+        membership = self._joined.membership
+        version = await self._context.run(membership.awaited, membership.next_version())
+        begin = self._joined.shared.begin
+        self._take(version, await asyncio.to_thread(begin, version.weights, version.head.number))
+
+    def send(self) -> None:
+        """Send the difference between the model and the version. The context manager calls it, unless you have.
+
+        Raises:
+            TaskError: `num_examples` is missing, a metric is no number, or a weight is not finite. The update is still
+                under way.
+        """
+        if (start := self._started()) is None:
+            return
+        membership = self._joined.membership
+        trained = self._trained(start)
+        try:
+            self._settle(self._context.run(membership.run, membership.publish(trained)))
+        except (Rejected, FederationFinished) as error:
+            self._give_up(error)
+        except BaseException as error:
+            self._end(error)
+            raise
+        self._end()
+
+    async def asend(self) -> None:
+        """As `send`, for callers in an event loop."""
+        if (start := self._started()) is None:
+            return
+        membership = self._joined.membership
+        trained = await asyncio.to_thread(self._trained, start)
+        try:
+            self._settle(await self._context.run(membership.awaited, membership.publish(trained)))
+        except (Rejected, FederationFinished) as error:
+            self._give_up(error)
+        except BaseException as error:
+            self._end(error)
+            raise
+        self._end()
+
+    def skip(self) -> None:
+        """Send nothing: what the block has trained is forgotten."""
+        if self._started() is not None:
+            self._end()
+
+    def __enter__(self) -> Self:
+        self.begin()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if kind is not None:
+            self._end(error)
+            return
+        try:
+            self.send()
+        except BaseException as failure:
+            self._end(failure)
+            raise
+
+    async def __aenter__(self) -> Self:
+        await self.abegin()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            self._end(error)
+            return
+        try:
+            await self.asend()
+        except BaseException as failure:
+            self._end(failure)
+            raise
+
+    def _check_free(self) -> None:
+        if self._has_begun:
+            raise TaskError("this update has begun before: ask for a new one")
+        if self._joined.under_way is not None:
+            raise TaskError("an update is under way: leave its block, or skip() it, before the next begins")
+        self._has_begun = True
+
+    def _started(self) -> Start | None:
+        """What it began with; None where nothing more can come of it."""
+        if not self._has_begun:
+            raise TaskError("this update has not begun: use it as `with fl.update() as update:`")
+        return self.start
+
+    def _take(self, version: Version, base: Tensor) -> None:
+        membership = self._joined.membership
+        self.version, self.finished = version.head.number, membership.finished
+        if self.finished:
+            return
+        self.start, self._joined.under_way = Start(version, base), self
+        self._context.run(self._enter_spans, version)
+        self._begun_at = membership.clock.monotonic()
+
+    def _enter_spans(self, version: Version) -> None:
+        self._span.enter_context(self._joined.membership.update_span(version))
+        self._training.enter_context(span("client.train"))
+
+    def _trained(self, start: Start) -> Trained:
+        """The update, as the model is now."""
+        self.seconds = self._joined.membership.clock.monotonic() - self._begun_at
+        num_examples, metrics = _examples(self.num_examples), _numbers(self.metrics)
+        delta, buffers = self._joined.shared.change(start.base, start.version.weights)
+        self._context.run(self._training.close)
+        return Trained(delta, self.version, num_examples, metrics, self.seconds, buffers=buffers)
+
+    def _settle(self, published: Published) -> None:
+        self.sequence = published.head.sequence
+        self.sent_bytes, self.raw_bytes = published.sent_bytes, published.raw_bytes
+
+    def _give_up(self, error: Rejected | FederationFinished) -> None:
+        if isinstance(error, Rejected):
+            self.rejected = str(error)
+        else:
+            self.finished = self._joined.membership.finished or str(error)
+
+    def _end(self, error: BaseException | None = None) -> None:
+        """Nothing more comes of it."""
+        if self.start is None:
+            return
+        self.start = None
+        if self._joined.under_way is self:
+            self._joined.under_way = None
+        for entered in (self._training, self._span):
+            self._context.run(entered.__exit__, None if error is None else type(error), error, None)
+
+
+def _examples(value: SupportsIndex | None) -> int:
+    if value is None:
+        raise TaskError("update.num_examples is not set: say on how many examples the block has trained")
+    if isinstance(value, bool) or not hasattr(value, "__index__") or (number := value.__index__()) < 1:
+        raise TaskError(f"update.num_examples is {value!r:.40}, which is no number of examples")
+    return number
+
+
+def _numbers(metrics: dict[str, Any]) -> dict[str, float]:
+    found = {}
+    for name, value in metrics.items():
+        try:
+            found[str(name)] = number = float(value.detach() if isinstance(value, Tensor) else value)
+        except (TypeError, ValueError, RuntimeError):
+            raise TaskError(f"update.metrics[{name!r:.40}] is no number but a {type(value).__name__}") from None
+        if not math.isfinite(number):
+            raise TaskError(f"update.metrics[{name!r:.40}] is {number}: nothing was sent")
+    return found
