@@ -48,7 +48,7 @@ class ClientSettings(Section):
     """Examples in a batch."""
     lr: Positive = 0.05
     """Learning rate of the task's local optimiser."""
-    local_steps: Annotated[int | Literal["auto"] | None, BeforeValidator(_local_steps)] = None
+    local_steps: Annotated[Literal["auto"] | int | None, BeforeValidator(_local_steps)] = None
     """Optimiser steps between two updates, in place of epochs. auto: those of the epochs for the fastest client, fewer
     for one that is slower, in proportion (DyLU). Unset: whole epochs."""
     proximal_mu: Annotated[float, Field(ge=0)] = 0.0

@@ -10,7 +10,9 @@ from llmos_stream.errors import TaskError
 from llmos_stream.types import TensorSpec
 
 
-def change_of(layout: Layout, base: Tensor, weights: Tensor, after: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
+def change_of(
+    layout: Layout, base: Tensor, weights: Tensor, after: Callable[[], Tensor], advice: str = "lower the learning rate"
+) -> tuple[Tensor, Tensor]:
     """What was added to the parameters of `base`, with which the training began, and the values of the buffers after.
 
     Nothing was added where an infinity is still the same. A buffer that was not changed is as in `weights`, the version
@@ -21,6 +23,7 @@ def change_of(layout: Layout, base: Tensor, weights: Tensor, after: Callable[[],
         base: What the model made of the version.
         weights: The version.
         after: Gives a new flat vector of what the training has come to; it is written over.
+        advice: What to do where a change is not finite.
 
     Raises:
         TaskError: A change is not finite.
@@ -34,7 +37,7 @@ def change_of(layout: Layout, base: Tensor, weights: Tensor, after: Callable[[],
         if (marked := torch.cat([delta.isfinite().logical_not(), broken])).any():
             spec, at = first_marked(layout, marked)
             was, became = float(base[at]), float(again[at])
-            raise TaskError(f"training made {spec.name} not finite: {was:g} became {became:g}; lower the learning rate")
+            raise TaskError(f"training made {spec.name} not finite: {was:g} became {became:g}; {advice}")
     return delta, torch.where(unchanged, layout.parts(weights)[1], buffers)
 
 

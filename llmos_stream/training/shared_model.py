@@ -40,6 +40,9 @@ class Trained:
 class SharedModel:
     """A model, with its shared tensors seen as one flat vector."""
 
+    advice = "lower the learning rate"
+    """What to do where training has made a tensor not finite."""
+
     def __init__(self, model: nn.Module, share: str, hooks: Sequence[Hook] = ()) -> None:
         self.model = model
         self._share = share
@@ -82,7 +85,7 @@ class SharedModel:
 
     def change(self, base: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
         """What training has made of the version `weights`, which `load` has answered with `base`. See `change_of`."""
-        delta, buffers = change_of(self.layout, base, weights, self.weights)
+        delta, buffers = change_of(self.layout, base, weights, self.weights, self.advice)
         if self._hooks:
             views = self.layout.parameter_views(delta)
             for hook in self._hooks:
@@ -95,6 +98,8 @@ class SharedModel:
 
 class LocalModel(SharedModel):
     """A trainer's model."""
+
+    advice = "lower client.lr"
 
     def __init__(self, trainer: LocalTrainer, share: str) -> None:
         super().__init__(trainer.model, share, trainer.hooks)
