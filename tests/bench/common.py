@@ -14,6 +14,8 @@ from rich.console import Console
 from rich.table import Table
 
 OUTPUT = Path("build") / "bench"
+_SHOWN: list[dict[str, object]] = []
+"""The tables that were shown since the last file was written."""
 OWN_PREFIX = f"bench-{os.getpid()}-"
 """What the names of this process's federations and topics begin with."""
 
@@ -53,7 +55,8 @@ def machine() -> dict[str, object]:
 
 
 def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], caption: str = "") -> None:
-    """Print a table; the first column is text, the others are numbers."""
+    """Print a table, and keep it for the JSON file; the first column is text, the others are numbers."""
+    _SHOWN.append({"title": title, "columns": list(columns), "rows": [list(row) for row in rows], "caption": caption})
     table = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
     for index, column in enumerate(columns):
         table.add_column(column, justify="right" if index else "left", no_wrap=True)
@@ -65,10 +68,14 @@ def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], capt
 
 
 def write_json(folder: Path, name: str, results: Mapping[str, object]) -> None:
-    """Write `results` and the machine to `<folder>/<name>.json`, and say so."""
+    """Write `results`, the machine and the tables shown to `<folder>/<name>.json`, and say so.
+
+    The documentation makes its tables of such files (`llmos_stream/docs/bench`).
+    """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.json"
-    path.write_text(json.dumps({"machine": machine(), **results}, indent=2) + "\n")
+    path.write_text(json.dumps({"machine": machine(), **results, "tables": _SHOWN}, indent=2) + "\n")
+    _SHOWN.clear()
     print(path)
 
 

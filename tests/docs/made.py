@@ -1,4 +1,4 @@
-"""The tables of the documentation that the code itself gives: settings, commands, metrics, events.
+"""The tables of the documentation that the code itself gives: settings, commands, metrics, events, measurements.
 
     python -m tests.docs
 
@@ -6,8 +6,10 @@ writes each into its page, between `<!-- made: NAME -->` and `<!-- end -->`. A t
 """
 
 import argparse
+import json
 import re
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +118,28 @@ def _fields(kind: EventKind) -> Iterator[str]:
         yield f"| `{name}` | {_TYPES[field.read]} | {'required' if field.required else ''} |"
 
 
+def measured(file: Path) -> str:
+    """The tables of a benchmark's JSON file, and what they were measured on."""
+    results = json.loads(file.read_text())
+    machine = results["machine"]
+    return "\n\n".join(
+        [
+            *(_markdown(table) for table in results["tables"]),
+            f"Measured on {machine['cpu']}, Python {machine['python']}, torch {machine['torch']}.",
+        ]
+    )
+
+
+def _markdown(table: Mapping[str, Any]) -> str:
+    lines = [table["columns"], ["---"] * len(table["columns"]), *table["rows"]]
+    rows = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    caption = str(table["caption"])
+    said = [f"{caption[0].upper()}{caption[1:]}."] if caption else []
+    return "\n\n".join([f"{table['title']}:", rows, *said])
+
+
 TABLES: Mapping[str, Callable[[], str]] = {
+    **{f"bench_{file.stem}": partial(measured, file) for file in sorted((DOCS / "bench").glob("*.json"))},
     "settings": markdown,
     "commands": commands,
     "metrics": metrics,
