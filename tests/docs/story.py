@@ -34,13 +34,14 @@ leave() {
 trap leave EXIT
 """
 _BACKGROUND = """\
+: >out.{number}
 {{
-{text}}} >out.{number} 2>&1 &
+{text}}} >>out.{number} 2>&1 &
 begun+=($!)
 ln -sf out.{number} "out.$!"
 """
 _UNTIL = """\
-grep -q -m1 -- {text} <(tail --pid=$! -n +1 -f out.{number}) ||
+grep -q -m1 -- {text} <(tail --pid=${{begun[-1]}} -n +1 -f out.{number}) ||
   {{ echo {text} "did not come"; cat out.{number}; exit 1; }}
 """
 
