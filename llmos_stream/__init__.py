@@ -1,9 +1,9 @@
 """Asynchronous federated learning as an event log.
 
-    from llmos_stream import FederatedLearning, Task
+    from llmos_stream import FederatedLearning, Task, history
 
 See `FederatedLearning` for training from your own loop, `Participant` for models that are not torch's, `Task` for a
-model and data of your own in every role, and `llmos-stream --help` for everything else.
+model and data of your own in every role, `history` for a run as tables, and `llmos-stream --help` for everything else.
 """
 
 TYPE_CHECKING = False  # as in `typing`, which takes its time: Ctrl-C is not heeded yet
@@ -16,10 +16,11 @@ except ImportError:
 
 if TYPE_CHECKING:
     from llmos_stream.federated import FederatedLearning, Participant
+    from llmos_stream.tracking.frames import history
     from llmos_stream.training import Task
 
 __version__ = "0.1.0"
-__all__ = ["FederatedLearning", "Participant", "Task", "__version__"]
+__all__ = ["FederatedLearning", "Participant", "Task", "__version__", "history"]
 
 
 def __getattr__(name: str) -> object:
@@ -32,4 +33,8 @@ def __getattr__(name: str) -> object:
         from llmos_stream.training import Task
 
         return Task
+    if name == "history":
+        from llmos_stream.tracking.frames import history
+
+        return history
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -34,6 +34,7 @@ _MAY: dict[str, tuple[set[str], set[str]]] = {
     "web": ({"orjson", "prometheus_client", "starlette", "uvicorn"}, _GROUND),
     "log": ({"torch", "orjson"}, _LOG),
     "reporting": ({"rich", "plotly", "orjson"}, _BASE | {"wire"}),
+    "tracking": ({"mlflow", "pandas", "tensorboard", "wandb"}, _LOG | {"reporting"}),
     "roles": ({"torch", "orjson", "safetensors"}, _LOG | {"training"}),
     "federated": (
         {"torch", "numpy", "lightning", "pytorch_lightning", "transformers"},
@@ -65,12 +66,13 @@ _MAY: dict[str, tuple[set[str], set[str]]] = {
             "roles",
             "training",
             "web",
+            "tracking",
             "__init__",
         },
     ),
     "strategy": (set(), _BASE | {"core"}),
     "__main__": (set(), {"cli"}),
-    "__init__": (set(), {"federated", "training"}),
+    "__init__": (set(), {"federated", "tracking", "training"}),
 }
 _PURE = ("codec", "wire", "core")
 _NOT_PURE = {"asyncio", "time", "socket", "subprocess", "threading", "aiokafka", "random"}

@@ -25,6 +25,7 @@ from llmos_stream.cli import (
     serve,
     settings,
     topics,
+    track,
     versions,
 )
 from llmos_stream.cli.common import Parser, run_command
@@ -57,6 +58,7 @@ a federation on your Kafka:
   llmos-stream archive                  keeps versions past retention
   llmos-stream versions list            what the log holds
   llmos-stream replay                   rebuild every version, compare
+  llmos-stream track --to csv:tracked   for MLflow, TensorBoard, W&B, pandas
 
 Each setting is a flag (--codec.name int4), a variable (LLMOS_CODEC__NAME=int4)
 and a line in a TOML file (--config FILE); `llmos-stream settings` lists them
@@ -136,6 +138,7 @@ _COMMANDS = (
     versions,
     audit,
     replay,
+    track,
     inspect,
     broker,
     settings,

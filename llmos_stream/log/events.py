@@ -1,7 +1,7 @@
 """`<f>.events` and `<f>.evaluations`: how a role writes to them, and how they are followed."""
 
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import asdict
 
@@ -67,11 +67,13 @@ async def follow_events(
     shutdown: Shutdown,
     *,
     has_control: bool = False,
+    after: Callable[[], Awaitable[object]] | None = None,
 ) -> None:
     """Give every event that can be of this run, from the oldest kept, to `take`, each once; until a stop is asked for.
 
     What is in the log when the stop comes is still handed on. While the broker does not answer it keeps trying.
     `has_control`: this process follows the control topic anyway, so foreign records of it are counted there.
+    `after` is awaited each time that events were read, or none came for a moment: meanwhile no more are read.
     """
     positions: dict[TopicPartition, int] = {}
     check = EventCheck(topics, SYSTEM_CLOCK)
@@ -104,6 +106,8 @@ async def follow_events(
                 for event in check.take(found, control):
                     take(event)
                 positions.update(stream.positions)
+                if after is not None:
+                    await after()
             await until_stop(control.catch_up(), shutdown)
             for event in check.rest(control):
                 take(event)

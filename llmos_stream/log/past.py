@@ -22,7 +22,7 @@ async def past_events(federation: Federation, end: RunEnd | None) -> AsyncIterat
         BrokerUnavailable: The broker does not answer.
     """
     published, ended, time_ms = False, False, 0
-    async for event in _versions_up_to(federation, await _first_version(federation)):
+    async for event in missing_events(federation):
         yield event
         published, time_ms = True, event.time_ms
     async for event in read_events(federation.broker, federation.topics):
@@ -32,6 +32,15 @@ async def past_events(federation: Federation, end: RunEnd | None) -> AsyncIterat
     if end is not None and not ended and (published or time_ms):
         data = {"reason": end.reason, "detail": end.detail, "version": end.version}
         yield Event(EventKind.RUN_FINISHED, Role.AGGREGATOR, time_ms, data)
+
+
+async def missing_events(federation: Federation) -> AsyncIterator[Event]:
+    """Give the events that are not in the log any more, as far as the versions in it say what they were.
+
+    Raises as `past_events` does.
+    """
+    async for event in _versions_up_to(federation, await _first_version(federation)):
+        yield event
 
 
 async def _first_version(federation: Federation) -> int | None:

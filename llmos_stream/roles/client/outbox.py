@@ -1,7 +1,8 @@
 """From a delta to a durable update, and back from the disk after a restart. Knows nothing of the broker."""
 
 import hashlib
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from llmos_stream.runtime import SYSTEM_CLOCK, Clock
 from llmos_stream.training.shared_model import Trained
 from llmos_stream.types import UpdateHead
 from llmos_stream.wire import pack_prelude
+from llmos_stream.wire.head import MAX_METRICS
 
 
 class Outbox:
@@ -67,6 +69,7 @@ class Outbox:
     def _spool(self, trained: Trained) -> Unsent:
         begun = self._clock.monotonic()
         sequence = self._state.take_sequence()
+        metrics = _with_norm(trained)  # before the delta is written over
         payload = self._write(trained.delta, trained.buffers, sequence)
         head = UpdateHead(
             client_id=self._client_id,
@@ -77,7 +80,7 @@ class Outbox:
             codec=self._codec,
             payload_size=payload.size,
             payload_digest=payload.digest,
-            metrics=trained.metrics,
+            metrics=metrics,
         )
         encode_seconds = self._clock.monotonic() - begun
         update = Unsent(head, pack_prelude(head), payload, trained.seconds, encode_seconds)
@@ -110,6 +113,14 @@ class Outbox:
             self._feedback.rollback()
             if (residual := self._state.residual()) is not self._feedback.residual:
                 self._feedback.residual = residual
+
+
+def _with_norm(trained: Trained) -> Mapping[str, float]:
+    """Its metrics, and the L2 norm of its delta where there is room for that."""
+    norm = float(torch.linalg.vector_norm(trained.delta))
+    if len(trained.metrics) >= MAX_METRICS or not math.isfinite(norm):
+        return trained.metrics
+    return {"norm": norm, **trained.metrics}
 
 
 def _if_finite(delta: Tensor, frames: Iterator[bytes]) -> Iterator[bytes]:
