@@ -76,6 +76,10 @@ class FederationFinished(LlmosError):
     """The run has ended, so no update is taken any more."""
 
 
+class NotWanted(LlmosError):
+    """The operator does not want this client to take part; the message says why."""
+
+
 class Closed(LlmosError):
     """Used after it was closed."""
 
@@ -102,6 +106,9 @@ class Reason(StrEnum):
     SEQUENCE_AHEAD = "sequence_ahead"  # so far above the client's last that it could hardly go on after it
     UNKNOWN_BASE_VERSION = "unknown_base_version"
     TOO_STALE = "too_stale"
+    NOT_WANTED = "not_wanted"  # the operator does not want this client to take part
+    TOO_MANY_CLIENTS = "too_many_clients"  # as many others take part as the operator wants at once
+    TOO_FEW_EXAMPLES = "too_few_examples"  # fewer than the operator asks for
     UNSAFE_VERSION = "unsafe_version"  # what was made of it and others must not be published
 
 

@@ -165,6 +165,26 @@ Part = bytes | memoryview
 """A piece of a payload. Payloads travel as sequences of parts, so that none is ever joined."""
 
 
+@dataclass(frozen=True, slots=True)
+class ParticipationRules:
+    """Who may take part: clients by id or glob, how many at once (None: all), and with how many examples an update."""
+
+    clients: tuple[str, ...] = ("*",)
+    at_once: int | None = None
+    min_examples: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class ClientOrder:
+    """What an operator wants of one client: that it stays away, or that it works under other settings, and why."""
+
+    forbidden: bool = False
+    settings: Mapping[str, str | int | float | bool] = field(default_factory=dict)
+    """By full name, such as `codec.name`: see `config.orders`."""
+    reason: str = ""
+    time_ms: int = 0
+
+
 @unique
 class TopicKind(StrEnum):
     """The topics of a federation: the names behind its prefix."""

@@ -12,6 +12,7 @@ from llmos_stream import __version__
 from llmos_stream.cli import (
     audit,
     broker,
+    clients,
     demo,
     docs,
     finish,
@@ -135,6 +136,7 @@ _COMMANDS = (
     topics,
     pausing,
     finish,
+    clients,
     versions,
     audit,
     replay,

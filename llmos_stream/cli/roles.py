@@ -40,6 +40,7 @@ def add(commands: Commands) -> None:
             "server_optimizer",
             "versions",
             "guard",
+            "participation",
             "stop",
             "registry",
         ),

@@ -19,6 +19,7 @@ from llmos_stream.config.guard import GuardSettings
 from llmos_stream.config.load import load, settings_of, to_environment
 from llmos_stream.config.names import did_you_mean
 from llmos_stream.config.operations import OperationsSettings, RuntimeSettings, TracingSettings
+from llmos_stream.config.participation import ParticipationSettings
 from llmos_stream.config.serving import DashboardSettings, InferenceSettings, RegistrySettings
 from llmos_stream.config.settings import SECTIONS, Settings
 
@@ -36,6 +37,7 @@ __all__ = [
     "GuardSettings",
     "InferenceSettings",
     "OperationsSettings",
+    "ParticipationSettings",
     "RegistrySettings",
     "RuntimeSettings",
     "Section",

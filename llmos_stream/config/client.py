@@ -61,6 +61,8 @@ class ClientSettings(Section):
     """Training takes at least this long at speed 1, to imitate devices that are slower than this machine."""
     wait_seconds: Annotated[float, Field(ge=0)] = 5.0
     """How long to wait for a newer version before training on the same one again; the wait doubles while none comes."""
+    pace_seconds: Annotated[float, Field(ge=0)] = 0.0
+    """Leave at least this long between two updates; the aggregator may ask for longer."""
     join_delay_seconds: Annotated[float, Field(ge=0)] = 0.0
     """Join this long after the start."""
     max_updates: Count | None = None

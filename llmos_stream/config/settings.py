@@ -18,6 +18,7 @@ from llmos_stream.config.broker import BrokerSettings, FederationSettings, Topic
 from llmos_stream.config.client import ClientSettings, CodecSettings, EvaluatorSettings, TaskSettings
 from llmos_stream.config.guard import GuardSettings
 from llmos_stream.config.operations import OperationsSettings, RuntimeSettings, TracingSettings
+from llmos_stream.config.participation import ParticipationSettings
 from llmos_stream.config.serving import DashboardSettings, InferenceSettings, RegistrySettings
 
 
@@ -35,6 +36,7 @@ class Settings(Section):
     versions: VersionSettings = VersionSettings()
     stop: StopSettings = StopSettings()
     guard: GuardSettings = GuardSettings()
+    participation: ParticipationSettings = ParticipationSettings()
     task: TaskSettings = TaskSettings()
     client: ClientSettings = ClientSettings()
     aggregator: AggregatorSettings = AggregatorSettings()

@@ -67,6 +67,10 @@ class Heard:
     paused: bool = False
     ended: str | None = None
     stopping: bool = False
+    unwanted: str | None = None
+    """Why the operator does not want this client, where that is so."""
+    rests_until: float = -math.inf
+    """There was no room for this client: it begins no training before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +110,8 @@ class WaitReason(Enum):
     JOIN_DELAY = auto()
     VERSION = auto()
     PAUSE = auto()
+    ROOM = auto()
+    """As many others take part as the operator wants at once."""
     PACE = auto()
     SPEED = auto()
     BUSY = auto()
@@ -277,6 +283,8 @@ def _reason_to_leave(state: PolicyState) -> str | None:
         return f"run ended: {state.heard.ended}"
     if state.updates == state.rules.max_updates:
         return "client.max_updates reached"
+    if state.heard.unwanted is not None:
+        return f"not wanted: {state.heard.unwanted}"
     return "stopped" if state.heard.stopping else None
 
 
@@ -287,6 +295,8 @@ def _idle_action(state: PolicyState, now: float) -> PolicyAction:
         return _once_paced(state, SendUnsent(), state.sent_at, now)
     if state.heard.paused:
         return Wait(math.inf, WaitReason.PAUSE)
+    if now < state.heard.rests_until:
+        return Wait(state.heard.rests_until, WaitReason.ROOM)
     if now < (until := expected_by(state)):
         return Wait(until, WaitReason.VERSION)
     return _once_paced(state, Train(state.heard.newest), state.begun_at, now)

@@ -77,6 +77,11 @@ class Participants:
             del self._known[client_id]
         return len(self._known)
 
+    def has(self, client_id: str, now: float) -> bool:
+        """Whether this client takes part."""
+        client = self._known.get(client_id)
+        return client is not None and not client.is_gone(now)
+
     def expected(self, client_id: str, base_version: int, now: float) -> Expected:
         """What the version shall be that an update of this client on `base_version` would open."""
         there = (known for other, known in reversed(self._known.items()) if other != client_id)

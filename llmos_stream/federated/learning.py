@@ -52,7 +52,7 @@ class FederatedLearning(Member):
     those of `model`.
 
     Raises ConfigError for settings that make no sense, TaskError for a model or batches that cannot be used, and
-    BrokerUnavailable when no broker answers.
+    BrokerUnavailable when no broker answers; `train` raises NotWanted where the operator does not want this client.
     Close it, or use it as a context manager; at the latest it is closed when the process ends.
     """
 

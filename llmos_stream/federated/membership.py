@@ -125,7 +125,7 @@ class Membership:
     def next_version(self) -> Coroutine[Any, Any, Version]:
         """The version to train on next, as soon as the policy allows it; the newest once the run has ended.
 
-        Raises as `newest` does.
+        Raises as `newest` does, and NotWanted where the operator does not want this client.
         """
         _ = self._joined
         return self._known(self._next_version)
@@ -181,7 +181,9 @@ class Membership:
             in_memory = embedded and settings.client.state_dir is None
             folder = None if in_memory else state_folder(settings.client, topics.federation, client_id)
             state = stack.enter_context(ClientState(client_id, folder, store))
-            self._make_client = lambda: Client(self._federation, client_id, self._layout, settings.codec, state)
+            self._make_client = lambda: Client(
+                self._federation, client_id, self._layout, settings.codec, state, settings.client
+            )
             await stack.enter_async_context(self._entered)
             client = await self._entered.enter_async_context(self._make_client())
             await self._join(client)
@@ -191,7 +193,7 @@ class Membership:
     async def _join(self, client: Client) -> None:
         try:
             async with asyncio.timeout(_JOIN_SECONDS):
-                await client.events.joined(None)
+                await client.joined(None)
         except TimeoutError:
             raise BrokerUnavailable(
                 f"federation {self._federation.name} could not be joined within {_JOIN_SECONDS:g} s"
@@ -240,7 +242,11 @@ class Membership:
     async def _next_version(self, client: Client) -> Version | None:
         if self._participation.version is None and await self._newest(client) is None:
             return None
-        return await self._participation.next_version(client) or await self._newest(client)
+        if (version := await self._participation.next_version(client)) is not None:
+            return version
+        if client.finished is None:
+            client.require_wanted()
+        return await self._newest(client)
 
     async def _known(self, ask: Callable[[Client], Coroutine[Any, Any, Version | None]]) -> Version:
         if (version := await self._asked(ask)) is None:
@@ -250,6 +256,7 @@ class Membership:
     async def _publish(self, trained: Trained) -> Published:
         published = await self._asked(lambda client: self._participation.publish(client, trained))
         if published is None:
+            self._joined.require_wanted()
             raise Closed(f"this {self._owner} object was closed before the update was sent")
         return published
 

@@ -4,6 +4,7 @@ import logging
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from typing import Any
 
 import orjson
 
@@ -13,12 +14,14 @@ from llmos_stream.log.stream import RecordStream, foreign, go_on
 from llmos_stream.runtime import SYSTEM_CLOCK, Clock, Shutdown
 from llmos_stream.runtime.logs import Sparing
 from llmos_stream.telemetry.process_metrics import FOREIGN
-from llmos_stream.types import TopicKind
+from llmos_stream.types import ClientOrder, ParticipationRules, TopicKind
 from llmos_stream.wire.control import (
     AGGREGATOR,
+    CLIENTS,
     FINISH,
     LATEST,
     MOST_TAKEOVERS,
+    PARTICIPATION,
     PAUSED,
     PROMOTED,
     RUN,
@@ -32,6 +35,8 @@ from llmos_stream.wire.control import (
     load_checkpoint,
     load_latest,
     load_leader,
+    load_order,
+    load_participation,
     load_paused,
     load_promotion,
     load_run,
@@ -53,6 +58,7 @@ _HEARING_SECONDS = 0.05
 _HEARINGS = 8
 _REMEMBERED = 16
 _SPOILT_KEPT = 1024
+_MOST_ORDERS = 1 << 16
 
 
 @asynccontextmanager
@@ -90,7 +96,7 @@ class ControlView:
     ) -> None:
         self._stream = RecordStream(reader, clock=clock, on_gap=go_on("control records"))
         self._clock = clock
-        self._sequences_of = sequences_of
+        self._sequences_of = self._orders_of = sequences_of
         self._check_window = check_window
         self._is_second = is_second
         self._sequences_dropped = False
@@ -107,6 +113,10 @@ class ControlView:
         self.leader: Leader | None = None
         self.promoted: Promotion | None = None
         self.paused = False
+        self.participation = ParticipationRules()
+        """Who may take part."""
+        self.orders: dict[str, ClientOrder] = {}
+        """What an operator wants, by client: of those clients whose sequences are asked for."""
         self.spoilt: set[bytes] = set()
         """Keys of the aggregator under which something lies that cannot be read, and hides what did: the topic is
         compacted."""
@@ -207,38 +217,43 @@ class ControlView:
         return self.latest is not None and (version is None or self.latest.version > version)
 
     def _apply(self, record: Record) -> None:
-        self.begun = self.begun or record.key == LATEST
+        key = record.key or b""
+        self.begun = self.begun or key == LATEST
         try:
-            if record.key is not None and record.key.startswith(SEQUENCES):
-                self._apply_sequences(record.key.removeprefix(SEQUENCES).decode(), record.value)
-                return
-            if record.value is None:
-                if record.key in {LATEST, STATE}:
-                    raise ValueError("it takes away what was there")
-                return
-            value = orjson.loads(record.value)
-            if record.key == LATEST:
-                self._pointers.append(load_latest(value))
-            elif record.key == STATE:
-                self._checkpoints.append(load_checkpoint(value))
-            elif record.key == AGGREGATOR:
-                self._apply_leader(load_leader(value))
-            elif record.key == PROMOTED:
-                self.promoted = load_promotion(value)
-            elif record.key == PAUSED:
-                self.paused = load_paused(value)
-            elif record.key == RUN:
-                self.finished, self.asked_to_finish = load_run(value), False
-                self.has_ended = True
-            elif record.key == FINISH:
-                count(value, "time_ms")
-                self.asked_to_finish = True
+            if key.startswith(SEQUENCES):
+                self._apply_sequences(key.removeprefix(SEQUENCES).decode(), record.value)
+            elif key.startswith(CLIENTS):
+                self._apply_order(key.removeprefix(CLIENTS).decode(), record.value)
+            elif record.value is not None:
+                self._apply_setting(key, orjson.loads(record.value))
+            elif key in {LATEST, STATE}:
+                raise ValueError("it takes away what was there")
         except (KeyError, TypeError, ValueError, AttributeError, Rejected, StateError) as error:
             # JSONDecodeError is a ValueError.
             # A setting that cannot be read must not stop a role that can go on with the last good one.
             if not self._is_second:
                 foreign(record.topic, record.offset, f"it is no control record ({str(error)[:100]})")
-            self._note_spoilt(record.key or b"")
+            self._note_spoilt(key)
+
+    def _apply_setting(self, key: bytes, value: Any) -> None:
+        if key == LATEST:
+            self._pointers.append(load_latest(value))
+        elif key == STATE:
+            self._checkpoints.append(load_checkpoint(value))
+        elif key == AGGREGATOR:
+            self._apply_leader(load_leader(value))
+        elif key == PROMOTED:
+            self.promoted = load_promotion(value)
+        elif key == PAUSED:
+            self.paused = load_paused(value)
+        elif key == PARTICIPATION:
+            self.participation = load_participation(value)
+        elif key == RUN:
+            self.finished, self.asked_to_finish = load_run(value), False
+            self.has_ended = True
+        elif key == FINISH:
+            count(value, "time_ms")
+            self.asked_to_finish = True
 
     def _note_spoilt(self, key: bytes) -> None:
         # Under the name of no client the aggregator has nothing, and could not read there what it wrote.
@@ -255,6 +270,16 @@ class ControlView:
             self.leader = leader
             self.beats += 1
             self.heard_at = self._clock.monotonic()
+
+    def _apply_order(self, client_id: str, value: bytes | None) -> None:
+        if self._orders_of not in {EVERYBODY, client_id}:
+            return
+        if value is None:
+            self.orders.pop(client_id, None)
+        elif not is_client_id(client_id) or (client_id not in self.orders and len(self.orders) >= _MOST_ORDERS):
+            raise ValueError("it orders nobody")
+        else:
+            self.orders[client_id] = load_order(orjson.loads(value))
 
     def _apply_sequences(self, client_id: str, value: bytes | None) -> None:
         if self._sequences_of not in {EVERYBODY, client_id}:

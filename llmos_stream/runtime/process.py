@@ -12,7 +12,16 @@ from contextlib import suppress
 from enum import IntEnum
 from typing import NoReturn
 
-from llmos_stream.errors import BrokerUnavailable, ConfigError, Fenced, LlmosError, NotFound, OffsetGone, TopicMissing
+from llmos_stream.errors import (
+    BrokerUnavailable,
+    ConfigError,
+    Fenced,
+    LlmosError,
+    NotFound,
+    NotWanted,
+    OffsetGone,
+    TopicMissing,
+)
 from llmos_stream.runtime.logs import report_end
 from llmos_stream.runtime.shutdown import Shutdown
 
@@ -28,6 +37,7 @@ class ExitCode(IntEnum):
     UNAVAILABLE = 3  # no broker answered
     FENCED = 4  # a newer aggregator has taken over
     NOT_FOUND = 5  # what was asked for is not there
+    NOT_WANTED = 6  # the operator does not want this client to take part
     FORCED = 130  # a second signal cut the drain short
     INTERRUPTED = 130  # Ctrl-C, before the work had ended
 
@@ -43,6 +53,8 @@ def exit_code(error: LlmosError) -> ExitCode:
             return ExitCode.FENCED
         case NotFound() | TopicMissing() | OffsetGone():
             return ExitCode.NOT_FOUND
+        case NotWanted():
+            return ExitCode.NOT_WANTED
         case _:
             return ExitCode.FAILED
 

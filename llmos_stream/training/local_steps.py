@@ -38,6 +38,12 @@ class LocalSteps:
         self._examples: int | None = None  # of an epoch, likewise
         self._speed = 0.0
 
+    def use(self, epochs: int, steps: int | Literal["auto"] | None) -> None:
+        """Do as much as this from the next update on."""
+        if epochs != self._epochs:
+            self._full = None
+        self._epochs, self._steps = epochs, steps
+
     def passes(self, fastest: float) -> Sequence[Iterable[Batch]]:
         """What the next update is trained on, one after the other. `fastest` is v_max, 0 where it is not known."""
         if self._steps is None or (self._steps == "auto" and self._full is None):

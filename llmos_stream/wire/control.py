@@ -26,12 +26,20 @@ aggregator  {"term": int, "instance": str, "left": bool, "pace_seconds": float, 
             who leads; the last is left out where it is not known.
             Read by standbys, and by clients for their pace and their local steps
 
+The aggregator writes when it takes over, where its settings are others than what is there:
+
+participation  {"clients": [str, ...], "at_once": int or null, "min_examples": int}
+            who may take part: ids and globs, how many at once, with how many examples. Read by clients and `clients`
+
 Operators write (`versions promote` and `rollback`, `pause` and `resume`, `finish`, the live page):
 
 promoted    {"version": int, "history": [int, ...], "time_ms": int}
             the version to serve, and those promoted before it, newest last. Read by inference and the archiver
 paused      {"paused": bool, "time_ms": int}
             whether training should rest. Read by clients and the aggregator
+clients/ID  {"forbidden": bool, "settings": {str: str, number or bool}, "reason": str, "time_ms": int}
+            what is wanted of one client: that it stays away, or works under other settings (`config.orders`), and why.
+            Read by that client and the aggregator; a tombstone takes it back
 finish      {"time_ms": int}
             the run should end. The aggregator ends it; done with once there is a newer record under `run`
 
@@ -46,6 +54,7 @@ from typing import Any
 
 import orjson
 
+from llmos_stream.types import ClientOrder, ParticipationRules
 from llmos_stream.wire.fields import count, integer
 
 LATEST = b"latest"
@@ -56,6 +65,8 @@ PAUSED = b"paused"
 FINISH = b"finish"
 STATE = b"state"
 SEQUENCES = b"sequences/"
+PARTICIPATION = b"participation"
+CLIENTS = b"clients/"
 
 MOST_TAKEOVERS = 1 << 20
 """A term counts takeovers, a second or more each: none is this far above the last one that was heard."""
@@ -64,6 +75,9 @@ _REMEMBERED = 32
 _MOST_WORD = 2**64 - 1
 _MOST_SNAPSHOTS = 64
 _TEXT_CHARACTERS = 1000
+_MOST_PATTERNS = 1000
+_MOST_ORDERED = 64
+_NAME_CHARACTERS = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,6 +272,45 @@ def load_checkpoint(value: Mapping[str, Any]) -> Checkpoint:
         intake=dict(value["intake"]),
         limits=dict(value.get("limits", {})),
     )
+
+
+def dump_participation(rules: ParticipationRules) -> bytes:
+    """The value of `participation`."""
+    return orjson.dumps(rules)
+
+
+def load_participation(value: Mapping[str, Any]) -> ParticipationRules:
+    """The rules in a value of `participation`."""
+    clients, at_once = value["clients"], value.get("at_once")
+    if not isinstance(clients, list) or len(clients) > _MOST_PATTERNS:
+        raise ValueError("clients is no list of patterns")
+    patterns = tuple(_text({"pattern": pattern}, "pattern")[:_NAME_CHARACTERS] for pattern in clients)
+    return ParticipationRules(
+        patterns,
+        None if at_once is None else integer(value, "at_once", 1),
+        integer(value, "min_examples", 1) if "min_examples" in value else 1,
+    )
+
+
+def client_key(client_id: str) -> bytes:
+    """The key of what an operator wants of a client."""
+    return CLIENTS + client_id.encode()
+
+
+def dump_order(order: ClientOrder | None) -> bytes | None:
+    """The value of `clients/ID`, or the tombstone that takes it back."""
+    return None if order is None else orjson.dumps(order)
+
+
+def load_order(value: Mapping[str, Any]) -> ClientOrder:
+    """The order in a value of `clients/ID`. Whether its settings make sense is for the client to say."""
+    if not isinstance(value["forbidden"], bool):
+        raise ValueError("forbidden is neither true nor false")
+    settings = {name: value["settings"][name] for name in value.get("settings", {})}
+    if len(settings) > _MOST_ORDERED or not all(isinstance(one, str | int | float) for one in settings.values()):
+        raise ValueError("settings are no names with values")
+    reason = _text(value, "reason") if "reason" in value else ""
+    return ClientOrder(value["forbidden"], settings, reason, count(value, "time_ms"))
 
 
 def sequences_key(client_id: str) -> bytes:

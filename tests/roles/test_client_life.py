@@ -18,7 +18,7 @@ from llmos_stream.roles.client import ClientState, run_client
 from llmos_stream.runtime import Offload, Shutdown, run_while
 from llmos_stream.testing import LoopClock, run_in_virtual_time
 from llmos_stream.training import load_task, local, shared_tensors
-from llmos_stream.types import UpdateHead
+from llmos_stream.types import ClientOrder, UpdateHead
 from llmos_stream.wire import load_event, message_id, pack_prelude, read_chunk, split, unpack_prelude
 from llmos_stream.wire.control import (
     AGGREGATOR,
@@ -26,14 +26,16 @@ from llmos_stream.wire.control import (
     PAUSED,
     RUN,
     Leader,
+    client_key,
+    dump_order,
     dump_paused,
     dump_run_end,
     dump_setting,
 )
 from tests.roles.aids import settings_for
 
-Step = tuple[float, int | Leader | bool | RunEnd | str]
-"""When, and what: a version, a pace, a pause, the end of the run, or a stop of the client."""
+Step = tuple[float, int | Leader | bool | RunEnd | ClientOrder | str]
+"""When, and what: a version, a pace, a pause, the end of the run, an operator's order, or a stop of the client."""
 
 
 def _settings(**client: Any) -> Settings:
@@ -91,6 +93,8 @@ class Life:
                         await producer.send(control, await self._versions(producer, what), key=LATEST)
                     case Leader():
                         await producer.send(control, dump_setting(what), key=AGGREGATOR)
+                    case ClientOrder():
+                        await producer.send(control, dump_order(what), key=client_key("c"))
                     case RunEnd():
                         await producer.send(control, dump_run_end(what), key=RUN)
                     case _:
@@ -147,6 +151,10 @@ def test_a_life_of_waiting_backing_off_pace_and_pause() -> None:
     assert (round(left_at), reason) == (113, "client.max_updates reached")  # it listens for what became of the last
 
 
+def _slow(seconds: float) -> ClientOrder:
+    return ClientOrder(settings={"client.pace_seconds": seconds})
+
+
 def _end() -> RunEnd:
     return RunEnd("target", "accuracy 0.9", 3)
 
@@ -165,6 +173,18 @@ def _end() -> RunEnd:
             [(2, 0), (10, 1)],
             (11, "run ended: target"),
             id="and so does one that is taken back",
+        ),
+        pytest.param(
+            [(0, 0), (3, 1), (4, _slow(30.0)), (35, _end())],
+            [(2, 0), (32, 1)],
+            (35, "run ended: target"),
+            id="an operator's pace counts as well",
+        ),
+        pytest.param(
+            [(0, 0), (3, 1), (4, _slow(30.0)), (5, _pace(20.0)), (10, ClientOrder()), (30, _end())],
+            [(2, 0), (22, 1)],
+            (30, "run ended: target"),
+            id="the longer one holds, and the operator's until it is taken back",
         ),
         pytest.param(
             [(0, 0), (1, True), (3, 1), (70, False), (75, _end())],

@@ -16,6 +16,7 @@ from llmos_stream.log.admission import check_payload_size, head_of, topic_assemb
 from llmos_stream.log.federation import Federation
 from llmos_stream.log.stream import MessageStream
 from llmos_stream.roles.aggregator.decoding import Decoder
+from llmos_stream.roles.aggregator.gate import Gate
 from llmos_stream.roles.aggregator.offsets import SafeOffsets
 from llmos_stream.storage.spool import room_in
 from llmos_stream.telemetry.process_metrics import PENDING, PENDING_BYTES
@@ -33,8 +34,17 @@ _AFTER_A_PAUSE = (
 class Intake:
     """Reads the updates that clients send to one aggregator. See `UpdateSource` for the methods."""
 
-    def __init__(self, federation: Federation, reader: Reader, layout: Layout, rule: Rule, decode_bytes: int) -> None:
+    def __init__(
+        self,
+        federation: Federation,
+        reader: Reader,
+        layout: Layout,
+        rule: Rule,
+        decode_bytes: int,
+        gate: Gate | None = None,
+    ) -> None:
         self._reader = reader
+        self._gate = gate
         self._topic = reader.partitions[0].topic
         self._layout = layout
         self._rule = rule
@@ -147,6 +157,8 @@ class Intake:
         head = head_of(UpdateHead, prelude)
         if prelude.key != head.client_id.encode():
             raise Rejected(Reason.WRONG_KEY, f"an update of client {head.client_id} under another key than that")
+        if self._gate is not None:
+            self._gate.check_head(head)
         check_head(
             head,
             version=self._version,
@@ -159,6 +171,8 @@ class Intake:
     async def _decode(self, message: Message) -> Update | Refusal:
         begun = self._clock.monotonic()
         try:
+            if self._gate is not None:
+                self._gate.check_room(head_of(UpdateHead, message))
             return await self._decoder.decode(message)
         except Rejected as error:
             return Refusal(

@@ -67,6 +67,7 @@ class Folding:
         source: UpdateSource,
         ending: Ending,
         publisher: Publisher,
+        participants: Participants | None = None,
     ) -> None:
         self._federation = federation
         self._clock = federation.clock
@@ -79,7 +80,7 @@ class Folding:
         self._layout = layout
         self._waiting = WaitingUpdates()
         self._load = Load()
-        self._participants = Participants()
+        self._participants = participants or Participants()
         self._speeds = Speeds()
         self._committing = Committing(
             federation, settings, self._rule, layout, source, ending, publisher, self._participants

@@ -16,12 +16,13 @@ from torch import Tensor, nn
 from llmos_stream.broker import Broker, Topics
 from llmos_stream.codec import Layout
 from llmos_stream.config import Settings
-from llmos_stream.core import device_for
+from llmos_stream.core import Participants, device_for
 from llmos_stream.core.collapse import CollapseGuard
 from llmos_stream.errors import ConfigError
 from llmos_stream.log.control import ControlView, RunEnd
 from llmos_stream.log.federation import Federation
 from llmos_stream.log.versions import STARTED_FROM, local_rule
+from llmos_stream.roles.aggregator.gate import Gate, rules_of
 from llmos_stream.roles.aggregator.intake import Intake
 from llmos_stream.roles.aggregator.lifecycle import Aggregation
 from llmos_stream.roles.aggregator.loop import Folding
@@ -33,6 +34,7 @@ from llmos_stream.runtime import SYSTEM_CLOCK, Clock, Offload, Shutdown
 from llmos_stream.training import Task, shared_layout, shared_tensors, task_errors
 from llmos_stream.training.differences import difference
 from llmos_stream.training.states import state_of
+from llmos_stream.wire.control import PARTICIPATION, dump_participation
 
 logger = logging.getLogger(__name__)
 
@@ -156,9 +158,13 @@ class _Aggregator(Aggregation):
         # Payloads carry a digest of their own.
         updates = broker.reader([topics.updates], start="committed", group=group_of(topics), check_crcs=False)
         reader = await stack.enter_async_context(updates)
-        source = Intake(federation, reader, layout, local_rule(settings), settings.aggregator.decode_bytes)
+        rules, participants = rules_of(settings.participation), Participants()
+        gate = Gate(rules, control, participants, federation.clock)
+        source = Intake(federation, reader, layout, local_rule(settings), settings.aggregator.decode_bytes, gate)
         ending = Ending(settings.stop, evaluations, federation.clock, CollapseGuard(settings.guard))
-        folding = Folding(federation, settings, layout, source, ending, publisher)
+        folding = Folding(federation, settings, layout, source, ending, publisher, participants)
+        if rules != control.participation:
+            await publisher.write_control({PARTICIPATION: dump_participation(rules)})
         return await self._fold(folding, control, partial(self._begin, control))
 
     async def _begin(self, control: ControlView, folding: Folding) -> None:

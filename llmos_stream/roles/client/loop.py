@@ -69,6 +69,7 @@ class _TrainingClient:
         """Take part from the first version to the last over one connection.
 
         Raises:
+            NotWanted: the operator does not want this client.
             BrokerUnavailable: the broker does not answer. Call it again then.
         """
         federation, participation = self._federation, self.participation
@@ -78,18 +79,20 @@ class _TrainingClient:
         if self._local is None:
             self._local = await federation.run(self._make_model)
         client_id = client_id_of(self._settings.client)
-        async with Client(federation, client_id, self._local.layout, self._settings.codec, self._state) as client:
+        async with Client(
+            federation, client_id, self._local.layout, self._settings.codec, self._state, self._settings.client
+        ) as client:
             if not self._joined:
                 with task_errors(self._entry):
                     num_examples = self._task.num_train_examples(self._settings.client.shard)
-                await client.events.joined(num_examples)
+                await client.joined(num_examples)
                 self._joined = True
             participation.resume()
             while (version := await participation.next_version(client)) is not None:
                 await self._update(client, self._local, version)
             await self._last_word(client)
             logger.info("leaving after %d updates: %s", participation.updates, participation.reason_to_leave)
-            await client.events.left(participation.reason_to_leave, participation.updates)
+            await client.leave(participation.reason_to_leave, participation.updates)
 
     async def _last_word(self, client: Client) -> None:
         """Hear what becomes of the last updates, as far as that is soon."""
@@ -102,6 +105,8 @@ class _TrainingClient:
         """Train and publish, unless a stop or the end of the run cuts it short."""
         with update_span(client.client_id, version.head.number, client.version_span):
             with span("client.train"):
+                settings = client.settings
+                self._steps.use(settings.epochs, settings.local_steps)
                 trained = await self._train(local, version, client.heard().steps_per_second)
             if trained.stopped:
                 return

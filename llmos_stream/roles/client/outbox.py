@@ -31,10 +31,21 @@ class Outbox:
         self._layout = layout
         self._state = state
         self._clock = clock
+        self._feedback: ErrorFeedback | None = None
+        self._set(codec)
+
+    def _set(self, codec: CodecSettings) -> None:
+        self._settings = codec
         self._codec = spec_of(codec)
         self._level = codec.zstd_level
-        lossy = codec.name != "float32"
-        self._feedback = ErrorFeedback(layout.parameters) if lossy and codec.error_feedback else None
+        if self._feedback is None and codec.name != "float32" and codec.error_feedback:
+            self._feedback = ErrorFeedback(self._layout.parameters)
+
+    def use(self, codec: CodecSettings) -> None:
+        """Write the next updates by this codec. What earlier ones left out goes into the next, whatever its codec."""
+        with self._state.mutex:
+            if codec != self._settings:
+                self._set(codec)
 
     def open(self) -> None:
         """Raise StateError when what the state holds is damaged or of another model."""

@@ -46,6 +46,8 @@ class Outcomes:
         """Whether another process has taken the very sequence of an update of this one, since the last was taken."""
         self.is_lost = False
         """Whether sequences as high as this client's are refused: it goes on from the start, as with a new folder."""
+        self.refused_for_room_at: float | None = None
+        """When one was last refused because as many others took part as may at once."""
         self._client_id = client_id
         self._own_from: int | None = None
         self._sent: OrderedDict[int, _Sent] = OrderedDict()
@@ -116,6 +118,8 @@ class Outcomes:
                     self._meet(head["sequence"], now)
                 return
             self._drop(head["sequence"], f"{entry['reason']}: {entry['detail']}")
+            if entry["reason"] == Reason.TOO_MANY_CLIENTS:
+                self.refused_for_room_at = now
             if entry["reason"] == Reason.SEQUENCE_AHEAD:
                 self.is_lost = True
                 if self.window is not None and head["sequence"] - self.window.highest <= FURTHEST_AHEAD:

@@ -121,6 +121,8 @@ class Participation:
         elif not self._has_said and now - self._waits_since >= _SAY_SECONDS:
             if wait.reason is WaitReason.PAUSE:
                 logger.warning("the federation is paused: waiting until it goes on")
+            elif wait.reason is WaitReason.ROOM:
+                logger.warning("as many clients take part as the operator wants at once: trying again in a while")
             elif client.heard().newest is None:
                 logger.warning("the federation has no version yet: waiting for its aggregator")
             self._has_said = True

@@ -5,6 +5,7 @@ It knows nothing of training, and decides nothing: see `participation`.
 
 import asyncio
 import logging
+import math
 import secrets
 from collections.abc import Mapping
 from contextlib import AsyncExitStack, suppress
@@ -13,13 +14,15 @@ from typing import Self
 
 from llmos_stream.broker import Producer, Reader, Topics
 from llmos_stream.codec import Layout
-from llmos_stream.config import CodecSettings
+from llmos_stream.config import ClientSettings, CodecSettings
 from llmos_stream.core.client_policy import Heard, is_too_stale
+from llmos_stream.core.participation import why_unwanted
 from llmos_stream.errors import (
     BrokerError,
     BrokerUnavailable,
     ConfigError,
     FederationFinished,
+    NotWanted,
     OffsetGone,
     Reason,
     Rejected,
@@ -31,6 +34,7 @@ from llmos_stream.log.replica import Replica, newest_version
 from llmos_stream.log.stream import value_of
 from llmos_stream.log.versions import Version
 from llmos_stream.roles.client.events import ClientEvents
+from llmos_stream.roles.client.orders import Orders
 from llmos_stream.roles.client.outbox import Outbox
 from llmos_stream.roles.client.outcomes import Outcomes
 from llmos_stream.roles.client.state import ClientState, Unsent
@@ -46,6 +50,7 @@ _LOOK_SECONDS = 2.0
 _LISTEN_SECONDS = 0.5
 _AT_ONCE = 500
 _FETCH_SECONDS = 120.0
+_ROOM_SECONDS = 20.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +70,17 @@ class Client:
     """
 
     def __init__(
-        self, federation: Federation, client_id: str, layout: Layout, codec: CodecSettings, state: ClientState
+        self,
+        federation: Federation,
+        client_id: str,
+        layout: Layout,
+        codec: CodecSettings,
+        state: ClientState,
+        settings: ClientSettings | None = None,
     ) -> None:
         self.client_id = client_id
+        self._orders = Orders(settings or ClientSettings(), codec)
+        self._num_examples: int | None = None
         self._federation = federation
         self._layout = layout
         self._outbox = Outbox(codec, client_id, layout, state, federation.clock)
@@ -149,14 +162,56 @@ class Client:
     def heard(self) -> Heard:
         """What the control topic says, as far as this client has read it."""
         latest, leader, end = self._control.latest, self._control.leader, self._control.finished
+        refused_at = self.outcomes.refused_for_room_at
         return Heard(
             newest=None if latest is None else latest.version,
-            pace_seconds=0.0 if leader is None else leader.pace_seconds,
+            pace_seconds=max(self.settings.pace_seconds, 0.0 if leader is None else leader.pace_seconds),
             steps_per_second=0.0 if leader is None else leader.steps_per_second,
             paused=self._control.paused,
             ended=None if end is None else end.reason,
             stopping=self._federation.shutdown.requested,
+            unwanted=self.why_unwanted,
+            rests_until=-math.inf if refused_at is None else refused_at + _ROOM_SECONDS,
         )
+
+    @property
+    def settings(self) -> ClientSettings:
+        """Its settings, with what the operator has set for it."""
+        self._orders.take(self._control.orders.get(self.client_id))
+        return self._orders.client
+
+    @property
+    def codec(self) -> CodecSettings:
+        """How its updates are written, likewise."""
+        self._orders.take(self._control.orders.get(self.client_id))
+        return self._orders.codec
+
+    def require_wanted(self) -> None:
+        """Raise NotWanted where the operator does not want this client."""
+        if (why := self.why_unwanted) is not None:
+            raise NotWanted(f"federation {self._federation.name} does not want this client: {why}")
+
+    @property
+    def why_unwanted(self) -> str | None:
+        """Why the operator does not want this client; None where it does."""
+        control = self._control
+        if (why := why_unwanted(self.client_id, control.participation, control.orders.get(self.client_id))) is not None:
+            return why
+        least = control.participation.min_examples
+        if self._num_examples is not None and self._num_examples < least:
+            return f"it has {self._num_examples} examples, and the operator asks for {least}"
+        return None
+
+    async def leave(self, reason: str, updates: int) -> None:
+        """Say that it takes part no longer. Raises NotWanted where that is because the operator does not want it."""
+        await self.events.left(reason, updates)
+        if self.finished is None:
+            self.require_wanted()
+
+    async def joined(self, num_examples: int | None) -> None:
+        """Say that it takes part from now on. See `ClientEvents.joined`."""
+        self._num_examples = num_examples
+        await self.events.joined(num_examples)
 
     async def listen(self, seconds: float) -> None:
         """Take in what comes on the control topic, as soon as something does, for a part of `seconds`."""
@@ -235,6 +290,7 @@ class Client:
         except Rejected as error:
             await self._give_up(None, error)
             raise
+        await self._federation.run(self._outbox.use, self.codec)
         while True:
             with span("client.encode") as encoding:
                 update, is_new = await self._federation.run(self._outbox.put, trained)
