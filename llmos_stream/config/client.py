@@ -58,7 +58,8 @@ class ClientSettings(Section):
     speed: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Speed factor: 0.1 behaves as a device ten times slower."""
     min_train_seconds: Annotated[float, Field(ge=0)] = 0.0
-    """Training takes at least this long at speed 1, to imitate devices that are slower than this machine."""
+    """Training takes at least this long at speed 1, to imitate devices that are slower than this machine. With
+    local_steps auto, fewer steps take less."""
     wait_seconds: Annotated[float, Field(ge=0)] = 5.0
     """How long to wait for a newer version before training on the same one again; the wait doubles while none comes."""
     pace_seconds: Annotated[float, Field(ge=0)] = 0.0

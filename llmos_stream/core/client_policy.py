@@ -38,9 +38,12 @@ LONGEST_PACE_SECONDS = 3600.0
 """A longer pace counts as this one, so that no control record can silence a client for good."""
 
 
-def train_seconds(rules: ClientSettings, measured: float) -> float:
-    """How long a training that took `measured` seconds here takes on the device that this client stands for."""
-    return max(measured, rules.min_train_seconds) / rules.speed
+def train_seconds(rules: ClientSettings, measured: float, share: float = 1.0) -> float:
+    """How long a training that took `measured` seconds here takes on the device that this client stands for.
+
+    `share` is how much of a whole training it was.
+    """
+    return max(measured, share * rules.min_train_seconds) / rules.speed
 
 
 # Events: what happened
@@ -75,10 +78,11 @@ class Heard:
 
 @dataclass(frozen=True, slots=True)
 class TrainingDone:
-    """The training on version `base` has ended, after so many seconds."""
+    """The training on version `base` has ended, after so many seconds. It was so much of a whole one."""
 
     base: int
     seconds: float
+    share: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,7 +225,7 @@ def observe(state: PolicyState, event: PolicyEvent, now: float) -> PolicyState:
             # Nobody knows whether what was being sent has reached the log.
             return replace(state, unsent=True, sent_at=max(state.sent_at, state.sending_at))
         case TrainingDone():
-            ready_at = now + train_seconds(state.rules, event.seconds) - event.seconds
+            ready_at = now + train_seconds(state.rules, event.seconds, event.share) - event.seconds
             return replace(state, phase=_Phase.TRAINED, base=event.base, ready_at=ready_at, looked=False)
         case UpdateSent():
             sent = replace(state, phase=_Phase.IDLE, updates=state.updates + 1, unsent=False)

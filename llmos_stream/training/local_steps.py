@@ -64,6 +64,10 @@ class LocalSteps:
         self._speed = steps / max(seconds, 1e-6)
         return {LOCAL_STEPS: float(steps), STEPS_PER_SECOND: self._speed}
 
+    def share(self, steps: int) -> float:
+        """How much of a whole training an update of so many steps is, where steps follow the speed."""
+        return 1.0 if self._steps != "auto" or self._full is None else steps / self._full
+
     def weight(self, num_examples: int) -> int:
         """For how many examples an update counts that was trained on so many.
 

@@ -24,7 +24,8 @@ class Trained:
     of the buffers, where there are any.
 
     `seconds` is how long the training took, or would have taken on the device that the client stands for.
-    `steps` are those that the training took. `stopped` tells that it was cut short: the update is not to be sent.
+    `steps` are those that the training took, `share` how much of a whole training they are. `stopped` tells that it was
+    cut short: the update is not to be sent.
     """
 
     delta: Tensor
@@ -35,6 +36,7 @@ class Trained:
     stopped: bool = False
     buffers: Tensor | None = None
     steps: int = 0
+    share: float = 1.0
 
 
 class SharedModel:

@@ -125,9 +125,10 @@ class _TrainingClient:
             trained = await self._federation.run(
                 local.train, version.weights, version.head.number, batches, lambda: shutdown.requested
             )
-        told = self._steps.done(trained.steps, train_seconds(self._settings.client, trained.seconds))
+        share = self._steps.share(trained.steps)
+        told = self._steps.done(trained.steps, train_seconds(self._settings.client, trained.seconds, share))
         weight = self._steps.weight(trained.num_examples)
-        return replace(trained, num_examples=weight, metrics={**trained.metrics, **told})
+        return replace(trained, num_examples=weight, metrics={**trained.metrics, **told}, share=share)
 
     def _make_model(self) -> LocalModel:
         with task_errors(self._entry):

@@ -64,14 +64,14 @@ class Participation:
         Raises:
             FederationFinished: the run has ended. Other errors are those of `Client.publish`.
         """
-        self._observe(policy.TrainingDone(trained.base_version, trained.seconds))
+        self._observe(policy.TrainingDone(trained.base_version, trained.seconds, trained.share))
         if isinstance(await self._next_action(client), policy.Leave):
             if client.finished is None:
                 return None
             raise FederationFinished(f"the run has ended: {client.finished.reason}")
         try:
             published = await client.publish(
-                replace(trained, seconds=policy.train_seconds(self._rules, trained.seconds))
+                replace(trained, seconds=policy.train_seconds(self._rules, trained.seconds, trained.share))
             )
         except Rejected:
             self._observe(policy.UpdateRefused())
