@@ -17,6 +17,8 @@ from llmos_stream.log.versions import Version
 from llmos_stream.roles.client import Published
 from llmos_stream.telemetry.tracing import Tracer, span, tracing_to
 from llmos_stream.training.shared_model import Trained
+from llmos_stream.wire.fields import MAX_NAME_CHARS
+from llmos_stream.wire.head import MAX_METRICS
 
 
 class Shared(Protocol):
@@ -254,10 +256,14 @@ def _examples(value: SupportsIndex | None) -> int:
 
 
 def _numbers(metrics: dict[str, Any]) -> dict[str, float]:
-    found = {}
+    found: dict[str, float] = {}
+    if len(metrics) > MAX_METRICS:
+        raise TaskError(f"update.metrics has {len(metrics)} names; an update carries {MAX_METRICS}")
     for name, value in metrics.items():
+        if not isinstance(name, str) or not 0 < len(name) <= MAX_NAME_CHARS or not name.isprintable():
+            raise TaskError(f"update.metrics[{name!r:.40}]: a name is 1 to {MAX_NAME_CHARS} printable characters")
         try:
-            found[str(name)] = number = float(value.detach() if isinstance(value, Tensor) else value)
+            found[name] = number = float(value.detach() if isinstance(value, Tensor) else value)
         except (TypeError, ValueError, RuntimeError):
             raise TaskError(f"update.metrics[{name!r:.40}] is no number but a {type(value).__name__}") from None
         if not math.isfinite(number):

@@ -130,6 +130,23 @@ def test_a_metric_is_one_finite_number(metric: object) -> None:
         update.skip()
 
 
+@pytest.mark.parametrize(
+    ("metrics", "why"),
+    [
+        ({"x" * 65: 1.0}, "1 to 64 printable"),
+        ({"a\nb": 1.0}, "1 to 64 printable"),
+        ({3: 1.0}, "1 to 64 printable"),
+        ({str(number): 1.0 for number in range(65)}, "carries 64"),
+    ],
+)
+def test_metrics_that_the_aggregator_would_refuse_are_refused_here(metrics: dict[Any, float], why: str) -> None:
+    with _alone(_model()) as fl, fl.update() as update:
+        update.num_examples, update.metrics = 1, metrics
+        with pytest.raises(TaskError, match=why):
+            update.send()
+        update.metrics = {}
+
+
 def test_weights_that_are_not_finite_are_told_and_not_sent() -> None:
     model = _model()
     with _alone(model) as fl:
