@@ -6,15 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from llmos_stream.errors import ConfigError, TaskError
-
-pytest.importorskip("lightning")
-
-from lightning.pytorch import LightningModule, Trainer
-
 from llmos_stream.federated.lightning import FederatedCallback
 from tests.federated.page import run_snippet
 

@@ -9,17 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
+from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
 
 from llmos_stream.broker import connect
+from llmos_stream.federated.transformers import FederatedCallback
+from llmos_stream.roles.aggregator import Initial
 from llmos_stream.testing import quick_settings, running_federation
 from tests.conftest import KafkaNode
 from tests.federated.page import run_snippet
-
-pytest.importorskip("accelerate")
-
-from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
-
-from llmos_stream.federated.transformers import FederatedCallback
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -47,10 +44,10 @@ def _model() -> GPT2LMHeadModel:
         return GPT2LMHeadModel(GPT2Config(vocab_size=40, n_positions=12, n_embd=16, n_layer=2, n_head=2, **drops))
 
 
-def _arguments(folder: Path, **options: Any) -> TrainingArguments:
+def _arguments(folder: Path, *, batch: int = 4, **options: Any) -> TrainingArguments:
     return TrainingArguments(
         output_dir=str(folder),
-        per_device_train_batch_size=4,
+        per_device_train_batch_size=batch,
         gradient_accumulation_steps=2,
         bf16=True,
         use_cpu=True,
@@ -151,3 +148,32 @@ async def test_gpt2_through_kafka(kafka: KafkaNode, federation: str, tmp_path: P
     state = version.layout.unflatten(version.weights)
     for model in (one, other):
         assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items() if name in state)
+
+
+@pytest.mark.full
+@pytest.mark.kafka
+@pytest.mark.timeout(1800)
+async def test_gpt2_small_through_kafka(kafka: KafkaNode, federation: str, tmp_path: Path) -> None:
+    """124 million parameters: int4 updates, and versions as deltas on what the client has."""
+    settings = quick_settings(
+        federation,
+        broker={"bootstrap_servers": kafka.bootstrap_servers},
+        codec={"name": "int4"},
+        versions={"full_every": 16},
+        stop={"max_versions": 2},
+    ).changed(client={"id": "a", "state_dir": tmp_path / "a"})
+    model = GPT2LMHeadModel(GPT2Config())
+    initial = Initial.of(model, "all")
+    callback = FederatedCallback(every=2, settings=settings)
+    arguments = _arguments(tmp_path, num_train_epochs=100, batch=1)
+    trainer = Trainer(model, arguments, train_dataset=Texts(), callbacks=[callback])
+    async with connect(settings.broker) as broker, running_federation(initial, settings, broker) as running:
+        await asyncio.to_thread(trainer.train)
+        version = await running.version(2)
+    assert 4 <= trainer.state.global_step <= 5
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert losses[-1] < losses[0]
+    assert callback.last is not None
+    assert callback.last.sent_bytes < callback.last.raw_bytes / 7
+    state = version.layout.unflatten(version.weights)
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items() if name in state)
