@@ -2,7 +2,8 @@
 
 import asyncio
 import math
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from contextvars import copy_context
 from dataclasses import dataclass
 from types import TracebackType
@@ -109,18 +110,17 @@ class Update:
             BrokerUnavailable: the federation has no version at all.
             TaskError: the model cannot hold the version, or another update is under way.
         """
-        self._check_free()
         membership = self._joined.membership
-        version = self._context.run(membership.run, membership.next_version())
-        self._take(version, self._joined.shared.begin(version.weights, version.head.number))
+        with self._beginning():
+            version = self._context.run(membership.run, membership.next_version())
+            self._take(version, self._joined.shared.begin(version.weights, version.head.number))
 
     async def abegin(self) -> None:
         """As `begin`, for callers in an event loop."""
-        self._check_free()
-        membership = self._joined.membership
-        version = await self._context.run(membership.awaited, membership.next_version())
-        begin = self._joined.shared.begin
-        self._take(version, await asyncio.to_thread(begin, version.weights, version.head.number))
+        membership, begin = self._joined.membership, self._joined.shared.begin
+        with self._beginning():
+            version = await self._context.run(membership.awaited, membership.next_version())
+            self._take(version, await asyncio.to_thread(begin, version.weights, version.head.number))
 
     def send(self) -> None:
         """Send the difference between the model and the version. The context manager calls it, unless you have.
@@ -192,12 +192,19 @@ class Update:
             self._end(failure)
             raise
 
-    def _check_free(self) -> None:
+    @contextmanager
+    def _beginning(self) -> Iterator[None]:
+        """Let no other update begin meanwhile, nor before the end of this one, if anything comes of it."""
         if self._has_begun:
             raise TaskError("this update has begun before: ask for a new one")
         if self._joined.under_way is not None:
             raise TaskError("an update is under way: leave its block, or skip() it, before the next begins")
-        self._has_begun = True
+        self._has_begun, self._joined.under_way = True, self
+        try:
+            yield
+        finally:
+            if self.start is None:
+                self._joined.under_way = None
 
     def _started(self) -> Start | None:
         """What it began with; None where nothing more can come of it."""
@@ -210,7 +217,7 @@ class Update:
         self.version, self.finished = version.head.number, membership.finished
         if self.finished:
             return
-        self.start, self._joined.under_way = Start(version, base), self
+        self.start = Start(version, base)
         self._context.run(self._enter_spans, version)
         self._begun_at = membership.clock.monotonic()
 

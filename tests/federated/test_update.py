@@ -281,6 +281,16 @@ async def test_in_an_event_loop() -> None:
         await beating
 
 
+async def test_two_tasks_cannot_begin_an_update_each() -> None:
+    async with await asyncio.to_thread(FederatedLearning, _model(), settings=EXACT) as fl:
+        one, other = fl.update(), fl.update()
+        told = await asyncio.gather(one.abegin(), other.abegin(), return_exceptions=True)
+        assert [type(error) for error in told] == [type(None), TaskError]
+        one.num_examples = 1
+        await one.asend()
+        assert one.sequence is not None
+
+
 async def test_a_wait_in_an_event_loop_can_be_cancelled() -> None:
     model = _model()
     settings = EXACT | {"aggregation": {"buffer_size": 2, "deadline_seconds": 3000}, "client": {"wait_seconds": 3000}}
