@@ -2,7 +2,7 @@
 
 import asyncio
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from contextvars import copy_context
 from dataclasses import dataclass
@@ -262,7 +262,7 @@ def _examples(value: SupportsIndex | None) -> int:
     return number
 
 
-def _numbers(metrics: dict[str, Any]) -> dict[str, float]:
+def _numbers(metrics: Mapping[Any, Any]) -> dict[str, float]:
     found: dict[str, float] = {}
     if len(metrics) > MAX_METRICS:
         raise TaskError(f"update.metrics has {len(metrics)} names; an update carries {MAX_METRICS}")

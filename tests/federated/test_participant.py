@@ -19,7 +19,7 @@ from llmos_stream.roles.aggregator import Initial
 from llmos_stream.testing import quick_settings, running_federation
 from tests.conftest import KafkaNode
 
-EXACT = {"codec": {"name": "float32"}}
+EXACT: dict[str, Any] = {"codec": {"name": "float32"}, "client": {"wait_seconds": 60.0}}
 
 
 def _weights() -> dict[str, Any]:

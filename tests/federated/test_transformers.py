@@ -24,7 +24,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning"),
 ]
 
-EXACT = {"codec": {"name": "float32"}}
+EXACT: dict[str, Any] = {"codec": {"name": "float32"}, "client": {"wait_seconds": 60.0}}
 EXAMPLES = 24
 
 
@@ -161,7 +161,7 @@ async def test_gpt2_small_through_kafka(kafka: KafkaNode, federation: str, tmp_p
         codec={"name": "int4"},
         versions={"full_every": 16},
         stop={"max_versions": 2},
-    ).changed(client={"id": "a", "state_dir": tmp_path / "a"})
+    ).changed(client={"id": "a", "state_dir": tmp_path / "a", "wait_seconds": 600.0})
     model = GPT2LMHeadModel(GPT2Config())
     initial = Initial.of(model, "all")
     callback = FederatedCallback(every=2, settings=settings)

@@ -23,7 +23,7 @@ from llmos_stream.testing import quick_settings, running_federation
 from tests.conftest import KafkaNode
 from tests.monitoring.collector import collector
 
-EXACT = {"codec": {"name": "float32"}}
+EXACT: dict[str, Any] = {"codec": {"name": "float32"}, "client": {"wait_seconds": 60.0}}
 
 
 def _model(seed: int = 0) -> nn.Sequential:
