@@ -15,6 +15,7 @@ from llmos_stream.cli import (
     clients,
     demo,
     docs,
+    evaluations,
     finish,
     inspect,
     monitor,
@@ -55,6 +56,7 @@ a federation on your Kafka:
   llmos-stream evaluate                 measures every version
   llmos-stream monitor                  what happens, live or for Prometheus
   llmos-stream report                   what has happened so far, as a page
+  llmos-stream evaluations              what versions reached, also by site
   llmos-stream serve                    answers predictions over HTTP
   llmos-stream archive                  keeps versions past retention
   llmos-stream versions list            what the log holds
@@ -131,6 +133,7 @@ _COMMANDS = (
     roles,
     monitor,
     report,
+    evaluations,
     serve,
     registry,
     topics,

@@ -99,6 +99,15 @@ class StopSettings(Section):
     """standard: by the settings below. Or one of your own."""
     options: Options = NO_OPTIONS
     """What a stop rule of your own takes: name=value,name=value."""
+    source: Literal["evaluator", "sites"] = "evaluator"
+    """Whose evaluations target, patience and the guard look at. sites: those of the clients on their own data."""
+    quorum: Count | None = None
+    """Sites that must have reported on a version before it counts. Unset: more than half of those that take part, at
+    most 4."""
+    quorum_seconds: Positive = 60.0
+    """So long after the first report on a version half of the quorum is enough."""
+    of_sites: Literal["mean", "median", "worst"] = "mean"
+    """What of the sites' values target and patience look at: the mean over examples, the median, the worst site's."""
     metric: Annotated[str, Field(min_length=1)] = "accuracy"
     """Evaluation metric that target and patience look at."""
     mode: Literal["max", "min"] = "max"

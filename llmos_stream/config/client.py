@@ -42,6 +42,12 @@ class ClientSettings(Section):
     but process lists show flags: set it by the variable then."""
     state_dir: FilePath | None = None
     """Folder for the sequence, the residual and the unsent update. Unset: one of its own in the user's state folder."""
+    evaluate_every: Annotated[int, Field(ge=0)] = 1
+    """Measure each n-th version on this site's own validation data, where the task has some, and tell the federation.
+    0: never."""
+    train_alone: bool = False
+    """Train a second model on this site's data alone, from the first version on and for as many steps, and tell what it
+    reaches on the validation data: what the federation is worth to the site. Doubles the training."""
     epochs: Count = 1
     """Local epochs between two updates."""
     batch_size: Count = 32

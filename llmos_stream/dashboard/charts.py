@@ -5,6 +5,7 @@ from llmos_stream.reporting.client_charts import staleness, weights
 from llmos_stream.reporting.figures import Chart, Colours, Json, Key, TimeAxis, axis, figure, scatter
 from llmos_stream.reporting.history.fold import History
 from llmos_stream.reporting.run_charts import scores_by_version, traffic
+from llmos_stream.reporting.site_charts import sites
 
 
 def charts(history: History) -> list[Json]:
@@ -13,6 +14,7 @@ def charts(history: History) -> list[Json]:
     colours, time = Colours.of_rows(rows), TimeAxis.of(history)
     found = (
         scores_by_version(history),
+        *([sites(history, colours)] if len(history.sites) else []),
         staleness(history, colours),
         weights(history, rows, colours),
         flow(history, time),

@@ -11,6 +11,7 @@ from llmos_stream.log import ControlView
 from llmos_stream.reporting import History
 from llmos_stream.reporting.history.totals import CHARTED
 from llmos_stream.types import Event, EventKind, VersionHead
+from llmos_stream.wire.evaluations import site_of
 from llmos_stream.wire.events import metrics, whole
 
 _POINTS = 400
@@ -91,7 +92,8 @@ class FederationView:
             self.history.add(event)
         except Rejected:
             return
-        if event.kind is EventKind.EVALUATION and (version := whole(event.data["version"])) is not None:
+        is_central = event.kind is EventKind.EVALUATION and site_of(event) is None
+        if is_central and (version := whole(event.data["version"])) is not None:
             found = metrics(event.data["metrics"]) or {}
             self._scores.setdefault(version, {name: found[name] for name in CHARTED if name in found})
             if len(self._scores) > _SCORES:

@@ -13,8 +13,12 @@ from llmos_stream.log.scan import LoggedHead
 from llmos_stream.log.versions import rolled_back_to
 from llmos_stream.reporting import wording
 from llmos_stream.reporting.history.clients import ClientStatus
+from llmos_stream.reporting.history.fold import History
 from llmos_stream.reporting.history.records import ClientRow, RejectedUpdate
+from llmos_stream.reporting.history.sites import MOST_METRICS
+from llmos_stream.reporting.history.totals import CHARTED
 from llmos_stream.reporting.notices import notices
+from llmos_stream.reporting.site_charts import SiteRow, model_table, said_metrics, said_model, site_rows
 from llmos_stream.telemetry.process_metrics import passed_over
 from llmos_stream.types import VersionHead
 
@@ -36,6 +40,7 @@ def page_state(view: FederationView, may_operate: bool) -> Json:
         "notices": notices(view.history, passed_over()),
         "charts": charts(view.history),
         "clients": {"rows": listed, "more": len(view.history.clients) - len(listed)},
+        "sites": _sites(view),
         "versions": [_version(view, logged) for logged in view.versions],
         "quarantine": _quarantine(view),
     }
@@ -90,6 +95,58 @@ def _client(row: ClientRow) -> Json:
         "train_seconds": _rounded(client.train_seconds.value),
         "share": round(row.share, 4),
         "sent": _sum(client.bytes_sent),
+    }
+
+
+def _sites(view: FederationView) -> Json:
+    """What sites measured: together, each at its newest version, and each by itself."""
+    sites = view.history.sites
+    now = sites.now()
+    together = [
+        [
+            wording.plain(name, _NAME),
+            _rounded(said.mean),
+            _rounded(said.spread),
+            wording.plain(said.worst, _NAME),
+            _rounded(said.worst_value),
+            said.sites,
+            said.not_finite,
+        ]
+        for name, said in ({} if now is None else now.metrics).items()
+    ]
+    rows = [_site(row) for row in site_rows(view.history)]
+    return {
+        "version": None if now is None else now.version,
+        "together": together,
+        "rows": rows,
+        "models": _models(view.history),
+    }
+
+
+def _models(history: History) -> Json | None:
+    """The federation's model and those trained alone, on each site's data; None where nobody trains alone."""
+    table = model_table(history)
+    if table is None:
+        return None
+    return {
+        "metric": wording.plain(table.metric, _NAME),
+        "sites": [wording.plain(name, _NAME) for name in table.sites],
+        "rows": [[said_model(row), row.since, [_rounded(value) for value in row.values]] for row in table.rows],
+    }
+
+
+def _site(row: SiteRow) -> Json:
+    metrics = dict(row.metrics)
+    others = [item for item in row.metrics if item[0] not in CHARTED]
+    return {
+        "id": wording.plain(row.client_id, _NAME),
+        "version": row.version,
+        "accuracy": _rounded(metrics.get("accuracy")),
+        "loss": _rounded(metrics.get("loss")),
+        "others": said_metrics(others[:MOST_METRICS]),
+        "examples": row.num_examples,
+        "count": row.measured,
+        "counts": row.counts,
     }
 
 

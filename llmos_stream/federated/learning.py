@@ -26,7 +26,10 @@ from llmos_stream.training.copies import copy_model, why_not_copied
 from llmos_stream.training.hooks import Hook, hooks_of
 from llmos_stream.training.local import EpochMetrics
 from llmos_stream.training.local_steps import LocalSteps
+from llmos_stream.training.metrics import Metric
+from llmos_stream.training.model_evaluator import Evaluation
 from llmos_stream.training.shared_model import SharedModel
+from llmos_stream.training.site_evaluator import SiteEvaluator, ValidationData
 from llmos_stream.training.states import load_state
 
 logger = logging.getLogger(__name__)
@@ -41,9 +44,11 @@ class FederatedLearning(Member):
 
     `data_loader` is any iterable of batches that can be gone through once an epoch, or a function that gives one:
     `(inputs, targets)`, or mappings with labels, as Hugging Face models take them (see `training.batches`).
-    `optimizer` is any torch optimiser over the model's parameters: new weights are copied into the
-    parameters in place, so it keeps its settings and its state. `loss(outputs, targets)` is by default the loss that
-    the outputs carry, or else cross entropy. `hooks` are called at fixed points of the training (see `training.hooks`);
+    `optimizer` is any torch optimiser over the model's parameters: new weights are copied into the parameters in place,
+    so it keeps its settings and its state. `loss(outputs, targets)` is by default the loss that the outputs carry, or
+    else cross entropy. On `validation`, batches that you hold back, each version (`client.evaluate_every`) is measured
+    before it is trained on, and the federation told what came out, with what `metrics` give beside the loss and the
+    accuracy (see `training.metrics`). `hooks` are called at fixed points of the training (see `training.hooks`);
     the settings `client.proximal_mu`, `client.max_grad_norm` and `client.local_steps` hold for `train`. `federation`
     and `broker` are short for the settings `federation.name` and `broker.bootstrap_servers`. `settings` are some by
     section, as in `{"codec": {"name": "int4"}}`, or a TOML file; the others are read from the environment and
@@ -64,6 +69,8 @@ class FederatedLearning(Member):
         *,
         loss: Loss = default_loss,
         hooks: Sequence[Hook] = (),
+        validation: Batches | None = None,
+        metrics: Mapping[str, Metric] | None = None,
         federation: str | None = None,
         broker: str | Sequence[str] | None = None,
         init: Path | str | None = None,
@@ -85,7 +92,11 @@ class FederatedLearning(Member):
         self._local = SharedModel(model, share, hooks)
         if (why := why_not_copied(model)) is not None:
             logger.warning("%s", why)
+        held_back = None if validation is None else reiterable(validation)
         super().__init__(self._settings, self._local, partial(Initial.of, model, share))
+        if held_back is not None:
+            data = ValidationData(lambda: held_back, lambda: metrics or {})
+            self._joined.evaluator = SiteEvaluator(self._local, loss, data, client.evaluate_every)
 
     def train(self, epoch: int) -> dict[str, float | int | str]:
         """Take the newest version, train one epoch (or `client.local_steps`) on it here, and publish the difference.
@@ -97,7 +108,8 @@ class FederatedLearning(Member):
         sent, and `rejected`, the reason, is there in place of `sequence` and the bytes; the next call
         goes on from the newest. Once the run has ended nothing is trained, the model has the newest version, and the
         answer is `epoch`, `version` and `finished`, the reason; that is there in place of `sequence` and the bytes
-        where the run ended meanwhile. An exception in training leaves the object usable.
+        where the run ended meanwhile. Where the version was measured on the `validation` data, `validation_loss` and so
+        on are there too. An exception in training leaves the object usable.
 
         While the broker does not answer this waits, and says so in the log; an interrupt ends it.
         """
@@ -105,14 +117,15 @@ class FederatedLearning(Member):
         if trainer is None or steps is None:
             raise TaskError("train needs the data_loader and the optimizer; with a loop of your own use update()")
         with self.update() as update:
-            over = update.finished
+            over, measured = update.finished, _of_validation(update.evaluation)
             if over:
-                return {"epoch": epoch, "version": update.version, "finished": over}
+                return {"epoch": epoch, **measured, "version": update.version, "finished": over}
             done = _trained(trainer, steps, self._membership.fastest)
             update.num_examples = steps.weight(done.num_examples)
             update.metrics = done.metrics | steps.done(done.steps, done.seconds)
         told: dict[str, float | int | str] = {
             "epoch": epoch,
+            **measured,
             **update.metrics,
             "num_examples": update.num_examples,
             "version": update.version,
@@ -175,3 +188,8 @@ def _trained(trainer: LocalTrainer, steps: LocalSteps, fastest: float) -> EpochM
     except BaseException:
         steps.broke_off()
         raise
+
+
+def _of_validation(evaluation: Evaluation | None) -> dict[str, float | int | str]:
+    found = {} if evaluation is None else evaluation.metrics
+    return {f"validation_{name}": value for name, value in found.items()}

@@ -25,6 +25,7 @@ from llmos_stream.roles.client.participation import Participation
 from llmos_stream.runtime import SYSTEM_CLOCK, Background, Clock, Offload, Shutdown, run_while
 from llmos_stream.storage.spool import Spools
 from llmos_stream.telemetry.tracing import Span
+from llmos_stream.training.model_evaluator import Evaluation
 from llmos_stream.training.shared_model import Trained
 from llmos_stream.wire import Store
 
@@ -143,6 +144,10 @@ class Membership:
         """
         _ = self._joined
         return self._publish(trained)
+
+    def tell(self, evaluation: Evaluation) -> Coroutine[Any, Any, None]:
+        """Tell the federation what a version reached on this client's own validation data."""
+        return self._joined.events.measured(evaluation)
 
     @property
     def fastest(self) -> float:

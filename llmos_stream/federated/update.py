@@ -17,7 +17,9 @@ from llmos_stream.federated.membership import Membership
 from llmos_stream.log.versions import Version
 from llmos_stream.roles.client import Published
 from llmos_stream.telemetry.tracing import Tracer, span, tracing_to
+from llmos_stream.training.model_evaluator import Evaluation
 from llmos_stream.training.shared_model import Trained
+from llmos_stream.training.site_evaluator import SiteEvaluator
 from llmos_stream.wire.fields import MAX_NAME_CHARS
 from llmos_stream.wire.head import MAX_METRICS
 
@@ -51,8 +53,17 @@ class Joined:
     membership: Membership
     shared: Shared
     tracer: Tracer | None
+    evaluator: SiteEvaluator | None = None
+    """Measures versions on this site's own validation data, where it has some."""
     under_way: "Update | None" = None
     """The update that has begun and not ended."""
+
+    def measure(self, version: Version, *, is_last: bool) -> Evaluation | None:
+        """Measure a version where it is due; the one that the run ended with in any case."""
+        evaluator, number = self.evaluator, version.head.number
+        if evaluator is None or not (evaluator.is_new(number) if is_last else evaluator.is_due(number)):
+            return None
+        return evaluator.measure(number, version.weights)
 
     def newest(self) -> Version:
         """The newest version; while an update is under way the one that it began with."""
@@ -92,6 +103,8 @@ class Update:
         """How long the block took."""
         self.rejected: str | None = None
         """Why the update was not sent, although the block made one: too many versions came meanwhile."""
+        self.evaluation: Evaluation | None = None
+        """What the version reached on this site's own validation data, where it was measured."""
         self.start: Start | None = None
         """What it began with; None before and after."""
         self._joined = joined
@@ -113,14 +126,23 @@ class Update:
         membership = self._joined.membership
         with self._beginning():
             version = self._context.run(membership.run, membership.next_version())
-            self._take(version, self._joined.shared.begin(version.weights, version.head.number))
+            base = self._joined.shared.begin(version.weights, version.head.number)
+            self.evaluation = self._joined.measure(version, is_last=membership.finished is not None)
+            if self.evaluation is not None:
+                self._context.run(membership.run, membership.tell(self.evaluation))
+            self._take(version, base)
 
     async def abegin(self) -> None:
         """As `begin`, for callers in an event loop."""
-        membership, begin = self._joined.membership, self._joined.shared.begin
+        membership, joined = self._joined.membership, self._joined
         with self._beginning():
             version = await self._context.run(membership.awaited, membership.next_version())
-            self._take(version, await asyncio.to_thread(begin, version.weights, version.head.number))
+            base = await asyncio.to_thread(joined.shared.begin, version.weights, version.head.number)
+            is_last = membership.finished is not None
+            self.evaluation = await asyncio.to_thread(joined.measure, version, is_last=is_last)
+            if self.evaluation is not None:
+                await self._context.run(membership.awaited, membership.tell(self.evaluation))
+            self._take(version, base)
 
     def send(self) -> None:
         """Send the difference between the model and the version. The context manager calls it, unless you have.

@@ -1,6 +1,6 @@
 """Which events can be of this run: what tells of a version that there is not, or of another time, is passed over.
 
-Anybody who may write to `<f>.events` can say anything there; only evaluators may write to `<f>.evaluations`, and
+Anybody who may write to `<f>.events` can say anything there; evaluators and clients write to `<f>.evaluations`, and
 evaluations count nowhere else. Versions and the end of the run stand in `<f>.control` too, written in one transaction
 with their events; its readers may see the event a moment earlier.
 """
@@ -14,6 +14,7 @@ from llmos_stream.log.control import ControlView
 from llmos_stream.log.stream import PlacedEvent, foreign
 from llmos_stream.runtime import Clock
 from llmos_stream.types import Event, EventKind
+from llmos_stream.wire.evaluations import LARGEST, site_fault, site_of
 from llmos_stream.wire.events import whole
 
 _PATIENCE_SECONDS = 5.0
@@ -21,7 +22,6 @@ _MOST_HELD = 1000
 _SKEW_MS = 24 * 3_600_000
 """How far the clocks of those who work for all may be apart. Clients' clocks may be anyhow."""
 _OF_CLIENTS = frozenset({EventKind.CLIENT_JOINED, EventKind.CLIENT_LEFT, EventKind.UPDATE_SENT})
-_LARGEST = 1e15
 
 
 class _Held(NamedTuple):
@@ -73,10 +73,12 @@ class EventCheck:
         topic, event = placed.topic, placed.event
         if topic == self._topics.evaluations and (fault := evaluation_fault(event, self._clock)):
             return fault
+        if topic == self._topics.events and site_of(event) is not None:
+            return f"evaluations count in {self._topics.evaluations} alone"
         staleness, version = whole(event.data.get("staleness")), whole(event.data.get("version"))
         if staleness is not None and version is not None and staleness > version:
             return f"staleness {staleness} at version {version}"
-        if event.kind in _OF_CLIENTS:
+        if event.kind in _OF_CLIENTS or site_of(event) is not None:
             return None
         if fault := _future_fault(event, self._clock):
             return fault
@@ -109,10 +111,10 @@ def _future_fault(event: Event, clock: Clock) -> str | None:
 
 
 def evaluation_fault(event: Event, clock: Clock) -> str | None:
-    """Say why no evaluator of this federation can have measured it; null stands for a value that is not finite."""
+    """Say why nobody of this federation can have measured it; null stands for a value that is not finite."""
     if event.kind is not EventKind.EVALUATION:
         return "it is no evaluation"
-    if fault := _future_fault(event, clock):
+    if fault := site_fault(event) or (None if site_of(event) is not None else _future_fault(event, clock)):
         return fault
     metrics = event.data["metrics"]
     if not isinstance(metrics, dict):
@@ -120,7 +122,7 @@ def evaluation_fault(event: Event, clock: Clock) -> str | None:
     for name, value in metrics.items():
         if value is None:
             continue
-        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= _LARGEST:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= LARGEST:
             return f"{str(name)[:100]} is {str(value)[:100]}"
         if name == "accuracy" and not 0 <= value <= 1:
             return f"an accuracy of {value:.6g} is none from 0 to 1"

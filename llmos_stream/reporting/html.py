@@ -17,8 +17,19 @@ from llmos_stream.reporting import template
 from llmos_stream.reporting.client_charts import counts, staleness, weights
 from llmos_stream.reporting.figures import Chart, Colours, TimeAxis
 from llmos_stream.reporting.history.fold import History
-from llmos_stream.reporting.html_parts import chart, clients_table, escaped, heading, rejections, section, tiles, values
+from llmos_stream.reporting.html_parts import (
+    chart,
+    clients_table,
+    escaped,
+    heading,
+    rejections,
+    section,
+    sites_tables,
+    tiles,
+    values,
+)
 from llmos_stream.reporting.run_charts import scores_by_time, scores_by_version, traffic
+from llmos_stream.reporting.site_charts import sites
 from llmos_stream.reporting.timeline import timeline
 
 _WIDE = frozenset({"timeline"})
@@ -83,12 +94,14 @@ def render_report(
     model = [scores_by_version(history), scores_by_time(history, time)]
     people = [weights(history, rows, colours), counts(history, rows, colours), timeline(history, rows, colours, time)]
     flow = [staleness(history, colours), traffic(history, time)]
+    local = [sites(history, colours)]
     body = [
         heading(history, title, notices),
         '<main id="report">',
         "<noscript><p>Charts need JavaScript; the words under each title say what its chart shows.</p></noscript>",
         section("Summary", tiles(history, rows)),
         section("Accuracy and loss", _charts(model)),
+        *([section("Sites", _charts(local) + sites_tables(history))] if len(history.sites) else []),
         section("Clients", _charts(people) + clients_table(history, rows, colours)),
         section("Staleness and bytes", _charts(flow)),
         section("Refused updates", rejections(history)),
@@ -97,7 +110,7 @@ def render_report(
         "</main>",
         "<footer><p>Written by llmos_stream. This page is one file and loads nothing.</p></footer>",
     ]
-    figures = {item.name: item.figure for item in (*model, *people, *flow) if item.figure is not None}
+    figures = {item.name: item.figure for item in (*model, *local, *people, *flow) if item.figure is not None}
     return template.page(
         title=escaped(title),
         policy=_policy(scripts),

@@ -9,6 +9,7 @@ from llmos_stream.reporting.figures import Chart, Colours
 from llmos_stream.reporting.history.clients import troubles
 from llmos_stream.reporting.history.fold import History
 from llmos_stream.reporting.history.records import ClientRow
+from llmos_stream.reporting.site_charts import NOT_COUNTED, model_table, said_metrics, said_model, site_rows
 
 _TABLE_ROWS = 200
 _REFUSALS = 50
@@ -128,6 +129,47 @@ def clients_table(history: History, rows: Sequence[ClientRow], colours: Colours)
     more = f'<tr><td class="t" colspan="10">… and {wording.count(hidden)} more</td></tr>' if hidden else ""
     names = ["client", "examples", "updates", "refused", "duplicates", "staleness mean / last", "training", "uploaded"]
     return _table("Each client", [*names, "share of weight", "state"], "".join(body) + more, left=(0, 9))
+
+
+def sites_tables(history: History) -> str:
+    """Return what the sites say together, and what each has measured of its newest version."""
+    now = history.sites.now()
+    together = "".join(
+        f'<tr><th scope="row" class="t">{escaped(name)}</th><td>{wording.number(said.mean)}</td>'
+        f"<td>{wording.number(said.spread)}</td><td>{escaped(said.worst)}</td>"
+        f"<td>{wording.number(said.worst_value)}</td><td>{said.sites}</td><td>{said.not_finite}</td></tr>"
+        for name, said in ({} if now is None else now.metrics).items()
+    )
+    rows = sorted(site_rows(history), key=lambda row: (not row.counts, wording.natural(row.client_id)))
+    body = "".join(
+        f'<tr><th scope="row" class="t">{escaped(row.client_id)}</th><td>{row.version}</td>'
+        f'<td class="t">{escaped(said_metrics(row.metrics))}</td><td>{wording.count(row.num_examples)}</td>'
+        f'<td>{wording.count(row.measured)}</td><td class="t">{"" if row.counts else NOT_COUNTED}</td></tr>'
+        for row in rows[:_TABLE_ROWS]
+    )
+    hidden = len(rows) - _TABLE_ROWS
+    more = f'<tr><td class="t" colspan="6">… and {wording.count(hidden)} more</td></tr>' if hidden > 0 else ""
+    names = ["metric", "mean over examples", "spread between sites", "worst site", "its value", "sites", "not finite"]
+    each = ["site", "newest version", "measured", "examples", "versions measured", ""]
+    return (
+        _table("Together, each site at its newest version", names, together, left=(0, 3))
+        + _table("Each site on its own validation data", each, body + more, left=(0, 2, 5))
+        + _models_table(history)
+    )
+
+
+def _models_table(history: History) -> str:
+    table = model_table(history)
+    if table is None:
+        return ""
+    body = "".join(
+        f'<tr><th scope="row" class="t">{escaped(said_model(row))}</th><td>{wording.or_dash(row.since)}</td>'
+        + "".join(f"<td>{wording.or_dash(value, wording.number)}</td>" for value in row.values)
+        + "</tr>"
+        for row in table.rows
+    )
+    title = f"{table.metric} of the federation's model and of those trained alone, on each site's validation data"
+    return _table(title, ["model", "since version", *table.sites], body, left=(0,))
 
 
 def rejections(history: History) -> str:

@@ -10,7 +10,9 @@ from math import inf
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 
 from llmos_stream.errors import Reason
+from llmos_stream.telemetry.site_metrics import SiteMetrics
 from llmos_stream.types import CodecId, Event, EventKind, Role
+from llmos_stream.wire.evaluations import site_of, trainer_of
 from llmos_stream.wire.events import amount, metrics, text
 
 _STALENESS = (0, 1, 2, 3, 5, 8, 13, 21, 34, 55, 89)
@@ -55,6 +57,7 @@ class EventMetrics:
         self._evaluated = gauge("evaluated_version", "Number of the version evaluated last.")
         self._evaluation = gauge("evaluation", "What the version evaluated last reached, by metric.", "metric")
         self._measuring = histogram("evaluation_seconds", "Evaluation of one version.", _SECONDS)
+        self._sites = SiteMetrics(prefix, registry)
         self._collapsed = gauge("model_collapsed", "1 from a collapse of the model until a newer version is good.")
         self._limit: float | None = None
         self._collapsed_version = 0.0
@@ -96,7 +99,7 @@ class EventMetrics:
             case EventKind.VERSION_PUBLISHED:
                 self._published(data)
             case EventKind.EVALUATION:
-                self._measured(data)
+                self._measured(event)
             case EventKind.MODEL_COLLAPSED:
                 self._collapsed.set(1)
                 self._limit = amount(data.get("limit"))
@@ -119,8 +122,13 @@ class EventMetrics:
             if (value := amount(data.get(name))) is not None:
                 gauge.set(value)
 
-    def _measured(self, data: Mapping[str, object]) -> None:
+    def _measured(self, event: Event) -> None:
+        data = event.data
         _observe(self._measuring, data.get("seconds"))
+        if site_of(event) is not None:
+            if trainer_of(event) is None:
+                self._sites.observe(event)
+            return
         if (version := amount(data.get("version"))) is not None:
             self._evaluated.set(version)
         found = metrics(data.get("metrics")) or {}

@@ -1,4 +1,4 @@
-"""What the monitor exports: counts of everybody's events, and when each client was last heard."""
+"""What the monitor exports: counts of everybody's events, when each client was last heard, and what it measured."""
 
 from collections import OrderedDict
 
@@ -53,3 +53,4 @@ class FederationMetrics(EventMetrics):
     def _forget(self, client: str) -> None:
         if self._heard.pop(client, None) is not None:
             self._last.remove(client)
+        self._sites.forget(client)

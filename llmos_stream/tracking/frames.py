@@ -43,8 +43,13 @@ class RunTables:
 
     @property
     def evaluations(self) -> Any:
-        """A row for each version that was measured, with a column for each metric."""
+        """A row for each version that an evaluator measured, with a column for each metric."""
         return _frame(self._tables.evaluations)
+
+    @property
+    def site_evaluations(self) -> Any:
+        """A row for each model that a site measured on its own validation data, with a column for each metric."""
+        return _frame(self._tables.site_evaluations)
 
     @property
     def clients(self) -> Any:

@@ -3,6 +3,8 @@
 All indices are int64 NumPy arrays in ascending order. The same arguments give the same split in every process.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -45,6 +47,25 @@ def dirichlet_split(labels: ArrayLike, shards: int, alpha: float, seed: int, min
     parts = [generator.permutation(np.concatenate([*piece, np.empty(0, np.int64)])) for piece in pieces]
     _fill_up(parts, min_per_shard)
     return [np.sort(part) for part in parts]
+
+
+def split_alike(labels: ArrayLike, parts: Sequence[Indices], others: ArrayLike, seed: int) -> list[Indices]:
+    """Split `others` as `labels` are split into `parts`: of each class every part gets the share that it has there.
+
+    Both are sequences of integers. A part may stay empty. A class that `labels` lacks is in none.
+    """
+    classes, split = _as_labels(labels), _as_labels(others)
+    generator = np.random.default_rng(seed)
+    pieces: list[list[Indices]] = [[np.empty(0, np.int64)] for _ in parts]
+    for label in np.unique(split):
+        members = generator.permutation(np.flatnonzero(split == label))
+        counts = np.array([np.count_nonzero(classes[part] == label) for part in parts])
+        if not counts.any():
+            continue
+        ends = np.cumsum(counts)[:-1] * len(members) / counts.sum()
+        for piece, chosen in zip(pieces, np.split(members, ends.round().astype(np.int64)), strict=True):
+            piece.append(chosen)
+    return [np.sort(np.concatenate(piece)) for piece in pieces]
 
 
 def stratified_holdout(labels: ArrayLike, fraction: float, seed: int) -> tuple[Indices, Indices]:

@@ -8,7 +8,7 @@ from torch.nn.functional import cross_entropy
 
 from llmos_stream.config import ClientSettings, TaskSettings
 from llmos_stream.errors import TaskError
-from llmos_stream.training.partition import dirichlet_split
+from llmos_stream.training.partition import dirichlet_split, split_alike
 from llmos_stream.training.seeds import derive_seed
 from llmos_stream.training.task import Task
 
@@ -48,7 +48,8 @@ class TensorTask(Task):
     """Classification of examples in memory; a subclass hands in its name and tensors, and makes the model.
 
     `train` and `test` are pairs of inputs (N, ...) and integer labels (N). The training examples are split
-    with label skew over `task.shards`, the same way in every process that has the same task settings.
+    with label skew over `task.shards`, the same way in every process that has the same task settings; and so are the
+    test examples, for the clients to measure versions on.
 
     Raises:
         TaskError: There are more shards than training examples.
@@ -81,6 +82,19 @@ class TensorTask(Task):
 
     def test_batches(self, batch_size: int) -> Batches:
         return Batches(*self._test, batch_size)
+
+    def validation_batches(self) -> Batches | None:
+        """Those of the test examples that are as this shard's own: split by the same shares of each class.
+
+        They are no part of any shard. None: so few are there that it gets none.
+        """
+        self._shard(self.client.shard)
+        parts = [shard.numpy() for shard in self._shards]
+        seed = derive_seed(self.settings.seed, "validation")
+        inputs, labels = self._test
+        split = split_alike(self._labels.numpy(), parts, labels.numpy(), seed)
+        chosen = torch.from_numpy(split[self.client.shard])
+        return Batches(inputs[chosen], labels[chosen], self.client.batch_size) if len(chosen) else None
 
     def num_train_examples(self, shard: int = 0) -> int:
         return len(self._shard(shard))

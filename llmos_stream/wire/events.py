@@ -21,7 +21,8 @@ MAX_BYTES = 1 << 20
 """Kafka's default limit on a message: no event can honestly be longer."""
 _MAX_AMOUNT = 2**63
 _MAX_TEXT = 4096
-_MAX_NAME = 128
+MOST_NAME = 128
+"""Characters that the name of a metric may have."""
 _MAX_METRICS = 1024
 
 
@@ -135,7 +136,10 @@ FIELDS: Mapping[EventKind, Mapping[str, Field]] = MappingProxyType(
             "action": Field(text),
         },
         EventKind.EVALUATION: {
+            "client_id": Field(text),
             "version": Field(whole, True),
+            "trained_by": Field(text),
+            "since": Field(whole),
             "metrics": Field(metrics, True),
             "num_examples": Field(whole),
             "seconds": Field(amount),
@@ -213,11 +217,11 @@ def _out_of_range(event: Event) -> str | None:
         return f"{event.kind}.client_id is none"
     texts = {"role": event.role} | {name: value for name, value in event.data.items() if name in fields}
     for name, value in texts.items():
-        limit = _MAX_TEXT if name in ("reason", "detail") else _MAX_NAME
+        limit = _MAX_TEXT if name in ("reason", "detail") else MOST_NAME
         if isinstance(value, str) and len(value) > limit:
             return f"{event.kind}.{name} has more than {limit} characters"
-        if isinstance(value, Mapping) and (len(value) > _MAX_METRICS or any(len(key) > _MAX_NAME for key in value)):
-            return f"{event.kind}.{name} has more than {_MAX_METRICS} names, or longer ones than {_MAX_NAME} characters"
+        if isinstance(value, Mapping) and (len(value) > _MAX_METRICS or any(len(key) > MOST_NAME for key in value)):
+            return f"{event.kind}.{name} has more than {_MAX_METRICS} names, or longer ones than {MOST_NAME} characters"
     return None
 
 

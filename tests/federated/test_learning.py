@@ -20,14 +20,18 @@ from torch.nn.functional import cross_entropy, mse_loss
 from torch.utils.data import DataLoader, TensorDataset
 
 from llmos_stream import FederatedLearning
-from llmos_stream.broker import connect
+from llmos_stream.broker import Producer, connect
 from llmos_stream.codec import Layout
 from llmos_stream.config import Settings, load
 from llmos_stream.errors import BrokerUnavailable, Closed, ConfigError, StateError, TaskError
+from llmos_stream.log.events import emit
 from llmos_stream.roles.aggregator import Initial, run_aggregator
 from llmos_stream.runtime import Background, Offload, Shutdown
 from llmos_stream.telemetry.tracing import tracing
 from llmos_stream.training import shared_tensors
+from llmos_stream.training.local import evaluate
+from llmos_stream.training.metrics import Metric
+from llmos_stream.types import Event, EventKind
 from tests.conftest import KafkaNode
 from tests.gpu import DEVICES
 from tests.monitoring.collector import collector
@@ -527,3 +531,36 @@ def test_closing_while_nobody_answers_takes_seconds(
     finally:
         node.start()
     assert "the federation was left without a farewell" in caplog.text
+
+
+def test_versions_are_measured_on_what_is_held_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before they are trained on, in `train` and in a loop of one's own, and the federation is told."""
+    told: list[Event] = []
+
+    async def noting(producer: Producer, topic: str, entry: Event) -> None:
+        told.append(entry)
+        await emit(producer, topic, entry)
+
+    monkeypatch.setattr("llmos_stream.roles.client.events.emit", noting)
+    model, held_back = _model(), _batches(3)
+    expected = evaluate(copy.deepcopy(model), held_back)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    ones: dict[str, Metric] = {"ones": lambda *_: 1.0}
+    with FederatedLearning(model, _batches(), optimizer, validation=held_back, metrics=ones) as fl:
+        first = fl.train(0)
+        assert first["validation_loss"] == pytest.approx(expected["loss"])
+        assert first["validation_ones"] == 1.0
+        with fl.update() as update:
+            assert update.version == 1
+            assert update.evaluation is not None
+            assert update.evaluation.metrics["loss"] < expected["loss"]
+            update.num_examples = 1
+    measured = [entry.data for entry in told if entry.kind is EventKind.EVALUATION]
+    assert [(data["version"], data["num_examples"]) for data in measured] == [(0, 96), (1, 96)]
+
+
+def test_what_is_held_back_must_be_there_for_each_version() -> None:
+    model = _model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    with pytest.raises(TaskError, match="once"):
+        FederatedLearning(model, _batches(), optimizer, validation=(batch for batch in _batches()))

@@ -23,9 +23,16 @@ def _record(kind: str, role: str, later_ms: int = 0, **data: object) -> bytes:
     return orjson.dumps({"kind": kind, "role": role, "time_ms": now, "data": data})
 
 
+def _of_client(**data: object) -> bytes:
+    """An evaluation that client `a` tells, with changes."""
+    told = {"client_id": "a", "version": 1, "metrics": {"accuracy": 0.95}, "num_examples": 10}
+    return _record("evaluation", "client", 0, **(told | data))
+
+
 _FOREIGN: dict[str, tuple[bytes | None, bytes]] = {
     "a client without a key": (None, _record("client_joined", "client", client_id="nobody")),
     "a version without a key": (None, _record("version_published", "aggregator", version=1)),
+    "a client's evaluation among the events": (b"a", _of_client(version=0)),
     "a left that another one says": (b"evaluator", _record("client_left", "client", client_id="a")),
     "an evaluation of no version": (b"evaluator", _record("evaluation", "evaluator", version=10**15, metrics={})),
     "an evaluation among the events": (b"evaluator", _record("evaluation", "evaluator", version=1, metrics={})),
@@ -63,6 +70,31 @@ _NO_EVALUATIONS: dict[str, tuple[bytes | None, bytes]] = {
     "no key": (None, _record("evaluation", "evaluator", version=1, metrics={"accuracy": 0.5})),
     "another's key": (b"a", _record("evaluation", "evaluator", version=1, metrics={"accuracy": 0.5})),
     "the future": (b"evaluator", _record("evaluation", "evaluator", _DAYS_MS, version=1, metrics={})),
+    "a client that tells of another": (b"b", _of_client()),
+    "a client without a key": (None, _of_client()),
+    "a client that plays the evaluator": (
+        b"a",
+        _record("evaluation", "evaluator", client_id="a", version=1, metrics={}),
+    ),
+    "a client without a name": (b"client", _record("evaluation", "client", version=1, metrics={}, num_examples=9)),
+    "a client of a name that none can have": (b"a\nb", _of_client(client_id="a\nb")),
+    "a client's version that never was": (b"a", _of_client(version=2)),
+    "a client's version below all": (b"a", _of_client(version=-1)),
+    "ten thousand metrics": (b"a", _of_client(metrics={str(number): 1.0 for number in range(10_000)})),
+    "a hundred metrics": (b"a", _of_client(metrics={str(number): 1.0 for number in range(100)})),
+    "fewer than no examples": (b"a", _of_client(num_examples=-10)),
+    "no examples": (b"a", _of_client(num_examples=0)),
+    "more examples than there are": (b"a", _of_client(num_examples=2**62)),
+    "examples without number": (b"a", _of_client(num_examples="many")),
+    "a client's loss that is none": (b"a", _of_client(metrics={"loss": -1e300})),
+    "a client's accuracy above one": (b"a", _of_client(metrics={"accuracy": 9.0})),
+    "a model of the future": (b"a", _of_client(trained_by="b", since=2)),
+    "a model since no version": (b"a", _of_client(trained_by="b")),
+    "a model of a name that none can have": (b"a", _of_client(trained_by="b c", since=0)),
+    "an evaluator's of another model": (
+        b"evaluator",
+        _record("evaluation", "evaluator", version=1, metrics={}, trained_by="a", since=0),
+    ),
     "rubbish": (b"x", b"rubbish"),
     "nothing": (b"x", b""),
     "depth": (b"x", b"[" * 5000 + b"]" * 5000),

@@ -62,6 +62,7 @@ def test_the_summary_is_what_the_events_add_up_to() -> None:
         "final_accuracy": accuracies[-1],
         "best_accuracy": max(accuracies),
         "final_loss": pytest.approx(numbers_of(evaluations[-1], "loss")),
+        "sites": {"sites": 0, "version": None, "metrics": {}},
         "version": 41,
         "versions": 41,
         "updates": len(weights),

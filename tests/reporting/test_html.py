@@ -382,3 +382,17 @@ def test_the_room_loads_neither_plotly_nor_torch() -> None:
     code = "import sys, llmos_stream.reporting; print({'plotly', 'torch', 'aiokafka', 'asyncio'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_no_chart_is_drawn_into_a_section_of_its_name() -> None:
+    history = History()
+    for version, client in enumerate("ab", start=1):
+        data = {"client_id": client, "sequence": 1, "version": version, "weight": 1.0}
+        history.add(Event(EventKind.UPDATE_FOLDED, "aggregator", version, data))
+        told = {"client_id": client, "version": version, "metrics": {"accuracy": 0.5}, "num_examples": 9}
+        history.add(Event(EventKind.EVALUATION, "client", version, told))
+    page = render_report(history, title="t", settings={}, environment={})
+    own = re.sub(r"<script.*?</script>", "", page, flags=re.DOTALL)
+    names = re.findall(r'\bid="([^"]+)"', own)
+    assert "site-scores" in names
+    assert len(names) == len(set(names))

@@ -6,6 +6,7 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
 from llmos_stream.telemetry.event_metrics import EventMetrics
+from llmos_stream.telemetry.site_metrics import SiteMetrics
 from llmos_stream.types import Event, EventKind
 
 
@@ -122,3 +123,35 @@ def test_a_run_that_goes_on_has_not_finished(metrics: EventMetrics, registry: Co
     metrics.observe(_event(EventKind.RUN_FINISHED, version=7))
     metrics.observe(_event(EventKind.RUN_RESUMED, version=7))
     assert _samples(registry).get("t_run_finished", 0.0) == 0
+
+
+def _site(client: str, version: int, **metrics: float | None) -> Event:
+    data = {"client_id": client, "version": version, "metrics": metrics, "num_examples": 40, "seconds": 0.5}
+    return Event(EventKind.EVALUATION, "client", 0, data)
+
+
+def test_what_sites_measured_stands_apart_from_the_evaluators(
+    metrics: EventMetrics, registry: CollectorRegistry
+) -> None:
+    metrics.observe(_event(EventKind.EVALUATION, version=3, metrics={"accuracy": 0.75}))
+    metrics.observe(_site("a", 4, accuracy=0.5, loss=2.0))
+    metrics.observe(_site("a", 3, accuracy=0.1))  # late
+    found = _samples(registry)
+    assert found["t_evaluated_version"] == 3
+    assert found['t_evaluation{metric="accuracy"}'] == 0.75
+    assert found['t_site_evaluation{client_id="a",metric="accuracy"}'] == 0.5
+    assert found['t_site_evaluation{client_id="a",metric="loss"}'] == 2
+    assert found['t_site_evaluated_version{client_id="a"}'] == 4
+    assert found['t_site_validation_examples{client_id="a"}'] == 40
+    metrics.observe(_site("a", 5, accuracy=0.6, loss=None))
+    assert not [name for name in _samples(registry) if name.startswith("t_site_evaluation{") and "loss" in name]
+
+
+def test_names_of_sites_and_metrics_make_no_series_without_end(registry: CollectorRegistry) -> None:
+    sites = SiteMetrics("t", registry, max_sites=3)
+    for number in range(50):
+        sites.observe(_site(f"s{number}", 1, **{f"m{number}-{other}": 1.0 for other in range(40)}, loss=1.0))
+    found = [name for name in _samples(registry) if name.startswith("t_site")]
+    assert len([name for name in found if name.startswith("t_site_evaluated_version")]) == 3
+    assert len(found) <= 3 * (2 + 16)
+    assert 't_site_evaluation{client_id="s49",metric="loss"}' in found

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmos_stream.errors import TaskError
-from llmos_stream.training.partition import dirichlet_split, stratified_holdout
+from llmos_stream.training.partition import dirichlet_split, split_alike, stratified_holdout
 
 LABELS = np.arange(2000) % 10
 seeds = st.integers(0, 2**63 - 1)
@@ -124,3 +124,18 @@ def test_labels_that_are_no_integers_are_refused(labels: list[object]) -> None:
 def test_a_fraction_outside_0_to_1_is_refused(fraction: float) -> None:
     with pytest.raises(ValueError, match="fraction must lie between 0 and 1"):
         stratified_holdout([0, 1], fraction, seed=0)
+
+
+def test_other_examples_are_split_by_the_same_shares_of_each_class() -> None:
+    generator = np.random.default_rng(3)
+    labels, others = generator.integers(0, 4, 4000), generator.integers(0, 4, 1000)
+    parts = dirichlet_split(labels, 5, 0.3, seed=1)
+    split = split_alike(labels, parts, others, seed=2)
+    assert sorted(np.concatenate(split)) == list(range(1000))
+    for part, chosen in zip(parts, split, strict=True):
+        for label in range(4):
+            share = np.count_nonzero(labels[part] == label) / np.count_nonzero(labels == label)
+            expected = share * np.count_nonzero(others == label)
+            assert abs(np.count_nonzero(others[chosen] == label) - expected) <= 1
+    again = split_alike(labels, parts, others, seed=2)
+    assert all(np.array_equal(one, other) for one, other in zip(split, again, strict=True))

@@ -6,6 +6,7 @@ import { connect } from "./connection.js";
 import { headline } from "./headline.js";
 import { operator } from "./operator.js";
 import { quarantine } from "./quarantine.js";
+import { sites } from "./sites.js";
 import { versions } from "./versions.js";
 
 let state = null;
@@ -20,6 +21,7 @@ function show() {
   operator(parts);
   clients(parts, () => connection.clock());
   if (parts.versions !== before.versions || parts.headline.promoted !== before.headline?.promoted) versions(parts);
+  if (parts.sites !== before.sites) sites(parts);
   if (parts.quarantine !== before.quarantine) quarantine(parts);
   if (parts.charts !== before.charts) charts(parts);
   before = parts;

@@ -20,8 +20,10 @@ from llmos_stream.reporting.history.records import (
     VersionPoint,
 )
 from llmos_stream.reporting.history.series import Bins, Mean, Rate, Thinned, TimeRange, Window, Windows
+from llmos_stream.reporting.history.sites import ModelPoint, Sites
 from llmos_stream.reporting.history.totals import Rejections, Scores, Traffic
 from llmos_stream.types import Event, EventKind
+from llmos_stream.wire.evaluations import site_report
 from llmos_stream.wire.events import amount, fault_of, metrics, text, whole
 
 _DETAIL_LENGTH = 300
@@ -37,6 +39,7 @@ class History:
         self.updates: Thinned[UpdatePoint] = Thinned(limit)
         self.versions: Thinned[VersionPoint] = Thinned(limit)
         self.scores = Scores(limit)
+        self.sites = Sites(self._contributes, limit=min(limit, 1000), site_limit=client_limit)
         self.traffic = Traffic(limit)
         self.lag: int | None = None
         self.rejections = Rejections()
@@ -147,6 +150,7 @@ class History:
             "final_accuracy": last.get("accuracy"),
             "best_accuracy": self.scores.best.metrics["accuracy"] if self.scores.best else None,
             "final_loss": last.get("loss"),
+            "sites": self.sites.summary(),
             "version": self.version,
             "versions": self.version_count,
             "updates": self.folded,
@@ -201,6 +205,8 @@ class History:
         weight, clip = amount(data.get("weight")) or 0.0, amount(data.get("clip"))
         client.note_update(time_ms)
         client.note_folded(sequence, staleness, weight)
+        if client.folded == 1:
+            self.sites.look_again()
         self.folded += 1
         self.staleness.add(staleness)
         self.clipped += clip is not None and clip < 1
@@ -256,8 +262,21 @@ class History:
         if older is not None and (self.gone_back is None or version > self.gone_back[0]):
             self.gone_back = version, older
 
+    def _contributes(self, client_id: str) -> bool:
+        client = self.clients.get(client_id)
+        return client is not None and client.folded > 0
+
     def _evaluation(self, time_ms: int, data: Mapping[str, object]) -> None:
-        self.scores.add(whole(data["version"]) or 0, time_ms, metrics(data["metrics"]) or {})
+        client_id, version = text(data.get("client_id")), whole(data["version"]) or 0
+        if client_id is not None:
+            report, trainer = site_report(data), text(data.get("trained_by"))
+            if trainer is not None:
+                point = ModelPoint(version, whole(data.get("since")) or 0, report)
+                self.sites.add_model(client_id[:NAME_LENGTH], trainer[:NAME_LENGTH], point)
+                return
+            self.sites.add(client_id[:NAME_LENGTH], version, self._time_range.plausible(time_ms), report)
+            return
+        self.scores.add(version, time_ms, metrics(data["metrics"]) or {})
 
     def _model_collapsed(self, _: int, data: Mapping[str, object]) -> None:
         version = whole(data["version"]) or 0

@@ -22,6 +22,7 @@ class Tables:
         self.events: list[Row] = []
         self._versions: dict[object, Row] = {}
         self._evaluations: dict[object, Row] = {}
+        self._site_evaluations: dict[object, Row] = {}
         self._updates: dict[tuple[object, object], Row] = {}
 
     def add(self, event: Event) -> None:
@@ -35,7 +36,9 @@ class Tables:
             case EventKind.EVALUATION:
                 found = {name: value for name, value in data.items() if name != "metrics"}
                 row = {"version": data["version"], "time": time, **found, **(metrics(data["metrics"]) or {})}
-                self._evaluations.setdefault(data["version"], row)
+                site = data.get("client_id")
+                kept = self._evaluations if site is None else self._site_evaluations
+                kept.setdefault((site, data.get("trained_by"), data["version"]), row)
             case EventKind.UPDATE_SENT:
                 told = {name: data.get(name) for name in _SENT}
                 self._update(data, "sent", {**(metrics(data.get("metrics")) or {}), **told, "sent": time})
@@ -53,8 +56,13 @@ class Tables:
 
     @property
     def evaluations(self) -> list[Row]:
-        """A row for each version that was measured, with a column for each metric."""
+        """A row for each version that an evaluator measured, with a column for each metric."""
         return sorted(self._evaluations.values(), key=_version)
+
+    @property
+    def site_evaluations(self) -> list[Row]:
+        """A row for each model that a site measured on its own data: versions, and what was trained alone."""
+        return sorted(self._site_evaluations.values(), key=_version)
 
     @property
     def updates(self) -> list[Row]:

@@ -36,6 +36,7 @@ from llmos_stream.roles.aggregator.leadership import Load
 from llmos_stream.roles.aggregator.publisher import ROLE, Publisher
 from llmos_stream.roles.aggregator.recovery import Recovered, resumed_state
 from llmos_stream.roles.aggregator.rollback import collapse_event, weights_of
+from llmos_stream.roles.aggregator.site_evaluations import Roster
 from llmos_stream.roles.aggregator.source import UpdateSource
 from llmos_stream.roles.aggregator.stopping import Ending
 from llmos_stream.roles.aggregator.waiting import Waiting, WaitingUpdates
@@ -94,6 +95,11 @@ class Folding:
         self._round: float | None = None  # recovery before the first one may take long
         self._end: RunEnd | None = None
         self._state: State
+        ending.know(Roster(self._takes_part, lambda: self._participants.count(self._clock.monotonic())))
+
+    def _takes_part(self, client_id: str) -> bool:
+        """Whether an update of this client was folded, as far as that is remembered."""
+        return self._state.sequences.of(client_id) is not None
 
     def load(self) -> Load | None:
         """How busy this is; None when the loop has not come round for so long that it must hang.

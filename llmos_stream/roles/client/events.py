@@ -1,14 +1,23 @@
 """What a client tells the federation of itself."""
 
 import logging
+from collections.abc import Mapping
 from functools import partial
+from itertools import islice
 
-from llmos_stream.errors import BrokerError, Rejected
+from llmos_stream.broker import Producer
+from llmos_stream.broker.rules import topic_missing
+from llmos_stream.errors import BrokerError, Rejected, TopicMissing
+from llmos_stream.log.event_check import evaluation_fault
 from llmos_stream.log.events import emit
 from llmos_stream.log.federation import Federation
 from llmos_stream.log.producer import RetryingProducer
+from llmos_stream.log.topics import missing_topics
 from llmos_stream.roles.client.state_files import Unsent
+from llmos_stream.training.model_evaluator import Evaluation
 from llmos_stream.types import Event, EventKind, Role
+from llmos_stream.wire.evaluations import MOST_METRICS
+from llmos_stream.wire.events import MOST_NAME
 
 logger = logging.getLogger(__name__)
 
@@ -20,6 +29,7 @@ class ClientEvents:
         self._federation = federation
         self._producer = producer
         self._client_id = client_id
+        self._tells_evaluations, self._may_tell = True, False
 
     async def joined(self, num_examples: int | None) -> None:
         """The client takes part from now on, with so many training examples, where it knows how many.
@@ -51,6 +61,45 @@ class ClientEvents:
             )
         )
 
+    async def measured(self, evaluation: Evaluation, alone_since: int | None = None) -> None:
+        """The client has measured a version on its own validation data; or its own model, alone since that version.
+
+        Where it may not say so, or the federation's aggregator is of a release that has no topic for it, it goes on
+        without.
+        """
+        told = ", ".join(f"{name} {value:.4f}" for name, value in evaluation.metrics.items())
+        model = "version %d" if alone_since is None else "this site's own model by version %d"
+        logger.info(f"{model} on the data of this site: %s", evaluation.version, told)
+        if self._tells_evaluations:
+            entry = self._event(
+                EventKind.EVALUATION,
+                version=evaluation.version,
+                metrics=_tellable(evaluation.metrics),
+                num_examples=evaluation.num_examples,
+                seconds=evaluation.seconds,
+                **({} if alone_since is None else {"trained_by": self._client_id, "since": alone_since}),
+            )
+            if fault := evaluation_fault(entry, self._federation.clock):
+                logger.warning("the evaluation of version %d is told nobody: %s", evaluation.version, fault)
+            else:
+                await self._tell(entry)
+
+    async def _tell(self, evaluation: Event) -> None:
+        topic = self._federation.topics.evaluations
+
+        async def write(producer: Producer) -> None:
+            if not self._may_tell:
+                if await missing_topics(self._federation.broker, [topic]):
+                    raise TopicMissing(topic_missing(topic))
+                self._may_tell = True
+            await emit(producer, topic, evaluation)
+
+        try:
+            await self._producer.deliver(write)
+        except BrokerError as error:
+            self._tells_evaluations = error.retriable
+            logger.warning("what this client measured is told nobody: %s", error)
+
     async def update_rejected(self, sequence: int | None, error: Rejected) -> None:
         """The client did not send an update. It has no sequence if it was not even encoded."""
         which = "an update" if sequence is None else f"update {sequence}"
@@ -72,3 +121,12 @@ class ClientEvents:
 
     async def _emit(self, entry: Event) -> None:
         await self._producer.deliver(partial(emit, topic=self._federation.topics.events, entry=entry))
+
+
+def _tellable(metrics: Mapping[str, float]) -> dict[str, float]:
+    """As many as readers take, with names that they take."""
+    named = {name: value for name, value in metrics.items() if len(name) <= MOST_NAME}
+    told = dict(islice(named.items(), MOST_METRICS))
+    if len(told) < len(metrics):
+        logger.warning("%d of %d metrics are told: names are too many or too long", len(told), len(metrics))
+    return told

@@ -9,19 +9,21 @@ from llmos_stream.config import Settings
 from llmos_stream.core.client_policy import train_seconds
 from llmos_stream.errors import FederationFinished, Rejected
 from llmos_stream.log.federation import Federation
-from llmos_stream.log.record_tracing import update_span
+from llmos_stream.log.record_tracing import update_span, version_attributes
 from llmos_stream.log.topics import check_chunks_fit
 from llmos_stream.log.versions import Version
+from llmos_stream.roles.client.alone import AloneTraining
 from llmos_stream.roles.client.identity import client_id_of
 from llmos_stream.roles.client.participation import Participation
 from llmos_stream.roles.client.session import Client
 from llmos_stream.roles.client.state import ClientState
 from llmos_stream.runtime import SYSTEM_CLOCK, Clock, Offload, Shutdown
-from llmos_stream.telemetry.tracing import span
+from llmos_stream.telemetry.tracing import follow, span
 from llmos_stream.training import LocalTrainer, Task, task_errors
 from llmos_stream.training.hooks import hooks_of
 from llmos_stream.training.local_steps import LocalSteps
 from llmos_stream.training.shared_model import LocalModel, Trained
+from llmos_stream.training.site_evaluator import SiteEvaluator, ValidationData
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +65,8 @@ class _TrainingClient:
             batches = task.train_batches(settings.client.shard)
         self._steps = LocalSteps(batches, settings.client.epochs, settings.client.local_steps)
         self._local: LocalModel | None = None
+        self._evaluator: SiteEvaluator
+        self._alone: AloneTraining | None = None
         self._joined = False
 
     async def take_part(self) -> None:
@@ -78,6 +82,10 @@ class _TrainingClient:
         await check_chunks_fit(federation.broker, federation.wire, [federation.topics.updates])
         if self._local is None:
             self._local = await federation.run(self._make_model)
+            data, own = ValidationData(self._task.validation_batches, self._task.metrics), self._settings.client
+            self._evaluator = SiteEvaluator(self._local, self._task.loss, data, own.evaluate_every)
+            if own.train_alone:
+                self._alone = AloneTraining(federation, self._settings, self._task, self._local, data)
         client_id = client_id_of(self._settings.client)
         async with Client(
             federation, client_id, self._local.layout, self._settings.codec, self._state, self._settings.client
@@ -89,10 +97,33 @@ class _TrainingClient:
                 self._joined = True
             participation.resume()
             while (version := await participation.next_version(client)) is not None:
+                if self._evaluator.is_due(version.head.number):
+                    await self._measure(client, version)
                 await self._update(client, self._local, version)
+                if self._alone is not None and not federation.shutdown.requested:
+                    await self._alone.train(version, client.heard().steps_per_second)
+            await self._measure_last(client)
             await self._last_word(client)
             logger.info("leaving after %d updates: %s", participation.updates, participation.reason_to_leave)
             await client.leave(participation.reason_to_leave, participation.updates)
+
+    async def _measure(self, client: Client, version: Version) -> None:
+        """Measure a version on the site's own data, before it is trained on."""
+        number = version.head.number
+        with task_errors(self._entry), follow("client.evaluate", client.version_span, version_attributes(version.head)):
+            found = await self._federation.run(self._evaluator.measure, number, version.weights)
+        if found is not None:
+            await client.events.measured(found)
+        if self._alone is not None:
+            await self._alone.measure(client, version)
+
+    async def _measure_last(self, client: Client) -> None:
+        """The version that a run has ended with is measured, too, though nobody trains on it."""
+        if client.finished is None or self._federation.shutdown.requested:
+            return
+        version = await self.participation.newest(client)
+        if version is not None and self._evaluator.is_new(version.head.number):
+            await self._measure(client, version)
 
     async def _last_word(self, client: Client) -> None:
         """Hear what becomes of the last updates, as far as that is soon."""
