@@ -51,6 +51,7 @@ _MAY: dict[str, tuple[set[str], set[str]]] = {
         _LOG | {"registry", "reporting", "web"},
     ),
     "testing": ({"torch", "orjson"}, _LOG | {"roles", "training"}),
+    "scaffold": ({"numpy"}, {"errors"}),
     "demo": (set(), _LOG | {"federated", "training"}),
     "cli": (
         {"rich", "pydantic", "pydantic_core", "orjson", "safetensors", "torch"},
@@ -64,6 +65,7 @@ _MAY: dict[str, tuple[set[str], set[str]]] = {
             "replay",
             "reporting",
             "roles",
+            "scaffold",
             "training",
             "web",
             "tracking",
@@ -81,6 +83,8 @@ _NOT_PURE = {"asyncio", "time", "socket", "subprocess", "threading", "aiokafka",
 def _modules() -> Iterator[tuple[str, Path]]:
     for path in sorted(_PACKAGE.rglob("*.py")):
         inside = path.relative_to(_PACKAGE)
+        if inside.parts[:2] == ("scaffold", "templates"):
+            continue  # no modules of the package: what `llmos-stream new` writes for its users
         yield (inside.parts[0] if len(inside.parts) > 1 else inside.stem), path
 
 

@@ -22,7 +22,10 @@ GUESSES: Mapping[str, str] = {
     **dict.fromkeys(("stop", "end", "down"), "`llmos-stream finish` ends a run, `llmos-stream pause` lets it rest"),
     **dict.fromkeys(("predict", "infer"), "`llmos-stream serve` answers predictions over HTTP"),
     **dict.fromkeys(("config", "options"), "`llmos-stream settings` lists every setting"),
-    **dict.fromkeys(("init", "create"), "`llmos-stream topics create` makes a federation's topics"),
+    **dict.fromkeys(
+        ("init", "create", "startproject"),
+        "`llmos-stream new` makes a project, `llmos-stream topics create` a federation's topics",
+    ),
     **dict.fromkeys(("rm", "delete"), "`llmos-stream topics delete` deletes a federation's log"),
     **dict.fromkeys(("download", "pull", "save"), "`llmos-stream versions export` writes a version to a file"),
     **dict.fromkeys(("rollback", "promote"), "`llmos-stream versions promote` and `rollback` say which version serves"),

@@ -19,6 +19,7 @@ from llmos_stream.cli import (
     finish,
     inspect,
     monitor,
+    new,
     pausing,
     registry,
     replay,
@@ -47,6 +48,7 @@ start here:
 _STEPS = """start here:
   llmos-stream demo                     eight clients train one model here;
                                         writes report.html
+  llmos-stream new NAME                 a project of your own, which runs
   llmos-stream demo --broker kafka      the same on a Kafka, one process each
 
 a federation on your Kafka:
@@ -129,6 +131,7 @@ def _dashed(text: str) -> str:
 
 
 _COMMANDS = (
+    new,
     demo,
     roles,
     monitor,

@@ -44,9 +44,9 @@ def no_secret(value: str) -> str:
     return value
 
 
-_USER_INFO = re.compile(r"(?<=:/)(/*)[^\s'\"]*@")
+_USER_INFO = re.compile(r"(?<=:/)(/*)\S*@")
 _SECRET = re.compile(
-    r"(\b[\w.-]*(?:passw|pwd|passphrase|token|secret|api_?key|signature|credential|\bsig)[\w.-]*\s*=\s*)"
+    r"(\b[\w.-]*(?:passw|pwd|passphrase|token|secret|key|signature|credential|\bsig)[\w.-]*\s*=\s*)"
     r"('[^']*'|\"[^\"]*\"|[^\s&;,'\"]+)",
     re.IGNORECASE,
 )

@@ -15,10 +15,12 @@ from tempfile import TemporaryDirectory
 from llmos_stream.broker import Broker, Topics, connect
 from llmos_stream.config import Settings, to_environment
 from llmos_stream.demo.scenario import Scenario
-from llmos_stream.errors import LlmosError
+from llmos_stream.errors import LlmosError, TaskError
 from llmos_stream.log.control import open_control
 from llmos_stream.log.events import follow_events
 from llmos_stream.runtime import Shutdown, run_all, run_while
+from llmos_stream.training import load_task
+from llmos_stream.training.model_evaluator import is_measurable
 from llmos_stream.types import Event
 
 logger = logging.getLogger(__name__)
@@ -70,7 +72,8 @@ async def run_processes(
                 if resume:
                     going_on = _until_going_on(broker, topics, shutdown)
                     await run_while(going_on, _until_exit(children[0], started, shutdown))
-                children.append(await _start("evaluator", settings, folder, "evaluate", vital=True))
+                if await asyncio.to_thread(_has_evaluator, settings):
+                    children.append(await _start("evaluator", settings, folder, "evaluate", vital=True))
                 for own in scenario.clients:
                     children.append(await _start(own.client.id or "client", own, folder, "client"))
                 exits = run_all(*(_until_exit(child, started, shutdown) for child in children))
@@ -80,6 +83,15 @@ async def run_processes(
 
         topics = Topics(settings.federation.name)
         await run_all(roles(), follow_events(broker, topics, taken, over))
+
+
+def _has_evaluator(settings: Settings) -> bool:
+    """Whether it has something to measure. What is wrong with the task is for the roles to say."""
+    try:
+        task = load_task(settings.task, settings.client)
+        return is_measurable(task, settings.task, settings.evaluator.batch_size)
+    except TaskError:
+        return True
 
 
 async def _until_going_on(broker: Broker, topics: Topics, shutdown: Shutdown) -> None:

@@ -13,13 +13,17 @@ from llmos_stream.roles.client import ClientState, run_client
 from llmos_stream.roles.evaluator import run_evaluator
 from llmos_stream.runtime import Offload, Shutdown, run_all
 from llmos_stream.training import load_task, use_threads
+from llmos_stream.training.model_evaluator import is_measurable
 from llmos_stream.types import Event
 
 
 async def run_embedded(
     settings: Settings, clients: Sequence[Settings], take: Callable[[Event], object], shutdown: Shutdown
 ) -> None:
-    """Run a federation with these clients until the stop rule or a request ends it; give every event to `take`."""
+    """Run a federation with these clients until the stop rule or a request ends it; give every event to `take`.
+
+    Versions are measured where the task has something to measure them on.
+    """
     use_threads(settings.runtime)
     over = Shutdown()
     async with AsyncExitStack() as stack:
@@ -36,9 +40,11 @@ async def run_embedded(
             try:
                 task = await serving.run(load_task, settings.task, settings.client)
                 initial, warm = partial(initial_of, task, settings), warm_start_of(settings)
+                batch_size = settings.evaluator.batch_size
+                measurable = await serving.run(is_measurable, task, settings.task, batch_size)
                 await run_all(
                     run_aggregator(broker, settings, initial, serving, shutdown, warm_start=warm),
-                    run_evaluator(broker, settings, task, serving, shutdown),
+                    *([run_evaluator(broker, settings, task, serving, shutdown)] if measurable else []),
                     *map(client, clients),
                 )
             finally:

@@ -8,6 +8,7 @@ from llmos_stream.testing.faults import Call, FaultyBroker, Hook
 from llmos_stream.testing.federation import RunningFederation, quick_settings, running_federation
 from llmos_stream.testing.log import WatchedLog, until
 from llmos_stream.testing.role import RunningRole, running_role
+from llmos_stream.testing.sites import run_sites
 from llmos_stream.testing.virtual_time import LoopClock, VirtualTimeLoop, run_in_virtual_time
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "WatchedLog",
     "quick_settings",
     "run_in_virtual_time",
+    "run_sites",
     "running_federation",
     "running_role",
     "until",

@@ -1,5 +1,6 @@
 """Measuring a version on a task's held-out data."""
 
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from time import perf_counter
@@ -12,9 +13,12 @@ from llmos_stream.errors import ConfigError
 from llmos_stream.training.batches import Batch
 from llmos_stream.training.differences import difference
 from llmos_stream.training.local import LocalTrainer, evaluate
+from llmos_stream.training.personal import personal_names, some_of
 from llmos_stream.training.shared_model import LocalModel
 from llmos_stream.training.task import Task
 from llmos_stream.training.task_errors import task_errors
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +48,11 @@ def check_test_data(task: Task, settings: TaskSettings, batch_size: int) -> Iter
 
 
 class ModelEvaluator:
-    """A task's model and held-out data, ready to measure versions. Not for two threads at once."""
+    """A task's model and held-out data, ready to measure versions. Not for two threads at once.
+
+    Raises:
+        ConfigError: A part of the model is each site's own: measured here, it would be an untrained one.
+    """
 
     def __init__(self, task: Task, settings: TaskSettings, batch_size: int) -> None:
         self._task = task
@@ -54,6 +62,11 @@ class ModelEvaluator:
             model = task.model()
             trainer = LocalTrainer(model, task.optimizer(model), task.loss)
         self._local = LocalModel(trainer, settings.share)
+        if names := personal_names(model, settings.share):
+            raise ConfigError(
+                f"task.share: {some_of(names)} of the model are each site's own and not shared, so nobody can measure "
+                "the model here; sites measure it with theirs, on their own data"
+            )
 
     def evaluate(self, number: int, layout: Layout, weights: Tensor) -> Evaluation:
         """Measure version `number`, whose weights are flat.
@@ -76,3 +89,14 @@ class ModelEvaluator:
             metrics = evaluate(self._local.trainer.model, batches, self._task.loss, self._task.metrics())
         num_examples = int(metrics.pop("num_examples"))
         return Evaluation(number, metrics, num_examples, perf_counter() - begun)
+
+
+def is_measurable(task: Task, settings: TaskSettings, batch_size: int) -> bool:
+    """Whether an evaluator has something to measure; if not, a warning says why."""
+    try:
+        check_test_data(task, settings, batch_size)
+        ModelEvaluator(task, settings, batch_size)
+    except ConfigError as error:
+        logger.warning("no version is measured: %s", error)
+        return False
+    return True

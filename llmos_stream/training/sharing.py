@@ -116,7 +116,7 @@ def _candidates(model: nn.Module) -> Iterator[_Candidate]:
             names.setdefault(key, []).append(plain_name(model, name))
             tensors.setdefault(key, tensor)
     for key, tensor in tensors.items():
-        in_norm = _is_norm(owners[id(tensor)])
+        in_norm = is_norm(owners[id(tensor)])
         yield _Candidate(tuple(names[key]), tensor, isinstance(tensor, nn.Parameter), in_norm, why_not_shared(tensor))
     held = {id(tensor) for tensor in tensors.values()}
     for name, parameter in model.named_parameters():
@@ -154,7 +154,8 @@ def _short(kind: torch.dtype | torch.layout) -> str:
     return str(kind).removeprefix("torch.")
 
 
-def _is_norm(module: nn.Module) -> bool:
+def is_norm(module: nn.Module) -> bool:
+    """Whether it is a layer of normalisation."""
     # By the names of the classes it derives from: torch's own, and the RMSNorm that each model library writes anew.
     return any(_NORM_CLASS.search(base.__name__) for base in type(module).__mro__)
 

@@ -14,6 +14,7 @@ from llmos_stream.cli.guesses import GUESSES
 from tests.cli.aids import Run
 
 _COMMANDS = (
+    "new",
     "demo",
     "aggregator",
     "client",

@@ -1,5 +1,6 @@
 """A whole federation in one process, to its end and to a stop in the middle."""
 
+import re
 from collections import Counter
 from typing import Any
 
@@ -11,7 +12,8 @@ from llmos_stream.demo.scenario import Scenario
 from llmos_stream.errors import TaskError
 from llmos_stream.federated.embedded import run_embedded
 from llmos_stream.runtime import Shutdown
-from llmos_stream.types import Event, EventKind
+from llmos_stream.training.synthetic import BlobsTask
+from llmos_stream.types import Event, EventKind, Role
 
 
 def _scenario(mix: ClientMix, **stop: Any) -> Scenario:
@@ -49,6 +51,34 @@ async def test_it_learns_until_the_target() -> None:
     assert {event.data.get("client_id") for event in of_kind[EventKind.EVALUATION]} == names | {None}
     assert len(folded) == 2 * (len(published) - 1)
     assert set(folded.values()) == {1}
+
+
+class _Untested(BlobsTask):
+    def test_batches(self, batch_size: int) -> None:  # type: ignore[override]
+        return None
+
+
+@pytest.mark.parametrize(
+    ("task", "why"),
+    [
+        ({"entry": f"{__name__}:_Untested"}, "no central test data"),
+        ({"entry": "blobs", "share": "0.*"}, r"2\.weight, 2\.bias of the model are each site's own"),
+    ],
+    ids=["no test data", "a head of each site's own"],
+)
+async def test_what_nobody_can_measure_centrally_is_learnt_all_the_same(
+    task: dict[str, str], why: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    events: list[Event] = []
+    given = {"task": task, "stop": {"max_versions": 3}, "client": {"wait_seconds": 1.0}}
+    scenario = make_scenario(load(given), ClientMix(2, slow=0, late=0, leaving=0))
+    with caplog.at_level("WARNING", "llmos_stream.training.model_evaluator"):
+        await run_embedded(scenario.settings, scenario.clients, events.append, Shutdown())
+    assert re.search(why, caplog.text)
+    (end,) = [event for event in events if event.kind is EventKind.RUN_FINISHED]
+    assert end.data["version"] == 3
+    # The clients measure on their own data; no evaluator does.
+    assert {event.role for event in events if event.kind is EventKind.EVALUATION} <= {Role.CLIENT}
 
 
 async def test_a_stop_in_the_middle_lets_everyone_leave_in_order() -> None:

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torchmetrics import MetricCollection
+from torchmetrics.classification import MulticlassAUROC, MulticlassF1Score, MulticlassRecall
 
 import llmos_stream
 from llmos_stream.config import ClientSettings, TaskSettings
@@ -264,6 +266,20 @@ def test_metrics_are_means_over_examples_or_what_an_object_computes() -> None:
     assert found["share"] == pytest.approx(0.75)  # (3 x 2/3 + 1 x 1) / 4, and not the mean of two batches
     assert found["sum"] == 3.0
     assert {"loss", "accuracy", "num_examples"} < found.keys()
+
+
+def test_metrics_of_torchmetrics_are_begun_anew_and_taken_over_all_batches() -> None:
+    several = MetricCollection({"f1": MulticlassF1Score(2, average="macro"), "auroc": MulticlassAUROC(2)})
+    batches: list[Batch] = [
+        (torch.tensor([[2.0, 1.0], [1.0, 2.0], [3.0, 1.0]]), torch.tensor([0, 1, 1])),
+        (torch.tensor([[1.0, 4.0]]), torch.tensor([1])),
+    ]
+    metrics: dict[str, Any] = {"recall": MulticlassRecall(2, average="macro"), "both": several}
+    found = [evaluate(nn.Identity(), batches, nn.functional.cross_entropy, metrics) for _ in range(2)]
+    assert found[0] == found[1]
+    assert found[0]["recall"] == pytest.approx((1 + 2 / 3) / 2)
+    assert found[0]["both.f1"] == pytest.approx((2 / 3 + 4 / 5) / 2)
+    assert found[0]["both.auroc"] == pytest.approx(2 / 3)
 
 
 def test_a_metric_may_give_several_by_name_and_take_the_place_of_the_accuracy() -> None:

@@ -15,6 +15,7 @@ from llmos_stream.log.versions import Version
 from llmos_stream.roles.client.alone import AloneTraining
 from llmos_stream.roles.client.identity import client_id_of
 from llmos_stream.roles.client.participation import Participation
+from llmos_stream.roles.client.personal import PersonalPart
 from llmos_stream.roles.client.session import Client
 from llmos_stream.roles.client.state import ClientState
 from llmos_stream.runtime import SYSTEM_CLOCK, Clock, Offload, Shutdown
@@ -57,6 +58,7 @@ class _TrainingClient:
         self.participation = Participation(settings.client, federation.clock)
         self._federation = federation
         self._settings = settings
+        self._personal = PersonalPart(state.folder, settings.task.share)
         self._task = task
         self._state = state
         self._entry = settings.task.entry
@@ -156,6 +158,8 @@ class _TrainingClient:
             trained = await self._federation.run(
                 local.train, version.weights, version.head.number, batches, lambda: shutdown.requested
             )
+        if not trained.stopped:
+            await self._federation.run(self._personal.keep, local.trainer.model)
         share = self._steps.share(trained.steps)
         told = self._steps.done(trained.steps, train_seconds(self._settings.client, trained.seconds, share))
         weight = self._steps.weight(trained.num_examples)
@@ -167,4 +171,6 @@ class _TrainingClient:
             share = self._settings.task.share
             hooks = (*self._task.hooks(), *hooks_of(self._settings.client, share))
             trainer = LocalTrainer(model, self._task.optimizer(model), self._task.loss, hooks)
-        return LocalModel(trainer, share)
+        local = LocalModel(trainer, share)
+        self._personal.restore(model)
+        return local

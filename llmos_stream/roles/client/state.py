@@ -8,6 +8,8 @@ A state folder holds
     residual-N.safetensors  the error feedback's residual after update N was encoded
     lock                    held by the process that uses the folder
 
+and, of a model that is not shared as a whole, personal.safetensors (see `personal`).
+
     state.json
     client_id   str
     next        int         the sequence of the next update: one more than the last, or higher where the log shows that
@@ -70,7 +72,9 @@ logger = logging.getLogger(__name__)
 
 _STATE, _OLD_STATE, _OLD_RESIDUAL = "state.json", "sequence.json", "residual.safetensors"
 _STARTS = 1 << 20
-_OURS = re.compile(r"update-\d+\.bin|residual(-\d+)?\.safetensors|sequence\.json|(state|sequence|residual)\.new")
+_OURS = re.compile(
+    r"update-\d+\.bin|residual(-\d+)?\.safetensors|sequence\.json|(state|sequence|residual|personal)\.new"
+)
 
 
 class ClientState:
@@ -103,6 +107,11 @@ class ClientState:
                 self.close()
                 raise
         self._next = self._record.next
+
+    @property
+    def folder(self) -> Path | None:
+        """Where it is; None: in memory."""
+        return self._folder
 
     def begin(self, numbers: Sequence[int] | None) -> None:
         """Note what the log says has been folded under this client's name, before the first update of this process."""
