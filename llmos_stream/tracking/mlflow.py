@@ -1,5 +1,6 @@
 """`mlflow:URI`: a run of an MLflow experiment that has the federation's name. Metrics have versions as steps."""
 
+import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -31,6 +32,7 @@ class Mlflow:
         self._is_over = False
         for name, value in _PATIENCE.items():
             os.environ.setdefault(name, value)
+        logging.getLogger("mlflow").setLevel(logging.WARNING)  # that it makes its tables is no news of the run
 
     def open(self, run: Run) -> Iterable[tuple[str, int]]:
         with self._errors():

@@ -53,8 +53,10 @@ _CODECS: Mapping[str, Mapping[str, object]] = {
 _OPTIMIZERS: Mapping[str, Mapping[str, object]] = {
     "sgd": {},
     "momentum": {"lr": 0.3, "momentum": 0.7},
-    "adam": {"name": "adam", "lr": 0.003},
+    "adam": {"name": "adam", "lr": 0.01, "epsilon": 0.01},
 }
+"""Adam's step is about lr / (2 epsilon) times a change that is far below epsilon. With 0.003 and 0.001 that is above 1:
+such changes, and the noise of a codec, are made larger, and 6 points were lost with float32, 41 with int8."""
 
 
 class ResNetDigits(DigitsTask):
@@ -101,6 +103,7 @@ class Row:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_flags(parser)
     parser.add_argument("--versions", type=int, default=40, help="the version every run ends at (default 40)")
+    parser.add_argument("--rules", nargs="+", choices=_OPTIMIZERS, default=[*_OPTIMIZERS], help="default: all three")
 
 
 def run(options: argparse.Namespace) -> None:
@@ -111,7 +114,8 @@ def run(options: argparse.Namespace) -> None:
         raise NotHere("it needs torchvision: pip install torchvision") from error
     before = torch.get_num_threads()
     torch.set_num_threads(options.threads)
-    cases = {f"{codec}, {rule}": (_CODECS[codec], _OPTIMIZERS[rule]) for codec in _CODECS for rule in _OPTIMIZERS}
+    cases = {f"{codec}, {rule}": (_CODECS[codec], _OPTIMIZERS[rule]) for codec in _CODECS for rule in options.rules}
+    cases = {_PLAIN: (_CODECS["float32"], _OPTIMIZERS["sgd"])} | cases
     rows = []
     with LocalKafka() as kafka, Progress(console=Console(stderr=True), transient=True) as progress:
         bar = progress.add_task("", total=len(cases))

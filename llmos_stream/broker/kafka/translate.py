@@ -57,7 +57,7 @@ def translate(
             translated = OffsetGone(f"deleted by retention, or never written: {_places(error)}")
         case _ if isinstance(error, _REFUSED):
             translated = BrokerError(
-                f"Kafka at {address} does not permit this; `llmos-stream docs kafka` lists the rights of each role "
+                f"Kafka at {address} does not permit this; `llmos-stream docs kafka` lists the ACLs of each role "
                 f"({said})"
             )
         case _ if producer is not None and isinstance(error, _TRANSACTION_LOST):
