@@ -96,7 +96,7 @@ async def _is_live(page: Page) -> None:
     await expect(page.locator("#charts .plot .scatterlayer path.js-line").first).to_be_visible()
     await expect(page.locator("#charts figure")).to_have_count(6)
     await expect(page.locator("#clients tbody tr")).to_have_count(4)
-    await expect(page.locator("#sites table", has_text="Each site").locator("tbody tr")).to_have_count(4)
+    await expect(page.locator("#sites table", has_text="sorts by it").locator("tbody tr")).to_have_count(4)
     together = page.locator("#sites table", has_text="Together").locator("tbody tr")
     await expect(together.locator("th")).to_have_text(["accuracy", "loss"])
     await expect(page.locator("#charts figure", has_text="On the sites' own data")).to_contain_text("has the worst")
