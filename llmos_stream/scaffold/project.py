@@ -79,10 +79,12 @@ def _checked(name: str) -> str:
 
 
 def _is_installed(module: str) -> bool:
-    """Whether a package of that name is installed, which would be found in place of the project's own module."""
-    here = {str(Path.cwd()), ""}
+    """Whether a package of that name is installed, which would be found in place of the project's own module.
+
+    What lies in the current folder is none, nor is a folder without a module, which has no origin.
+    """
     found = find_spec(module)
-    return found is not None and (found.origin is None or str(Path(found.origin).parent) not in here)
+    return found is not None and found.origin is not None and Path.cwd() not in Path(found.origin).parents
 
 
 def _coded(folder: str, name: str, words: Mapping[str, str]) -> str:

@@ -97,6 +97,17 @@ def test_a_folder_with_something_in_it_is_left_alone(llmos: Run, tmp_path: Path)
     assert [path.name for path in (tmp_path / "wards").iterdir()] == ["thesis.txt"]
 
 
+def test_a_folder_of_its_name_in_the_current_one_is_no_package(
+    llmos: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`python -m` has the current folder on its path."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "wards_c").mkdir()
+    assert llmos("new", "wards_c").status == 0
+    assert "wards_c: the folder is not empty" in llmos("new", "wards_c").error()
+
+
 def test_a_file_in_its_place_and_an_unknown_template_are_said(llmos: Run, tmp_path: Path) -> None:
     (tmp_path / "wards").write_text("mine")
     assert llmos("new", tmp_path / "wards").error().startswith(f"{tmp_path / 'wards'}: ")
