@@ -114,9 +114,9 @@ class Tracking:
         if history.finish is None:
             return False
         last, quiet = history.scores.last, self._federation.clock.monotonic() - self._quiet_since
-        is_all = last is None or last.version >= (history.version or 0)
-        # Partitions are read in no order among each other: what was written before the end may come after it.
-        return quiet >= (_LAST_EVENTS_SECONDS if is_all else _LAST_EVALUATION_SECONDS)
+        if last is None:
+            return quiet >= _LAST_EVENTS_SECONDS
+        return last.version >= (history.version or 0) or quiet >= _LAST_EVALUATION_SECONDS
 
     async def _write(self) -> None:
         if self._run is None and self._points.history.version is not None:
