@@ -18,7 +18,7 @@ from llmos_stream.wire.evaluations import LARGEST, site_fault, site_of
 from llmos_stream.wire.events import whole
 
 _PATIENCE_SECONDS = 5.0
-_MOST_HELD = 1000
+_MOST_HELD = 10_000
 _SKEW_MS = 24 * 3_600_000
 """How far the clocks of those who work for all may be apart. Clients' clocks may be anyhow."""
 _OF_CLIENTS = frozenset({EventKind.CLIENT_JOINED, EventKind.CLIENT_LEFT, EventKind.UPDATE_SENT})
@@ -30,7 +30,11 @@ class _Held(NamedTuple):
 
 
 class EventCheck:
-    """Passes events of a federation's topics on, each once `control` says that it can be. Others count as foreign."""
+    """Passes events of a federation's topics on, each once `control` says that it can be. Others count as foreign.
+
+    Those of a topic keep their order: what comes after an event that waits for `control` waits with it. So whoever
+    sums up what happened by version gets the same, whether live or afterwards.
+    """
 
     def __init__(self, topics: Topics, clock: Clock) -> None:
         self._topics = topics
@@ -46,27 +50,32 @@ class EventCheck:
                 foreign(placed.topic, placed.offset, fault)
             else:
                 self._held.append(_Held(placed, now))
-        passed, waiting = [], deque[_Held]()
+        passed = self._pass(control, now)
+        if (too_many := len(self._held) - _MOST_HELD) > 0:
+            passed += self._pass(control, now, too_many)
+        return passed
+
+    def _pass(self, control: ControlView, now: float, too_many: int = 0) -> list[Event]:
+        """Return what fits, up to the first of its topic that waits; of those that wait, drop the oldest `too_many`."""
+        passed, waiting, stopped = list[Event](), deque[_Held](), set[str]()
         for held in self._held:
-            if (unknown := self._unknown(held.placed, control)) is None:
+            topic, offset = held.placed.topic, held.placed.offset
+            unknown = self._unknown(held.placed, control)
+            if unknown is None and topic not in stopped:
                 passed.append(held.placed.event)
-            elif now - held.since > _PATIENCE_SECONDS:
-                foreign(held.placed.topic, held.placed.offset, unknown)
+            elif unknown is not None and (now - held.since > _PATIENCE_SECONDS or too_many > 0):
+                foreign(topic, offset, unknown)
             else:
                 waiting.append(held)
-        while len(waiting) > _MOST_HELD:
-            oldest = waiting.popleft().placed
-            foreign(oldest.topic, oldest.offset, "there are too many like it")
+                stopped.add(topic)
+                continue
+            too_many -= 1
         self._held = waiting
         return passed
 
     def rest(self, control: ControlView) -> list[Event]:
         """Return what fits at the end, when `control` has been read to its end; nothing is waited for any more."""
-        passed = self.take((), control)
-        for placed, _ in self._held:
-            foreign(placed.topic, placed.offset, self._unknown(placed, control) or "")
-        self._held.clear()
-        return passed
+        return self._pass(control, self._clock.monotonic(), len(self._held))
 
     def _fault(self, placed: PlacedEvent) -> str | None:
         """Say why the event can never be of this run."""

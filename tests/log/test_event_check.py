@@ -175,6 +175,43 @@ async def test_what_is_heard_before_its_version_is_known_is_handed_on_once_it_is
     assert evaluations == [{"version": 1, "metrics": {"loss": 0.5}}]
 
 
+async def test_what_comes_after_an_event_that_waits_for_its_version_comes_after_it_still() -> None:
+    """Or sums by version would be others live than afterwards."""
+    found, over = list[Event](), Shutdown()
+    async with MemoryBroker() as broker, aggregator(broker, _SETTINGS) as running:
+        await running.version(0)
+        before = [event async for event in read_events(broker, running.topics)]
+
+        def take(event: Event) -> None:
+            found.append(event)
+            if event.kind == "version_published" and event.data["version"] == 1 and event.role == "aggregator":
+                over.request()
+
+        async def run() -> None:
+            early = _record("update_folded", "aggregator", client_id="a", sequence=1, version=1)
+            await _write(broker, (b"a", early), *_HONEST)
+            await running.until(lambda: len(found) == len(before))
+            await running.send(update(delta_of(0.1), sequence=0))
+
+        await run_all(follow_events(broker, running.topics, take, over), run())
+        assert [event.kind for event in found[len(before) :]][:3] == ["update_folded", "client_joined", "client_left"]
+        assert [event async for event in read_events(broker, running.topics)] == found
+
+
+async def test_a_flood_of_versions_that_there_are_not_holds_back_nothing_for_good() -> None:
+    flood = [(b"aggregator", _record("version_published", "aggregator", version=number)) for number in range(2, 10_500)]
+    async with MemoryBroker() as broker, aggregator(broker, _SETTINGS) as running:
+        await running.send(update(delta_of(0.1), sequence=0))
+        await running.version(1)
+        honest = [event async for event in read_events(broker, running.topics)]
+        await _write(broker, *flood, *_HONEST)
+        before = _passed_over()
+        events = [event async for event in read_events(broker, running.topics)]
+        assert [event.kind for event in events[len(honest) :]] == ["client_joined", "client_left"]
+        assert _passed_over() == before + len(flood)
+        assert await _followed(broker) == events
+
+
 @pytest.mark.parametrize("name", _NO_EVALUATIONS)
 async def test_what_is_no_evaluation_of_the_run_is_counted_and_passed_over_by_everybody(name: str) -> None:
     """By the aggregator too: what it ends the run for, and what it goes on from."""

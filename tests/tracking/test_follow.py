@@ -41,9 +41,6 @@ async def test_what_is_tracked_of_a_run() -> None:
     assert len({(point.name, point.step) for point in kept.points}) == len(kept.points)
 
 
-@pytest.mark.xfail(
-    strict=False, reason="live, an event that waits for a word of control comes after later ones: sums may differ"
-)
 @pytest.mark.timeout(300)
 async def test_live_and_afterwards_give_the_same(broker: Broker, federation: str) -> None:
     live, later = Kept(), Kept()
