@@ -19,6 +19,7 @@ class CodecId(IntEnum):
     INT8 = 4
     INT4 = 5
     TOPK = 6
+    TOPK2 = 7
 
     @property
     def label(self) -> str:

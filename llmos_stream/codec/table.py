@@ -5,6 +5,7 @@
 | 1, 2, 3 | float32, float16, bfloat16 | none |
 | 4, 5 | int8, int4 | `block`: elements to a scale, one of 32 to 1024 by powers of two; `stochastic`: 0 or 1 |
 | 6 | topk | `fraction`: over 0, at most 1; `bits`: 8 or 32; `stochastic`: 0 or 1, 0 with 32 bits |
+| 7 | topk2 | `chunk`: one of 64 to 65536 by powers of two; `keep`: elements of a chunk, at least 1, at most all |
 | 128 to 255 | of packages | their own (see `packaged`) |
 
 Every parameter is required and none may be added: the meaning of an id never changes, new meanings get new ids.
@@ -19,7 +20,8 @@ from llmos_stream.codec.base import Codec
 from llmos_stream.codec.blocks import Blocks
 from llmos_stream.codec.floating import Floating
 from llmos_stream.codec.packaged import RESERVED, packaged_codec, packaged_codecs
-from llmos_stream.codec.sparse import TopK
+from llmos_stream.codec.topk import TopK
+from llmos_stream.codec.topk2 import TopK2
 from llmos_stream.config import CodecSettings
 from llmos_stream.config.plugins import CODECS, find_plugin
 from llmos_stream.errors import ConfigError, Reason, Rejected
@@ -41,9 +43,14 @@ def _is_fraction(value: Any) -> bool:
     return type(value) in (int, float) and 0 < value <= 1
 
 
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value >= 1
+
+
 _FLAG = _one_of(0, 1)
 _BLOCK_RULES: Mapping[str, _Rule] = {"block": _one_of(32, 64, 128, 256, 512, 1024), "stochastic": _FLAG}
 _TOPK_RULES: Mapping[str, _Rule] = {"fraction": _is_fraction, "bits": _one_of(8, 32), "stochastic": _FLAG}
+_TOPK2_RULES: Mapping[str, _Rule] = {"chunk": _one_of(*(1 << bits for bits in range(6, 17))), "keep": _is_count}
 
 
 def _floating(dtype: torch.dtype) -> _Entry:
@@ -60,6 +67,12 @@ def _topk(params: Mapping[str, Any]) -> Codec:
     return TopK(float(params["fraction"]), params["bits"], bool(params["stochastic"]))
 
 
+def _topk2(params: Mapping[str, Any]) -> Codec:
+    if params["keep"] > params["chunk"]:
+        raise Rejected(Reason.BAD_CODEC_PARAMS, f"topk2: keep {params['keep']} of {params['chunk']}")
+    return TopK2(params["chunk"], params["keep"])
+
+
 TABLE: Mapping[CodecId, _Entry] = {
     CodecId.FLOAT32: _floating(torch.float32),
     CodecId.FLOAT16: _floating(torch.float16),
@@ -67,6 +80,7 @@ TABLE: Mapping[CodecId, _Entry] = {
     CodecId.INT8: _blocks(8),
     CodecId.INT4: _blocks(4),
     CodecId.TOPK: _Entry(_TOPK_RULES, _topk),
+    CodecId.TOPK2: _Entry(_TOPK2_RULES, _topk2),
 }
 
 
@@ -114,6 +128,8 @@ def spec_of(settings: CodecSettings) -> CodecSpec:
         return CodecSpec(id, {"block": settings.block, "stochastic": stochastic})
     if id is CodecId.TOPK:
         return CodecSpec(id, {"fraction": settings.fraction, "bits": 8, "stochastic": stochastic})
+    if id is CodecId.TOPK2:
+        return CodecSpec(id, {"chunk": settings.chunk, "keep": settings.keep})
     return CodecSpec(id)
 
 

@@ -138,7 +138,7 @@ class AggregatorSettings(Section):
     """Share of its time that the aggregator means to be busy; clients are told to send less often beyond that."""
     decode_bytes: Annotated[int, Field(ge=0)] = 1 << 30
     """How much memory a decoded update may take; a larger one is decoded twice, slice by slice, as float32 always is.
-    int8 and int4 take 1 byte a parameter, float16 and bfloat16 2, top-k 8 for each that it keeps."""
+    int8 and int4 take 1 byte a parameter, float16 and bfloat16 2, topk and topk2 8 for each that they keep."""
     refusals_kept: Count = 64
     """Refused updates of one client that are written into `<f>.quarantine` and the events in a minute; more are only
     counted (`llmos_unlisted_refusals`)."""

@@ -1,8 +1,8 @@
 """What is learnt, and how a client trains and encodes its updates."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from llmos_stream.config.base import NAME_PATTERN, Count, FilePath, Fraction, Positive, Section, Source, power_of_two
 from llmos_stream.config.rules import NO_OPTIONS, CodecName, Options
@@ -84,14 +84,24 @@ class CodecSettings(Section):
     block: Annotated[int, Field(ge=32, le=1024), AfterValidator(power_of_two)] = 512
     """Elements that share a scale (int8, int4); a power of two."""
     rounding: Literal["stochastic", "nearest"] | None = None
-    """Rounding of int8, int4 and the values of top-k. nearest: half the error, but biased. stochastic: no bias. Unset:
+    """Rounding of int8, int4 and the values of topk. nearest: half the error, but biased. stochastic: no bias. Unset:
     nearest with error_feedback, which corrects the bias, else stochastic."""
     fraction: Fraction = 0.1
-    """Share of the elements that top-k keeps."""
+    """Share of the elements that topk keeps."""
+    chunk: Annotated[int, Field(ge=64, le=65536), AfterValidator(power_of_two)] = 4096
+    """Elements of a chunk, of which topk2 keeps the largest; a power of two."""
+    keep: Count = 64
+    """How many elements of a chunk topk2 keeps, each as a sign and one of the chunk's two magnitudes."""
     error_feedback: bool = True
     """Add to each update what the lossy codec left out of the last one."""
     zstd_level: Annotated[int, Field(ge=1, le=19)] = 1
     """zstd level of updates."""
+
+    @model_validator(mode="after")
+    def _keeps_no_more_than_there_is(self) -> Self:
+        if self.keep > self.chunk:
+            raise ValueError(f"keep: {self.keep} is more than a chunk has ({self.chunk})")
+        return self
 
 
 class EvaluatorSettings(Section):

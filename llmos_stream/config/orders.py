@@ -21,6 +21,8 @@ ORDERED = (
     "codec.block",
     "codec.rounding",
     "codec.fraction",
+    "codec.chunk",
+    "codec.keep",
     "codec.error_feedback",
     "codec.zstd_level",
 )

@@ -39,7 +39,7 @@ STRATEGIES = Kind(
 STALENESS = Kind("staleness function", "llmos_stream.staleness", ("constant", "polynomial", "hinge"))
 SERVER_OPTIMIZERS = Kind("server optimiser", "llmos_stream.server_optimizers", ("sgd", "adam", "yogi", "adagrad"))
 STOP_RULES = Kind("stop rule", "llmos_stream.stop_rules", ("standard",))
-CODECS = Kind("codec", "llmos_stream.codecs", ("float32", "float16", "bfloat16", "int8", "int4", "topk"))
+CODECS = Kind("codec", "llmos_stream.codecs", ("float32", "float16", "bfloat16", "int8", "int4", "topk", "topk2"))
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,6 +53,7 @@ CODECS: dict[str, CodecSpec] = {
     "top 10 %, float32": CodecSpec(CodecId.TOPK, {"fraction": 0.1, "bits": 32, "stochastic": 0}),
     "top 10 %, int8": CodecSpec(CodecId.TOPK, {"fraction": 0.1, "bits": 8, "stochastic": 1}),
     "top 1 %, int8": CodecSpec(CodecId.TOPK, {"fraction": 0.01, "bits": 8, "stochastic": 1}),
+    "topk2": CodecSpec(CodecId.TOPK2, {"chunk": 4096, "keep": 64}),
 }
 
 

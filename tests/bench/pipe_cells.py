@@ -11,7 +11,7 @@ import torch
 from llmos_stream.config import Settings, load
 from tests.bench.common import fresh_name
 
-CODECS = ("float32", "float16", "bfloat16", "int8", "int4", "topk")
+CODECS = ("float32", "float16", "bfloat16", "int8", "int4", "topk", "topk2")
 ONE_WAY, ROUND_TRIP = "one way", "round trip"
 PHASES = (ONE_WAY, ROUND_TRIP)
 IDLE_NUMEL = 1000

@@ -21,6 +21,8 @@ def decode_slowly(spec: CodecSpec, body: bytes, count: int) -> list[float]:
             return _blocks(body, count, int(spec.params["block"]), 2)
         case CodecId.TOPK:
             return _topk(spec, body, count)
+        case CodecId.TOPK2:
+            return _topk2(int(spec.params["chunk"]), int(spec.params["keep"]), body, count)
 
 
 def largest_slowly(values: Sequence[float], count: int) -> list[int]:
@@ -75,3 +77,43 @@ def _topk(spec: CodecSpec, body: bytes, count: int) -> list[float]:
             gap = 0
     assert next(remaining, None) is None
     return result
+
+
+def _topk2(chunk: int, keep: int, body: bytes, count: int) -> list[float]:
+    lengths = [min(chunk, count - begin) for begin in range(0, count, chunk)]
+    kept = [math.ceil(keep * length / chunk) for length in lengths]
+    magnitudes = _bfloat16(body[: 4 * len(lengths)], 2 * len(lengths))
+    at = 4 * len(lengths)
+    size = math.ceil(sum(kept) / 8)
+    negative, high = (
+        [byte >> place & 1 for byte in body[begin : begin + size] for place in range(8)] for begin in (at, at + size)
+    )
+    gaps = iter(body[at + 2 * size :])
+    result = []
+    number = 0
+    for index, (length, few) in enumerate(zip(lengths, kept, strict=True)):
+        values = [0.0] * length
+        place = -1
+        for _ in range(few):
+            place += 1
+            while (byte := next(gaps)) == 255:
+                place += 255
+            place += byte
+            magnitude = magnitudes[high[number] * len(lengths) + index]
+            values[place] = -magnitude if negative[number] else magnitude
+            number += 1
+        result += values
+    assert next(gaps, None) is None
+    return result
+
+
+def two_means_slowly(magnitudes: Sequence[float]) -> float:
+    """The least squared error with which two values can stand for all."""
+    ordered = sorted(magnitudes)
+    groups = ((ordered[:split], ordered[split:]) for split in range(len(ordered)))
+    return min(sum(_variance(group) for group in pair) for pair in groups)
+
+
+def _variance(group: Sequence[float]) -> float:
+    mean = math.fsum(group) / len(group) if group else 0.0
+    return math.fsum((value - mean) ** 2 for value in group)

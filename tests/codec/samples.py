@@ -23,6 +23,10 @@ def topk(fraction: float = 0.1, bits: int = 8, stochastic: int = 0) -> CodecSpec
     return CodecSpec(CodecId.TOPK, {"fraction": fraction, "bits": bits, "stochastic": stochastic})
 
 
+def topk2(chunk: int = 4096, keep: int = 64) -> CodecSpec:
+    return CodecSpec(CodecId.TOPK2, {"chunk": chunk, "keep": keep})
+
+
 SPECS = [
     FLOAT32,
     FLOAT16,
@@ -35,6 +39,10 @@ SPECS = [
     topk(0.01, 8, 1),
     topk(0.5, 32),
     topk(1.0),
+    topk2(),
+    topk2(64, 8),
+    topk2(256, 1),
+    topk2(128, 128),
 ]
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from llmos_stream.codec import SLICE, decode, encode, max_payload_size
 from llmos_stream.errors import Reason, Rejected
 from llmos_stream.types import CodecSpec
-from tests.codec.samples import FLOAT32, SPECS, generator, int4, int8, name, normal, topk
+from tests.codec.samples import FLOAT32, SPECS, generator, int4, int8, name, normal, topk, topk2
 
 MAGIC = b"\x28\xb5\x2f\xfd"
 OUTCOMES = {Reason.TRUNCATED, Reason.CORRUPT_PAYLOAD, Reason.DECOMPRESSION_BOMB, None}
@@ -179,6 +179,50 @@ def test_gaps_with_room_for_escapes_are_checked_too() -> None:
     assert decode([_pack(head + b"\xff\xff\x05")], spec, 600).nonzero().tolist() == [[515]]
     for gaps in (b"\xff\xff\x5a", b"\xff\xff\xff", b"\x05\xff", b"\0\0", b"\xff\0\0"):
         assert _reason(_pack(head + gaps), spec, 600) is Reason.CORRUPT_PAYLOAD
+
+
+# Chunks of 64 and 6 elements that keep 2 and 1: magnitudes 1 and 2, signs, choices, then the gaps.
+HEAD = b"\x80\x80\0\0\x3f\x3f\x40\x40\x01\x02"
+
+
+@pytest.mark.parametrize(
+    "gaps",
+    [
+        b"\x40\0\0",  # the first leads out of its chunk
+        b"\x05\x3a\0",  # the second does
+        b"\0\x3f\0",
+        b"\0\0\x06",  # the last leads out of the slice
+        b"\0\0\xfe",
+        b"\0\0\xff",  # it never ends
+        b"\xff\0\0",  # only two
+        b"\0\0",
+        b"\0\0\0\0",
+    ],
+)
+def test_gaps_that_lead_out_of_their_chunk_are_told(gaps: bytes) -> None:
+    spec = topk2(64, 2)
+    good = decode([_pack(HEAD + b"\x05\x39\x05")], spec, 70)
+    assert good.nonzero().flatten().tolist() == [5, 63, 69]
+    assert good[[5, 63, 69]].tolist() == [-1.0, 2.0, 1.0]
+    expected = Reason.DECOMPRESSION_BOMB if len(gaps) > 3 else Reason.CORRUPT_PAYLOAD
+    assert _reason(_pack(HEAD + gaps), spec, 70) is expected
+
+
+def test_long_gaps_that_lead_out_of_their_chunk_are_told() -> None:
+    spec = topk2(1024, 1)
+    head = b"\x80\x80\0\0\x3f\x3f\x40\x40\0\0"
+    good = head + b"\xff\xff\xff\xff\x03\xff\x01"
+    assert decode([_pack(good)], spec, 1324).nonzero().tolist() == [[1023], [1280]]
+    for gaps in (b"\xff\xff\xff\xff\x04\xff\0", b"\xff\xff\xff\xff\x03\xff\x2d", b"\xff\xff\xff\xff\xff\0\0"):
+        assert _reason(_pack(head + gaps), spec, 1324) is Reason.CORRUPT_PAYLOAD
+
+
+@pytest.mark.parametrize("high", [b"\x80\x7f", b"\xc0\x7f", b"\x80\xff", b"\x80\xbf", b"\0\x80", b"\xff\xff"])
+def test_magnitudes_that_are_negative_or_not_finite_are_told(high: bytes) -> None:
+    body = bytes([0x80, high[0], 0x3F, high[1], 0, 0, 7])
+    assert _reason(_pack(body), topk2(64, 1), 64) is Reason.CORRUPT_PAYLOAD
+    sound = bytes([0x80, 0x7F, 0x3F, 0x7F, 0, 1, 7])  # the largest that there is
+    assert decode([_pack(sound)], topk2(64, 1), 64)[7] == torch.finfo(torch.bfloat16).max
 
 
 def test_scales_that_are_not_finite_are_left_to_the_aggregator() -> None:

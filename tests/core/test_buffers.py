@@ -221,7 +221,7 @@ def _published(parent: Tensor, new: NewVersion, residual: Residual | None, chain
 @given(
     strategy=st.sampled_from(STRATEGIES),
     optimizer=st.sampled_from(OPTIMIZERS),
-    codec=st.sampled_from(["float32", "bfloat16", "int8", "int4", "topk"]),
+    codec=st.sampled_from(["float32", "bfloat16", "int8", "int4", "topk", "topk2"]),
     chain=st.sampled_from(CHAINS),
     kind=st.sampled_from(["constant", "polynomial", "hinge"]),
     sent=st.lists(

@@ -222,8 +222,11 @@ async def test_what_waits_is_given_up_when_the_run_has_ended(
         assert await _heads(running) == []
 
 
-async def test_what_error_feedback_keeps_survives_a_client_opened_anew(federation: str) -> None:
-    settings = settings_for(federation, codec={"name": "topk", "fraction": 0.1})
+@pytest.mark.parametrize("codec", [{"name": "topk", "fraction": 0.1}, {"name": "topk2", "chunk": 64, "keep": 3}])
+async def test_what_error_feedback_keeps_survives_a_client_opened_anew(
+    federation: str, codec: dict[str, object]
+) -> None:
+    settings = settings_for(federation, codec=codec)
     delta = torch.arange(1.0, LAYOUT.numel + 1)
     async with aggregator(MemoryBroker(), settings) as running, Offload(1) as offload:
         state = ClientState("c", None)

@@ -29,6 +29,7 @@ SPECS = {
     "int8": CodecSpec(CodecId.INT8, {"block": 256, "stochastic": 0}),
     "int4": CodecSpec(CodecId.INT4, {"block": 64, "stochastic": 0}),
     "topk": CodecSpec(CodecId.TOPK, {"fraction": 0.01, "bits": 8, "stochastic": 0}),
+    "topk2": CodecSpec(CodecId.TOPK2, {"chunk": 4096, "keep": 64}),
 }
 
 
@@ -96,7 +97,9 @@ async def test_a_delta_is_what_decode_gives(offload: Offload, spec: CodecSpec, r
 async def test_versions_do_not_depend_on_how_updates_are_decoded(
     offload: Offload, strategy: str, clip: float | None
 ) -> None:
-    aggregation = AggregationSettings.model_validate({"strategy": strategy, "buffer_size": 5, "clip_norm": clip})
+    aggregation = AggregationSettings.model_validate(
+        {"strategy": strategy, "buffer_size": len(SPECS), "clip_norm": clip}
+    )
     digests = set()
     for room in (None, AMPLE, 2 * SLICE):
         state = start(torch.zeros(NUMEL), bytes(32), rule=Rule(aggregation))

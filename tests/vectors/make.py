@@ -72,6 +72,7 @@ _NUMBERS = re.compile(r"\[[^\[\]{}]+\]")
 
 PLAIN = Layout((TensorSpec("weight", (6, 6), "float32"), TensorSpec("bias", (5,), "bfloat16")))
 BUFFERED = Layout((*PLAIN.tensors, TensorSpec("running_mean", (3,), "float32", TensorKind.BUFFER)))
+CHUNKED = Layout((TensorSpec("weight", (10, 15), "float32"),))
 COMPRESSED = Layout((TensorSpec("weight", (64, 40), "float32"),))
 
 _BLOCKS = {"block": 32, "stochastic": 0}
@@ -83,6 +84,7 @@ CODECS: Mapping[str, CodecSpec] = {
     "int4": CodecSpec(CodecId.INT4, _BLOCKS),
     "topk": CodecSpec(CodecId.TOPK, {"fraction": 0.25, "bits": 8, "stochastic": 0}),
     "topk-32": CodecSpec(CodecId.TOPK, {"fraction": 0.25, "bits": 32, "stochastic": 0}),
+    "topk2": CodecSpec(CodecId.TOPK2, {"chunk": 64, "keep": 8}),
 }
 _CHAIN = CodecSpec(CodecId.INT4, {"block": 256, "stochastic": 0})
 
@@ -161,11 +163,12 @@ def _update_head(layout: Layout, codec: CodecSpec, sequence: int) -> UpdateHead:
 
 def _updates(folder: Path) -> Iterator[Vector]:
     for sequence, (name, codec) in enumerate(CODECS.items()):
-        values = numbers(PLAIN.numel)
+        layout = CHUNKED if codec.id is CodecId.TOPK2 else PLAIN
+        values = numbers(layout.numel)
         decoded = torch.empty_like(values)
         payload = b"".join(_stored(encode(values, codec, residual=decoded)))
         decoded = values - decoded
-        head = _update_head(PLAIN, codec, sequence)
+        head = _update_head(layout, codec, sequence)
         yield _frame(
             f"update-{name}", f"An update in the codec {name}.", head, payload, decoded, encoded=values.tolist()
         )

@@ -47,12 +47,12 @@ def test_it_reads_and_writes_the_test_vectors(client: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     counts = json.loads(done.stdout)
     assert counts["frames"] + counts["chunks"] + counts["records"] == len(list((DOCS / "vectors").glob("*.bin")))
-    assert counts["updates"] >= 9
+    assert counts["updates"] >= 10
     assert counts["versions"] == 6
     assert counts["encoded"] == 2
 
 
-@pytest.mark.parametrize("name", ["update-int4", "chain-2", "chunk-1", "control-latest", "update-topk"])
+@pytest.mark.parametrize("name", ["update-int4", "chain-2", "chunk-1", "control-latest", "update-topk", "update-topk2"])
 def test_one_wrong_byte_in_a_vector_is_found(client: Path, tmp_path: Path, name: str) -> None:
     folder = Path(shutil.copytree(DOCS / "vectors", tmp_path / "vectors"))
     data = bytearray((folder / f"{name}.bin").read_bytes())

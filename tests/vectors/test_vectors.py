@@ -10,11 +10,11 @@ from llmos_stream.codec import apply_delta, decode, weights_digest
 from llmos_stream.types import CodecId, EventKind, TopicKind, UpdateHead, VersionHead, VersionKind
 from llmos_stream.wire import Assembler, Message, unpack_prelude
 from tests.docs.pages import DOCS
-from tests.vectors.make import BUFFERED, COMPRESSED, PLAIN, Vector, vectors, write
+from tests.vectors.make import BUFFERED, CHUNKED, COMPRESSED, PLAIN, Vector, vectors, write
 
 FOLDER = DOCS / "vectors"
 MADE = {vector.name: vector for vector in vectors(FOLDER)}
-LAYOUTS = {layout.digest: layout for layout in (PLAIN, BUFFERED, COMPRESSED)}
+LAYOUTS = {layout.digest: layout for layout in (PLAIN, BUFFERED, CHUNKED, COMPRESSED)}
 
 
 def test_the_files_are_those_that_are_made() -> None:

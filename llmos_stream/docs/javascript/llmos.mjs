@@ -5,7 +5,7 @@ import { decode, encode } from '@msgpack/msgpack';
 import { decompress } from 'fzstd';
 
 export const SLICE = 1 << 20; // elements of a slice
-export const CODECS = { float32: 1, float16: 2, bfloat16: 3, int8: 4, int4: 5, topk: 6 };
+export const CODECS = { float32: 1, float16: 2, bfloat16: 3, int8: 4, int4: 5, topk: 6, topk2: 7 };
 
 export const sha256 = (bytes) => createHash('sha256').update(bytes).digest();
 export const hex = (bytes) => Buffer.from(bytes).toString('hex');
@@ -132,6 +132,8 @@ function decodeBody(body, codec, params, out) {
     readBlocks(body, params.block, out, (i) => ((body[2 * scales + (i >> 1)] >> (i & 1 ? 4 : 0)) & 15) - 8);
   } else if (codec === CODECS.topk) {
     readTopK(body, params, out);
+  } else if (codec === CODECS.topk2) {
+    readTopK2(body, params, out);
   } else {
     throw new Error(`codec ${codec}`);
   }
@@ -176,13 +178,46 @@ function readTopK(body, params, out) {
     readBlocks(body, 4096, values, (i) => (body[2 * scales + i] << 24) >> 24);
   }
   out.fill(0);
+  const gap = gapReader(body, at);
   let index = -1;
   for (const value of values) {
-    index += 1;
-    for (; body[at] === 255; at++) index += 255;
-    index += body[at++];
+    index += 1 + gap();
     out[index] = value;
   }
+}
+
+// A sign and one of two magnitudes for each kept element; gaps begin anew in every chunk.
+function readTopK2(body, { chunk, keep }, out) {
+  const count = Math.ceil(out.length / chunk);
+  const keptOf = (k) => Math.ceil((keep * Math.min(chunk, out.length - k * chunk)) / chunk);
+  let kept = 0;
+  for (let k = 0; k < count; k++) kept += keptOf(k);
+  const bits = new Uint32Array(2 * count); // the low magnitudes, then the high ones
+  for (let i = 0; i < 2 * count; i++) bits[i] = (body[i] << 16) | (body[2 * count + i] << 24);
+  const magnitudes = new Float32Array(bits.buffer);
+  const signs = 4 * count;
+  const choices = signs + Math.ceil(kept / 8);
+  const gap = gapReader(body, choices + Math.ceil(kept / 8));
+  const bit = (from, i) => (body[from + (i >> 3)] >> (i & 7)) & 1;
+  out.fill(0);
+  let i = 0;
+  for (let k = 0; k < count; k++) {
+    let index = k * chunk - 1;
+    for (const end = i + keptOf(k); i < end; i++) {
+      index += 1 + gap();
+      const magnitude = magnitudes[bit(choices, i) * count + k];
+      out[index] = bit(signs, i) ? -magnitude : magnitude;
+    }
+  }
+}
+
+// As many bytes 255 as fit, each worth 255, and one byte below 255.
+function gapReader(body, at) {
+  return () => {
+    let gap = 0;
+    for (; body[at] === 255; at++) gap += 255;
+    return gap + body[at++];
+  };
 }
 
 // --- Writing an update: `compress` is any zstd that names the content's size in its frame.

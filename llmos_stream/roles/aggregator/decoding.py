@@ -21,7 +21,7 @@ from llmos_stream.runtime import Offload, run_all
 from llmos_stream.types import CodecId, CodecSpec, Part, UpdateHead
 from llmos_stream.wire import Message, payload_digest
 
-_BOUNDED = frozenset({CodecId.INT8, CodecId.INT4, CodecId.TOPK})
+_BOUNDED = frozenset({CodecId.INT8, CodecId.INT4, CodecId.TOPK, CodecId.TOPK2})
 """Codecs whose scales or kept values tell at once how long a delta can be at most."""
 
 
