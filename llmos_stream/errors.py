@@ -106,6 +106,7 @@ class Reason(StrEnum):
     SEQUENCE_AHEAD = "sequence_ahead"  # so far above the client's last that it could hardly go on after it
     UNKNOWN_BASE_VERSION = "unknown_base_version"
     TOO_STALE = "too_stale"
+    ONE_A_ROUND = "one_a_round"  # the version that is being made has an update of this client, and takes one of each
     NOT_WANTED = "not_wanted"  # the operator does not want this client to take part
     TOO_MANY_CLIENTS = "too_many_clients"  # as many others take part as the operator wants at once
     TOO_FEW_EXAMPLES = "too_few_examples"  # fewer than the operator asks for

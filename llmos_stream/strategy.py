@@ -7,13 +7,14 @@ from llmos_stream.config import AggregationSettings, ServerOptimizerSettings, St
 from llmos_stream.core.held import Held
 from llmos_stream.core.optimizer import ServerOptimizer
 from llmos_stream.core.stopping import Stop, StopRule
-from llmos_stream.core.strategy import Strategy, Stretch
+from llmos_stream.core.strategy import Holding, Strategy, Stretch
 from llmos_stream.types import Contribution
 
 __all__ = [
     "AggregationSettings",
     "Contribution",
     "Held",
+    "Holding",
     "ServerOptimizer",
     "ServerOptimizerSettings",
     "StalenessSettings",

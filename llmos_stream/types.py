@@ -8,6 +8,9 @@ from typing import NamedTuple
 
 Number = int | float
 
+LOCAL_STEPS = "local_steps"
+"""The metric of an update that says of how many steps it is."""
+
 
 @unique
 class CodecId(IntEnum):
@@ -107,6 +110,8 @@ class Contribution:
     weight: float
     clip: float
     payload_digest: bytes
+    steps: float | None = None
+    """Of how many local steps it counts, where the strategy looks at that."""
 
 
 @unique

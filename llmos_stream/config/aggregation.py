@@ -39,18 +39,25 @@ class StalenessSettings(Section):
 
 class AggregationSettings(Section):
     strategy: StrategyName = "fedbuff"
-    """fedbuff: one version for each buffer of updates. fedasync: mix every update in on arrival. The others hold a
-    buffer of updates and stand a few hostile ones. Or one of your own (see `llmos_stream.strategy`)."""
+    """fedbuff: one version for each buffer of updates. fedavg: in rounds, of updates on the newest version alone.
+    fedasync: mix every update in on arrival. fednova: as fedbuff, for clients of unequal numbers of local steps. The
+    others hold a buffer of updates and stand a few hostile ones. Or one of your own (see `llmos_stream.strategy`)."""
     options: Options = NO_OPTIONS
-    """What the strategy takes: name=value,name=value. trimmed_mean: beta; krum: f; multi_krum: f, m; norm_bound:
-    multiple."""
+    """What the strategy takes: name=value,name=value. fedavg: late; trimmed_mean: beta; krum: f; multi_krum: f, m;
+    norm_bound: multiple."""
     buffer_size: Annotated[int, Field(ge=1, le=2048)] | None = None
     """Updates that make a version (all but fedasync). Unset: as many as clients take part, at most 4; 4 where a few
-    hostile ones are stood."""
+    hostile ones are stood. fedavg must be told."""
     history: Count = 20
     """Past versions that fedasync holds, each as large as the model: an update on an older one is refused."""
     deadline_seconds: Positive = 10.0
-    """A buffer that is not empty becomes a version this long after its first update."""
+    """A buffer that is not empty becomes a version this long after its first update. A round of fedavg does so only
+    where there is a quorum, and that has come."""
+    quorum: Count | None = None
+    """Once so many updates have come, others are waited for no longer than grace_seconds. At most buffer_size, which it
+    needs."""
+    grace_seconds: Annotated[float, Field(ge=0)] = 1.0
+    """How long after the quorum a version is made, unless buffer_size or the deadline comes first."""
     mixing: Fraction = 0.6
     """alpha of fedasync."""
     clip_norm: Positive | None = None
@@ -66,22 +73,31 @@ class AggregationSettings(Section):
     """A version that would move the parameters by more than this part of their L2 norm is not published, and the
     updates that it was made of are refused. Unset: no limit."""
 
+    @model_validator(mode="after")
+    def _buffer_size_is_enough(self) -> Self:
+        if self.strategy == "fedavg" and self.buffer_size is None:
+            raise ValueError("buffer_size: name how many clients' updates make a round of fedavg")
+        if self.quorum is not None and self.quorum > (self.buffer_size or 0):
+            raise ValueError(f"quorum: {self.quorum} is more than buffer_size ({self.buffer_size or 'unset'})")
+        return self
+
 
 class ServerOptimizerSettings(Section):
     name: ServerOptimizerName = "sgd"
-    """How the server applies the pseudo-gradient (FedOpt); sgd with lr 1 is FedAvg; or one of your own."""
+    """How the server applies the pseudo-gradient (FedOpt); sgd with lr 1 is FedAvg. fadas and delayed_nesterov are made
+    for updates that come late. Or one of your own."""
     lr: Positive = 1.0
     """Server learning rate."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Momentum of sgd."""
+    """Momentum of sgd and delayed_nesterov."""
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """First moment's decay (adam, yogi, adagrad)."""
+    """First moment's decay (adam, yogi, adagrad, fadas)."""
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.99
-    """Second moment's decay (adam, yogi)."""
+    """Second moment's decay (adam, yogi, fadas)."""
     epsilon: Positive = 1e-3
     """Degree of adaptivity: tau in the FedOpt paper."""
     options: Options = NO_OPTIONS
-    """What an optimiser of your own takes: name=value,name=value."""
+    """What the optimiser takes: name=value,name=value. fadas: delay; delayed_nesterov: period, activation."""
 
 
 class VersionSettings(Section):

@@ -34,10 +34,14 @@ class Kind:
 STRATEGIES = Kind(
     "strategy",
     "llmos_stream.strategies",
-    ("fedbuff", "fedasync", "median", "trimmed_mean", "krum", "multi_krum", "norm_bound"),
+    ("fedbuff", "fedavg", "fedasync", "median", "trimmed_mean", "krum", "multi_krum", "norm_bound", "fednova"),
 )
 STALENESS = Kind("staleness function", "llmos_stream.staleness", ("constant", "polynomial", "hinge"))
-SERVER_OPTIMIZERS = Kind("server optimiser", "llmos_stream.server_optimizers", ("sgd", "adam", "yogi", "adagrad"))
+SERVER_OPTIMIZERS = Kind(
+    "server optimiser",
+    "llmos_stream.server_optimizers",
+    ("sgd", "adam", "yogi", "adagrad", "fadas", "delayed_nesterov"),
+)
 STOP_RULES = Kind("stop rule", "llmos_stream.stop_rules", ("standard",))
 CODECS = Kind("codec", "llmos_stream.codecs", ("float32", "float16", "bfloat16", "int8", "int4", "topk", "topk2"))
 

@@ -4,9 +4,9 @@ import json
 import re
 from collections.abc import Mapping
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, JsonValue
+from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, model_validator
 
 from llmos_stream.config.base import Count, Positive, Section
 from llmos_stream.config.plugins import CODECS, SERVER_OPTIMIZERS, STALENESS, STOP_RULES, STRATEGIES, check_installed
@@ -50,6 +50,12 @@ Options = Annotated[Mapping[str, JsonValue], BeforeValidator(_parsed)]
 NO_OPTIONS: Mapping[str, JsonValue] = {}
 
 
+class FedAvgOptions(Section):
+    late: Literal["refuse", "drop"] = "refuse"
+    """What becomes of an update of a round that is over. drop: it is counted and told, but not warned of, and nothing
+    of it goes into quarantine."""
+
+
 class TrimmedMeanOptions(Section):
     beta: Annotated[float, Field(ge=0, lt=0.5)] = 0.1
     """The part of the values that is left out at either end."""
@@ -63,6 +69,24 @@ class KrumOptions(Section):
 class MultiKrumOptions(KrumOptions):
     m: Count | None = None
     """How many updates are averaged. Unset: K - f."""
+
+
+class FadasOptions(Section):
+    delay: Annotated[int, Field(ge=0)] = 1
+    """tau_c: where the stalest update of a version is staler, the step is made smaller."""
+
+
+class DelayedNesterovOptions(Section):
+    period: Annotated[int, Field(ge=1, le=1 << 16)] = 4
+    """N: the momentum takes in what came once in so many versions. As many as clients take part."""
+    activation: Annotated[float, Field(ge=0)] = 0.0
+    """c: the part of the momentum that the versions between are moved by. At most 1 / period."""
+
+    @model_validator(mode="after")
+    def _activation_fits(self) -> Self:
+        if self.activation * self.period > 1:
+            raise ValueError(f"activation: {self.activation:g} is more than 1 / period (1 / {self.period})")
+        return self
 
 
 class NormBoundOptions(Section):

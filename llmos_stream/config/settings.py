@@ -56,8 +56,10 @@ class Settings(Section):
     @model_validator(mode="after")
     def _sections_agree(self) -> Self:
         optimizer = self.server_optimizer
-        if optimizer.name != "sgd" and optimizer.momentum:
+        if optimizer.name not in ("sgd", "delayed_nesterov") and optimizer.momentum:
             raise ValueError("server_optimizer.momentum: only sgd has one; the others take beta1")
+        if optimizer.name == "delayed_nesterov" and not optimizer.momentum:
+            raise ValueError("server_optimizer.momentum: delayed_nesterov needs one, such as 0.9")
         if self.aggregation.strategy == "fedasync" and optimizer != ServerOptimizerSettings():
             raise ValueError("server_optimizer: fedasync mixes models and takes no server optimiser; leave it out")
         if self.client.shard >= self.task.shards:

@@ -13,7 +13,7 @@ SGD with momentum is FedAvgM (Hsu et al. 2019): `m = momentum m + Delta; x = x +
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -23,6 +23,7 @@ from llmos_stream.config import ServerOptimizerSettings
 from llmos_stream.config.plugins import NoOptions
 from llmos_stream.core.flat import blocks, divisor, require_flat, scratch
 from llmos_stream.errors import ConfigError, StateError
+from llmos_stream.types import Contribution
 
 
 class ServerOptimizer(ABC):
@@ -40,6 +41,10 @@ class ServerOptimizer(ABC):
         _require_float32("lr", "it", settings.lr)
         self.options = options
         self.lr = settings.lr
+        self.version = 0
+        """The version that is being made."""
+        self.stalest = 0
+        """Staleness of the stalest update that it is made of."""
         self.tensors: dict[str, Tensor] = {}
         self._numel = numel
         self._device = device
@@ -47,6 +52,11 @@ class ServerOptimizer(ABC):
     def zeros(self) -> Tensor:
         """A new moment."""
         return torch.zeros(self._numel, dtype=torch.float32, device=self._device)
+
+    def prepare(self, version: int, manifest: Sequence[Contribution]) -> None:
+        """Note of what `apply` will be the step, for a `move` that depends on it: the version, and the updates."""
+        self.version = version
+        self.stalest = max((item.staleness for item in manifest if item.weight), default=0)
 
     def apply(self, weights: Tensor, delta: Tensor, examples: float | None = None) -> Tensor:
         """The new weights, written over `delta`, which is theirs from now on. `weights` are only read.

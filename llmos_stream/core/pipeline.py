@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from llmos_stream.config import AggregationSettings, StalenessSettings
-from llmos_stream.core.buffer import Buffer
+from llmos_stream.core.buffer import Buffer, Quorum
 from llmos_stream.core.buffers import BufferMean, check_buffers, within
 from llmos_stream.core.delta import Delta, as_delta
 from llmos_stream.core.flat import divisor, require_flat
@@ -34,7 +34,10 @@ from llmos_stream.core.staleness import Discount, discounted
 from llmos_stream.core.strategy import Strategy, Stretch
 from llmos_stream.core.validate import check_and_clip, check_head
 from llmos_stream.errors import Reason, Rejected, StateError
-from llmos_stream.types import Contribution, TensorSpec, UpdateHead
+from llmos_stream.types import LOCAL_STEPS, Contribution, TensorSpec, UpdateHead
+
+MOST_STEPS = 1e9
+"""Nobody makes more local steps for an update."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -94,7 +97,10 @@ class Pipeline:
         self._device = device
         exactly = strategy.contributions_per_version
         deadline = aggregation.deadline_seconds if exactly is None else None
-        self._buffer = Buffer(capacity_of(strategy), deadline, strategy.least)
+        quorum = None
+        if exactly is None and aggregation.quorum is not None:
+            quorum = Quorum(aggregation.quorum, aggregation.grace_seconds)
+        self._buffer = Buffer(capacity_of(strategy), deadline, strategy.least, quorum)
         self.buffers = buffers
         self._behind = sum(spec.numel for spec in buffers)
         self._sum = RunningSum(device, self._behind)
@@ -118,6 +124,16 @@ class Pipeline:
         """Raises Rejected UNKNOWN_BASE_VERSION if its weights are needed and not held (after a restart, say)."""
         if self.strategy.needs_history and base_version not in self.history:
             raise Rejected(Reason.UNKNOWN_BASE_VERSION, f"the weights of version {base_version} are not held")
+
+    def check_turn(self, client_id: str) -> None:
+        """Raises Rejected ONE_A_ROUND for a client that has an update in a version that takes one of each."""
+        if self.strategy.one_of_a_client and self._buffer.has_of(client_id):
+            raise Rejected(Reason.ONE_A_ROUND, f"an update of client {client_id} waits for this version already")
+
+    def steps_of(self, head: UpdateHead) -> float | None:
+        """Of how many local steps an update says to be, where the strategy looks at that; None: it does not say."""
+        steps = head.metrics.get(LOCAL_STEPS) if self.strategy.counts_steps else None
+        return steps if steps is not None and 0 < steps <= MOST_STEPS else None
 
     def check(self, delta: Tensor | Delta, buffers: Tensor | None, weights: Tensor) -> float:
         """The clip factor of an update that is sound, at these `weights`. Raises Rejected."""
@@ -201,6 +217,8 @@ class Pipeline:
             vector = self._combine(held, version, weights)
         else:
             vector = self._sum.drain()
+        if self._optimizer is not None:
+            self._optimizer.prepare(version + 1, manifest)
         new = self._apply(weights, vector, manifest)
         self.limits.renew()
         if self.strategy.needs_history:

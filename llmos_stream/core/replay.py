@@ -77,6 +77,7 @@ class Replay:
         would.
         """
         pipeline = self._known
+        pipeline.check_turn(contribution.client_id)
         clip = pipeline.check(update.delta, update.buffers, self.weights)
         num_examples = pipeline.limits.counted(update.head.num_examples)
         self._hold(base, self.version - staleness)
@@ -86,6 +87,7 @@ class Replay:
             staleness=staleness,
             weight=pipeline.weigh(num_examples, staleness),
             clip=clip,
+            steps=pipeline.steps_of(update.head),
         )
         pipeline.fold(again, update.delta, 0.0, update.buffers)
         pipeline.note(again)

@@ -39,22 +39,11 @@ from llmos_stream.config import AggregationSettings
 from llmos_stream.config.rules import KrumOptions, MultiKrumOptions, NormBoundOptions, TrimmedMeanOptions
 from llmos_stream.core.flat import divisor
 from llmos_stream.core.held import Held
-from llmos_stream.core.strategy import Strategy, Stretch
+from llmos_stream.core.strategy import Holding, Stretch, sum_of
 from llmos_stream.types import Contribution
 
 
-class _Holding(Strategy):
-    """Holds what a version is made of. As it stands, it adds the rows up."""
-
-    @property
-    def holds(self) -> int:
-        return self.buffer_size
-
-    def combine(self, stretch: Stretch) -> Tensor:
-        return _sum(stretch.rows, stretch.out)
-
-
-class _ByCoordinate(_Holding):
+class _ByCoordinate(Holding):
     """Makes each coordinate of the values s(tau) Delta there, and each entry of a buffer of the values sent."""
 
     combines_values = True
@@ -91,10 +80,10 @@ class TrimmedMean(_ByCoordinate):
     def combine(self, stretch: Stretch) -> Tensor:
         ordered, count = stretch.rows.sort(dim=0).values, len(stretch.rows)
         away = math.floor(self.options.beta * count)
-        return _sum(ordered[away : count - away], stretch.out).div_(divisor(count - 2 * away, stretch.out))
+        return sum_of(ordered[away : count - away], stretch.out).div_(divisor(count - 2 * away, stretch.out))
 
 
-class Krum(_Holding):
+class Krum(Holding):
     """The one update that has the nearest neighbours."""
 
     Options: ClassVar[type[Any]] = KrumOptions
@@ -150,7 +139,7 @@ class MultiKrum(Krum):
         return most if self.options.m is None else min(self.options.m, most)
 
 
-class NormBound(_Holding):
+class NormBound(Holding):
     """FedBuff of deltas that are brought within a bound, which follows the median of their norms."""
 
     Options = NormBoundOptions
@@ -164,11 +153,3 @@ class NormBound(_Holding):
             replace(item, clip=item.clip * bound / norm) if norm > bound else item
             for item, norm in zip(held.manifest, norms, strict=True)
         ]
-
-
-def _sum(rows: Tensor, out: Tensor) -> Tensor:
-    """The sum of rows, one after the other: torch may add a dimension up in any order."""
-    out.copy_(rows[0])
-    for row in rows[1:]:
-        out.add_(row)
-    return out

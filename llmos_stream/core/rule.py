@@ -29,10 +29,13 @@ from llmos_stream.config.plugins import (
 )
 from llmos_stream.core import optimizer, staleness
 from llmos_stream.core.fedasync import FedAsync
+from llmos_stream.core.fednova import FedNova
+from llmos_stream.core.late_optimizers import DelayedNesterov, Fadas
 from llmos_stream.core.participants import MOST
 from llmos_stream.core.pipeline import Pipeline, capacity_of, history_of
 from llmos_stream.core.robust import Krum, Median, MultiKrum, NormBound, TrimmedMean
 from llmos_stream.core.strategy import Strategy
+from llmos_stream.core.synchronous import FedAvg
 from llmos_stream.errors import ConfigError, Reason, Rejected
 from llmos_stream.types import TensorSpec
 
@@ -41,12 +44,19 @@ Changes = Mapping[str, Mapping[str, object]]
 
 STRATEGIES_BUILT_IN: Mapping[str, type[Strategy]] = {
     "fedbuff": Strategy,
+    "fedavg": FedAvg,
     "fedasync": FedAsync,
     "median": Median,
     "trimmed_mean": TrimmedMean,
     "krum": Krum,
     "multi_krum": MultiKrum,
     "norm_bound": NormBound,
+    "fednova": FedNova,
+}
+OPTIMIZERS_BUILT_IN: Mapping[str, Callable[..., optimizer.ServerOptimizer]] = {
+    **optimizer.BUILT_IN,
+    "fadas": Fadas,
+    "delayed_nesterov": DelayedNesterov,
 }
 _PACKAGES = "packages"
 _ADAPTED = "adapted"
@@ -104,11 +114,16 @@ class Rule:
 
     @property
     def admitted(self) -> StalenessSettings:
-        """How stale an update may be: a strategy that needs past versions takes none on one that it does not hold."""
-        held, most = self.aggregation.history, self.staleness.maximum
-        if most <= held or self._is_recorded("aggregation") or not self.strategy().needs_history:
+        """How stale an update may be: a strategy that needs past versions takes none on one that it does not hold.
+
+        A synchronous one takes none on a past version at all.
+        """
+        if self._is_recorded("aggregation"):
             return self.staleness  # in a record it is what was admitted
-        return self.staleness.model_copy(update={"maximum": held})
+        most = self.strategy().most_stale
+        if most is None or self.staleness.maximum <= most:
+            return self.staleness
+        return self.staleness.model_copy(update={"maximum": most})
 
     @property
     def names(self) -> frozenset[str]:
@@ -130,6 +145,7 @@ class Rule:
             options = self._options(section, plugin).model_dump(mode="json")
             # What nobody uses is left out: releases that know no options read these rules too.
             unused = {"options", "history"} | ({"max_step"} if getattr(settings, "max_step", None) is None else set())
+            unused |= {"quorum", "grace_seconds"} if getattr(settings, "quorum", None) is None else set()
             fields = settings.model_dump(mode="json", exclude=unused)
             found[section] = fields | ({"options": options} if options else {})
             if plugin.package is not None:
@@ -258,7 +274,7 @@ _NAMED = {"aggregation": "strategy", "staleness": "kind", "server_optimizer": "n
 _KINDS: Mapping[str, tuple[Kind, Mapping[str, Callable[..., Any]]]] = {
     "aggregation": (STRATEGIES, STRATEGIES_BUILT_IN),
     "staleness": (STALENESS, staleness.BUILT_IN),
-    "server_optimizer": (SERVER_OPTIMIZERS, optimizer.BUILT_IN),
+    "server_optimizer": (SERVER_OPTIMIZERS, OPTIMIZERS_BUILT_IN),
 }
 
 

@@ -65,6 +65,7 @@ def _staleness(state: State, head: UpdateHead) -> int:
 def _contribution(state: State, update: Update, expected: Expected) -> Contribution:
     head = update.head
     tau = _staleness(state, head)
+    state.pipeline.check_turn(head.client_id)
     check_sequence(head.sequence, state.sequences.of(head.client_id))
     clip = state.pipeline.check(update.delta, update.buffers, state.weights)
     if state.adapts and not state.pipeline.pending():  # nothing is refused any more
@@ -80,6 +81,7 @@ def _contribution(state: State, update: Update, expected: Expected) -> Contribut
         weight=state.pipeline.weigh(num_examples, tau),
         clip=clip,
         payload_digest=head.payload_digest,
+        steps=state.pipeline.steps_of(head),
     )
 
 

@@ -12,7 +12,7 @@ stretch by stretch.
 What a strategy returns must be a function of what it is given, whatever the number of threads: no clock, no chance.
 """
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -22,6 +22,7 @@ from llmos_stream.config import AggregationSettings
 from llmos_stream.config.plugins import NoOptions
 from llmos_stream.core.held import Held
 from llmos_stream.core.participants import MOST
+from llmos_stream.errors import Reason
 from llmos_stream.types import Contribution
 
 
@@ -69,6 +70,10 @@ class Strategy:
     """Whether `combine` is the rule for buffers too, given their values as rows; else they are averaged."""
     uses_server_optimizer: ClassVar[bool] = True
     """Whether the result is a pseudo-gradient, which the server optimiser applies; else it is the new weights."""
+    counts_steps: ClassVar[bool] = False
+    """Whether contributions say of how many local steps they are."""
+    one_of_a_client: ClassVar[bool] = False
+    """Whether a version takes one update of each client: a second one is refused."""
 
     def __init__(self, options: Any, aggregation: AggregationSettings) -> None:
         """Raises ValueError for options that do not go with `aggregation`."""
@@ -94,6 +99,16 @@ class Strategy:
     def least(self) -> int:
         """Fewer updates than this make no version, whatever the deadline."""
         return 1
+
+    @property
+    def most_stale(self) -> int | None:
+        """An update that is staler is refused, whatever `staleness.maximum` is; None: that alone counts."""
+        return self.aggregation.history if self.needs_history else None
+
+    @property
+    def usual_refusals(self) -> Set[Reason]:
+        """Why updates are refused in the course of things here: that is counted and told, not warned of and kept."""
+        return frozenset()
 
     def weigh(self, num_examples: int, discount: float) -> float:
         """The weight that the manifest records; `discount` is s(tau), from 0 to 1. Finite and not negative."""
@@ -127,3 +142,22 @@ class Strategy:
         """The part that each update has in the version (see `share`); None where the rule has no such number."""
         by = self.divisor(manifest) or 1.0
         return [self.scale(item) / by for item in manifest]
+
+
+class Holding(Strategy):
+    """Holds what a version is made of. As it stands, it adds the rows up."""
+
+    @property
+    def holds(self) -> int:
+        return self.buffer_size
+
+    def combine(self, stretch: Stretch) -> Tensor:
+        return sum_of(stretch.rows, stretch.out)
+
+
+def sum_of(rows: Tensor, out: Tensor) -> Tensor:
+    """The sum of rows, one after the other: torch may add a dimension up in any order."""
+    out.copy_(rows[0])
+    for row in rows[1:]:
+        out.add_(row)
+    return out

@@ -31,6 +31,8 @@ def folded_data(item: Contribution, version: int) -> dict[str, object]:
     """What the manifest of a version says of a contribution, as an event says it."""
     data = asdict(item) | {"version": version}
     del data["payload_digest"]
+    if item.steps is None:
+        del data["steps"]
     return data
 
 

@@ -9,7 +9,10 @@ from llmos_stream.reporting.history.fold import History
 _IN_A_ROW = 3
 _LONG_MS = 30_000
 """A client that sends seldom is shut out when fewer were refused, and none counted for so long."""
-_HINTS = {"too_stale": " (staleness.maximum, or with fedasync aggregation.history, may be too low for them)"}
+_HINTS = {
+    "too_stale": " (staleness.maximum, or with fedasync aggregation.history, may be too low for them; fedavg folds the "
+    "quickest of each round alone)"
+}
 _NAMED = 5
 
 

@@ -16,11 +16,10 @@ from typing import Literal
 
 from llmos_stream.errors import TaskError
 from llmos_stream.training.batches import Batch
+from llmos_stream.types import LOCAL_STEPS
 
 STEPS_PER_SECOND = "steps_per_second"
 """The metric of an update that says how fast its client is."""
-LOCAL_STEPS = "local_steps"
-"""The metric of an update that says of how many steps it is."""
 
 
 class LocalSteps:
@@ -56,8 +55,6 @@ class LocalSteps:
 
         A device that is slower than this one would have taken longer: `seconds` are its own.
         """
-        if self._steps is None:
-            return {}
         if self._steps != "auto":
             return {LOCAL_STEPS: float(steps)}
         self._full = self._full or steps

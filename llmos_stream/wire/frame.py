@@ -45,7 +45,8 @@ of 1 to 64 characters. Fields marked * may be left out.
     weights    digest     SHA-256 over the resulting float32 weights, little endian, layout order
     time       int >= 0   server time, milliseconds since the epoch, up to the year 9999
     manifest * array      one array for each contribution, in folding order:
-                          [client, seq, partition, offset, n, staleness, weight, clip, digest]
+                          [client, seq, partition, offset, n, staleness, weight, clip, digest],
+                          and the number of local steps as a tenth item where the strategy counts them
     tensors *  array      one array for each tensor, in layout order: [name, [dimensions], dtype],
                           and "buffer" as a fourth item where it is one: buffers come last, and their
                           values end the payloads of updates and delta versions (see `codec.payload`);

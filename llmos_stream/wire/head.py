@@ -100,13 +100,14 @@ def _manifest(found: f.Fields, key: str) -> tuple[Contribution, ...]:
 
 def _contribution_row(item: Contribution) -> list[object]:
     values = {key: getattr(item, attribute) for key, (attribute, _) in _CONTRIBUTION.items()}
-    return list((values | {"weight": float(item.weight), "clip": float(item.clip)}).values())
+    row = list((values | {"weight": float(item.weight), "clip": float(item.clip)}).values())
+    return row if item.steps is None else [*row, float(item.steps)]
 
 
 def _contribution(item: object) -> Contribution:
-    found = f.row(item, tuple(_CONTRIBUTION), "manifest")
+    found = f.row(item, tuple(_CONTRIBUTION), "manifest", "steps")
     values: dict[str, Any] = {attribute: read(found, key) for key, (attribute, read) in _CONTRIBUTION.items()}
-    return Contribution(**values)
+    return Contribution(**values, steps=f.finite(found, "steps") if "steps" in found else None)
 
 
 def _tensors(found: f.Fields, key: str) -> tuple[TensorSpec, ...] | None:

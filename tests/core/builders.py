@@ -1,7 +1,7 @@
 """Small makers of updates, and a deep look into a state."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import FunctionType
 from typing import Any
 
@@ -26,8 +26,9 @@ def head(
     examples: int = 1,
     client: str = "ann",
     layout: bytes = LAYOUT,
+    metrics: Mapping[str, float] | None = None,
 ) -> UpdateHead:
-    return UpdateHead(client, sequence, base, examples, layout, CodecSpec(1), 0, b"digest")
+    return UpdateHead(client, sequence, base, examples, layout, CodecSpec(1), 0, b"digest", metrics or {})
 
 
 def update(
@@ -37,9 +38,10 @@ def update(
     examples: int = 1,
     client: str = "ann",
     layout: bytes = LAYOUT,
+    metrics: Mapping[str, float] | None = None,
 ) -> Update:
     flat = delta if isinstance(delta, Tensor) else torch.tensor(delta, dtype=torch.float32)
-    return Update(head(sequence, base, examples, client, layout), 0, next(_offsets), flat)
+    return Update(head(sequence, base, examples, client, layout, metrics), 0, next(_offsets), flat)
 
 
 def rule_of(

@@ -89,6 +89,65 @@ class Optimizer:
 
 
 @dataclass
+class Fadas:
+    """Wang et al. 2024 (FADAS), algorithm 1, with the delay-adaptive rate of its section 4."""
+
+    lr: float
+    beta1: float
+    beta2: float
+    epsilon: float
+    tau_c: int
+    m: dict[int, float] = field(default_factory=dict)
+    v: dict[int, float] = field(default_factory=dict)
+    largest: dict[int, float] = field(default_factory=dict)
+
+    def apply(self, x: Sequence[float], delta: Sequence[float], taus: Sequence[int]) -> Vector:
+        rate = self.lr if max(taus) <= self.tau_c else min(self.lr, 1 / max(taus))
+        moved = []
+        for j, d in enumerate(delta):
+            self.m[j] = self.beta1 * self.m.get(j, 0.0) + (1 - self.beta1) * d
+            self.v[j] = self.beta2 * self.v.get(j, self.epsilon**2) + (1 - self.beta2) * d * d
+            self.largest[j] = max(self.largest.get(j, self.epsilon**2), self.v[j])
+            moved.append(x[j] + rate * self.m[j] / (math.sqrt(self.largest[j]) + self.epsilon))
+        return moved
+
+
+def delayed_nesterov(
+    x: Sequence[float], deltas: Sequence[Sequence[float]], lr: float, beta: float, n: int, c: float
+) -> list[Vector]:
+    """Liu et al. 2024, algorithm 3, coordinate by coordinate, as the paper counts: t from 0, descent direction g."""
+    models = [list(x) for _ in deltas]
+    for j, begun in enumerate(x):
+        theta, m, total = begun, 0.0, 0.0
+        for t, delta in enumerate(deltas):
+            g = -delta[j]
+            total += g
+            if (t + 1) % n == 0:
+                m = beta * m + total / n
+                theta = theta - lr * ((1 - c * n + c) * beta * m + g / n)
+                total = 0.0
+            else:
+                theta = theta - lr * (c * beta * m + g / n)
+            models[t][j] = theta
+    return models
+
+
+def fednova(
+    deltas: Sequence[Sequence[float]], examples: Sequence[int], steps: Sequence[float], discounts: Sequence[float]
+) -> Vector:
+    """Wang et al. 2020 (FedNova), equation 5 of the update rule: tau_eff times the mean of the normalised deltas."""
+    n = sum(examples)
+    tau_eff = sum(n_i / n * e for n_i, e in zip(examples, steps, strict=True))
+    return [
+        tau_eff
+        * sum(
+            n_i / n * s_i * delta[j] / e for n_i, s_i, delta, e in zip(examples, discounts, deltas, steps, strict=True)
+        )
+        for j in range(len(deltas[0]))
+    ]
+
+
+@dataclass
 class Sent:
     """An update as an oracle knows it."""
 

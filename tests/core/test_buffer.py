@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from llmos_stream.core import Whole
-from llmos_stream.core.buffer import Buffer
+from llmos_stream.core.buffer import Buffer, Quorum
 from llmos_stream.core.flat import BLOCK
 from llmos_stream.core.running_sum import RunningSum
 from tests.core import oracles
@@ -54,6 +54,41 @@ def test_fewer_than_the_least_are_not_due_however_late() -> None:
     assert not buffer.due(now=1e9)
     buffer.add(contribution(1, 1.0), now=99.0)
     assert buffer.due(now=99.0)
+
+
+def test_after_a_quorum_the_others_have_a_window_of_grace() -> None:
+    buffer = Buffer(capacity=4, deadline_seconds=10.0, quorum=Quorum(2, 1.5))
+    buffer.add(contribution(1, 1.0), now=0.0)
+    assert buffer.deadline() == 10.0
+    buffer.add(contribution(1, 1.0), now=3.0)
+    assert buffer.deadline() == 4.5
+    buffer.add(contribution(1, 1.0), now=4.0)  # comes within the grace, and does not make it longer
+    assert buffer.deadline() == 4.5
+    assert not buffer.due(now=4.4)
+    assert buffer.due(now=4.5)
+    assert len(buffer.drain()) == 3
+    buffer.add(contribution(1, 1.0), now=5.0)
+    assert buffer.deadline() == 15.0
+
+
+def test_capacity_and_deadline_end_a_grace() -> None:
+    full = Buffer(capacity=2, deadline_seconds=None, quorum=Quorum(1, 5.0))
+    full.add(contribution(1, 1.0), now=0.0)
+    assert full.deadline() == 5.0
+    full.add(contribution(1, 1.0), now=1.0)
+    assert full.due(now=1.0)
+    late = Buffer(capacity=3, deadline_seconds=2.0, quorum=Quorum(2, 5.0))
+    late.add(contribution(1, 1.0), now=0.0)
+    late.add(contribution(1, 1.0), now=1.0)
+    assert late.deadline() == 2.0
+
+
+def test_a_quorum_without_grace_makes_a_version_at_once() -> None:
+    buffer = Buffer(capacity=3, deadline_seconds=None, quorum=Quorum(2, 0.0))
+    buffer.add(contribution(1, 1.0), now=7.0)
+    assert not buffer.due(now=1e9)
+    buffer.add(contribution(1, 1.0), now=8.0)
+    assert buffer.due(now=8.0)
 
 
 def test_without_a_deadline_only_the_capacity_counts() -> None:

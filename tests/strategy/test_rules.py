@@ -9,8 +9,8 @@ from torch import Tensor
 from llmos_stream.broker import MemoryBroker
 from llmos_stream.config import AggregationSettings, StalenessSettings, StopSettings
 from llmos_stream.config.plugins import SERVER_OPTIMIZERS, STALENESS, STOP_RULES, STRATEGIES, Kind
-from llmos_stream.core import NewVersion, Rule, make_stop_rule, optimizer, staleness, start, step, stopping
-from llmos_stream.core.rule import STRATEGIES_BUILT_IN
+from llmos_stream.core import NewVersion, Rule, make_stop_rule, staleness, start, step, stopping
+from llmos_stream.core.rule import OPTIMIZERS_BUILT_IN, STRATEGIES_BUILT_IN
 from llmos_stream.errors import ConfigError, Reason, Rejected
 from llmos_stream.replay.rebuild import RebuildOutcome
 from llmos_stream.strategy import Strategy, Stretch
@@ -111,7 +111,7 @@ async def test_what_was_held_when_it_was_killed_is_read_again(federation: str, s
     [
         (STRATEGIES, STRATEGIES_BUILT_IN),
         (STALENESS, staleness.BUILT_IN),
-        (SERVER_OPTIMIZERS, optimizer.BUILT_IN),
+        (SERVER_OPTIMIZERS, OPTIMIZERS_BUILT_IN),
         (STOP_RULES, stopping.BUILT_IN),
     ],
 )

@@ -76,6 +76,7 @@ class Folding:
         self._ending = ending
         self.publisher = publisher
         self._rule = local_rule(settings)
+        self._usual_refusals = self._rule.strategy().usual_refusals
         self._device = device_for(settings.aggregator.device)
         self._hangs_seconds = 2 * settings.broker.transaction_timeout_seconds
         self._layout = layout
@@ -349,7 +350,10 @@ class Folding:
             self.publisher.remind(client_id, window.dump())
 
     def _refuse(self, refusal: Refusal | Refused) -> None:
-        self.publisher.refuse(refusal)
+        if refusal.reason in self._usual_refusals:
+            self.publisher.drop(refusal)
+        else:
+            self.publisher.refuse(refusal)
         self._source.release(refusal.partition, refusal.offset)
 
     async def _publish(self, new: NewVersion, equals: int | None = None) -> None:

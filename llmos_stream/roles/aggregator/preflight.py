@@ -14,7 +14,7 @@ def check_fits(layout: Layout, settings: Settings) -> None:
     """Raise ConfigError when versions of this layout could not be written, not be kept, or not be read by anyone."""
     rule = local_rule(settings)
     _check_optimizer(rule)
-    widest = Contribution("c" * 128, 2**63 - 1, 2**31 - 1, 2**63 - 1, 2**63 - 1, 2**31 - 1, 1.0, 1.0, bytes(32))
+    widest = Contribution("c" * 128, 2**63 - 1, 2**31 - 1, 2**63 - 1, 2**63 - 1, 2**31 - 1, 1.0, 1.0, bytes(32), 1.0)
     head = VersionHead(
         number=2**63 - 1,
         parent=2**63 - 2,

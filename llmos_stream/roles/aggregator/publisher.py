@@ -84,9 +84,7 @@ class Publisher:
 
         One that the core refused has a head that could be read, and is kept under the client that it names.
         """
-        if isinstance(refusal, Refused):
-            key, place = refusal.head.client_id.encode(), (refusal.partition, refusal.offset)
-            refusal = Refusal(refusal.reason, refusal.detail, refusal.head, b"", key, *place)
+        refusal = _as_refusal(refusal)
         update = refusal.head if isinstance(refusal.head, UpdateHead) else None
         entry = dump_quarantined(refusal, self._topics.updates, self._federation.clock.time_ms())
         if not self._quota.takes(refusal.key or b"", len(entry[1]), self._federation.clock.monotonic()):
@@ -95,17 +93,32 @@ class Publisher:
         whose = f", of client {update.client_id!r}" if update else ""
         logger.warning("refused an update at offset %d: %s%s", refusal.offset, refusal.reason, whose)
         self._quarantine.append(entry)
-        self._events.append(
-            self._federation.event(
-                EventKind.UPDATE_REJECTED,
-                ROLE,
-                client_id=update.client_id if update else None,
-                sequence=update.sequence if update else None,
-                reason=refusal.reason,
-                detail=refusal.detail[:DETAIL_CHARACTERS],
-                partition=refusal.partition,
-                offset=refusal.offset,
-            )
+        self._events.append(self._rejected(refusal, update))
+
+    def drop(self, refusal: Refusal | Refused) -> None:
+        """Tell of an update that does not count in the course of things. Nothing of it goes into quarantine.
+
+        Of a flood under one key only the beginning is told.
+        """
+        refusal = _as_refusal(refusal)
+        update = refusal.head if isinstance(refusal.head, UpdateHead) else None
+        event = self._rejected(refusal, update)
+        if not self._quota.takes(refusal.key or b"", len(dump_event(event)), self._federation.clock.monotonic()):
+            UNLISTED.inc()
+            return
+        logger.debug("dropped an update at offset %d: %s", refusal.offset, refusal.reason)
+        self._events.append(event)
+
+    def _rejected(self, refusal: Refusal, update: UpdateHead | None) -> Event:
+        return self._federation.event(
+            EventKind.UPDATE_REJECTED,
+            ROLE,
+            client_id=update.client_id if update else None,
+            sequence=update.sequence if update else None,
+            reason=refusal.reason,
+            detail=refusal.detail[:DETAIL_CHARACTERS],
+            partition=refusal.partition,
+            offset=refusal.offset,
         )
 
     async def write_control(self, records: Mapping[bytes, bytes | None]) -> None:
@@ -229,6 +242,14 @@ class Publisher:
         )
         if offsets:
             await transaction.send_offsets(group_of(self._topics), offsets)
+
+
+def _as_refusal(refusal: Refusal | Refused) -> Refusal:
+    """What the core refused, too, under the key of its client."""
+    if isinstance(refusal, Refusal):
+        return refusal
+    key, place = refusal.head.client_id.encode(), (refusal.partition, refusal.offset)
+    return Refusal(refusal.reason, refusal.detail, refusal.head, b"", key, *place)
 
 
 def group_of(topics: Topics) -> str:
