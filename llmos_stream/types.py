@@ -166,7 +166,23 @@ class SnapshotHead:
     payload_digest: bytes
 
 
-Head = UpdateHead | VersionHead | SnapshotHead
+@dataclass(frozen=True, slots=True)
+class LocalModelHead:
+    """All shared weights of a model that a client has trained on its own data alone, since version `since`.
+
+    `version` is the newest one that it had by then.
+    """
+
+    client_id: str
+    version: int
+    since: int
+    layout_digest: bytes
+    codec: CodecSpec
+    payload_size: int
+    payload_digest: bytes
+
+
+Head = UpdateHead | VersionHead | SnapshotHead | LocalModelHead
 Part = bytes | memoryview
 """A piece of a payload. Payloads travel as sequences of parts, so that none is ever joined."""
 
@@ -202,6 +218,7 @@ class TopicKind(StrEnum):
     CONTROL = "control"
     SNAPSHOTS = "snapshots"
     QUARANTINE = "quarantine"
+    LOCALS = "locals"
 
 
 @unique

@@ -102,6 +102,8 @@ def _harm(name: str, found: str, wanted: str, spec: TopicSpec) -> str:
             return "of a message whose records have one key only the last record is kept"
         case "retention.ms":
             return _harm_of_age(int(found or _UNLIMITED), int(wanted), raw=not _in_one_order(spec))
+        case "retention.bytes" if by_age:
+            return "a flood of them may fill the disk before they are old" if found in {"", "-1"} else ""
         case "retention.bytes" if found in {"", "-1"}:
             return "nothing is ever deleted, until the disk is full"
         case "retention.bytes" if int(found) < int(wanted):

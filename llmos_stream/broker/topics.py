@@ -1,4 +1,4 @@
-"""The seven topics of a federation, with the policies that make the log a system of record."""
+"""The eight topics of a federation, with the policies that make the log a system of record."""
 
 import re
 from dataclasses import dataclass, field
@@ -30,6 +30,7 @@ class Topics:
     control: str = field(init=False)
     snapshots: str = field(init=False)
     quarantine: str = field(init=False)
+    locals: str = field(init=False)
 
     def __post_init__(self) -> None:
         if not re.fullmatch(NAME_PATTERN, self.federation):
@@ -41,7 +42,7 @@ class Topics:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """All seven. A prefix would not do to find them: `a.b` is a federation too."""
+        """All eight. A prefix would not do to find them: `a.b` is a federation too."""
         return tuple(f"{self.federation}.{kind}" for kind in TopicKind)
 
     def specs(self, settings: TopicSettings) -> list[TopicSpec]:
@@ -54,6 +55,9 @@ class Topics:
             self.control: (1, _latest_of_each_key()),
             self.snapshots: (1, _by_size(settings.snapshots_retention_gib)),
             self.quarantine: (1, _by_age(settings.quarantine_retention_hours)),
+            # Anybody who shares writes whole models there, and no aggregator looks at them: neither age nor size alone
+            # would do.
+            self.locals: (1, _by_size(settings.locals_retention_gib) | _by_age(settings.locals_retention_hours)),
         }
         return [
             TopicSpec(name, partitions, _COMMON | policy, settings.replication_factor)

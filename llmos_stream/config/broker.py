@@ -102,6 +102,10 @@ class TopicSettings(Section):
     """How long evaluations are kept."""
     quarantine_retention_hours: Positive = 24.0 * 7
     """How long the records of refused updates are kept."""
+    locals_retention_hours: Positive = 24.0
+    """How long models that sites have trained alone and share are kept. Short, as for updates."""
+    locals_retention_gib: Positive = 4.0
+    """How many GiB of these are kept at most."""
 
 
 class WireSettings(Section):

@@ -48,6 +48,11 @@ class ClientSettings(Section):
     train_alone: bool = False
     """Train a second model on this site's data alone, from the first version on and for as many steps, and tell what it
     reaches on the validation data: what the federation is worth to the site. Doubles the training."""
+    share_local: bool = False
+    """Let other sites that do so too measure what this site's training makes of a version (with train_alone: its own
+    model), and measure theirs. Each sees the other's model as a whole: for sites that trust each other."""
+    share_local_every: Count = 10
+    """Share it at each n-th version, and measure that of each other site at most that often."""
     epochs: Count = 1
     """Local epochs between two updates."""
     batch_size: Count = 32

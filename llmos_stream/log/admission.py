@@ -6,12 +6,17 @@ from llmos_stream.codec import max_payload_size
 from llmos_stream.config import WireSettings
 from llmos_stream.errors import Reason, Rejected
 from llmos_stream.storage.spool import Spools
-from llmos_stream.types import Head, SnapshotHead, UpdateHead, VersionHead
+from llmos_stream.types import Head, LocalModelHead, SnapshotHead, UpdateHead, VersionHead
 from llmos_stream.wire import Admit, Assembler, Message, Prelude
 
-H = TypeVar("H", UpdateHead, VersionHead, SnapshotHead)
+H = TypeVar("H", UpdateHead, VersionHead, SnapshotHead, LocalModelHead)
 
-_CARRIED: dict[type[Head], str] = {UpdateHead: "updates", VersionHead: "versions", SnapshotHead: "snapshots"}
+_CARRIED: dict[type[Head], str] = {
+    UpdateHead: "updates",
+    VersionHead: "versions",
+    SnapshotHead: "snapshots",
+    LocalModelHead: "local models",
+}
 
 
 def head_of(kind: type[H], found: Message | Prelude) -> H:

@@ -22,6 +22,11 @@ class ValidationData(NamedTuple):
     metrics: Callable[[], Mapping[str, Metric]] = dict
 
 
+def is_due(number: int, last: int | None, every: int) -> bool:
+    """Whether it is the turn of version `number`: each `every`-th is due, or the first after it. `last` had its own."""
+    return last is None or number // every > last // every
+
+
 class SiteEvaluator:
     """Measures each `every`-th version, or the first after it that the site gets. 0: none."""
 
@@ -34,7 +39,7 @@ class SiteEvaluator:
 
     def is_due(self, number: int) -> bool:
         """Whether a version is to be measured. No version is twice."""
-        return self._every > 0 and (self._last is None or number // self._every > self._last // self._every)
+        return self._every > 0 and is_due(number, self._last, self._every)
 
     def is_new(self, number: int) -> bool:
         """Whether a version has not been measured, however often that is done."""

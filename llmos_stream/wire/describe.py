@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 
-from llmos_stream.types import Contribution, Head, Number, TensorSpec, UpdateHead, VersionHead
+from llmos_stream.types import Contribution, Head, Number, SnapshotHead, TensorSpec, UpdateHead, VersionHead
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -21,8 +21,11 @@ def describe(head: Head, *, signature: bytes | None = None, full: bool = True) -
             found = _update(head)
         case VersionHead():
             found = _version(head, full)
-        case _:
+        case SnapshotHead():
             found = {"kind": "snapshot", "version": head.version, "tensor": head.tensor}
+        case _:
+            own = {"client_id": head.client_id, "version": head.version, "since": head.since}
+            found = {"kind": "local model", **own}
     return {
         **found,
         "layout_digest": head.layout_digest.hex(),

@@ -7,7 +7,7 @@ knows after 14 bytes how long the head is and needs to parse nothing before it i
     0          95: array of five
     1 to 6     A5 "LLMOS": the name of the protocol
     7          01: format version, a positive fixint
-    8          kind, a positive fixint: 01 update, 02 version, 03 snapshot
+    8          kind, a positive fixint: 01 update, 02 version, 03 snapshot, 04 local model
     9 to 13    C6 and a big-endian uint32: the head, always a bin 32, and its size in bytes
     14 ...     the head: one msgpack map
     then       C0: no signature; or C5, a big-endian uint16 from 1 to 1024, and that many bytes
@@ -61,6 +61,11 @@ of 1 to 64 characters. Fields marked * may be left out.
     version    int >= 0   the version whose aggregator's state this is
     tensor     name       which vector of it: "momentum", "first_moment", ...
 
+    local model           its payload is all shared weights, as a full version's; in codec 1, 2 or 3
+    client     string     client id: whose it is, who has trained it on its own data alone
+    version    int >= 0   the newest version that the client had
+    since      int >= 0   the version that the model began with, not above `version`
+
 The arrays in `manifest`, `tensors` and `tied` may have items after those named here, which are ignored.
 Every other array and map has at most 64 entries, and a string at most 4096 bytes.
 """
@@ -72,7 +77,7 @@ from dataclasses import dataclass
 from enum import IntEnum, unique
 
 from llmos_stream.errors import Reason, Rejected
-from llmos_stream.types import Head, Part, SnapshotHead, UpdateHead, VersionHead
+from llmos_stream.types import Head, LocalModelHead, Part, SnapshotHead, UpdateHead, VersionHead
 from llmos_stream.wire.fields import malformed
 from llmos_stream.wire.head import pack_head, unpack_head
 
@@ -93,12 +98,14 @@ class FrameKind(IntEnum):
     UPDATE = 1
     VERSION = 2
     SNAPSHOT = 3
+    LOCAL_MODEL = 4
 
 
 _HEADS: dict[int, type[Head]] = {
     FrameKind.UPDATE: UpdateHead,
     FrameKind.VERSION: VersionHead,
     FrameKind.SNAPSHOT: SnapshotHead,
+    FrameKind.LOCAL_MODEL: LocalModelHead,
 }
 
 

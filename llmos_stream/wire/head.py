@@ -1,4 +1,4 @@
-"""The head maps of an update, a version and a snapshot, to and from bytes (fields: see `wire.frame`)."""
+"""The head maps of all kinds of messages, to and from bytes (fields: see `wire.frame`)."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -12,6 +12,7 @@ from llmos_stream.types import (
     CodecSpec,
     Contribution,
     Head,
+    LocalModelHead,
     SnapshotHead,
     TensorKind,
     TensorSpec,
@@ -72,6 +73,10 @@ def _metrics(found: f.Fields, key: str) -> dict[str, float]:
 def _parent(found: f.Fields, key: str) -> int | None:
     # Below its own number, so that following parents always ends.
     return None if found.get(key) is None else f.integer(found, key, low=0, high=f.count(found, "number") - 1)
+
+
+def _since(found: f.Fields, key: str) -> int:
+    return f.integer(found, key, low=0, high=f.count(found, "version"))
 
 
 def _parent_digest(found: f.Fields, key: str) -> bytes | None:
@@ -173,4 +178,10 @@ _TABLES: dict[type[Head], _Table] = {
         "before": ("parent_digest", _parent_digest),
     },
     SnapshotHead: {"version": ("version", f.count), "tensor": ("tensor", f.name), **_PAYLOAD},
+    LocalModelHead: {
+        "client": ("client_id", f.client_id),
+        "version": ("version", f.count),
+        "since": ("since", _since),
+        **_PAYLOAD,
+    },
 }

@@ -20,6 +20,7 @@ def test_names_start_with_the_federation() -> None:
         "fed.control",
         "fed.snapshots",
         "fed.quarantine",
+        "fed.locals",
     )
 
 
@@ -44,6 +45,12 @@ def test_personal_data_goes_on_time() -> None:
     # The oldest record of a segment waits for its youngest to be old enough.
     assert int(config["segment.ms"]) <= 2 * HOUR / 8
     assert config["message.timestamp.type"] == "LogAppendTime"
+
+
+def test_models_that_sites_share_go_by_age_and_by_size() -> None:
+    config = _policies(TopicSettings(locals_retention_hours=2, locals_retention_gib=0.5))["fed.locals"].config
+    assert (config["retention.ms"], config["retention.bytes"]) == (str(2 * HOUR), str(1 << 29))
+    assert (config["segment.ms"], config["segment.bytes"]) == (str(2 * HOUR // 8), str(1 << 26))
 
 
 def test_versions_go_by_size_alone() -> None:

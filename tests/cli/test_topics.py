@@ -10,7 +10,7 @@ from tests.cli.aids import Run
 from tests.conftest import KafkaNode
 
 pytestmark = pytest.mark.kafka
-_ROOMS = ("control", "evaluations", "events", "models", "quarantine", "snapshots", "updates")
+_ROOMS = ("control", "evaluations", "events", "locals", "models", "quarantine", "snapshots", "updates")
 
 
 def test_create_and_list(llmos: Run, on_kafka: str) -> None:
@@ -33,7 +33,7 @@ def test_create_and_list(llmos: Run, on_kafka: str) -> None:
 
     again = llmos("topics", "create")
     assert again.status == 0
-    assert again.out.count("was there") == 7
+    assert again.out.count("was there") == 8
     assert again.out.count("was there, and differs") == 1
     assert "now" not in again.out.split()
     # It differs from what would be created now: said, and left alone.
@@ -105,7 +105,7 @@ def test_a_federation_whose_name_begins_the_same_is_another(llmos: Run, on_kafka
     other = f"{on_kafka}.b"
     llmos("topics", "create", "--federation.name", other)
     assert llmos("topics", "list", "--json").status == 5
-    assert len(llmos("topics", "list", "--json", "--federation.name", other).json()) == 7
+    assert len(llmos("topics", "list", "--json", "--federation.name", other).json()) == 8
 
 
 def test_delete_asks_first(llmos: Run, on_kafka: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,11 +121,11 @@ def test_delete_asks_first(llmos: Run, on_kafka: str, monkeypatch: pytest.Monkey
         terminal = io.StringIO(answer)
         monkeypatch.setattr(terminal, "isatty", lambda: True)
         monkeypatch.setattr("sys.stdin", terminal)
-        assert len(llmos("topics", "list", "--json").json()) == 7
+        assert len(llmos("topics", "list", "--json").json()) == 8
         done = llmos("topics", "delete")
         assert done.status == status
         assert f"every version, update and event of federation {on_kafka}, for good" in done.err
         assert done.out.startswith(said)
     assert llmos("topics", "list").status == 5
     assert llmos("topics", "delete", "--yes").status == 5
-    assert len(llmos("topics", "delete", "--yes", "--json", "--federation.name", other).json()["deleted"]) == 7
+    assert len(llmos("topics", "delete", "--yes", "--json", "--federation.name", other).json()["deleted"]) == 8

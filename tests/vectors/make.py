@@ -30,6 +30,7 @@ from llmos_stream.types import (
     Event,
     EventKind,
     Head,
+    LocalModelHead,
     Role,
     SnapshotHead,
     TensorKind,
@@ -210,6 +211,16 @@ def _versions() -> Iterator[Vector]:
     head = SnapshotHead(2, "momentum", PLAIN.digest, CODECS["float32"], 0, bytes(32))
     payload = b"".join(_stored(encode(moment, head.codec)))
     yield _frame("snapshot", "A moment of the server optimiser; only aggregators read these.", head, payload, moment)
+    weights = numbers(PLAIN.numel, 13)
+    own = LocalModelHead("site-1", 9, 9, PLAIN.digest, CODECS["float32"], 0, bytes(32))
+    payload = b"".join(_stored(encode(weights, own.codec)))
+    yield _frame(
+        "local-model",
+        "What a site has trained alone and shares; its payload is as a full version's.",
+        own,
+        payload,
+        weights,
+    )
 
 
 def _chain(layout: Layout, name: str) -> Iterator[Vector]:

@@ -43,13 +43,13 @@ def test_a_changed_byte_shows(tmp_path: Path) -> None:
 def test_they_cover_every_kind_of_frame_topic_event_and_codec() -> None:
     meanings = [json.loads(vector.text) for vector in MADE.values()]
     topics = {meaning["topic"] for meaning in meanings if "topic" in meaning}
-    assert topics == {kind.value for kind in TopicKind} - {"models", "snapshots"}, "these two hold frames"
+    assert topics == {kind.value for kind in TopicKind} - {"models", "snapshots", "locals"}, "these hold frames"
     assert {meaning["value"]["kind"] for meaning in meanings if meaning.get("topic") in {"events", "evaluations"}} == {
         kind.value for kind in EventKind
     }
     heads = [meaning["head"] for meaning in meanings if "head_digest" in meaning]
     assert {head["codec"] for head in heads} == {codec.label for codec in CodecId}
-    assert {head["kind"] for head in heads} == {"update", "full version", "delta version", "snapshot"}
+    assert {head["kind"] for head in heads} == {"update", "full version", "delta version", "snapshot", "local model"}
 
 
 @pytest.mark.parametrize("name", [name for name in MADE if name.startswith("update-")])

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from llmos_stream.types import (
     CodecSpec,
     Contribution,
+    LocalModelHead,
     SnapshotHead,
     TensorKind,
     TensorSpec,
@@ -51,6 +52,16 @@ VERSION = VersionHead(
 SNAPSHOT = SnapshotHead(
     version=4,
     tensor="momentum",
+    layout_digest=b"\x11" * 32,
+    codec=CodecSpec(1),
+    payload_size=5,
+    payload_digest=b"\x22" * 32,
+)
+
+LOCAL_MODEL = LocalModelHead(
+    client_id="c-1",
+    version=4,
+    since=3,
     layout_digest=b"\x11" * 32,
     codec=CodecSpec(1),
     payload_size=5,
@@ -107,6 +118,17 @@ snapshots = st.builds(
     payload_digest=digests,
 )
 
+local_models = st.builds(
+    lambda first, second, **others: LocalModelHead(since=min(first, second), version=max(first, second), **others),
+    ints,
+    ints,
+    client_id=client_ids,
+    layout_digest=digests,
+    codec=codecs,
+    payload_size=ints,
+    payload_digest=digests,
+)
+
 
 @st.composite
 def _versions(draw: st.DrawFn) -> VersionHead:
@@ -133,5 +155,5 @@ def _versions(draw: st.DrawFn) -> VersionHead:
 
 
 versions = _versions()
-any_head = updates | versions | snapshots
+any_head = updates | versions | snapshots | local_models
 signatures = st.none() | st.binary(min_size=1, max_size=1024)

@@ -125,6 +125,11 @@ def test_the_short_form_is_small_for_the_largest_heads() -> None:
         assert len(json.dumps(describe(head, signature=b"s" * 1024, full=False))) < 100_000
 
 
+def test_local_model() -> None:
+    found = describe(heads.LOCAL_MODEL)
+    assert (found["kind"], found["client_id"], found["version"], found["since"]) == ("local model", "c-1", 4, 3)
+
+
 def test_snapshot() -> None:
     assert describe(heads.SNAPSHOT) == {
         "kind": "snapshot",

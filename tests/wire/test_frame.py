@@ -3,7 +3,7 @@
 import hashlib
 import math
 import struct
-from dataclasses import fields
+from dataclasses import fields, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -17,6 +17,7 @@ from llmos_stream.types import (
     CodecSpec,
     Contribution,
     Head,
+    LocalModelHead,
     Part,
     SnapshotHead,
     TensorKind,
@@ -35,7 +36,7 @@ from llmos_stream.wire import (
 )
 from llmos_stream.wire.frame import FrameKind
 from tests.wire import heads
-from tests.wire.heads import CONTRIBUTION, PROPERTY, SNAPSHOT, UPDATE, VERSION, update, version
+from tests.wire.heads import CONTRIBUTION, LOCAL_MODEL, PROPERTY, SNAPSHOT, UPDATE, VERSION, update, version
 
 LARGEST = 2**63 - 1
 ELEVEN, TWENTYTWO, THIRTYTHREE = "c420" + "11" * 32, "c420" + "22" * 32, "c420" + "33" * 32
@@ -88,6 +89,20 @@ GOLDEN_SNAPSHOT = (
     "87"
     "a7 76657273696f6e 04"  # version: 4
     "a6 74656e736f72 a8 6d6f6d656e74756d"  # tensor: momentum
+    f"a6 6c61796f7574 {ELEVEN}"  # layout
+    "a5 636f646563 01"  # codec: 1
+    "a6 706172616d73 80"  # params: none
+    "a4 73697a65 05"  # size: 5
+    f"a6 646967657374 {TWENTYTWO}"  # digest
+    "c0"
+)
+
+GOLDEN_LOCAL_MODEL = (
+    "95 a5 4c4c4d4f53 01 04 c6 00000083"
+    "88"
+    "a6 636c69656e74 a3 632d31"  # client: c-1
+    "a7 76657273696f6e 04"  # version: 4
+    "a5 73696e6365 03"  # since: 3
     f"a6 6c61796f7574 {ELEVEN}"  # layout
     "a5 636f646563 01"  # codec: 1
     "a6 706172616d73 80"  # params: none
@@ -168,6 +183,7 @@ def refused(data: bytes | memoryview) -> Reason:
         (VERSION, GOLDEN_VERSION),
         (BUFFERED, GOLDEN_BUFFERED),
         (SNAPSHOT, GOLDEN_SNAPSHOT),
+        (LOCAL_MODEL, GOLDEN_LOCAL_MODEL),
     ],
 )
 def test_golden_bytes(head: Head, golden: str) -> None:
@@ -208,6 +224,7 @@ def test_samples_set_every_field() -> None:
     assert len(fields(UpdateHead)) == 9
     assert len(fields(VersionHead)) == 15
     assert len(fields(SnapshotHead)) == 6
+    assert len(fields(LocalModelHead)) == 7
     assert len(fields(Contribution)) == 9
 
 
@@ -233,6 +250,13 @@ def test_no_number_of_first_bytes_raises() -> None:
 def test_codec_enum_and_read_only_maps_are_packed_as_plain_values() -> None:
     head = update(codec=CodecSpec(CodecId.INT8, MappingProxyType({"block": 64})), metrics=MappingProxyType({"f1": 1}))
     assert read(pack_prelude(head)) == update(codec=CodecSpec(4, {"block": 64}), metrics={"f1": 1.0})
+
+
+@pytest.mark.parametrize("since", [-1, 5, True, None, 2**63])
+def test_a_local_model_begins_with_a_version_that_its_site_had(since: Any) -> None:
+    head = msgpack.unpackb(bytes.fromhex(GOLDEN_LOCAL_MODEL)[14:-1])
+    assert read(frame(head | {"since": 4}, kind=4)) == replace(LOCAL_MODEL, since=4)
+    assert refused(frame(head | {"since": since}, kind=4)) is Reason.MALFORMED
 
 
 def test_metrics_need_not_be_finite() -> None:
@@ -403,7 +427,7 @@ def test_a_value_within_limits_is_checked_in_every_item_of_a_list() -> None:
         (b"GET / HTTP/1.1\r\n\r\n", Reason.MALFORMED),
         (frame(b"\x80")[:9] + b"\xc5" + frame(b"\x80")[10:], Reason.MALFORMED),
         (frame(b"\x80", kind=0), Reason.UNSUPPORTED),
-        (frame(b"\x80", kind=4), Reason.UNSUPPORTED),
+        (frame(b"\x80", kind=5), Reason.UNSUPPORTED),
         (b"\x95\xa5LLMOS\x02\x01\xc6\x00\x00\x00\x00\xc0", Reason.UNSUPPORTED),
         (frame(version_map(kind="sketch"), kind=2), Reason.UNSUPPORTED),
         (frame(update_map(), last=b"\xc2"), Reason.MALFORMED),

@@ -57,7 +57,7 @@ export class Assembler {
 
 // --- Frames: an opening of 14 bytes, the head, the signature's item, the payload.
 
-const KINDS = { 1: 'update', 2: 'version', 3: 'snapshot' };
+const KINDS = { 1: 'update', 2: 'version', 3: 'snapshot', 4: 'local model' };
 
 export function readFrame(message) {
   if (hex(message.subarray(0, 7)) !== '95a54c4c4d4f53') throw new Error('no frame');

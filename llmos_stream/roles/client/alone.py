@@ -5,6 +5,7 @@ from llmos_stream.core.client_policy import train_seconds
 from llmos_stream.errors import ConfigError
 from llmos_stream.log.federation import Federation
 from llmos_stream.log.versions import Version
+from llmos_stream.roles.client.events import Trainer
 from llmos_stream.roles.client.session import Client
 from llmos_stream.training import Task, task_errors
 from llmos_stream.training.alone import AloneModel
@@ -41,16 +42,21 @@ class AloneTraining:
             batches = task.train_batches(settings.client.shard)  # its own: each object orders its passes
         self._steps = LocalSteps(batches, settings.client.epochs, settings.client.local_steps)
 
+    @property
+    def model(self) -> AloneModel:
+        """It, as it is now."""
+        return self._model
+
     async def measure(self, client: Client, version: Version) -> None:
         """Measure it where that version was; with its first one it begins."""
         number, model = version.head.number, self._model
         model.begin(number, version.weights)
-        if model.weights is None or model.since == number:
+        if model.weights is None or model.since is None or model.since == number:
             return
         with task_errors(self._entry):
             found = await self._federation.run(self._evaluator.measure, number, model.weights)
         if found is not None:
-            await client.events.measured(found, alone_since=model.since)
+            await client.events.measured(found, Trainer(client.client_id, model.since))
 
     async def train(self, version: Version, fastest: float) -> None:
         """Train it for as long as the update on `version` was. `fastest` is as in `LocalSteps.passes`."""

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Mapping
 from functools import partial
 from itertools import islice
+from typing import NamedTuple
 
 from llmos_stream.broker import Producer
 from llmos_stream.broker.rules import topic_missing
@@ -20,6 +21,13 @@ from llmos_stream.wire.evaluations import MOST_METRICS
 from llmos_stream.wire.events import MOST_NAME
 
 logger = logging.getLogger(__name__)
+
+
+class Trainer(NamedTuple):
+    """Who has trained a model on its own data alone, from which version on."""
+
+    client_id: str
+    since: int
 
 
 class ClientEvents:
@@ -61,15 +69,15 @@ class ClientEvents:
             )
         )
 
-    async def measured(self, evaluation: Evaluation, alone_since: int | None = None) -> None:
-        """The client has measured a version on its own validation data; or its own model, alone since that version.
+    async def measured(self, evaluation: Evaluation, trainer: Trainer | None = None) -> None:
+        """The client has measured a version on its own validation data; or, by that version, the model of a `trainer`.
 
         Where it may not say so, or the federation's aggregator is of a release that has no topic for it, it goes on
         without.
         """
         told = ", ".join(f"{name} {value:.4f}" for name, value in evaluation.metrics.items())
-        model = "version %d" if alone_since is None else "this site's own model by version %d"
-        logger.info(f"{model} on the data of this site: %s", evaluation.version, told)
+        whose = "version" if trainer is None else f"what {trainer.client_id} has trained alone by version"
+        logger.info("%s %d on the data of this site: %s", whose, evaluation.version, told)
         if self._tells_evaluations:
             entry = self._event(
                 EventKind.EVALUATION,
@@ -77,7 +85,7 @@ class ClientEvents:
                 metrics=_tellable(evaluation.metrics),
                 num_examples=evaluation.num_examples,
                 seconds=evaluation.seconds,
-                **({} if alone_since is None else {"trained_by": self._client_id, "since": alone_since}),
+                **({} if trainer is None else {"trained_by": trainer.client_id, "since": trainer.since}),
             )
             if fault := evaluation_fault(entry, self._federation.clock):
                 logger.warning("the evaluation of version %d is told nobody: %s", evaluation.version, fault)

@@ -1,7 +1,7 @@
 """The client role: join, then train on the newest version and publish, until the run ends or it is time to leave."""
 
 import logging
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 
 from llmos_stream.broker import Broker, Topics
@@ -13,6 +13,7 @@ from llmos_stream.log.record_tracing import update_span, version_attributes
 from llmos_stream.log.topics import check_chunks_fit
 from llmos_stream.log.versions import Version
 from llmos_stream.roles.client.alone import AloneTraining
+from llmos_stream.roles.client.cross_site import CrossSite, weights_after
 from llmos_stream.roles.client.identity import client_id_of
 from llmos_stream.roles.client.participation import Participation
 from llmos_stream.roles.client.personal import PersonalPart
@@ -69,6 +70,7 @@ class _TrainingClient:
         self._local: LocalModel | None = None
         self._evaluator: SiteEvaluator
         self._alone: AloneTraining | None = None
+        self._cross_site: CrossSite | None = None
         self._joined = False
 
     async def take_part(self) -> None:
@@ -88,10 +90,15 @@ class _TrainingClient:
             self._evaluator = SiteEvaluator(self._local, self._task.loss, data, own.evaluate_every)
             if own.train_alone:
                 self._alone = AloneTraining(federation, self._settings, self._task, self._local, data)
+            if own.share_local:
+                self._cross_site = self._make_cross_site(self._local, data)
         client_id = client_id_of(self._settings.client)
-        async with Client(
-            federation, client_id, self._local.layout, self._settings.codec, self._state, self._settings.client
-        ) as client:
+        async with (
+            Client(
+                federation, client_id, self._local.layout, self._settings.codec, self._state, self._settings.client
+            ) as client,
+            nullcontext() if self._cross_site is None else self._cross_site.connected(),
+        ):
             if not self._joined:
                 with task_errors(self._entry):
                     num_examples = self._task.num_train_examples(self._settings.client.shard)
@@ -101,9 +108,13 @@ class _TrainingClient:
             while (version := await participation.next_version(client)) is not None:
                 if self._evaluator.is_due(version.head.number):
                     await self._measure(client, version)
+                if self._cross_site is not None:
+                    await self._cross_site.measure(client, version)
                 await self._update(client, self._local, version)
                 if self._alone is not None and not federation.shutdown.requested:
-                    await self._alone.train(version, client.heard().steps_per_second)
+                    await self._train_alone(self._alone, client, version)
+                if self._cross_site is not None:
+                    await self._cross_site.send()
             await self._measure_last(client)
             await self._last_word(client)
             logger.info("leaving after %d updates: %s", participation.updates, participation.reason_to_leave)
@@ -126,6 +137,8 @@ class _TrainingClient:
         version = await self.participation.newest(client)
         if version is not None and self._evaluator.is_new(version.head.number):
             await self._measure(client, version)
+        if version is not None and self._cross_site is not None:
+            await self._cross_site.measure(client, version, is_last=True)
 
     async def _last_word(self, client: Client) -> None:
         """Hear what becomes of the last updates, as far as that is soon."""
@@ -143,11 +156,20 @@ class _TrainingClient:
                 trained = await self._train(local, version, client.heard().steps_per_second)
             if trained.stopped:
                 return
+            if self._cross_site is not None and self._alone is None:
+                since = version.head.number
+                await self._cross_site.keep(client, since, since, lambda: weights_after(local, version, trained))
             try:
                 with suppress(Rejected):  # too old by now, as the client has said
                     await self.participation.publish(client, trained)
             except FederationFinished:
                 logger.info("the run ended while this client was training")
+
+    async def _train_alone(self, alone: AloneTraining, client: Client, version: Version) -> None:
+        await alone.train(version, client.heard().steps_per_second)
+        weights, since = alone.model.weights, alone.model.since
+        if self._cross_site is not None and weights is not None and since is not None:
+            await self._cross_site.keep(client, version.head.number, since, lambda: weights)
 
     async def _train(self, local: LocalModel, version: Version, fastest: float) -> Trained:
         batches = self._steps.passes(fastest)
@@ -164,6 +186,12 @@ class _TrainingClient:
         told = self._steps.done(trained.steps, train_seconds(self._settings.client, trained.seconds, share))
         weight = self._steps.weight(trained.num_examples)
         return replace(trained, num_examples=weight, metrics={**trained.metrics, **told}, share=share)
+
+    def _make_cross_site(self, local: LocalModel, data: ValidationData) -> CrossSite:
+        with task_errors(self._entry):
+            measures = self._settings.client.evaluate_every > 0 and data.batches() is not None
+        evaluator = SiteEvaluator(local, self._task.loss, data, 1) if measures else None
+        return CrossSite(self._federation, self._settings.client, local, evaluator, self._entry)
 
     def _make_model(self) -> LocalModel:
         with task_errors(self._entry):
