@@ -37,7 +37,8 @@ from tests.roles.aids import settings_for
 __all__ = ["llmos"]
 pytestmark = [pytest.mark.kafka, pytest.mark.own_kafka]
 
-_ROLES = ("aggregator", "client", "evaluator", "inference", "archiver", "monitor")
+_SHARING = "sharing client"
+_ROLES = ("aggregator", "client", _SHARING, "evaluator", "inference", "archiver", "monitor")
 _NOBODY = "nobody"
 _TOPIC, _GROUP, _TRANSACTIONAL_ID = 2, 3, 5
 _READ, _WRITE = 3, 4
@@ -50,11 +51,19 @@ def _table() -> dict[str, tuple[list[str], list[str]]]:
     text = (Path(__file__).parents[2] / "llmos_stream" / "docs" / "kafka.md").read_text()
     rows = text.partition("| role | Read on topics |")[2].partition("\n\n")[0].splitlines()[2:]
     cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
-    return {role: (re.findall(r"\w+", reads), re.findall(r"\w+", writes)) for role, reads, writes, _ in cells}
+    return {
+        re.sub(r" \(.*\)", "", role): (re.findall(r"\w+", reads), re.findall(r"\w+", writes))
+        for role, reads, writes, _ in cells
+    }
 
 
 def test_the_table_has_every_role() -> None:
     assert set(_table()) == set(_ROLES)
+
+
+def _user(role: str) -> str:
+    """Whom a role signs in as."""
+    return role.replace(" ", "_")
 
 
 @dataclass(frozen=True)
@@ -68,8 +77,8 @@ class _Guarded:
         return BrokerSettings(
             bootstrap_servers=self.signed_in,
             security_protocol="SASL_PLAINTEXT",
-            sasl_username=name,
-            sasl_password=SecretStr(f"{name}-secret"),
+            sasl_username=_user(name),
+            sasl_password=SecretStr(f"{_user(name)}-secret"),
         )
 
     async def allow(self, user: str, rights: Sequence[tuple[int, str, int]]) -> None:
@@ -78,7 +87,7 @@ class _Guarded:
         await admin.start()
         try:
             for kind, name, operation in rights:
-                request = CreateAclsRequest(kind, name, _LITERAL, f"User:{user}", "*", operation, _ALLOW)
+                request = CreateAclsRequest(kind, name, _LITERAL, f"User:{_user(user)}", "*", operation, _ALLOW)
                 answer = await admin._send_request(request)
                 assert [code for code, _ in answer.creation_responses] == [0]
         finally:
@@ -89,7 +98,7 @@ class _Guarded:
 def guarded() -> Iterator[_Guarded]:
     need_a_local_kafka()
     plain, signed_in, controller = free_ports(3)
-    users = " ".join(f'user_{name}="{name}-secret"' for name in (*_ROLES, _NOBODY))
+    users = " ".join(f'user_{name}="{name}-secret"' for name in map(_user, (*_ROLES, _NOBODY)))
     login = "org.apache.kafka.common.security.plain.PlainLoginModule required"
     listeners = f"CLIENTS://127.0.0.1:{plain},AUTH://127.0.0.1:{signed_in}"
     properties = {
@@ -138,18 +147,22 @@ async def test_each_role_works_with_the_rights_of_the_table(guarded: _Guarded, f
     registry = settings.registry.model_copy(update={"url": Folder("file", tmp_path).url, "every": 1})
     settings = settings.model_copy(update={"registry": registry})
     task, stop, over = load_task(settings.task, settings.client), Shutdown(), Shutdown()
+    shares = settings.model_copy(
+        update={"client": settings.client.model_copy(update={"id": "s", "shard": 1, "share_local": True})}
+    )
     seen: list[Event] = []
     view = FederationView(federation)
 
     async with _brokers(guarded) as brokers, Offload(2) as offload:
 
         async def run() -> list[object]:
-            with ClientState("c", None) as state:
+            with ClientState("c", None) as state, ClientState("s", None) as other:
                 done = await run_all(
                     run_aggregator(brokers["aggregator"], settings, lambda: initial_of(task, settings), offload, stop),
                     run_client(brokers["client"], settings, task, state, offload, stop),
                     run_evaluator(brokers["evaluator"], settings, task, offload, stop),
                     run_archiver(brokers["archiver"], settings, store_of(settings), offload, stop),
+                    run_client(brokers[_SHARING], shares, load_task(shares.task, shares.client), other, offload, stop),
                 )
             async with serving_of(brokers["inference"], settings, task) as serving:
                 await until(lambda: serving.pool.newest == _VERSIONS)
@@ -157,7 +170,7 @@ async def test_each_role_works_with_the_rights_of_the_table(guarded: _Guarded, f
             return done
 
         monitor, topics = brokers["monitor"], Topics(federation)
-        (end, _, evaluated, archived), *_ = await run_all(
+        (end, _, evaluated, archived, _), *_ = await run_all(
             run(), follow_events(monitor, topics, seen.append, over), follow(monitor, topics, view, over)
         )
     assert end.version == _VERSIONS
@@ -166,6 +179,8 @@ async def test_each_role_works_with_the_rights_of_the_table(guarded: _Guarded, f
     kinds = {event.kind for event in seen}
     assert kinds >= {EventKind.CLIENT_JOINED, EventKind.UPDATE_SENT, EventKind.EVALUATION, EventKind.RUN_FINISHED}
     assert view.control.finished is not None
+    # It may write there and read what it wrote; the other client can do neither, and needs neither.
+    assert {event.data["trained_by"] for event in seen if event.data.get("trained_by")} == {"s"}
 
 
 async def test_a_client_that_may_not_write_updates_is_told_so(guarded: _Guarded, federation: str) -> None:

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Mapping
 from functools import partial
 from itertools import islice
+from math import isfinite
 from typing import NamedTuple
 
 from llmos_stream.broker import Producer
@@ -131,9 +132,9 @@ class ClientEvents:
         await self._producer.deliver(partial(emit, topic=self._federation.topics.events, entry=entry))
 
 
-def _tellable(metrics: Mapping[str, float]) -> dict[str, float]:
-    """As many as readers take, with names that they take."""
-    named = {name: value for name, value in metrics.items() if len(name) <= MOST_NAME}
+def _tellable(metrics: Mapping[str, float]) -> dict[str, float | None]:
+    """As many as readers take, with names that they take. None: not finite."""
+    named = {name: value if isfinite(value) else None for name, value in metrics.items() if len(name) <= MOST_NAME}
     told = dict(islice(named.items(), MOST_METRICS))
     if len(told) < len(metrics):
         logger.warning("%d of %d metrics are told: names are too many or too long", len(told), len(metrics))
