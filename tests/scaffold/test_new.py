@@ -160,13 +160,15 @@ def test_a_process_each_where_only_the_sites_have_their_data(
         return started[-1]
 
     try:
-        aggregator = start(centre, "aggregator", "--json")
-        evaluator = start(centre, "evaluate", "--json")
-        serving = start(centre, "serve", "--json", "--inference.port", "0")
         clients = [
             start(sites, "client", "--json", "--client.id", name, "--client.data", f"data/{name}.csv")
             for name in ("site-a", "site-b")
         ]
+        for client in clients:
+            client.line("err", "waiting for")  # or one could make all versions while the other begins
+        aggregator = start(centre, "aggregator", "--json")
+        evaluator = start(centre, "evaluate", "--json")
+        serving = start(centre, "serve", "--json", "--inference.port", "0")
         done = aggregator.wait()
         assert (done.status, done.json()["version"]) == (0, 4), done
         for client in clients:
