@@ -18,7 +18,9 @@ from tests.conftest import KafkaNode
 __all__ = ["_own_terminal_and_home", "llmos", "on_kafka"]
 
 
-@pytest.mark.parametrize("template", KINDS)
+@pytest.mark.parametrize(
+    "template", ["tabular", *(pytest.param(name, marks=pytest.mark.full) for name in KINDS if name != "tabular")]
+)
 def test_its_own_tests_pass(llmos: Run, tmp_path: Path, template: str) -> None:
     made = llmos("new", tmp_path / "north-wards", "--template", template)
     assert made.status == 0, made
