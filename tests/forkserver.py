@@ -16,6 +16,7 @@ from pathlib import Path
 
 _PRELOADED = [
     "torch",
+    "torch._dynamo",  # the first optimiser of a process imports it, for two seconds
     "llmos_stream.broker",
     "llmos_stream.cli.main",
     "llmos_stream.inference",

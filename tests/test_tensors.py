@@ -13,6 +13,7 @@ from llmos_stream.config import load
 from llmos_stream.federated.embedded import run_embedded
 from llmos_stream.runtime import Offload, Shutdown
 from llmos_stream.types import Event, EventKind
+from llmos_stream.wire.evaluations import site_of
 
 _PACKAGE = Path(llmos_stream.__file__).parent
 _FLOATING = ("zeros", "ones", "empty", "full", "tensor", "eye", "rand", "randn", "linspace", "scalar_tensor")
@@ -21,6 +22,8 @@ _WHOLE = ("arange", "randint", "randperm")
 
 def _calls() -> Iterator[tuple[str, str, set[str | None]]]:
     for path in sorted(_PACKAGE.rglob("*.py")):
+        if "templates" in path.parts:  # what users begin with is theirs, and reads as torch's tutorials do
+            continue
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
                 given = {keyword.arg for keyword in node.keywords}
@@ -70,5 +73,5 @@ async def test_a_federation_runs_under_any_defaults_of_torch(settings: dict[str,
     clients = [load({**common, "client": {"id": f"c{shard}", "shard": shard}}) for shard in range(2)]
     events: list[Event] = []
     await run_embedded(whole, clients, events.append, Shutdown())
-    accuracy = [event.data["metrics"]["accuracy"] for event in events if event.kind is EventKind.EVALUATION]  # type: ignore[index]
-    assert accuracy[-1] > 0.5
+    central = [event.data for event in events if event.kind is EventKind.EVALUATION and site_of(event) is None]
+    assert central[-1]["metrics"]["accuracy"] > 0.5  # type: ignore[index]

@@ -158,8 +158,8 @@ class _Help(argparse.RawDescriptionHelpFormatter):
     """A line for each command."""
 
     def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=16)
-        self._action_max_length = 14  # argparse forgets that commands are indented further than options
+        super().__init__(prog, max_help_position=17)
+        self._action_max_length = 15  # argparse forgets that commands are indented further than options
 
 
 class _HelpAll(argparse.Action):

@@ -19,7 +19,7 @@ def check_wanted(head: UpdateHead, rules: ParticipationRules, order: ClientOrder
     """Raise Rejected (NOT_WANTED or TOO_FEW_EXAMPLES) for an update that the operator does not want."""
     if (why := why_unwanted(head.client_id, rules, order)) is not None:
         raise Rejected(Reason.NOT_WANTED, why)
-    if head.num_examples < rules.min_examples:
+    if 0 < head.num_examples < rules.min_examples:  # what is no number of examples is told by `check_head`
         raise Rejected(
             Reason.TOO_FEW_EXAMPLES,
             f"{head.num_examples} examples, the operator asks for {rules.min_examples} (participation.min_examples)",

@@ -80,14 +80,10 @@ def final_rows(history: History) -> list[tuple[str, str]]:
             note = f" (best {best.metrics['accuracy']:.4f} at version {best.version})" if best and beaten else ""
             rows.append((name, f"{value:.4f} at version {scores.last.version}{note}"))
     now = history.sites.now()
-    rows += [
-        (
-            f"{wording.plain(name, 40)} at sites",
-            f"{said.mean:.4f} on average over {wording.plural(said.sites, 'site')}, spread {said.spread:.4f}, "
-            f"worst {said.worst_value:.4f} at {wording.plain(said.worst, 40)}",
-        )
-        for name, said in ({} if now is None else now.metrics).items()
-    ]
+    for name, sites in ({} if now is None else now.metrics).items():
+        together = f"{sites.mean:.4f} on average over {wording.plural(sites.sites, 'site')}, spread {sites.spread:.4f}"
+        rows.append((f"{wording.plain(name, 40)} at sites", together))
+        rows.append(("  worst", f"{sites.worst_value:.4f} at {wording.plain(sites.worst, 40)}"))
     rate = history.updates_per_second
     updates = [f"{wording.count(history.folded)} folded"]
     if history.duplicates:

@@ -17,7 +17,7 @@ KINDS: Mapping[str, Kind] = {
         "rows of a CSV file",
         "csv",
         "Give each site a CSV file with the names of its columns in the first line, and name them in\n"
-        "`[task.options]`: `features` (numbers), `target` (a class) and `classes`.",
+        "`[task.options]`: `features` (numbers, each with a usual value and its spread), `target` and `classes`.",
     ),
     "image": Kind(
         "images in an .npz file",

@@ -34,6 +34,7 @@ from llmos_stream.training import load_task
 from llmos_stream.training.digits import DigitsTask
 from llmos_stream.training.seeds import derive_seed
 from llmos_stream.types import Event, EventKind
+from llmos_stream.wire.evaluations import site_of
 from tests.bench.children import BenchmarkFailed, NotHere
 from tests.bench.common import add_flags, show, write_json
 
@@ -152,7 +153,9 @@ async def _trial(
         events = [event async for event in read_events(broker, federation.topics)]
         async with federation.control() as control, federation.reader(federation.topics.models) as reader:
             version = await newest_version(control, federation.replica(reader), 60.0)
-    measured = [_data(event)["metrics"] for event in events if event.kind is EventKind.EVALUATION]
+    measured = [
+        _data(event)["metrics"] for event in events if event.kind is EventKind.EVALUATION and site_of(event) is None
+    ]
     losses = [float(metrics["loss"]) for metrics in measured]
     sizes = [float(_data(event)["sent_bytes"]) for event in events if event.kind is EventKind.UPDATE_SENT]
     if version is None or version.head.number != last:

@@ -62,6 +62,27 @@ async def test_a_start_that_is_cancelled_leaves_no_connection_open(kafka: KafkaN
         gc.collect()
 
 
+@pytest.mark.kafka
+async def test_an_end_that_is_cancelled_leaves_no_connection_open(kafka: KafkaNode, federation: str) -> None:
+    """Whoever is cancelled once more while it closes what it uses: at once, and a while later."""
+    broker = connect(kafka.settings())
+    topic = await make_topic(broker, federation)
+    async with broker.producer() as producer:
+        await producer.send(topic, b"one")
+    for milliseconds in (0, 1, 2, 4, 8):
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            reader, producer = broker.reader([topic], start="earliest"), broker.producer()
+            await take(await reader.__aenter__(), 1)
+            await (await producer.__aenter__()).send(topic, b"another")
+            closing = [asyncio.create_task(client.__aexit__(None, None, None)) for client in (reader, producer)]
+            await asyncio.wait(closing, timeout=milliseconds / 1000)
+            for task in closing:
+                task.cancel()
+            await asyncio.wait(closing)
+        del reader, producer, closing, task
+        gc.collect()
+
+
 async def test_somebody_who_never_answers_is_unreachable_too() -> None:
     async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read()

@@ -2,11 +2,12 @@
 
 import socket
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
 
-from llmos_stream.cli.main import main
+from llmos_stream.cli.main import main, make_parser
 from tests.cli.aids import Done, Run, Running, Start
 from tests.conftest import KafkaNode
 
@@ -18,9 +19,20 @@ def _own_terminal_and_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
 
 
+_parser = cache(make_parser)
+
+
+def use_one_parser(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the parser of all commands once: it is the same each time, and more than a thousand commands are run."""
+    parser = _parser()
+    monkeypatch.setattr(parser, "epilog", parser.epilog)  # `--help-all` changes it
+    monkeypatch.setattr("llmos_stream.cli.main.make_parser", _parser)
+
+
 @pytest.fixture
-def llmos(capsys: pytest.CaptureFixture[str]) -> Run:
+def llmos(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
     """Run a command in this process."""
+    use_one_parser(monkeypatch)
 
     def run(*arguments: object) -> Done:
         capsys.readouterr()

@@ -42,7 +42,7 @@ _ELSEWHERE = (["archive", "--registry.url", "memory://"], ["monitor"], ["serve",
 
 @pytest.mark.parametrize(
     "command",
-    [*_WAITING, *(pytest.param(command, marks=pytest.mark.full) for command in _ELSEWHERE)],
+    [_WAITING[0], *(pytest.param(command, marks=pytest.mark.full) for command in (*_WAITING[1:], *_ELSEWHERE))],
     ids=lambda command: command[0],
 )
 def test_a_role_waits_for_its_broker_and_can_be_stopped(start: Start, nobody: str, command: list[str]) -> None:

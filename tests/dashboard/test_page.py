@@ -178,6 +178,18 @@ async def _is_operated(page: Page, run: Run) -> None:
     assert await page.evaluate("[localStorage.length, document.cookie]") == [0, ""]
 
 
+async def _is_finished(page: Page, run: Run) -> None:
+    """A run is ended from the page, after a question."""
+    page.once("dialog", lambda dialog: dialog.dismiss())
+    await page.click("#finish")
+    assert (await run.state())["headline"]["status"] == "training"
+    page.once("dialog", lambda dialog: dialog.accept())
+    await page.click("#finish")
+    await expect(page.locator("#said")).to_have_text("The run has ended.")
+    await expect(page.locator("#status")).to_contain_text("Finished")
+    await expect(page.locator("#finish")).to_be_disabled()
+
+
 @pytest.mark.timeout(300)
 async def test_a_run_is_seen_live_and_operated(chromium: Browser) -> None:
     async with running() as run:
@@ -218,6 +230,7 @@ async def test_a_run_is_seen_live_and_operated(chromium: Browser) -> None:
         assert await page.evaluate(_SIDEWAYS) <= 0
         await _is_operated(page, run)
         await picture(page, "operated")
+        await _is_finished(page, run)
         assert watched.faults == []
 
 

@@ -44,6 +44,7 @@ def test_it_goes_on_without_a_client_that_was_killed(
     assert (tmp_path / "report.html").exists()
 
 
+@pytest.mark.full
 async def test_a_stop_reaches_every_process(on_kafka: str, tmp_path: Path) -> None:
     events: list[Event] = []
     children: dict[str, psutil.Process] = {}

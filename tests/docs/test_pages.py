@@ -10,6 +10,7 @@ import pytest
 from llmos_stream.cli.flags import given_settings
 from llmos_stream.cli.main import main
 from llmos_stream.config import SECTIONS, load
+from tests.cli.fixtures import use_one_parser
 from tests.docs.pages import DOCS, LANGUAGES, PAGES, ROOT, blocks_of, commands_in
 
 README = (ROOT / "README.md").read_text()
@@ -71,6 +72,7 @@ def test_every_command_on_it_is_one(page: Path, tmp_path: Path, monkeypatch: pyt
         if block.title is not None:
             (tmp_path / block.title).write_text(block.text)
     monkeypatch.chdir(tmp_path)
+    use_one_parser(monkeypatch)
     monkeypatch.setattr("llmos_stream.cli.main.run_command", _only_its_settings)
     for command in commands_in(page.read_text()):
         words = [word for word in shlex.split(_first_of(command), comments=True) if not word.endswith("&")]

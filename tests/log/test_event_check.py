@@ -1,6 +1,7 @@
 """What anybody writes among the events: what cannot be of the run is counted and passed over, all else handed on."""
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import orjson
@@ -212,11 +213,10 @@ async def test_a_flood_of_versions_that_there_are_not_holds_back_nothing_for_goo
         assert await _followed(broker) == events
 
 
-@pytest.mark.parametrize("name", _NO_EVALUATIONS)
-async def test_what_is_no_evaluation_of_the_run_is_counted_and_passed_over_by_everybody(name: str) -> None:
+async def _are_passed_over_by_everybody(records: Sequence[tuple[bytes | None, bytes]]) -> None:
     """By the aggregator too: what it ends the run for, and what it goes on from."""
     settings = settings_for("watched", stop={"target": 0.9})
-    topic = Topics("watched").evaluations
+    topic, count = Topics("watched").evaluations, len(records)
     good = _record("evaluation", "evaluator", version=1, metrics={"accuracy": 0.5})
     best = _record("evaluation", "evaluator", version=1, metrics={"accuracy": 0.95})
     async with MemoryBroker() as broker:
@@ -224,20 +224,30 @@ async def test_what_is_no_evaluation_of_the_run_is_counted_and_passed_over_by_ev
             await running.send(update(delta_of(0.1), sequence=0))
             await running.version(1)
             before = _passed_over("evaluations")
-            await _write(broker, _NO_EVALUATIONS[name], (b"evaluator", good), topic=topic)
-            await running.until(lambda: _passed_over("evaluations") == before + 1)
+            await _write(broker, *records, (b"evaluator", good), topic=topic)
+            await running.until(lambda: _passed_over("evaluations") == before + count)
             await running.kill()
         found = [event async for event in read_events(broker, running.topics)]
         assert [event.data["metrics"] for event in found if event.kind == "evaluation"] == [{"accuracy": 0.5}]
-        assert _passed_over("evaluations") == before + 2
+        assert _passed_over("evaluations") == before + 2 * count
         assert [event for event in await _followed(broker) if event.kind == "evaluation"] == [
             event for event in found if event.kind == "evaluation"
         ]
         async with aggregator(broker, settings) as running:
-            await _write(broker, _NO_EVALUATIONS[name], (b"evaluator", best), topic=topic)
+            await _write(broker, *records, (b"evaluator", best), topic=topic)
             end = await running.task
     assert end is not None
     assert end.reason == "target"
+
+
+async def test_what_is_no_evaluation_of_the_run_is_counted_and_passed_over_by_everybody() -> None:
+    await _are_passed_over_by_everybody(list(_NO_EVALUATIONS.values()))
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", _NO_EVALUATIONS)
+async def test_each_that_is_none_is_counted_and_passed_over(name: str) -> None:
+    await _are_passed_over_by_everybody([_NO_EVALUATIONS[name]])
 
 
 async def test_evaluations_that_an_older_release_wrote_among_the_events_count() -> None:

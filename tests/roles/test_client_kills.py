@@ -121,7 +121,7 @@ def _check(log: Log, deltas: list[Tensor], folder: Path) -> None:
 
 
 @pytest.mark.parametrize("codec", ["topk", pytest.param("float32", marks=pytest.mark.full)])
-@pytest.mark.parametrize("old", [False, True], ids=["new", "first release"])
+@pytest.mark.parametrize("old", [False, pytest.param(True, marks=pytest.mark.full)], ids=["new", "first release"])
 @pytest.mark.parametrize("how", ["before", "after", "torn"])
 def test_a_kill_at_every_file_operation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, old: bool, codec: str

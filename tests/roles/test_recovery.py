@@ -49,7 +49,7 @@ async def _run(broker: Broker, settings: Settings, restarts: bool) -> bytes:
     return digest
 
 
-@pytest.mark.parametrize("full_every", [1, 4])
+@pytest.mark.parametrize("full_every", [4, pytest.param(1, marks=pytest.mark.full)])
 @pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
 async def test_a_crash_changes_nothing_of_what_is_computed(
     broker: Broker, federation: str, rule: dict[str, dict[str, Any]], full_every: int

@@ -18,7 +18,9 @@ from tests.conftest import KafkaNode
 __all__ = ["_own_terminal_and_home", "llmos", "on_kafka"]
 
 
-@pytest.mark.parametrize("template", KINDS)
+@pytest.mark.parametrize(
+    "template", ["tabular", *(pytest.param(name, marks=pytest.mark.full) for name in KINDS if name != "tabular")]
+)
 def test_its_own_tests_pass(llmos: Run, tmp_path: Path, template: str) -> None:
     made = llmos("new", tmp_path / "north-wards", "--template", template)
     assert made.status == 0, made
@@ -160,13 +162,15 @@ def test_a_process_each_where_only_the_sites_have_their_data(
         return started[-1]
 
     try:
-        aggregator = start(centre, "aggregator", "--json")
-        evaluator = start(centre, "evaluate", "--json")
-        serving = start(centre, "serve", "--json", "--inference.port", "0")
         clients = [
             start(sites, "client", "--json", "--client.id", name, "--client.data", f"data/{name}.csv")
             for name in ("site-a", "site-b")
         ]
+        for client in clients:
+            client.line("err", "waiting for")  # or one could make all versions while the other begins
+        aggregator = start(centre, "aggregator", "--json")
+        evaluator = start(centre, "evaluate", "--json")
+        serving = start(centre, "serve", "--json", "--inference.port", "0")
         done = aggregator.wait()
         assert (done.status, done.json()["version"]) == (0, 4), done
         for client in clients:

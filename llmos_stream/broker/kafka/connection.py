@@ -91,7 +91,7 @@ class Connection:
                         try:
                             await uninterrupted(start(client), seconds=_SETTLE_SECONDS)
                         except BaseException as error:
-                            await stop(client)
+                            await uninterrupted(stop(client), seconds=_SETTLE_SECONDS)
                             if not isinstance(error, AIOKAFKA_ERRORS):
                                 raise
                             self._raise_what_stays(error, reasons)

@@ -11,7 +11,7 @@ from aiokafka import AIOKafkaProducer
 from aiokafka import TopicPartition as TheirPartition
 
 from llmos_stream.broker.kafka.connection import Connection
-from llmos_stream.broker.kafka.quirks import close_producer, writer_error
+from llmos_stream.broker.kafka.quirks import close_producer, uninterrupted, writer_error
 from llmos_stream.broker.kafka.translate import AIOKAFKA_ERRORS, translate
 from llmos_stream.broker.kafka.tuning import produce_options
 from llmos_stream.broker.placement import check_record
@@ -64,7 +64,8 @@ class KafkaProducer(BaseProducer):
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await close_producer(self._client, flush=self._lost is None, seconds=_CLOSE_SECONDS)
+        closing = close_producer(self._client, flush=self._lost is None, seconds=_CLOSE_SECONDS)
+        await uninterrupted(closing, seconds=3 * _CLOSE_SECONDS)
 
     async def _count(self, topic: str) -> int:
         async with self._counting:  # many records at once must not each ask for the same number

@@ -81,19 +81,20 @@ def _fetch_anew(client: AIOKafkaConsumer) -> None:
     client._fetcher._notify(client._fetcher._wait_consume_future)
 
 
-async def uninterrupted(start: Awaitable[None], *, seconds: float) -> None:
-    """Await `start`. Cancelled, let it come to its end for about this long first.
+async def uninterrupted(work: Awaitable[None], *, seconds: float) -> None:
+    """Await a client's start or end. Cancelled, let it come to its end for about this long first.
 
-    Cancelled while it asks for metadata for the first time, aiokafka forgets to close that connection.
+    Cancelled while it asks for metadata for the first time, aiokafka forgets to close that connection. A client whose
+    closing is cancelled stays open.
     """
-    starting = asyncio.gather(start)
+    working = asyncio.gather(work)
     try:
-        await asyncio.shield(starting)
+        await asyncio.shield(working)
     except asyncio.CancelledError:
-        await asyncio.wait([starting], timeout=seconds)
-        starting.cancel()
+        await asyncio.wait([working], timeout=seconds)
+        working.cancel()
         with suppress(Exception, asyncio.CancelledError):
-            await starting
+            await working
         raise
 
 

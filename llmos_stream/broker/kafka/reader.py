@@ -16,6 +16,7 @@ from llmos_stream.broker.kafka.quirks import (
     prepare_consumer,
     reader_error,
     seek,
+    uninterrupted,
 )
 from llmos_stream.broker.kafka.translate import AIOKAFKA_ERRORS, translate
 from llmos_stream.broker.kafka.tuning import fetch_options
@@ -137,4 +138,4 @@ class KafkaReader(BaseReader):
             raise translate(error, self._connection.address) from error
 
     async def _close(self) -> None:
-        await close_consumer(self._client, seconds=_CLOSE_SECONDS)
+        await uninterrupted(close_consumer(self._client, seconds=_CLOSE_SECONDS), seconds=2 * _CLOSE_SECONDS)

@@ -4,6 +4,7 @@
 """
 
 import csv
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -16,13 +17,26 @@ from llmos_stream.errors import TaskError
 HELD_BACK = 5  # every fifth row is for validation
 
 
+class Scaled(nn.Module):
+    """Brings every column to about -1 to 1, at all sites alike: or each would train another model."""
+
+    def __init__(self, columns: Iterable[tuple[float, float]]) -> None:
+        super().__init__()
+        usual, spread = torch.tensor([*columns], dtype=torch.float32).T
+        self.register_buffer("usual", usual, persistent=False)
+        self.register_buffer("spread", spread, persistent=False)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return (inputs - self.usual) / self.spread
+
+
 class Project(Task):
     """A small network over columns of numbers."""
 
     def model(self) -> nn.Module:
         columns, classes = self.options["features"], self.options["classes"]
         return nn.Sequential(
-            nn.BatchNorm1d(len(columns)),  # the scale of the columns is learnt by all sites together
+            Scaled(columns.values()),
             nn.Linear(len(columns), 32),
             nn.ReLU(),
             nn.Linear(32, len(classes)),
@@ -32,8 +46,7 @@ class Project(Task):
         inputs, targets = self._read(self.data)
         kept = torch.arange(len(targets)) % HELD_BACK != 0
         rows = TensorDataset(inputs[kept], targets[kept])
-        # Batch normalisation cannot train on a single row, which the last batch may be.
-        return DataLoader(rows, self.client.batch_size, shuffle=True, drop_last=len(rows) > self.client.batch_size)
+        return DataLoader(rows, self.client.batch_size, shuffle=True)
 
     def validation_batches(self) -> DataLoader:
         inputs, targets = self._read(self.data)
