@@ -52,6 +52,10 @@ _MAY: dict[str, tuple[set[str], set[str]]] = {
     ),
     "testing": ({"torch", "orjson"}, _LOG | {"roles", "training"}),
     "scaffold": ({"numpy"}, {"errors"}),
+    "simulation": (
+        {"torch", "numpy", "pydantic", "orjson", "pandas", "pyarrow"},
+        _BASE | {"codec", "core", "reporting", "training", "__init__"},
+    ),
     "demo": (set(), _LOG | {"federated", "training"}),
     "cli": (
         {"rich", "pydantic", "pydantic_core", "orjson", "safetensors", "torch"},
@@ -66,6 +70,7 @@ _MAY: dict[str, tuple[set[str], set[str]]] = {
             "reporting",
             "roles",
             "scaffold",
+            "simulation",
             "training",
             "web",
             "tracking",

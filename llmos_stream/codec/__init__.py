@@ -5,12 +5,14 @@ from llmos_stream.codec.feedback import ErrorFeedback
 from llmos_stream.codec.layout import Layout, is_finite
 from llmos_stream.codec.payload import SLICE, decode, encode, max_payload_size, weights_digest, with_buffers
 from llmos_stream.codec.quantized_form import QuantizedForm, quantized_bytes
-from llmos_stream.codec.table import spec_of
+from llmos_stream.codec.table import delta_codec, spec_of
+from llmos_stream.codec.update_encoding import UpdateEncoding, has_residual
 from llmos_stream.codec.version_delta import (
     DeltaEncoding,
     Residual,
     add_residual,
     apply_delta,
+    begin_delta,
     encode_delta,
     fits_delta,
 )
@@ -24,13 +26,17 @@ __all__ = [
     "Layout",
     "QuantizedForm",
     "Residual",
+    "UpdateEncoding",
     "Workspace",
     "add_residual",
     "apply_delta",
+    "begin_delta",
     "decode",
+    "delta_codec",
     "encode",
     "encode_delta",
     "fits_delta",
+    "has_residual",
     "is_finite",
     "max_payload_size",
     "prepare_quantized",

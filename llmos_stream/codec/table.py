@@ -22,7 +22,7 @@ from llmos_stream.codec.floating import Floating
 from llmos_stream.codec.packaged import RESERVED, packaged_codec, packaged_codecs
 from llmos_stream.codec.topk import TopK
 from llmos_stream.codec.topk2 import TopK2
-from llmos_stream.config import CodecSettings
+from llmos_stream.config import CodecSettings, VersionSettings
 from llmos_stream.config.plugins import CODECS, find_plugin
 from llmos_stream.errors import ConfigError, Reason, Rejected
 from llmos_stream.types import CodecId, CodecSpec
@@ -131,6 +131,11 @@ def spec_of(settings: CodecSettings) -> CodecSpec:
     if id is CodecId.TOPK2:
         return CodecSpec(id, {"chunk": settings.chunk, "keep": settings.keep})
     return CodecSpec(id)
+
+
+def delta_codec(settings: VersionSettings) -> CodecSpec:
+    """How delta versions are written."""
+    return CodecSpec(CodecId[settings.codec.upper()], {"block": settings.block, "stochastic": 0})
 
 
 def _packaged_spec(settings: CodecSettings) -> CodecSpec:

@@ -130,6 +130,24 @@ class DeltaEncoding:
         return frame, residual
 
 
+def begin_delta(
+    number: int,
+    full: int | None,
+    every: int,
+    parent: Tensor | None,
+    weights: Tensor,
+    residual: Residual | None,
+    spec: CodecSpec,
+) -> DeltaEncoding | None:
+    """The encoding of version `number` as a delta on its parent; None where it is to be written in full.
+
+    So is the first, each that comes `every` versions after the last `full` one, and one that a delta cannot say.
+    """
+    if full is None or number - full >= every or parent is None or not fits_delta(parent, weights):
+        return None
+    return DeltaEncoding(parent, weights, residual, spec)
+
+
 def encode_delta(parent: Tensor, weights: Tensor, residual: Residual | None, spec: CodecSpec) -> EncodedDelta:
     """All of a `DeltaEncoding` in this thread.
 

@@ -53,6 +53,18 @@ def read_file(path: Path) -> Values:
     """The settings of a TOML file.
 
     Raises:
+        ConfigError: As `read_toml`, and for sections inside tables that are none.
+    """
+    values = read_toml(path)
+    for outer, section in _sections_below(values):
+        raise ConfigError(f"settings file {path}: there is no section [{outer}.{section}]; did you mean [{section}]?")
+    return values
+
+
+def read_toml(path: Path) -> Values:
+    """The values of a TOML file.
+
+    Raises:
         ConfigError: There is no such file, it cannot be read, or it is not TOML in UTF-8.
     """
     try:
@@ -66,15 +78,12 @@ def read_file(path: Path) -> Values:
     if data.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in data[:4]:
         raise ConfigError(f"settings file {path} is not UTF-8 but UTF-16 or UTF-32; save it as UTF-8")
     try:
-        values = tomllib.loads(data.decode("utf-8-sig"))
+        return tomllib.loads(data.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
         raise ConfigError(f"settings file {path} is not UTF-8 (line {line}); save it as UTF-8") from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"settings file {path} is not TOML: {error}") from None
-    for outer, section in _sections_below(values):
-        raise ConfigError(f"settings file {path}: there is no section [{outer}.{section}]; did you mean [{section}]?")
-    return values
 
 
 def _is_ours(name: str, text: str) -> bool:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from llmos_stream.codec import Layout, apply_delta, decode, encode, weights_digest, with_buffers
-from llmos_stream.config import Settings, VersionSettings, WireSettings
+from llmos_stream.config import Settings, WireSettings
 from llmos_stream.core import Rule
 from llmos_stream.errors import Reason, Rejected
 from llmos_stream.log.admission import check_payload_size, head_of, topic_assembler
@@ -96,11 +96,6 @@ def delta_version(
     """The head and the payload of a delta version: `frames` make the parameters of `weights` of its parent's."""
     payload = spooled(with_buffers(frames, layout.parts(weights)[1]), MemoryStore())
     return _head(number, VersionKind.DELTA, weights, layout, origin, codec, payload), payload.parts
-
-
-def delta_codec(settings: VersionSettings) -> CodecSpec:
-    """How delta versions are written."""
-    return CodecSpec(CodecId[settings.codec.upper()], {"block": settings.block, "stochastic": 0})
 
 
 def _head(

@@ -110,6 +110,9 @@ class _LoadedTask(Task):
     def example(self) -> Any:
         return self._ask("example")
 
+    def tensors(self) -> tuple[Tensor, Tensor] | None:
+        return self._ask("tensors")  # type: ignore[no-any-return]
+
     def num_train_examples(self, shard: int = 0) -> int | None:
         return self._ask("num_train_examples", shard)  # type: ignore[no-any-return]
 

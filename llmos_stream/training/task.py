@@ -119,6 +119,13 @@ class Task(ABC):
         """
         return None
 
+    def tensors(self) -> tuple[Tensor, Tensor] | None:
+        """The training examples of all sites as (inputs, class numbers), which a simulation may split in its own ways.
+
+        None: there are batches alone, and the sites are those of `train_batches`.
+        """
+        return None
+
     def num_train_examples(self, shard: int = 0) -> int | None:
         """How many examples an epoch has, to be told before the first one. None: they are counted while training."""
         return None

@@ -80,6 +80,9 @@ class TensorTask(Task):
         seed = derive_seed(self.settings.seed, "batches", shard)
         return Batches(self._inputs[chosen], self._labels[chosen], self.client.batch_size, seed)
 
+    def tensors(self) -> tuple[Tensor, Tensor]:
+        return self._inputs, self._labels
+
     def test_batches(self, batch_size: int) -> Batches:
         return Batches(*self._test, batch_size)
 

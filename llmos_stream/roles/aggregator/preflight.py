@@ -1,10 +1,10 @@
 """What an aggregator looks at before it begins: whether its versions can be written, kept and read."""
 
-from llmos_stream.codec import Layout, max_payload_size
+from llmos_stream.codec import Layout, delta_codec, max_payload_size
 from llmos_stream.config import ServerOptimizerSettings, Settings
 from llmos_stream.core import Rule
 from llmos_stream.errors import ConfigError
-from llmos_stream.log.versions import FULL_CODEC, build, delta_codec, local_rule
+from llmos_stream.log.versions import FULL_CODEC, build, local_rule
 from llmos_stream.storage.spool import room_in
 from llmos_stream.types import Contribution, VersionHead, VersionKind
 from llmos_stream.wire import pack_prelude

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from llmos_stream.codec import DeltaEncoding, Layout, Residual, add_residual, fits_delta
+from llmos_stream.codec import DeltaEncoding, Layout, Residual, add_residual, begin_delta, delta_codec
 from llmos_stream.config import VersionSettings
 from llmos_stream.core import NewVersion, Rule
 from llmos_stream.core.rule import adapted
@@ -20,7 +20,6 @@ from llmos_stream.log.versions import (
     STARTED_FROM,
     Origin,
     Version,
-    delta_codec,
     delta_version,
     encode_version,
     started_from,
@@ -100,12 +99,14 @@ class Chain:
             rule = {**rule, ROLLED_BACK_TO: equals}
             full = self._residual = None
         origin = Origin(new.parent, new.manifest, rule, time_ms, self._digest)
-        due = full is None or new.number - full.version >= self._every
         after, _ = self._layout.parts(new.weights)
         before = None if parent is None else self._layout.parts(parent)[0]
-        if due or before is None or not await self._offload.run(fits_delta, before, after):
+        stands_on = None if full is None else full.version
+        encoding = await self._offload.run(
+            begin_delta, new.number, stands_on, self._every, before, after, self._residual, self._codec
+        )
+        if encoding is None:
             return await self._offload.run(self._encode_full, new, origin)
-        encoding = DeltaEncoding(before, after, self._residual, self._codec)
         await run_all(*(self._offload.run(encoding.work) for _ in range(self._offload.workers)))
         return await self._offload.run(self._encode_delta, new, origin, encoding, full)
 

@@ -1,13 +1,12 @@
 """From a delta to a durable update, and back from the disk after a restart. Knows nothing of the broker."""
 
-import hashlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from llmos_stream.codec import SLICE, ErrorFeedback, Layout, encode, is_finite, spec_of, with_buffers
+from llmos_stream.codec import Layout, UpdateEncoding, is_finite
 from llmos_stream.config import CodecSettings
 from llmos_stream.errors import StateError, TaskError
 from llmos_stream.roles.client.state import ClientState, Payload, Unsent
@@ -31,21 +30,13 @@ class Outbox:
         self._layout = layout
         self._state = state
         self._clock = clock
-        self._feedback: ErrorFeedback | None = None
-        self._set(codec)
-
-    def _set(self, codec: CodecSettings) -> None:
-        self._settings = codec
-        self._codec = spec_of(codec)
-        self._level = codec.zstd_level
-        if self._feedback is None and codec.name != "float32" and codec.error_feedback:
-            self._feedback = ErrorFeedback(self._layout.parameters)
+        self._encoding = UpdateEncoding(codec, client_id, layout.parameters)
 
     def use(self, codec: CodecSettings) -> None:
         """Write the next updates by this codec. What earlier ones left out goes into the next, whatever its codec."""
         with self._state.mutex:
-            if codec != self._settings:
-                self._set(codec)
+            if codec != self._encoding.settings:
+                self._encoding.use(codec)
 
     def open(self) -> None:
         """Raise StateError when what the state holds is damaged or of another model."""
@@ -88,31 +79,26 @@ class Outbox:
             base_version=trained.base_version,
             num_examples=trained.num_examples,
             layout_digest=self._layout.digest,
-            codec=self._codec,
+            codec=self._encoding.spec,
             payload_size=payload.size,
             payload_digest=payload.digest,
             metrics=metrics,
         )
         encode_seconds = self._clock.monotonic() - begun
         update = Unsent(head, pack_prelude(head), payload, trained.seconds, encode_seconds)
-        if self._feedback is None:
+        if (feedback := self._encoding.feedback) is None:
             self._state.spool(update, None)
         else:
-            self._state.spool(update, self._feedback.pending)
-            self._feedback.commit()
+            self._state.spool(update, feedback.pending)
+            feedback.commit()
         return update
 
     def _write(self, delta: Tensor, buffers: Tensor | None, sequence: int) -> Payload:
         """Encode slice by slice, each written before the next is made."""
         values = torch.empty(0, dtype=torch.float32, device="cpu") if buffers is None else buffers
-        generator = _generator(self._client_id, sequence)
-        if self._feedback is None:
-            frames = _if_finite(delta, encode(delta, self._codec, level=self._level, generator=generator))
-        else:
-            self._take_residual()
-            frames = self._feedback.frames(delta, self._codec, level=self._level, generator=generator)
+        self._take_residual()
         try:
-            return self._state.write(sequence, with_buffers(frames, values))
+            return self._state.write(sequence, self._encoding.frames(delta, values, sequence))
         except ValueError:
             if not is_finite(delta):  # error feedback looks itself, so that good deltas are looked at once
                 raise TaskError("training made weights that are not finite; lower client.lr") from None
@@ -120,10 +106,10 @@ class Outbox:
 
     def _take_residual(self) -> None:
         """Go on from what the state holds: an update that could not be spooled has left nothing."""
-        if self._feedback is not None:
-            self._feedback.rollback()
-            if (residual := self._state.residual()) is not self._feedback.residual:
-                self._feedback.residual = residual
+        if (feedback := self._encoding.feedback) is not None:
+            feedback.rollback()
+            if (residual := self._state.residual()) is not feedback.residual:
+                feedback.residual = residual
 
 
 def _with_norm(trained: Trained) -> Mapping[str, float]:
@@ -132,17 +118,3 @@ def _with_norm(trained: Trained) -> Mapping[str, float]:
     if len(trained.metrics) >= MAX_METRICS or not math.isfinite(norm):
         return trained.metrics
     return {"norm": norm, **trained.metrics}
-
-
-def _if_finite(delta: Tensor, frames: Iterator[bytes]) -> Iterator[bytes]:
-    """The frames of `delta`; each slice is looked at before its frame is made. Raises ValueError."""
-    for begin in range(0, delta.numel(), SLICE):
-        if not is_finite(delta[begin : begin + SLICE]):
-            raise ValueError("the delta holds NaN or infinity")
-        yield next(frames)
-
-
-def _generator(client_id: str, sequence: int) -> torch.Generator:
-    """Randomness for stochastic rounding, the same whenever the same update is encoded."""
-    seed = hashlib.blake2b(f"{client_id}\0{sequence}".encode(), digest_size=8).digest()
-    return torch.Generator("cpu").manual_seed(int.from_bytes(seed, "little") >> 1)

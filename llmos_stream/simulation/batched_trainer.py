@@ -1,0 +1,124 @@
+"""Many clients' trainings in one: their models are stacked, and each step is made by all of them at once.
+
+Those on different versions go together, too. The result is that of one after the other, up to the rounding of sums.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from llmos_stream.codec import Layout
+from llmos_stream.core import Whole
+from llmos_stream.core.flat import norm_of, row_norms
+from llmos_stream.simulation.data import Integers, SplitData
+from llmos_stream.simulation.job import Job
+from llmos_stream.simulation.stacked import Parameters, Stacked
+
+
+@dataclass(frozen=True, slots=True)
+class PlainSgd:
+    """SGD as every client does it: `m <- momentum m + g + weight_decay w; w <- w - lr m`."""
+
+    lr: float
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+
+
+class TrainedDelta(Whole):
+    """A row of a stack of deltas, whose norm is found when it is asked for, and remembered."""
+
+    def __init__(self, flat: Tensor) -> None:
+        super().__init__(flat, owned=True)
+        self.flat = flat
+        self._norm: float | None = None
+
+    def norm(self) -> float:
+        if self._norm is None:
+            self._norm = norm_of(row_norms(self.flat), lambda: [self.flat])
+        return self._norm
+
+    def bound(self) -> float:
+        return self.norm()
+
+
+class BatchedTrainer:
+    """See `Trainer`. All parameters are shared, float32 and trained; there are no buffers."""
+
+    batches = True
+
+    def __init__(
+        self,
+        stacked: Stacked,
+        data: SplitData,
+        layout: Layout,
+        weights: Tensor,
+        sgd: PlainSgd,
+        device: torch.device,
+        how: str,
+    ) -> None:
+        self.how = how
+        self._stacked = stacked
+        self._data = data
+        self._layout = layout
+        self._weights = weights
+        self._sgd = sgd
+        self._device = device
+        self._inputs, self._labels = data.inputs.to(device), data.labels.to(device)
+
+    def begin(self) -> tuple[Layout, Tensor]:
+        return self._layout, self._weights
+
+    def size(self, job: Job) -> tuple[int, float]:
+        return self._data.seen(job.client, job.number), 1.0
+
+    def timed(self, job: Job, seconds: float) -> None:
+        pass  # nothing adapts to it
+
+    def train(self, jobs: Sequence[Job]) -> None:
+        # Those with most steps first: whoever is done leaves at the end.
+        ordered = sorted(jobs, key=lambda job: -self._data.steps_of(job.client))
+        plan = self._data.steps([job.client for job in ordered], [job.number for job in ordered])
+        bases = torch.stack([job.base for job in ordered])
+        names = [spec.name for spec in self._layout.tensors]
+        pieces = torch.split(bases, [spec.numel for spec in self._layout.tensors], dim=1)
+        parameters = {
+            spec.name: piece.to(self._device).reshape(len(ordered), *spec.shape).clone()
+            for spec, piece in zip(self._layout.tensors, pieces, strict=True)
+        }
+        moments: dict[str, Tensor] = {}
+        for step, (inputs, targets, weights) in enumerate(self._steps(plan.examples, plan.sizes)):
+            there = len(inputs)
+            live = {name: tensor[:there] for name, tensor in parameters.items()}
+            with torch.no_grad():
+                self._move(live, self._stacked.gradients(live, inputs, targets, weights), moments, is_first=step == 0)
+        deltas = torch.cat([parameters[name].reshape(len(ordered), -1) for name in names], dim=1).cpu().sub_(bases)
+        for job, row in zip(ordered, deltas, strict=True):
+            job.delta = TrainedDelta(row)
+            job.num_examples = self._data.counted(job.client, job.number)
+
+    def _steps(self, examples: Integers, sizes: Integers) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Inputs, targets and the parts of the examples in the mean, of those who take a step, step by step."""
+        places = np.arange(examples.shape[2])
+        for step in range(examples.shape[1]):
+            there = int((sizes[:, step] > 0).sum())
+            size = sizes[:there, step, None]
+            width = int(size.max())
+            parts = np.where(places[:width] < size, 1.0 / size, 0.0).astype(np.float32)
+            chosen = torch.from_numpy(examples[:there, step, :width]).to(self._device)
+            yield self._inputs[chosen], self._labels[chosen], torch.from_numpy(parts).to(self._device)
+
+    def _move(self, live: Parameters, gradients: Parameters, moments: dict[str, Tensor], *, is_first: bool) -> None:
+        sgd = self._sgd
+        for name, tensor in live.items():
+            gradient = gradients[name]
+            if sgd.weight_decay:
+                gradient = gradient.add(tensor, alpha=sgd.weight_decay)
+            if sgd.momentum:
+                if is_first:
+                    moments[name] = gradient
+                else:
+                    gradient = moments[name][: len(tensor)].mul_(sgd.momentum).add_(gradient)
+            tensor.add_(gradient, alpha=-sgd.lr)
