@@ -65,7 +65,9 @@ class Layers:
         for place, module in model.named_children():
             match module:
                 case nn.Linear() if type(module) is nn.Linear:
-                    names.append((f"{place}.weight", None if module.bias is None else f"{place}.bias"))
+                    names.append(
+                        (f"{place}.weight", f"{place}.bias" if "bias" in dict(module.named_parameters()) else None)
+                    )
                     active.append(False)
                 case nn.ReLU() if names and not active[-1]:
                     active[-1] = True
