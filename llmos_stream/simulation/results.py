@@ -133,6 +133,6 @@ class Tally:
             return {}
         ordered = sorted(self._staleness.items())
         ends = np.cumsum([count for _, count in ordered])
-        median, high = (float(ordered[int(np.searchsorted(ends, part * total))][0]) for part in (0.5, 0.95))
+        middle, high = (float(ordered[int(np.searchsorted(ends, part * total))][0]) for part in (0.5, 0.95))
         mean = sum(tau * count for tau, count in ordered) / total
-        return {"mean": mean, "median": median, "p95": high, "max": float(ordered[-1][0])}
+        return {"mean": mean, "p50": middle, "p95": high, "max": float(ordered[-1][0])}
