@@ -73,7 +73,10 @@ def _version(head: VersionHead, full: bool) -> dict[str, object]:
 
 def _contribution(item: Contribution) -> dict[str, object]:
     numbers = {"weight": _number(item.weight), "clip": _number(item.clip)}
-    return asdict(item) | numbers | {"payload_digest": item.payload_digest.hex()}
+    found = asdict(item) | numbers | {"payload_digest": item.payload_digest.hex()}
+    if item.steps is None:
+        del found["steps"]
+    return found
 
 
 def _tensor(item: TensorSpec) -> dict[str, object]:

@@ -101,6 +101,7 @@ FIELDS: Mapping[EventKind, Mapping[str, Field]] = MappingProxyType(
             "staleness": Field(whole),
             "weight": Field(amount),
             "clip": Field(amount),
+            "steps": Field(amount),
             "num_examples": Field(whole),
             "version": Field(whole),
             "payload_bytes": Field(whole),

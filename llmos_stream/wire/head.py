@@ -112,7 +112,10 @@ def _contribution_row(item: Contribution) -> list[object]:
 def _contribution(item: object) -> Contribution:
     found = f.row(item, tuple(_CONTRIBUTION), "manifest", "steps")
     values: dict[str, Any] = {attribute: read(found, key) for key, (attribute, read) in _CONTRIBUTION.items()}
-    return Contribution(**values, steps=f.finite(found, "steps") if "steps" in found else None)
+    steps = f.finite(found, "steps") if "steps" in found else None
+    if steps is not None and steps <= 0:
+        raise f.malformed(f"a contribution of {steps} local steps")
+    return Contribution(**values, steps=steps)
 
 
 def _tensors(found: f.Fields, key: str) -> tuple[TensorSpec, ...] | None:

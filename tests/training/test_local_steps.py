@@ -26,7 +26,7 @@ def _numbers(steps: LocalSteps, fastest: float = 0.0) -> list[float]:
 def test_whole_epochs_unless_something_is_set() -> None:
     steps = LocalSteps(_batches(3), 2, None)
     assert _numbers(steps) == [0, 1, 2, 0, 1, 2]
-    assert steps.done(6, 1.0) == {}
+    assert steps.done(6, 1.0) == {"local_steps": 6.0}
     assert [steps.weight(seen) for seen in (10, 4)] == [10, 4]
 
 

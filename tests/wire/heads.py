@@ -93,7 +93,10 @@ json_like = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=10), inner, max_size=4),
     max_leaves=8,
 )
-contributions = st.builds(Contribution, client_ids, ints, ints, ints, any_ints, ints, finite, finite, digests)
+counts_of_steps = st.none() | st.floats(min_value=0, exclude_min=True, allow_infinity=False)
+contributions = st.builds(
+    Contribution, client_ids, ints, ints, ints, any_ints, ints, finite, finite, digests, counts_of_steps
+)
 tensors = st.builds(TensorSpec, names, st.lists(ints, max_size=6).map(tuple), names, st.sampled_from(TensorKind))
 updates = st.builds(
     UpdateHead,

@@ -2,7 +2,8 @@
 
 import json
 import math
-from dataclasses import fields
+from dataclasses import fields, replace
+from typing import Any
 
 import orjson
 import pytest
@@ -65,12 +66,20 @@ def test_version() -> None:
     }
 
 
+def _described(head: Head) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(json.dumps(describe(head)))
+    return found
+
+
 def test_every_field_is_there() -> None:
     for head in (UPDATE, VERSION):
         expected = {field.name for field in fields(head)} - {"time_ms"}
         assert expected <= set(describe(head))
-    (item,) = json.loads(json.dumps(describe(VERSION)))["manifest"]
-    assert set(item) == {field.name for field in fields(Contribution)}
+    (item,) = _described(VERSION)["manifest"]
+    named = {field.name for field in fields(Contribution)}
+    assert set(item) == named - {"steps"}  # which no rule but one counts
+    (counted,) = _described(replace(VERSION, manifest=(replace(VERSION.manifest[0], steps=12.0),)))["manifest"]
+    assert (set(counted), counted["steps"]) == (named, 12.0)
 
 
 @pytest.mark.parametrize("codec", CodecId)

@@ -225,7 +225,17 @@ def test_samples_set_every_field() -> None:
     assert len(fields(VersionHead)) == 15
     assert len(fields(SnapshotHead)) == 6
     assert len(fields(LocalModelHead)) == 7
-    assert len(fields(Contribution)) == 9
+    assert len(fields(Contribution)) == 10
+
+
+def test_local_steps_are_a_tenth_item_and_left_out_where_there_are_none() -> None:
+    counted = replace(VERSION.manifest[0], steps=12.0)
+    made = version(manifest=(counted, replace(counted, steps=None)))
+    assert read(pack_prelude(made)) == made
+    row = version_map()["manifest"][0]
+    assert read(frame(version_map(manifest=[[*row, 12.0]]), kind=2)) == version(manifest=(counted,))
+    for steps in (0, -1.0, math.nan, math.inf, True, "12", None):
+        assert refused(frame(version_map(manifest=[[*row, steps]]), kind=2)) is Reason.MALFORMED
 
 
 @PROPERTY
@@ -300,10 +310,11 @@ def test_further_names_of_tied_tensors() -> None:
 
 def test_items_after_the_known_ones_are_ignored() -> None:
     longer = version_map(
-        manifest=[[*version_map()["manifest"][0], "later", 1]],
+        manifest=[[*version_map()["manifest"][0], 12.0, "later", 1]],
         tensors=[["w", [2, 3], "float32", "parameter", {"later": 1}]],
     )
-    assert read(frame(longer, kind=2)) == VERSION
+    counted = replace(VERSION.manifest[0], steps=12.0)
+    assert read(frame(longer, kind=2)) == version(manifest=(counted,))
 
 
 @pytest.mark.parametrize(
@@ -450,7 +461,7 @@ def test_a_prelude_claimed_too_large_is_refused_from_its_opening() -> None:
 
 
 def test_the_largest_buffer_and_a_large_layout_fit() -> None:
-    worst = Contribution("c" * 128, LARGEST, LARGEST, LARGEST, LARGEST, LARGEST, 0.1, 0.1, b"d" * 32)
+    worst = Contribution("c" * 128, LARGEST, LARGEST, LARGEST, LARGEST, LARGEST, 0.1, 0.1, b"d" * 32, 0.1)
     layout = tuple(
         TensorSpec(f"model.layers.{number}.self_attn.q_proj", (4096, 4096), "bfloat16") for number in range(5000)
     )
