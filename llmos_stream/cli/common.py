@@ -126,7 +126,7 @@ def add_command(
     parser.add_argument("--json", action="store_true", help="print JSON on standard output, for scripts")
     parser.add_argument("--help-all", action=_HelpAll, nargs=0, help="show this help with every setting")
     add_settings(parser, sections, {**defaults, **shown})
-    parser.set_defaults(run=run, parser=parser, defaults=defaults)
+    parser.set_defaults(run=run, parser=parser, defaults=defaults, needs_settings=bool(sections))
     return parser
 
 
@@ -137,7 +137,10 @@ def _brief(text: str) -> str:
 
 def run_command(arguments: argparse.Namespace) -> int:
     """Run the command that `arguments` name, with its settings and its logs on standard error."""
-    settings = load(given_settings(arguments), arguments.config, arguments.defaults)
+    # A command of no federation works wherever it is called; the file may be of another folder.
+    settings = load(
+        given_settings(arguments), arguments.config, arguments.defaults, reads_named=arguments.needs_settings
+    )
     # Past a live display, where there is one.
     configure_logging(settings.runtime, cast("TextIO", _StandardError()))
     return int(arguments.run(arguments, settings))

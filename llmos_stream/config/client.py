@@ -55,6 +55,9 @@ class ClientSettings(Section):
     """Share it at each n-th version, and measure that of each other site at most that often."""
     epochs: Count = 1
     """Local epochs between two updates."""
+    head_epochs: Annotated[int, Field(ge=0)] = 0
+    """FedRep: first train what is this site's own (task.share) alone for so many epochs, then what is shared alone.
+    0: both at once."""
     batch_size: Count = 32
     """Examples in a batch."""
     lr: Positive = 0.05

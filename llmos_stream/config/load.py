@@ -18,15 +18,17 @@ def load(
     overrides: Mapping[str, Any] | None = None,
     file: Path | None = None,
     defaults: Mapping[str, Mapping[str, Any]] | None = None,
+    *,
+    reads_named: bool = True,
 ) -> Settings:
-    """Read all settings; `overrides` (nested, by section) win, `file` defaults to `$LLMOS_CONFIG`.
+    """Read all settings; `overrides` (nested, by section) win, `file` defaults to `$LLMOS_CONFIG` if `reads_named`.
 
     `defaults` are a command's own, below all that a person says. A text that is empty counts as not given.
 
     Raises:
         ConfigError: Some fields are wrong; it lists each with the reason.
     """
-    named = os.environ.get(CONFIG_VARIABLE, "").strip()
+    named = os.environ.get(CONFIG_VARIABLE, "").strip() if reads_named else ""
     path = file or (Path(named) if named else None)
     values: dict[str, Any] = {}
     from_file = {} if path is None else read_file(path)

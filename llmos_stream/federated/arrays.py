@@ -10,7 +10,7 @@ from torch import Tensor
 from llmos_stream.codec import Layout
 from llmos_stream.errors import TaskError
 from llmos_stream.training.changes import change_of
-from llmos_stream.training.sharing import why_not_shared
+from llmos_stream.training.sharing import named_by, why_not_shared
 
 Array = np.ndarray[Any, Any] | Tensor
 Weights = Mapping[str, Array]
@@ -21,13 +21,14 @@ _FLOATING = (np.float16, np.float32, np.float64)
 class SharedArrays:
     """What is trained: `received` holds a version in the dtypes and kinds that were given, `trained` comes back.
 
-    Floating arrays are shared. Integers and booleans are not: `received` has them as they were given last.
+    Floating arrays are shared that `share` names. The others are not: `received` has them as they were given last.
     """
 
-    def __init__(self, weights: Weights, buffers: Collection[str] = ()) -> None:
+    def __init__(self, weights: Weights, buffers: Collection[str] = (), share: str = "all") -> None:
         """`buffers` names the arrays that are measurements (such as running means), averaged as values."""
         given = _checked(weights)
-        shared = {name: tensor for name, tensor in given.items() if tensor.is_floating_point()}
+        floating = {name: tensor for name, tensor in given.items() if tensor.is_floating_point()}
+        shared = {name: floating[name] for name in named_by(share, floating)}
         if not shared:
             raise TaskError(f"weights hold no floating point array to share, but {', '.join(given) or 'nothing'}")
         if unknown := [name for name in buffers if name not in shared]:
@@ -45,6 +46,24 @@ class SharedArrays:
     def others(self) -> frozenset[str]:
         """The names of what is not shared."""
         return frozenset(self._given.keys() - {spec.name for spec in self.layout.tensors})
+
+    def own(self) -> dict[str, Tensor]:
+        """What is not shared, if a floating array is among it: integers alone are no part of a model."""
+        own = {name: _whole_tensor(self._given[name]) for name in self.others}
+        return own if any(tensor.is_floating_point() for tensor in own.values()) else {}
+
+    def put(self, kept: Mapping[str, Tensor]) -> None:
+        """Take what `own` has returned in an earlier process.
+
+        Raises:
+            TaskError: That was of other arrays. Nothing was taken then.
+        """
+        own = self.own()
+        for name in sorted(own.keys() | kept.keys()):
+            mine, found = own.get(name), kept.get(name)
+            if mine is None or found is None or (mine.shape, mine.dtype) != (found.shape, found.dtype):
+                raise TaskError(f"the weights are of another kind: {name}")
+        self._given |= {name: _like(self._given[name], tensor) for name, tensor in kept.items()}
 
     def begin(self, weights: Tensor, version: int) -> Tensor:
         """Make `received` of a version; return what became of it in the dtypes that were given."""
@@ -109,6 +128,14 @@ def _tensor(name: object, value: object) -> Tensor:
         )
     if array.dtype.kind in "iub":
         return torch.empty(array.shape, dtype=torch.int8, device="meta")  # its values are never looked at
+    return torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("="), order="C"))
+
+
+def _whole_tensor(value: Array) -> Tensor:
+    """An array with its values."""
+    if isinstance(value, Tensor):
+        return value.detach()
+    array = np.asarray(value)
     return torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("="), order="C"))
 
 

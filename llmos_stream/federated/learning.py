@@ -8,6 +8,7 @@ global_model = fl.get_global_model()
 
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,10 @@ from torch.optim import Optimizer
 from llmos_stream.config import Settings, settings_of
 from llmos_stream.errors import ConfigError, TaskError
 from llmos_stream.federated.member import Member, Updates
+from llmos_stream.federated.membership import kept_in
 from llmos_stream.federated.update import Update
 from llmos_stream.roles.aggregator import Initial
+from llmos_stream.roles.client.personal import PersonalPart
 from llmos_stream.training import LocalTrainer, Loss, default_loss
 from llmos_stream.training.batches import Batches, reiterable
 from llmos_stream.training.copies import copy_model, why_not_copied
@@ -28,6 +31,7 @@ from llmos_stream.training.local import EpochMetrics
 from llmos_stream.training.local_steps import LocalSteps
 from llmos_stream.training.metrics import Metric
 from llmos_stream.training.model_evaluator import Evaluation
+from llmos_stream.training.personal import check_head_epochs, training_only
 from llmos_stream.training.shared_model import SharedModel
 from llmos_stream.training.site_evaluator import SiteEvaluator, ValidationData
 from llmos_stream.training.states import load_state
@@ -48,8 +52,10 @@ class FederatedLearning(Member):
     so it keeps its settings and its state. `loss(outputs, targets)` is by default the loss that the outputs carry, or
     else cross entropy. On `validation`, batches that you hold back, each version (`client.evaluate_every`) is measured
     before it is trained on, and the federation told what came out, with what `metrics` give beside the loss and the
-    accuracy (see `training.metrics`). `hooks` are called at fixed points of the training (see `training.hooks`);
-    the settings `client.proximal_mu`, `client.max_grad_norm` and `client.local_steps` hold for `train`. `federation`
+    accuracy (see `training.metrics`). What is not shared (`task.share`) is kept in the client's state folder, and is in
+    `model` again after a restart. `hooks` are called at fixed points of the training (see `training.hooks`);
+    the settings `client.proximal_mu`, `client.max_grad_norm`, `client.local_steps` and `client.head_epochs` hold for
+    `train`. `federation`
     and `broker` are short for the settings `federation.name` and `broker.bootstrap_servers`. `settings` are some by
     section, as in `{"codec": {"name": "int4"}}`, or a TOML file; the others are read from the environment and
     `$LLMOS_CONFIG`. A whole `Settings` takes the place of all three. Where it is alone, version 0 has the weights of
@@ -90,10 +96,16 @@ class FederatedLearning(Member):
         self._steps = None if data_loader is None else LocalSteps(reiterable(data_loader), 1, client.local_steps)
         self._trainer = None if optimizer is None else LocalTrainer(model, optimizer, loss, hooks)
         self._local = SharedModel(model, share, hooks)
+        self._head_epochs, self._share = client.head_epochs, share
+        if client.head_epochs:
+            check_head_epochs(model, share)
+        personal = PersonalPart(kept_in(self._settings), share)
+        personal.restore(model)
         if (why := why_not_copied(model)) is not None:
             logger.warning("%s", why)
         held_back = None if validation is None else reiterable(validation)
         super().__init__(self._settings, self._local, partial(Initial.of, model, share))
+        self._joined.keep = partial(personal.keep, model)
         if held_back is not None:
             data = ValidationData(lambda: held_back, lambda: metrics or {})
             self._joined.evaluator = SiteEvaluator(self._local, loss, data, client.evaluate_every)
@@ -120,7 +132,7 @@ class FederatedLearning(Member):
             over, measured = update.finished, _of_validation(update.evaluation)
             if over:
                 return {"epoch": epoch, **measured, "version": update.version, "finished": over}
-            done = _trained(trainer, steps, self._membership.fastest)
+            done = self._trained(trainer, steps)
             update.num_examples = steps.weight(done.num_examples)
             update.metrics = done.metrics | steps.done(done.steps, done.seconds)
         told: dict[str, float | int | str] = {
@@ -142,6 +154,18 @@ class FederatedLearning(Member):
             "sent_bytes": update.sent_bytes,
             "raw_bytes": update.raw_bytes,
         }
+
+    def _trained(self, trainer: LocalTrainer, steps: LocalSteps) -> EpochMetrics:
+        try:
+            for batches in steps.whole(self._head_epochs):
+                with training_only(trainer.model, self._share, own=True):
+                    trainer.run_epoch(batches)
+            (batches,) = steps.passes(self._membership.fastest)
+            with training_only(trainer.model, self._share, own=False) if self._head_epochs else nullcontext():
+                return trainer.run_epoch(batches)
+        except BaseException:
+            steps.broke_off()
+            raise
 
     def update(self) -> Update:
         """One update by your own loop: `with fl.update() as update:`, or `async with`. See `Update`."""
@@ -179,15 +203,6 @@ class FederatedLearning(Member):
             TaskError: it is a model of another kind. Nothing was written then.
         """
         load_state(model, self._local.state(self._joined.newest().weights))
-
-
-def _trained(trainer: LocalTrainer, steps: LocalSteps, fastest: float) -> EpochMetrics:
-    try:
-        (batches,) = steps.passes(fastest)
-        return trainer.run_epoch(batches)
-    except BaseException:
-        steps.broke_off()
-        raise
 
 
 def _of_validation(evaluation: Evaluation | None) -> dict[str, float | int | str]:

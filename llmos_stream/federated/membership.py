@@ -9,6 +9,7 @@ import logging
 import os
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import AbstractContextManager, AsyncExitStack
+from pathlib import Path
 from typing import Any, TypeVar
 
 from llmos_stream.broker import Broker, MemoryBroker, Topics, connect
@@ -183,9 +184,7 @@ class Membership:
                 self._background.start(self._aggregate(broker, offload))
             await run_while(self._wait_for_topics(), self._aggregator_fails())
             client_id = client_id_of(settings.client)
-            in_memory = embedded and settings.client.state_dir is None
-            folder = None if in_memory else state_folder(settings.client, topics.federation, client_id)
-            state = stack.enter_context(ClientState(client_id, folder, store))
+            state = stack.enter_context(ClientState(client_id, kept_in(settings), store))
             self._make_client = lambda: Client(
                 self._federation, client_id, self._layout, settings.codec, state, settings.client
             )
@@ -296,6 +295,14 @@ class Membership:
                 await self._aggregator_ended.wait()
         finally:
             await self._stack.aclose()
+
+
+def kept_in(settings: Settings) -> Path | None:
+    """The folder of the client's state; None where that need not outlive the process, as an embedded federation."""
+    client = settings.client
+    if settings.broker.bootstrap_servers is None and client.state_dir is None:
+        return None
+    return state_folder(client, settings.federation.name, client_id_of(client))
 
 
 def _own_broker(layout: Layout, settings: Settings, store: Callable[[], Store]) -> Broker:

@@ -17,17 +17,20 @@ from llmos_stream.config import Settings, settings_of
 from llmos_stream.errors import TaskError
 from llmos_stream.federated.arrays import Array, SharedArrays, Weights
 from llmos_stream.federated.member import Member
+from llmos_stream.federated.membership import kept_in
 from llmos_stream.federated.update import Update
 from llmos_stream.roles.aggregator import Initial
+from llmos_stream.roles.client.personal import PersonalFile
 
 
 class Participant(Member):
     """One client of a federation, whose weights are a mapping of names to numpy arrays or torch tensors.
 
     `weights` say which arrays there are, of which shapes and dtypes; where it is alone in its federation they are
-    version 0. Floating arrays are shared; integers and booleans are kept here as they are. `buffers` names those that
-    are measurements, such as running means, and are averaged as values. The other arguments are those of
-    `FederatedLearning`.
+    version 0. Floating arrays are shared, or those alone whose names match the patterns of `task.share`; the others are
+    kept here as they are, and over restarts in the client's state folder if a floating one is among them. `buffers`
+    names those that are measurements, such as running means, and are averaged as values. The other arguments are those
+    of `FederatedLearning`.
 
     Raises ConfigError for settings that make no sense, TaskError for arrays that cannot be shared (objects, complex
     numbers), by name, and BrokerUnavailable when no broker answers.
@@ -43,9 +46,13 @@ class Participant(Member):
         settings: Settings | Mapping[str, Any] | Path | str | None = None,
     ) -> None:
         named = {"federation.name": federation, "broker.bootstrap_servers": broker}
-        self._arrays = SharedArrays(weights, buffers)
+        known = settings_of(settings, named)
+        self._arrays = arrays = SharedArrays(weights, buffers, known.task.share)
         self._update: Update | None = None
-        super().__init__(settings_of(settings, named), self._arrays, self._initial)
+        kept = PersonalFile(kept_in(known))
+        kept.restore(arrays.put)
+        super().__init__(known, arrays, self._initial)
+        self._joined.keep = lambda: kept.write(arrays.own())
 
     def receive(self) -> dict[str, Array]:
         """The newest version, as soon as it is time to train on it: arrays of the dtypes and kinds that were given.

@@ -2,7 +2,7 @@
 
 import asyncio
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from contextvars import copy_context
 from dataclasses import dataclass
@@ -55,6 +55,8 @@ class Joined:
     tracer: Tracer | None
     evaluator: SiteEvaluator | None = None
     """Measures versions on this site's own validation data, where it has some."""
+    keep: Callable[[], None] | None = None
+    """Keeps what training has made of what is not shared."""
     under_way: "Update | None" = None
     """The update that has begun and not ended."""
 
@@ -252,6 +254,8 @@ class Update:
         self.seconds = self._joined.membership.clock.monotonic() - self._begun_at
         num_examples, metrics = _examples(self.num_examples), _numbers(self.metrics)
         delta, buffers = self._joined.shared.change(start.base, start.version.weights)
+        if self._joined.keep is not None:
+            self._joined.keep()
         self._context.run(self._training.close)
         return Trained(delta, self.version, num_examples, metrics, self.seconds, buffers=buffers)
 

@@ -50,6 +50,10 @@ class LocalSteps:
         self._stream = self._stream or _endless(self._batches)
         return [islice(self._stream, self._number(fastest))]
 
+    def whole(self, epochs: int) -> Sequence[Iterable[Batch]]:
+        """So many epochs, however much an update is trained on."""
+        return [self._batches] * epochs
+
     def done(self, steps: int, seconds: float) -> dict[str, float]:
         """Note how long an update of so many steps took; what it should say of itself.
 

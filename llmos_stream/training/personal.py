@@ -5,11 +5,13 @@ normalisation layers of one's own (FedBN, Li et al. 2021) with `share = "no-norm
 the task makes them the same everywhere.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 from torch import Tensor, nn
 
-from llmos_stream.training.sharing import is_norm, shared_layout
+from llmos_stream.errors import ConfigError
+from llmos_stream.training.sharing import is_norm, shared_layout, trained_parameters
 from llmos_stream.training.states import is_writable, load_, state_of
 from llmos_stream.training.task import Task
 from llmos_stream.training.wrappers import plain_name
@@ -43,6 +45,30 @@ def personal_names(model: nn.Module, share: str) -> list[str]:
         if buffer.is_floating_point()
     }
     return [name for name in personal_tensors(model, share) if name in learnt]
+
+
+@contextmanager
+def training_only(model: nn.Module, share: str, *, own: bool) -> Iterator[None]:
+    """Within the block, freeze what is shared (`own`), or what is a site's own."""
+    shared = {id(parameter) for parameter in trained_parameters(model, share)}
+    frozen = [one for one in model.parameters() if one.requires_grad and (id(one) in shared) is own]
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(True)
+
+
+def check_head_epochs(model: nn.Module, share: str) -> None:
+    """Raise ConfigError where `client.head_epochs` would find nothing to train."""
+    shared = {id(parameter) for parameter in trained_parameters(model, share)}
+    if all(id(one) in shared for one in model.parameters() if one.requires_grad):
+        raise ConfigError(
+            f"client.head_epochs: with task.share {share!r} no trained parameter of the model is a site's own; "
+            "name what is shared, such as body.*, or leave it 0"
+        )
 
 
 def some_of(names: Sequence[str]) -> str:

@@ -1,6 +1,7 @@
 """A client's model between versions: takes weights in, trains on them, tells what changed."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +13,7 @@ from llmos_stream.training.batches import Batch
 from llmos_stream.training.changes import change_of, first_marked
 from llmos_stream.training.hooks import Hook
 from llmos_stream.training.local import EpochMetrics, LocalTrainer
+from llmos_stream.training.personal import training_only
 from llmos_stream.training.sharing import shared_layout, shared_tensors
 from llmos_stream.training.states import load_, state_with
 
@@ -113,16 +115,21 @@ class LocalModel(SharedModel):
         base_version: int,
         epochs: Sequence[Iterable[Batch]],
         should_stop: Callable[[], bool] | None = None,
+        own_first: Sequence[Iterable[Batch]] = (),
     ) -> Trained:
         """Start from the weights of a version, train on each of `epochs` in turn, and return the difference.
+
+        With `own_first` only what is a site's own is trained on that before, and after it only what is shared (FedRep).
 
         Raises:
             TaskError: A tensor is no longer finite.
         """
         base = self.begin(weights, base_version)
         done: list[EpochMetrics] = []
-        for batches in epochs:
-            done.append(self.trainer.run_epoch(batches, should_stop=should_stop))
+        for number, batches in enumerate([*own_first, *epochs]):
+            is_own = number < len(own_first)
+            with training_only(self.model, self._share, own=is_own) if own_first else nullcontext():
+                done.append(self.trainer.run_epoch(batches, should_stop=should_stop))
             if done[-1].stopped:
                 break
         last = done[-1]
@@ -132,7 +139,7 @@ class LocalModel(SharedModel):
             base_version=base_version,
             num_examples=last.num_examples,
             metrics=last.metrics,
-            steps=sum(epoch.steps for epoch in done),
+            steps=sum(epoch.steps for epoch in done[len(own_first) :]),
             seconds=sum(epoch.seconds for epoch in done),
             stopped=last.stopped,
             buffers=buffers,

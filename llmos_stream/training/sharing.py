@@ -22,7 +22,7 @@ initial model) and share `*lora_B*` (FFA-LoRA, Sun et al. 2024).
 """
 
 import re
-from collections.abc import Hashable, Iterator
+from collections.abc import Collection, Hashable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -39,6 +39,7 @@ from llmos_stream.training.wrappers import plain_name
 _ADAPTER_MARKS = ("lora_", "adapter")
 _NORM_CLASS = re.compile(r"Norm([123]d)?$")
 _NAMES_IN_ERROR = 5
+_OF_MODELS = frozenset({"all", "trainable", "adapters", "no-norm"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +78,23 @@ def shared_layout(model: nn.Module, share: str) -> Layout:
     buffers = [item.names[0] for item in chosen if not item.is_parameter]
     tied = {further: item.names[0] for item in chosen for further in item.names[1:]}
     return Layout.of({item.names[0]: item.tensor for item in chosen}, buffers, tied)
+
+
+def named_by(share: str, names: Collection[str]) -> list[str]:
+    """Those of some arrays' names that `share` takes, where there is no model: all, but for globs.
+
+    Raises:
+        TaskError: One of the globs matches nothing.
+    """
+    if share in _OF_MODELS:
+        return list(names)
+    patterns = _patterns(share)
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise TaskError(
+                f"task.share: {pattern!r} matches no floating point array, but there are {', '.join(names)}"
+            )
+    return [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
 
 
 def _chosen(model: nn.Module, share: str) -> list[_Candidate]:
@@ -165,13 +183,17 @@ def _is_adapter(item: _Candidate) -> bool:
 
 
 def _matching(candidates: list[_Candidate], share: str) -> list[_Candidate]:
-    patterns = [pattern for pattern in (part.strip() for part in share.split(",")) if pattern]
+    patterns = _patterns(share)
     for pattern in patterns:
         if not any(item.matches(pattern) for item in candidates):
             raise TaskError(
                 f"task.share: {pattern!r} matches no tensor of the model, which has {_some_names(candidates)}"
             )
     return [item for item in candidates if any(item.matches(pattern) for pattern in patterns)]
+
+
+def _patterns(share: str) -> list[str]:
+    return [pattern for pattern in (part.strip() for part in share.split(",")) if pattern]
 
 
 def _some_names(candidates: list[_Candidate]) -> str:

@@ -191,3 +191,11 @@ def test_a_process_each_where_only_the_sites_have_their_data(
     untested = llmos("evaluate", "--once")
     assert untested.status == 2
     assert "this task has no central test data" in untested.error()
+
+
+def test_the_settings_file_of_another_folder_is_no_matter(
+    llmos: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLMOS_CONFIG", "llmos.toml")  # as its own README says, in the folder of another project
+    assert llmos("new", tmp_path / "wards").status == 0
+    assert "settings file llmos.toml does not exist" in llmos("topics", "list").error()

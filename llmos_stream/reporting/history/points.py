@@ -6,6 +6,7 @@ the same points. No name has two values at one step: the first counts.
     version/NAME        what is known of each version when it is published
     total/NAME          what has come together by then
     evaluation/METRIC   what an evaluator measured of the version
+    site/ID/METRIC      what a client measured of the version on its own validation data
     client/ID/NAME      updates, refused, staleness: by the version that the client's update became part of;
                         its own metrics (loss, accuracy, norm, ...), train_seconds, sent_bytes: by that trained on
 """
@@ -20,6 +21,7 @@ from llmos_stream.reporting.history.clients import NAME_LENGTH
 from llmos_stream.reporting.history.fold import History
 from llmos_stream.reporting.history.series import Mean, Window
 from llmos_stream.types import Event, EventKind
+from llmos_stream.wire.evaluations import site_of, trainer_of
 from llmos_stream.wire.events import amount, metrics, text, whole
 
 CLIENT_LIMIT = 50
@@ -60,6 +62,7 @@ class RunPoints:
         self.history = History()
         self._client_limit = client_limit
         self._clients: dict[str, Window] = {}
+        self._sites: dict[str, Window] = {}  # of versions measured
         self._refused: dict[str, int] = {}
         self._metrics: dict[str, None] = {}
         self._sent: OrderedDict[tuple[str, int], Mapping[str, float]] = OrderedDict()
@@ -69,6 +72,8 @@ class RunPoints:
         """Fold one event in, and return the points that it makes. Raises Rejected as `History.add` does."""
         before = self._counts()
         self.history.add(event)
+        if site_of(event) is not None:
+            return self._site_measured(event)
         if self._counts() == before:  # a repeat, or nothing that has a series
             return []
         time_ms, data = event.time_ms, event.data
@@ -91,6 +96,16 @@ class RunPoints:
     def _counts(self) -> tuple[int, ...]:
         history = self.history
         return history.sent, history.folded, history.versions.total, history.scores.points.total
+
+    def _site_measured(self, event: Event) -> list[Point]:
+        """By the order of their own topic alone, which is the same live and afterwards."""
+        client_id, step = self._id(event.data), whole(event.data["version"]) or 0
+        if trainer_of(event) is not None or (client_id not in self._sites and len(self._sites) >= self._client_limit):
+            return []
+        if not self._sites.setdefault(client_id, Window()).is_new(step):
+            return []
+        found = self._named(event.data.get("metrics"))
+        return [Point(f"site/{client_id}/{name}", step, event.time_ms, value) for name, value in found.items()]
 
     def _update_sent(self, data: Mapping[str, object]) -> Iterator[tuple[tuple[str, int], float]]:
         client_id, base, sequence = self._id(data), whole(data.get("base_version")), whole(data["sequence"]) or 0

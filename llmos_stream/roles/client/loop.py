@@ -24,6 +24,7 @@ from llmos_stream.telemetry.tracing import follow, span
 from llmos_stream.training import LocalTrainer, Task, task_errors
 from llmos_stream.training.hooks import hooks_of
 from llmos_stream.training.local_steps import LocalSteps
+from llmos_stream.training.personal import check_head_epochs
 from llmos_stream.training.shared_model import LocalModel, Trained
 from llmos_stream.training.site_evaluator import SiteEvaluator, ValidationData
 
@@ -172,13 +173,13 @@ class _TrainingClient:
             await self._cross_site.keep(client, version.head.number, since, lambda: weights)
 
     async def _train(self, local: LocalModel, version: Version, fastest: float) -> Trained:
-        batches = self._steps.passes(fastest)
+        batches, own_first = self._steps.passes(fastest), self._steps.whole(self._settings.client.head_epochs)
         shutdown = self._federation.shutdown
         with task_errors(self._entry):
             # Momentum gathered on an older version does not belong to this one.
             local.trainer.optimizer = self._task.optimizer(local.trainer.model)
             trained = await self._federation.run(
-                local.train, version.weights, version.head.number, batches, lambda: shutdown.requested
+                local.train, version.weights, version.head.number, batches, lambda: shutdown.requested, own_first
             )
         if not trained.stopped:
             await self._federation.run(self._personal.keep, local.trainer.model)
@@ -200,5 +201,7 @@ class _TrainingClient:
             hooks = (*self._task.hooks(), *hooks_of(self._settings.client, share))
             trainer = LocalTrainer(model, self._task.optimizer(model), self._task.loss, hooks)
         local = LocalModel(trainer, share)
+        if self._settings.client.head_epochs:
+            check_head_epochs(model, share)
         self._personal.restore(model)
         return local

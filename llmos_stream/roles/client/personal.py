@@ -3,6 +3,7 @@
 personal.safetensors    the tensors by name, replaced atomically after each training
 """
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -16,15 +17,19 @@ from llmos_stream.training.personal import load_personal, personal_tensors
 _FILE = "personal.safetensors"
 
 
-class PersonalPart:
-    """What `share` leaves to this site. Where `folder` is None, the model alone holds it."""
+class PersonalFile:
+    """The file of a state folder; nothing is kept where `folder` is None."""
 
-    def __init__(self, folder: Path | None, share: str) -> None:
+    def __init__(self, folder: Path | None) -> None:
         self._path = None if folder is None else folder / _FILE
-        self._share = share
 
-    def restore(self, model: nn.Module) -> None:
-        """Copy what was kept into a new model; do nothing where nothing was.
+    @property
+    def is_kept(self) -> bool:
+        """Whether there is a folder for it."""
+        return self._path is not None
+
+    def restore(self, load: Callable[[dict[str, Tensor]], None]) -> None:
+        """Hand `load` what was kept; do nothing where nothing was. It raises TaskError where that does not fit.
 
         Raises:
             StateError: The file is damaged, or of another model.
@@ -32,19 +37,19 @@ class PersonalPart:
         if self._path is None or not self._path.exists():
             return
         try:
-            load_personal(model, self._share, _read(self._path))
+            load(_read(self._path))
         except TaskError as error:
             raise StateError(
                 f"{self._path}: {error}; delete it to begin with what the task makes, or set client.state_dir"
             ) from None
 
-    def keep(self, model: nn.Module) -> None:
-        """Write what the model holds of this site alone.
+    def write(self, tensors: Mapping[str, Tensor]) -> None:
+        """Replace it, unless there is nothing to keep.
 
         Raises:
             StateError: It cannot be written.
         """
-        if self._path is None or not (tensors := personal_tensors(model, self._share)):
+        if self._path is None or not tensors:
             return
         # Each a copy: safetensors takes no two tensors of one memory.
         data = save({name: tensor.cpu().contiguous().clone() for name, tensor in tensors.items()})
@@ -52,6 +57,23 @@ class PersonalPart:
             durable.replace(self._path, data)
         except OSError as error:
             raise StateError(f"client.state_dir: {self._path} cannot be written: {error.strerror or error}") from error
+
+
+class PersonalPart:
+    """What `share` leaves to this site. Where `folder` is None, the model alone holds it."""
+
+    def __init__(self, folder: Path | None, share: str) -> None:
+        self._file = PersonalFile(folder)
+        self._share = share
+
+    def restore(self, model: nn.Module) -> None:
+        """Copy what was kept into a new model. See `PersonalFile.restore`."""
+        self._file.restore(lambda kept: load_personal(model, self._share, kept))
+
+    def keep(self, model: nn.Module) -> None:
+        """Write what the model holds of this site alone. See `PersonalFile.write`."""
+        if self._file.is_kept:
+            self._file.write(personal_tensors(model, self._share))
 
 
 def read_personal(folder: Path) -> dict[str, Tensor]:
