@@ -11,7 +11,7 @@ from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from llmos_stream.config import SECTIONS, did_you_mean, expanded
+from llmos_stream.config import SECTIONS, Section, did_you_mean, expanded
 from llmos_stream.config.plugins import Kind
 
 _DEST = "setting:"
@@ -48,10 +48,12 @@ class Setting:
         return f"LLMOS_{self.section}__{self.field}".upper()
 
 
-def settings_of(sections: Iterable[str] | None = None) -> Iterator[Setting]:
-    """Every setting of the named sections (all by default), in the order of the code."""
-    for section in SECTIONS if sections is None else sections:
-        for name, field in SECTIONS[section].model_fields.items():
+def settings_of(
+    sections: Iterable[str] | None = None, known: Mapping[str, type[Section]] = SECTIONS
+) -> Iterator[Setting]:
+    """Every setting of the named sections (all that are `known` by default), in the order of the code."""
+    for section in known if sections is None else sections:
+        for name, field in known[section].model_fields.items():
             secret = "SecretStr" in str(field.annotation)
             yield Setting(section, name, _kind_of(field), _default(field), field.description or "", secret)
 

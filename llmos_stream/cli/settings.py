@@ -1,10 +1,11 @@
 """`llmos-stream settings`: every setting with its value, where it can be set and what it does."""
 
 import argparse
+from collections.abc import Mapping
 
 from llmos_stream.cli.common import Commands, add_command, plain_table, print_json, say, show_table
 from llmos_stream.cli.flags import settings_of
-from llmos_stream.config import Settings, redacted
+from llmos_stream.config import SECTIONS, Section, Settings, redacted
 
 _WHERE = """\
 A setting is a flag (--wire.chunk-bytes 65536), a variable
@@ -47,10 +48,10 @@ def _run(arguments: argparse.Namespace, settings: Settings) -> int:
     return 0
 
 
-def markdown() -> str:
+def markdown(known: Mapping[str, type[Section]] = SECTIONS) -> str:
     """The settings as the documentation shows them."""
     rows = ["| setting | default | values | meaning |", "| --- | --- | --- | --- |"]
-    for setting in settings_of():
+    for setting in settings_of(known=known):
         name = f"`{setting.section}.{setting.field}`"
         kind = setting.kind.replace("|", ", ")
         rows.append(f"| {name} | {setting.default} | {kind} | {' '.join(setting.text.split())} |")

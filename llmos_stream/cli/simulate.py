@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 from llmos_stream.cli.common import Commands, add_command, err, note, plain_table, print_json, say, show_table
 from llmos_stream.cli.flags import file_path
 from llmos_stream.config import Settings
-from llmos_stream.errors import ConfigError
+from llmos_stream.errors import ConfigError, LlmosError
 from llmos_stream.reporting.wording import duration, or_dash, plain, size
 
 if TYPE_CHECKING:
-    from llmos_stream.simulation import Experiment
+    from llmos_stream.simulation import Experiment, Result
     from llmos_stream.simulation.runner import Listener, Told
     from llmos_stream.simulation.summary import ArmSummary
 
@@ -74,13 +74,36 @@ def _run(arguments: argparse.Namespace, settings: Settings) -> int:
     with _progress(experiment) as listener:
         results = run_experiment(experiment, folder, arguments.workers or os.cpu_count() or 1, listener)
     summaries = summarise(experiment, results)
-    files = write_tables(folder, experiment, results)
+    files = [*_report(folder, experiment, results, summaries, arguments), *write_tables(folder, experiment, results)]
     if arguments.json:
         print_json({"name": experiment.name, "folder": str(folder), "arms": [asdict(one) for one in summaries]})
         return 0
     _show(experiment, summaries)
     say(f"wrote {', '.join(map(str, files))}")
     return 0
+
+
+def _report(
+    folder: Path,
+    experiment: "Experiment",
+    results: "Sequence[Result]",
+    summaries: "Sequence[ArmSummary]",
+    arguments: argparse.Namespace,
+) -> list[Path]:
+    """Write the page, where plotly is there and it is wanted."""
+    from llmos_stream.reporting import require_plotly, write_report
+    from llmos_stream.simulation.report import render_experiment
+
+    if arguments.no_report:
+        return []
+    try:
+        require_plotly()
+    except LlmosError as error:
+        note(str(error))
+        return []
+    path = folder / "report.html"
+    write_report(path, render_experiment(experiment, results, summaries), "--output")
+    return [path]
 
 
 def _show(experiment: "Experiment", summaries: "Sequence[ArmSummary]") -> None:

@@ -218,7 +218,7 @@ def observe(state: PolicyState, event: PolicyEvent, now: float) -> PolicyState:
     """Take in an event at time `now`, where the client does nothing yet."""
     match event:
         case Heard():
-            return replace(state, heard=event)
+            return state if event is state.heard else replace(state, heard=event)
         case Resumed():
             if state.in_update:  # nothing has come of the training: the next may begin at once
                 state = replace(state, phase=_Phase.IDLE, base=None, begun_at=-math.inf)

@@ -88,7 +88,6 @@ def render_report(
     Raises:
         LlmosError: plotly is not installed.
     """
-    scripts = [_inline(require_plotly()), _inline(template.SCRIPT)]
     rows = history.rows(now_ms)
     colours, time = Colours.of_rows(rows), TimeAxis.of(history)
     model = [scores_by_version(history), scores_by_time(history, time)]
@@ -100,17 +99,27 @@ def render_report(
         '<main id="report">',
         "<noscript><p>Charts need JavaScript; the words under each title say what its chart shows.</p></noscript>",
         section("Summary", tiles(history, rows)),
-        section("Accuracy and loss", _charts(model)),
-        *([section("Sites", _charts(local) + sites_tables(history))] if len(history.sites) else []),
-        section("Clients", _charts(people) + clients_table(history, rows, colours)),
-        section("Staleness and bytes", _charts(flow)),
+        section("Accuracy and loss", charts(model)),
+        *([section("Sites", charts(local) + sites_tables(history))] if len(history.sites) else []),
+        section("Clients", charts(people) + clients_table(history, rows, colours)),
+        section("Staleness and bytes", charts(flow)),
         section("Refused updates", rejections(history)),
         section("Settings", values(settings, "Settings of the run")),
         section("Environment", values(environment, "Where it ran")),
         "</main>",
         "<footer><p>Written by llmos_stream. This page is one file and loads nothing.</p></footer>",
     ]
-    figures = {item.name: item.figure for item in (*model, *local, *people, *flow) if item.figure is not None}
+    return render_page(title, body, [*model, *local, *people, *flow])
+
+
+def render_page(title: str, body: Sequence[str], items: Sequence[Chart]) -> str:
+    """Return a page of these parts (HTML), whose charts are `items`.
+
+    Raises:
+        LlmosError: plotly is not installed.
+    """
+    scripts = [_inline(require_plotly()), _inline(template.SCRIPT)]
+    figures = {item.name: item.figure for item in items if item.figure is not None}
     return template.page(
         title=escaped(title),
         policy=_policy(scripts),
@@ -120,7 +129,8 @@ def render_report(
     )
 
 
-def _charts(items: list[Chart]) -> str:
+def charts(items: Sequence[Chart]) -> str:
+    """Return charts beside one another, in HTML."""
     return f'<div class="charts">{"".join(chart(item, wide=item.name in _WIDE) for item in items)}</div>'
 
 

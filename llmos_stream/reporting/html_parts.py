@@ -128,7 +128,7 @@ def clients_table(history: History, rows: Sequence[ClientRow], colours: Colours)
     hidden = len(history.clients) - len(body)
     more = f'<tr><td class="t" colspan="10">… and {wording.count(hidden)} more</td></tr>' if hidden else ""
     names = ["client", "examples", "updates", "refused", "duplicates", "staleness mean / last", "training", "uploaded"]
-    return _table("Each client", [*names, "share of weight", "state"], "".join(body) + more, left=(0, 9))
+    return table("Each client", [*names, "share of weight", "state"], "".join(body) + more, left=(0, 9))
 
 
 def sites_tables(history: History) -> str:
@@ -152,24 +152,24 @@ def sites_tables(history: History) -> str:
     names = ["metric", "mean over examples", "spread between sites", "worst site", "its value", "sites", "not finite"]
     each = ["site", "newest version", "measured", "examples", "versions measured", ""]
     return (
-        _table("Together, each site at its newest version", names, together, left=(0, 3))
-        + _table("Each site on its own validation data", each, body + more, left=(0, 2, 5))
+        table("Together, each site at its newest version", names, together, left=(0, 3))
+        + table("Each site on its own validation data", each, body + more, left=(0, 2, 5))
         + _models_table(history)
     )
 
 
 def _models_table(history: History) -> str:
-    table = model_table(history)
-    if table is None:
+    found = model_table(history)
+    if found is None:
         return ""
     body = "".join(
         f'<tr><th scope="row" class="t">{escaped(said_model(row))}</th><td>{wording.or_dash(row.since)}</td>'
         + "".join(f"<td>{wording.or_dash(value, wording.number)}</td>" for value in row.values)
         + "</tr>"
-        for row in table.rows
+        for row in found.rows
     )
-    title = f"{table.metric} of the federation's model and of those trained alone, on each site's validation data"
-    return _table(title, ["model", "since version", *table.sites], body, left=(0,))
+    title = f"{found.metric} of the federation's model and of those trained alone, on each site's validation data"
+    return table(title, ["model", "since version", *found.sites], body, left=(0,))
 
 
 def rejections(history: History) -> str:
@@ -191,7 +191,7 @@ def rejections(history: History) -> str:
     )
     names = ["after", "client", "sequence", "reason", "detail", "partition / offset"]
     title = "Each refusal, the newest first" if len(newest) == history.rejections.total else f"The newest {len(newest)}"
-    return _table("By reason", ["reason", "updates"], reasons, left=(0,), small=True) + _table(
+    return table("By reason", ["reason", "updates"], reasons, left=(0,), small=True) + table(
         title, names, body, left=(1, 3, 4)
     )
 
@@ -207,7 +207,7 @@ def values(mapping: Mapping[str, object], title: str) -> str:
     )
     return (
         f'<details class="card"><summary>{escaped(title)} ({len(found)})</summary>'
-        f"{_table('', ['name', 'value'], body, left=(0, 1))}</details>"
+        f"{table('', ['name', 'value'], body, left=(0, 1))}</details>"
     )
 
 
@@ -224,7 +224,8 @@ def _flat(mapping: Mapping[str, object], prefix: str = "") -> Iterable[tuple[str
             yield name, str(value)
 
 
-def _table(title: str, names: Sequence[str], body: str, left: Sequence[int], small: bool = False) -> str:
+def table(title: str, names: Sequence[str], body: str, left: Sequence[int], small: bool = False) -> str:
+    """Return a table of rows in HTML; `left` are the columns of words."""
     head = "".join(
         f'<th scope="col" class="{"t" if index in left else "n"}">{escaped(name)}</th>'
         for index, name in enumerate(names)

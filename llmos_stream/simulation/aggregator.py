@@ -65,6 +65,8 @@ class Aggregator:
         own = settings.participation
         self._gate = ParticipationRules(tuple(own.clients.split(",")), own.at_once, own.min_examples)
         self._is_open = self._gate == ParticipationRules()
+        # Who takes part is asked for in these cases alone.
+        self._counts_clients = self.state.adapts or own.at_once is not None or settings.client.local_steps == "auto"
         self._moments: Mapping[str, Tensor] = {}
 
     @property
@@ -94,12 +96,13 @@ class Aggregator:
             except Rejected as error:
                 return Taken(refused=error.reason)
         expected = _MANY
-        if self.state.adapts:
+        if self._counts_clients:
             expected = self._participants.expected(head.client_id, head.base_version, now)
         self.state, effects = step(self.state, update, now, expected)
         match effects[0]:
             case Folded(contribution):
-                self._participants.folded(head.client_id, head.base_version, version, now)
+                if self._counts_clients:
+                    self._participants.folded(head.client_id, head.base_version, version, now)
                 if STEPS_PER_SECOND in head.metrics:
                     self._speeds.note(head.client_id, head.metrics[STEPS_PER_SECOND])
                 return self._published(effects[1:], now, contribution)
@@ -133,7 +136,8 @@ class Aggregator:
         self.state = release(self.state, weights)
         # The live tensors are overwritten by the next version.
         self._moments = {name: tensor.clone() for name, tensor in new.moments.items()}
-        self._participants.made(new.number, now)
+        if self._counts_clients:
+            self._participants.made(new.number, now)
         if self._speeds.fastest(1):
             self.fastest = self._speeds.fastest(self._participants.count(now))
         return Taken(folded, version=new.number)

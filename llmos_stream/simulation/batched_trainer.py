@@ -12,10 +12,11 @@ from torch import Tensor
 
 from llmos_stream.codec import Layout
 from llmos_stream.core import Whole
-from llmos_stream.core.flat import norm_of, row_norms
+from llmos_stream.core.flat import ROW, norm_of
 from llmos_stream.simulation.data import Integers, SplitData
 from llmos_stream.simulation.job import Job
 from llmos_stream.simulation.stacked import Parameters, Stacked
+from llmos_stream.types import LOCAL_STEPS
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,20 +29,26 @@ class PlainSgd:
 
 
 class TrainedDelta(Whole):
-    """A row of a stack of deltas, whose norm is found when it is asked for, and remembered."""
+    """A row of a stack of deltas, with the norms of its own rows (see `core.flat.row_norms`)."""
 
-    def __init__(self, flat: Tensor) -> None:
+    def __init__(self, flat: Tensor, rows: Sequence[float]) -> None:
         super().__init__(flat, owned=True)
-        self.flat = flat
-        self._norm: float | None = None
+        self._norm = norm_of(rows, lambda: [flat])
 
     def norm(self) -> float:
-        if self._norm is None:
-            self._norm = norm_of(row_norms(self.flat), lambda: [self.flat])
         return self._norm
 
     def bound(self) -> float:
-        return self.norm()
+        return self._norm
+
+
+def trained_deltas(stack: Tensor) -> list[TrainedDelta]:
+    """The deltas of a stack, [copies, elements], each with the norm that it would have alone."""
+    whole = stack.shape[1] // ROW * ROW
+    norms = torch.linalg.vector_norm(stack[:, :whole].view(len(stack), whole // ROW, ROW), dim=2)
+    if whole < stack.shape[1]:
+        norms = torch.cat([norms, torch.linalg.vector_norm(stack[:, whole:], dim=1, keepdim=True)], dim=1)
+    return [TrainedDelta(flat, rows) for flat, rows in zip(stack.unbind(), norms.tolist(), strict=True)]
 
 
 class BatchedTrainer:
@@ -95,8 +102,9 @@ class BatchedTrainer:
             with torch.no_grad():
                 self._move(live, self._stacked.gradients(live, inputs, targets, weights), moments, is_first=step == 0)
         deltas = torch.cat([parameters[name].reshape(len(ordered), -1) for name in names], dim=1).cpu().sub_(bases)
-        for job, row in zip(ordered, deltas, strict=True):
-            job.delta = TrainedDelta(row)
+        for job, delta in zip(ordered, trained_deltas(deltas), strict=True):
+            job.delta = delta
+            job.metrics = {LOCAL_STEPS: float(self._data.steps_of(job.client))}
             job.num_examples = self._data.counted(job.client, job.number)
 
     def _steps(self, examples: Integers, sizes: Integers) -> Iterator[tuple[Tensor, Tensor, Tensor]]:

@@ -15,6 +15,7 @@ from llmos_stream.training.hooks import hooks_of
 from llmos_stream.training.local_steps import LocalSteps
 from llmos_stream.training.personal import load_personal, personal_tensors
 from llmos_stream.training.shared_model import LocalModel
+from llmos_stream.types import LOCAL_STEPS
 
 
 class LoopTrainer:
@@ -82,7 +83,7 @@ class LoopTrainer:
         job.num_examples = (
             self._steps_of(job.client).weight(trained.num_examples) if self._adapts else trained.num_examples
         )
-        job.metrics = {**trained.metrics, **job.metrics}
+        job.metrics = {LOCAL_STEPS: float(trained.steps), **trained.metrics, **job.metrics}
 
     def _passes(self, job: Job) -> Sequence[Iterable[Any]]:
         if (ahead := self._ahead.pop((job.client, job.number), None)) is not None:

@@ -127,9 +127,9 @@ class Run:
         self._population = Population(settings, seed)
         self.trainer = make_trainer(task, settings, data)
         self._at_once = settings.simulation.at_once if self.trainer.batches else 1
-        self._layout, weights = self.trainer.begin()
-        self.aggregator = Aggregator(settings, self._layout, weights)
-        self._sending = Sending(settings, self._layout)
+        self.layout, weights = self.trainer.begin()
+        self.aggregator = Aggregator(settings, self.layout, weights)
+        self._sending = Sending(settings, self.layout)
         self._measuring = Measuring(task, settings, data)
         self._stop = make_stop_rule(settings.stop)
         self._oldest = self.aggregator.rule.admitted.maximum
@@ -422,7 +422,7 @@ class Run:
             self._act(client, self._heard_by(client))
 
     def _evaluate(self, version: int) -> None:
-        metrics = self._measuring.measure(version, self._layout, self.aggregator.weights)
+        metrics = self._measuring.measure(version, self.layout, self.aggregator.weights)
         tally = self.tally
         tally.evaluated(Point(self.now, version, tally.received, tally.bytes_up, tally.bytes_down, metrics))
         if (stop := self._stop.observe_evaluation(version, metrics)) is not None:
@@ -452,7 +452,7 @@ class Run:
             staleness=tally.staleness(),
             final=tally.final,
             best=tally.best,
-            sites=self._measuring.at_sites(self._layout, aggregator.weights),
+            sites=self._measuring.at_sites(self.layout, aggregator.weights),
             digest=aggregator.digest(),
             ended=self.ended or "",
             training=self.trainer.how,

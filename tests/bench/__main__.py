@@ -9,7 +9,21 @@ from types import ModuleType
 from llmos_stream.errors import LlmosError
 from tests.bench.children import BenchmarkFailed, NotHere
 
-NAMES = ("codec", "fold", "pipe", "recovery", "index", "accuracy", "loop", "serve", "big", "memory", "flower", "resnet")
+NAMES = (
+    "codec",
+    "fold",
+    "pipe",
+    "recovery",
+    "index",
+    "accuracy",
+    "loop",
+    "serve",
+    "big",
+    "memory",
+    "flower",
+    "resnet",
+    "simulate",
+)
 
 
 def main(argv: Sequence[str]) -> int:

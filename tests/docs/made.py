@@ -20,6 +20,7 @@ from llmos_stream.cli.flags import setting_of
 from llmos_stream.cli.main import make_parser
 from llmos_stream.cli.settings import markdown
 from llmos_stream.runtime import Health
+from llmos_stream.simulation.settings import OWN_SECTIONS
 from llmos_stream.telemetry.federation_metrics import FederationMetrics
 from llmos_stream.types import EventKind
 from llmos_stream.web.health_endpoints import HealthEndpoints
@@ -141,6 +142,7 @@ def _markdown(table: Mapping[str, Any]) -> str:
 TABLES: Mapping[str, Callable[[], str]] = {
     **{f"bench_{file.stem}": partial(measured, file) for file in sorted((DOCS / "bench").glob("*.json"))},
     "settings": markdown,
+    "simulation": partial(markdown, OWN_SECTIONS),
     "commands": commands,
     "metrics": metrics,
     "events": event_fields,

@@ -33,6 +33,9 @@ def test_arms_are_compared_in_a_table(study: Path, capsys: pytest.CaptureFixture
     assert said[0].split()[:2] == ["arm", "accuracy"]
     assert [line.split()[0] for line in said[1:3]] == ["small", "large"]
     assert "of 2" in said[1]
+    page = (study.parent / "study" / "report.html").read_text()
+    for words in ("Accuracy by virtual seconds", "Time to the target", "small", "large", "aggregation.buffer_size"):
+        assert words in page
     assert (study.parent / "study" / "runs.csv").read_text().count("\n") == 5
     assert "accuracy" in (study.parent / "study" / "points.csv").read_text().splitlines()[0]
 

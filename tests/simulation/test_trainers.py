@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
 
 from llmos_stream.config import ClientSettings, TaskSettings
+from llmos_stream.core.flat import l2_norm
 from llmos_stream.errors import ConfigError
 from llmos_stream.simulation.data import SplitData
 from llmos_stream.simulation.experiment import make_experiment
@@ -88,7 +89,8 @@ def test_together_comes_out_what_comes_out_one_by_one(options: dict[str, Any], h
         assert isinstance(other.delta, Tensor)
         assert one.delta is not None
         assert not isinstance(one.delta, Tensor)
-        assert one.num_examples == other.num_examples
+        assert (one.num_examples, one.metrics["local_steps"]) == (other.num_examples, other.metrics["local_steps"])
+        assert one.delta.norm() == l2_norm(torch.cat(list(one.delta.slices())))
         torch.testing.assert_close(torch.cat(list(one.delta.slices())), other.delta, rtol=2e-3, atol=1e-5)
 
 
