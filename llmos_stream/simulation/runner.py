@@ -16,7 +16,7 @@ from queue import Empty
 
 import orjson
 
-from llmos_stream.errors import LlmosError
+from llmos_stream.errors import ConfigError, LlmosError, TaskError
 from llmos_stream.simulation.experiment import Arm, Experiment
 from llmos_stream.simulation.results import Result, result_of
 from llmos_stream.simulation.run import simulate
@@ -42,7 +42,9 @@ def run_experiment(experiment: Experiment, folder: Path, workers: int, listener:
     """Do what is not done yet, and return all results in the order of arms and seeds.
 
     Raises:
-        LlmosError: A run failed; those that are done stay.
+        ConfigError: The settings of a run make no sense. Those that are done stay.
+        TaskError: Its task fails.
+        LlmosError: A process was ended from outside.
     """
     (folder / "runs").mkdir(parents=True, exist_ok=True)
     wanted = [(arm, seed) for arm in experiment.arms for seed in experiment.seeds]
@@ -118,8 +120,8 @@ def _tell(told: Told) -> None:
 def _run(arm: Arm, seed: int, folder: Path, listener: Listener) -> Result:
     try:
         result = simulate(arm, seed, lambda updates: listener(Told(arm.name, seed, updates)))
-    except LlmosError as error:
-        raise LlmosError(f"{arm.name}, seed {seed}: {error}") from None
+    except (ConfigError, TaskError) as error:
+        raise type(error)(f"{arm.name}, seed {seed}: {error}") from None
     path = _path(folder, arm, seed)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     unfinished.write_bytes(orjson.dumps(asdict(result)))
