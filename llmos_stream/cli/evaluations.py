@@ -78,7 +78,7 @@ async def _read(settings: Settings) -> "History":
 def _show_versions(central: "dict[int, EvaluationPoint]", together: "dict[int, VersionScores]", last: int) -> None:
     table = plain_table("version", "metric", "central", "mean of sites", "spread", "worst site", "its value", "sites")
     for version in sorted(central.keys() | together.keys())[-last:]:
-        alone = central[version].metrics if version in central else {}
+        alone = central[version].all_metrics if version in central else {}
         said = together[version].metrics if version in together else {}
         for name in dict.fromkeys([*alone, *said]):
             value, one = alone.get(name), said.get(name)
@@ -153,7 +153,7 @@ def _show_site(history: "History", name: str, last: int, as_json: bool) -> int:
 
 def _as_json(history: "History") -> dict[str, object]:
     return {
-        "evaluator": [{"version": one.version, "metrics": dict(one.metrics)} for one in history.scores.in_order()],
+        "evaluator": [{"version": one.version, "metrics": one.all_metrics} for one in history.scores.in_order()],
         "sites": [
             {
                 "site": site.client_id,

@@ -74,11 +74,11 @@ def final_rows(history: History) -> list[tuple[str, str]]:
         said = [part for part in (history.finish.reason, history.finish.detail) if part]
         rows.append(("finished", wording.plain(": ".join(said)) or "yes"))
     if scores.last:
-        for name, value in scores.last.metrics.items():
+        for name, value in scores.last.all_metrics.items():
             best = scores.best if name == "accuracy" else None
             beaten = best is not None and best.version != scores.last.version and best.metrics["accuracy"] > value
             note = f" (best {best.metrics['accuracy']:.4f} at version {best.version})" if best and beaten else ""
-            rows.append((name, f"{value:.4f} at version {scores.last.version}{note}"))
+            rows.append((wording.plain(name, 40), f"{value:.4f} at version {scores.last.version}{note}"))
     now = history.sites.now()
     for name, sites in ({} if now is None else now.metrics).items():
         together = f"{sites.mean:.4f} on average over {wording.plural(sites.sites, 'site')}, spread {sites.spread:.4f}"

@@ -134,7 +134,7 @@ def run_trial(entry: str, codec: Mapping[str, object], versions: Mapping[str, ob
         raise BenchmarkFailed(f"seed {seed}: ended at version {published[-1]['version']}, {len(refused)} refused")
     return Trial(
         seed=seed,
-        accuracies={data["version"]: data["metrics"]["accuracy"] for data in evaluated},
+        accuracies={data["version"]: data["metrics"]["accuracy"] for data in evaluated if "client_id" not in data},
         updates=len(sent),
         update_bytes=mean(data["sent_bytes"] for data in sent),
         raw_bytes=sent[0]["raw_bytes"],

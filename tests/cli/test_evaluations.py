@@ -30,7 +30,7 @@ def _folded(client: str, version: int) -> Event:
 
 _RUN = [
     *(_folded(client, 1) for client in ("ward-1", "ward-2", "ward-10")),
-    _measured(None, 1, 100, accuracy=0.6, loss=1.5),
+    _measured(None, 1, 100, accuracy=0.6, loss=1.5, f1=0.55),
     _measured("ward-1", 1, 30, accuracy=0.5, loss=1.25, f1=0.4),
     _measured("ward-2", 1, 10, accuracy=0.7, loss=1.0, f1=0.6),
     _measured("ward-10", 1, 10, accuracy=0.9, loss=None),
@@ -59,7 +59,7 @@ def test_it_shows_versions_and_sites(llmos: Run) -> None:
         "version  metric    central  mean of sites  spread  worst site  its value  sites",
         "1        accuracy  0.6      0.62           0.163   ward-1      0.5        3",
         "1        loss      1.5      1.19           0.125   ward-1      1.25       2 (1 not finite)",
-        "1        f1        -        0.45           0.1     ward-1      0.4        2",
+        "1        f1        0.55     0.45           0.1     ward-1      0.4        2",
         "2        accuracy  -        0.75           0       ward-1      0.75       1",
         "",
         "site         newest version  measured                       examples  versions measured",
@@ -107,7 +107,7 @@ def test_it_shows_one_sites_history(llmos: Run) -> None:
 @pytest.mark.usefixtures("run")
 def test_it_prints_all_of_it_for_scripts(llmos: Run) -> None:
     told = llmos("evaluations", "--json").json()
-    assert [one["version"] for one in told["evaluator"]] == [1]
+    assert told["evaluator"] == [{"version": 1, "metrics": {"accuracy": 0.6, "loss": 1.5, "f1": 0.55}}]
     assert {one["site"]: one["counts"] for one in told["sites"]} == {
         "ward-1": True,
         "ward-2": True,

@@ -92,6 +92,7 @@ def test_a_file_of_another_model(llmos: Run, model: Path) -> None:
 
 
 @pytest.mark.full
+@pytest.mark.timeout(300)
 def test_a_demonstration_goes_on(start: Start, llmos: Run, on_kafka: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLMOS_CLIENT__MIN_TRAIN_SECONDS", "0.1")
     alone = ("--clients", "1", "--slow", "0", "--late", "0", "--leaving", "0", "--stop.target", "none", "--no-report")

@@ -7,6 +7,8 @@ from llmos_stream.errors import Reason, Rejected
 from llmos_stream.reporting import History
 from llmos_stream.reporting.history.clients import ClientStatus
 from llmos_stream.reporting.history.records import ClientRow
+from llmos_stream.reporting.history.totals import Scores
+from llmos_stream.reporting.terminal import final_rows
 from llmos_stream.types import Event, EventKind
 from tests.reporting.fake import START_MS, Federation
 
@@ -196,6 +198,19 @@ def test_scores_go_by_version_and_the_first_evaluation_counts() -> None:
     assert [point.version for point in history.scores.in_order()] == [1, 2, 3, 4]
     summary = history.summary()
     assert (summary["final_accuracy"], summary["best_accuracy"], summary["final_loss"]) == (None, 0.9, None)
+    assert history.scores.last is not None
+    assert history.scores.last.all_metrics == {"perplexity": 3.0}
+    assert ("perplexity", "3.0000 at version 4") in final_rows(history)
+
+
+def test_a_task_that_measures_without_end_is_kept_in_part() -> None:
+    told = {f"class {number:03}": 0.5 for number in range(900)} | {"accuracy": 0.9, "x" * 500: 0.1}
+    scores = Scores(10)
+    scores.add(1, 0, told)
+    assert scores.last is not None
+    assert list(scores.last.all_metrics) == ["accuracy", *(f"class {number:03}" for number in range(16))]
+    scores.add(2, 0, {"x" * 500: 0.1})
+    assert list(scores.last.all_metrics) == ["x" * 128]
 
 
 def test_the_initial_version_is_broadcast_but_not_counted() -> None:

@@ -1,6 +1,7 @@
 """What a History consists of: points for charts, rejected updates, the end of the run, a client's row."""
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 from llmos_stream.reporting.history.clients import ClientStats, ClientStatus
@@ -28,11 +29,17 @@ class VersionPoint(NamedTuple):
 
 
 class EvaluationPoint(NamedTuple):
-    """An evaluated version. `metrics` holds accuracy and loss, if they were finite."""
+    """An evaluated version. `metrics` holds accuracy and loss, `others` what else the task measures, if finite."""
 
     version: int
     time_ms: int
     metrics: Mapping[str, float]
+    others: Mapping[str, float] = MappingProxyType({})
+
+    @property
+    def all_metrics(self) -> dict[str, float]:
+        """Accuracy and loss first."""
+        return {**self.metrics, **self.others}
 
 
 class BytesPoint(NamedTuple):

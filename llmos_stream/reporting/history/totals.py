@@ -3,12 +3,14 @@
 from collections import Counter, deque
 from collections.abc import Mapping
 
+from llmos_stream.reporting.history.clients import NAME_LENGTH
 from llmos_stream.reporting.history.records import BytesPoint, EvaluationPoint, RejectedUpdate
 from llmos_stream.reporting.history.series import Thinned, Window
 
 CHARTED = ("accuracy", "loss")
 _REASONS = 64
 _NEWEST = 200
+_MOST_OTHERS = 16
 
 
 class Scores:
@@ -25,7 +27,13 @@ class Scores:
     def add(self, version: int, time_ms: int, metrics: Mapping[str, float]) -> None:
         if not self._seen.is_new(version):
             return
-        point = EvaluationPoint(version, time_ms, {name: metrics[name] for name in CHARTED if name in metrics})
+        others = sorted(name for name in metrics if name not in CHARTED)[:_MOST_OTHERS]
+        point = EvaluationPoint(
+            version,
+            time_ms,
+            {name: metrics[name] for name in CHARTED if name in metrics},
+            {name[:NAME_LENGTH]: metrics[name] for name in others},
+        )
         self.points.add(point)
         if self.last is None or version > self.last.version:
             self.last = point
