@@ -45,6 +45,11 @@ class Topics:
         """All eight. A prefix would not do to find them: `a.b` is a federation too."""
         return tuple(f"{self.federation}.{kind}" for kind in TopicKind)
 
+    @property
+    def needed(self) -> tuple[str, ...]:
+        """Those without which there is no federation: all but that of the models that sites share."""
+        return tuple(name for name in self.names if name != self.locals)
+
     def specs(self, settings: TopicSettings) -> list[TopicSpec]:
         """What to create. Only updates may have more than one partition: the others are read in one order."""
         policies = {

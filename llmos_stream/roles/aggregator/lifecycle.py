@@ -60,11 +60,23 @@ class Aggregation(ABC):
         From the claim on standbys hear this process, however long it takes to open what it reads.
         """
 
+    async def _create_topics(self) -> None:
+        """Make what is missing. An admin who has made the topics need not have made the one that only sites use."""
+        broker, topics = self._federation.broker, self._federation.topics
+        specs = topics.specs(self._settings.topics)
+        made = await broker.create_topics([spec for spec in specs if spec.name in topics.needed])
+        try:
+            made += await broker.create_topics([spec for spec in specs if spec.name not in topics.needed])
+        except BrokerError as error:
+            if error.retriable:
+                raise
+            logger.info("sites that share their models (client.share_local) cannot: %s", error)
+        if made and len(made) < len(specs):
+            logger.warning("made the topics that were missing, empty: %s", ", ".join(made))
+
     async def _attempt(self) -> RunEnd | None:
         federation = self._federation
-        made = await federation.broker.create_topics(federation.topics.specs(self._settings.topics))
-        if made and len(made) < len(federation.topics.names):
-            logger.warning("made the topics that were missing, empty: %s", ", ".join(made))
+        await self._create_topics()
         await self._check_kafka()
         async with AsyncExitStack() as stack:
             control = await stack.enter_async_context(federation.control(sequences_of=EVERYBODY))
@@ -93,7 +105,7 @@ class Aggregation(ABC):
                     end = await run_while(
                         self._lead(stack, publisher, control),
                         self._leadership.beat(control, self._load),
-                        watch_topics(federation.broker, federation.topics.names, federation.clock),
+                        watch_topics(federation.broker, federation.topics.needed, federation.clock),
                     )
             except FederationFinished:
                 await self._leave()
