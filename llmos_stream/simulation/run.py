@@ -393,7 +393,7 @@ class Run:
 
     def _settle(self, taken: Taken) -> None:
         if taken.refused is not None:
-            self.tally.refused[taken.refused] += 1
+            self.tally.refused[str(taken.refused)] += 1  # a plain one, as JSON wants it
         if (item := taken.folded) is not None:
             self.tally.folded += 1
             self.tally.stale(item.staleness)

@@ -61,6 +61,21 @@ def test_what_is_done_is_not_done_again(
     assert done == [("small", 0)]
 
 
+def test_the_results_of_a_run_that_refuses_updates_are_written(study: Path) -> None:
+    """In rounds of 3 of 10 that are at work, some come while an update of theirs waits, or once their round is over."""
+    arm = """
+[arms.rounds]
+aggregation.strategy = "fedavg"
+aggregation.buffer_size = 3
+"""
+    study.write_text(study.read_text().replace(_ARMS, arm))
+    assert main(["simulate", str(study), "--workers", "1"]) == 0
+    (run,) = (study.parent / "study" / "runs").iterdir()
+    refused = json.loads(run.read_bytes())["refused"]
+    assert refused["one_a_round"] > 0
+    assert refused["too stale"] > refused["one_a_round"]  # their clients did not send them
+
+
 def test_a_wrong_word_is_answered_in_one_line(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["simulate", str(study), "--set", "speed.sigmo=1"]) == 2
     assert capsys.readouterr().err == "error: speed.sigmo: there is no such setting; did you mean speed.sigma?\n"

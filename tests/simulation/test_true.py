@@ -33,6 +33,17 @@ _RULES: dict[str, dict[str, Any]] = {
     },
     "sparse": {"aggregation": {"buffer_size": 2, "deadline_seconds": 1e6}, "codec": {"name": "topk", "fraction": 0.2}},
 }
+_LATE: dict[str, dict[str, Any]] = {
+    "fednova": {"aggregation": {"strategy": "fednova", "buffer_size": 3, "deadline_seconds": 1e6}},
+    "fadas": {
+        "aggregation": {"buffer_size": 3, "deadline_seconds": 1e6},
+        "server_optimizer": {"name": "fadas", "lr": 0.05},
+    },
+    "delayed nesterov": {
+        "aggregation": {"buffer_size": 2, "deadline_seconds": 1e6},
+        "server_optimizer": {"name": "delayed_nesterov", "momentum": 0.9, "options": {"period": 3}},
+    },
+}
 
 
 @dataclass(frozen=True)
@@ -107,6 +118,13 @@ async def test_a_real_aggregator_makes_the_versions_that_a_simulated_one_made(
     settings = _settings(federation, **_RULES[rule])
     found = _simulated(settings)
     assert await _real(found, settings, broker) == found.digests
+
+
+@pytest.mark.parametrize("rule", _LATE)
+async def test_so_does_one_whose_rule_is_made_for_late_or_unequal_updates(federation: str, rule: str) -> None:
+    settings = _settings(federation, **_LATE[rule])
+    found = _simulated(settings)
+    assert await _real(found, settings, MemoryBroker()) == found.digests
 
 
 def test_so_does_one_that_adapts_to_who_takes_part_and_to_the_time() -> None:
