@@ -28,7 +28,10 @@ _MAY: dict[str, tuple[set[str], set[str]]] = {
     "core": ({"torch"}, _BASE),
     "broker": ({"aiokafka"}, _BASE),
     "storage": (set(), _BASE | {"wire"}),
-    "training": ({"torch", "numpy", "sklearn"}, _BASE | {"codec"}),
+    "training": (
+        {"torch", "numpy", "sklearn", "transformers", "peft", "safetensors", "gguf", "jinja2", "pydantic"},
+        _BASE | {"codec"},
+    ),
     "telemetry": ({"prometheus_client", "opentelemetry"}, _BASE | {"wire"}),
     "runtime": ({"orjson"}, _GROUND),
     "web": ({"orjson", "prometheus_client", "starlette", "uvicorn"}, _GROUND),
@@ -50,7 +53,7 @@ _MAY: dict[str, tuple[set[str], set[str]]] = {
         {"starlette", "plotly", "orjson", "pydantic", "zstandard"},
         _LOG | {"registry", "reporting", "web"},
     ),
-    "testing": ({"torch", "orjson"}, _LOG | {"roles", "training"}),
+    "testing": ({"torch", "orjson", "tokenizers", "transformers"}, _LOG | {"roles", "training"}),
     "scaffold": ({"numpy"}, {"errors"}),
     "simulation": (
         {"torch", "numpy", "pydantic", "orjson", "pandas", "pyarrow"},

@@ -1,5 +1,6 @@
 """Weights as a safetensors file, whichever command makes them."""
 
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -72,7 +73,7 @@ def write_state(version: "KeptVersion", path: Path, metadata: Mapping[str, str],
     task = load_task(settings.task, settings.client)
     with task_errors(settings.task.entry):
         model = task.model()
-    layout = shared_layout(model, settings.task.share)
+    layout = shared_layout(model, task.share)
     if not layout.has_tensors_of(version.layout):
         raise ConfigError(
             f"task.entry, task.share: the model is not that of the version ({difference(layout, version.layout)})"
@@ -83,6 +84,51 @@ def write_state(version: "KeptVersion", path: Path, metadata: Mapping[str, str],
     with _fresh(path) as file:
         file.write(save(state, dict(metadata)))
     return len(state)
+
+
+def check_folder(path: Path) -> None:
+    """Look, before any work, whether `--to` can be made a folder.
+
+    Raises:
+        ConfigError: It cannot.
+    """
+    if not path.parent.is_dir():
+        raise ConfigError(f"--to: there is no folder {path.parent}")
+    if path.exists():
+        raise ConfigError(f"--to: {path} is there already")
+
+
+def write_folder(
+    version: "KeptVersion", path: Path, settings: Settings, *, merged: bool, rank: int | None
+) -> tuple[int, float]:
+    """Write a version of a language model as peft (or, `merged`, as transformers) loads it.
+
+    Returns how many tensors it has, and its error (see `write_adapter`).
+
+    Raises:
+        ConfigError: The folder cannot be written, or the version is of another model.
+        TaskError: The task makes no model.
+    """
+    from llmos_stream.training import load_task
+
+    if settings.task.entry != "llm":
+        raise ConfigError("--adapter, --merged: only versions of the task llm have these forms; set task.entry")
+    load_task(settings.task, settings.client)  # says so where libraries are missing
+    from llmos_stream.training.llm.versions import write_adapter, write_merged
+
+    fresh = path.with_name(path.name + ".new")
+    try:
+        fresh.mkdir()
+        if merged:
+            made = write_merged(settings.task, version.layout, version.weights, fresh), 0.0
+        else:
+            made = write_adapter(settings.task, version.layout, version.weights, fresh, rank)
+        fresh.rename(path)
+    except OSError as error:
+        raise ConfigError(f"--to: cannot write {path}: {error}") from None
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+    return made
 
 
 @contextmanager

@@ -4,19 +4,22 @@ import argparse
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from llmos_stream.cli.common import Commands, add_command, answer
-from llmos_stream.cli.export import check_target, write_state, write_weights
+from llmos_stream.cli.export import check_folder, check_target, write_folder, write_state, write_weights
 from llmos_stream.cli.process import federation_of, run_connected
 from llmos_stream.config import Settings
+from llmos_stream.errors import ConfigError
 from llmos_stream.reporting.wording import plural
 from llmos_stream.runtime import BROKER, Offload, Shutdown
 
 if TYPE_CHECKING:
     from llmos_stream.broker import Broker
     from llmos_stream.log import Promotion
+    from llmos_stream.registry import KeptVersion
 
 T = TypeVar("T")
 
@@ -73,7 +76,7 @@ def run_promotion(arguments: argparse.Namespace, settings: Settings) -> int:
 def run_export(arguments: argparse.Namespace, settings: Settings) -> int:
     """Write a version, by default the newest, as a file: from the log, or else from the registry where there is one."""
     if arguments.to is not None:
-        check_target(arguments.to)
+        (check_folder if arguments.adapter or arguments.merged else check_target)(arguments.to)
     return asyncio.run(_connected(settings, lambda broker, offload: _export(arguments, settings, broker, offload)))
 
 
@@ -89,6 +92,8 @@ async def _export(arguments: argparse.Namespace, settings: Settings, broker: "Br
 
     federation = federation_of(broker, settings, offload)
     version = await find_version(federation, settings.registry, arguments.number)
+    if arguments.adapter or arguments.merged:
+        return await _export_folder(arguments, settings, version, offload)
     number, path = version.number, arguments.to or Path(f"{federation.name}-v{version.number}.safetensors")
     metadata = file_metadata(federation.name, number, version.digest)
     if arguments.complete:
@@ -98,4 +103,20 @@ async def _export(arguments: argparse.Namespace, settings: Settings, broker: "Br
     written = {"file": str(path), "version": number, "tensors": tensors, "weights_digest": version.digest.hex()}
     source = "from the registry " if version.archived else ""
     answer(arguments, written, f"wrote version {number}, {tensors} tensors, {source}to {path}")
+    return 0
+
+
+async def _export_folder(
+    arguments: argparse.Namespace, settings: Settings, version: "KeptVersion", offload: Offload
+) -> int:
+    form, number = "merged" if arguments.merged else "adapter", version.number
+    if arguments.rank is not None and arguments.rank < 1:
+        raise ConfigError(f"--rank: {arguments.rank} is not 1 or more")
+    path = arguments.to or Path(f"{settings.federation.name}-v{number}-{form}")
+    check_folder(path)
+    work = partial(write_folder, merged=arguments.merged, rank=arguments.rank)
+    tensors, error = await offload.run(work, version, path, settings)
+    written = {"folder": str(path), "version": number, "tensors": tensors, "error": error}
+    left_out = f"; {error:.2%} of what was added to the base is not in it" if error else ""
+    answer(arguments, written, f"wrote version {number}, {tensors} tensors, to the folder {path}{left_out}")
     return 0

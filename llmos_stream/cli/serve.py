@@ -48,7 +48,7 @@ def _run(arguments: argparse.Namespace, settings: Settings) -> int:
         raise ConfigError(f"serve needs {error.name}; {install('serve')}") from None
 
     async def role(broker: "Broker", task: "Task", offload: Offload, shutdown: Shutdown) -> int | None:
-        await offload.run(_settle_personal, task, settings.task.share, arguments.client_state)
+        await offload.run(_settle_personal, task, task.share, arguments.client_state)
         return await run_inference(broker, settings, task, offload, shutdown)
 
     # It goes on answering without a broker, so all that it needs is a version.

@@ -37,6 +37,7 @@ def add(commands: Commands) -> None:
             "  llmos-stream versions show 12\n"
             "  llmos-stream versions export 12 --to model.safetensors\n"
             "  llmos-stream versions export 12 --complete --task.entry hospital.task:make\n"
+            "  llmos-stream versions export 12 --adapter --to adapter   # of the task llm, for peft\n"
             "  llmos-stream versions promote 12   # the one to serve\n"
             "  llmos-stream versions rollback     # back to the one before"
         ),
@@ -48,10 +49,27 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--to", type=file_path, metavar="FILE", help="where export writes; default: FEDERATION-vN.safetensors"
     )
-    parser.add_argument(
+    forms = parser.add_mutually_exclusive_group()
+    forms.add_argument(
         "--complete",
         action="store_true",
         help="export the whole state dict of the task's model: also what task.share leaves out, and integer buffers",
+    )
+    forms.add_argument(
+        "--adapter",
+        action="store_true",
+        help="export a folder for peft, where the task is llm: the adapter without the base model",
+    )
+    forms.add_argument(
+        "--merged",
+        action="store_true",
+        help="export a folder for transformers, where the task is llm: the base model with the adapter in it",
+    )
+    parser.add_argument(
+        "--rank",
+        type=int,
+        metavar="N",
+        help="rank of an adapter that lora.aggregation = exact has made, which is no product; default: lora.rank",
     )
 
 

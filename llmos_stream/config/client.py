@@ -19,7 +19,8 @@ def _local_steps(value: object) -> object:
 
 class TaskSettings(Section):
     entry: str = "digits"
-    """What is learnt: `digits`, `blobs`, `noop:N`, or `package.module:callable` of your own, which makes a Task."""
+    """What is learnt: `digits`, `blobs`, `llm`, `noop:N`, or `package.module:callable` of your own, which makes a
+    Task."""
     options: Options = NO_OPTIONS
     """What a task of your own takes: name=value,name=value, or a table [task.options] in a settings file."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0

@@ -49,8 +49,8 @@ async def run_inference(
     drain = settings.runtime.stop_seconds * _DRAIN
     # A store may be slow: it has a thread of its own, so that predictions do not wait for it.
     async with Offload(1) as fetching:
-        promoted = Promoted(federation, settings.registry, task, settings.task.share, fetching)
-        updater = PoolUpdater(federation, task, settings.task.share, pool, promoted)
+        promoted = Promoted(federation, settings.registry, task, task.share, fetching)
+        updater = PoolUpdater(federation, task, task.share, pool, promoted)
         await run_while(serve_http(app, address, "predicting", shutdown, drain), batcher.run(), updater.run())
     return _number(pool)
 

@@ -4,6 +4,7 @@
 | --- | --- |
 | `(inputs, targets)` | inputs are a tensor, a sequence (`model(*inputs)`), a mapping (`model(**inputs)`) or an object |
 | a mapping with labels | `model(**batch)`, or `model(input)`; without the labels where `forward` does not take them |
+| `Parts` of batches | one step: their gradients add up, each batch by its examples, and one is in memory at a time |
 
 Targets are whatever the loss takes. Numpy arrays become tensors (floating ones of the model's dtype), all tensors go to
 the model's device, and a batch without examples is passed over.
@@ -21,7 +22,12 @@ from torch import Tensor, nn
 from llmos_stream.errors import TaskError
 from llmos_stream.training.wrappers import unwrapped
 
-Batch = tuple[Any, Any] | Mapping[str, Any]
+
+class Parts(tuple[Any, ...]):
+    """A batch in parts, for a model that cannot hold the whole of it at once (gradient accumulation)."""
+
+
+Batch = tuple[Any, Any] | Mapping[str, Any] | Parts
 Batches = Iterable[Batch] | Callable[[], Iterable[Batch]]
 
 _LABELS = ("labels", "label", "targets", "target", "y")
@@ -78,6 +84,16 @@ def reiterable(batches: object) -> Iterable[Batch]:
     if callable(batches):
         return _Fresh(batches)
     raise TaskError(f"the batches are a {type(batches).__name__}, which cannot be gone through: hand in a DataLoader")
+
+
+def parts_of(model: nn.Module, batch: object, device: torch.device, number: int) -> list[Prepared]:
+    """The parts of a batch, each as `model` takes it; one where it is whole, and none where it has no examples.
+
+    Raises:
+        TaskError: One has another form than those of this module.
+    """
+    parts = batch if isinstance(batch, Parts) else (batch,)
+    return [found for part in parts if (found := prepare(model, part, device, number)) is not None]
 
 
 def prepare(model: nn.Module, batch: object, device: torch.device, number: int) -> Prepared | None:

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from llmos_stream.config import ClientSettings, TaskSettings
 from llmos_stream.config.plugins import import_path, is_path
-from llmos_stream.errors import ConfigError, TaskError
+from llmos_stream.errors import ConfigError, TaskError, install
 from llmos_stream.training.batches import Batch, anew
 from llmos_stream.training.digits import DigitsTask
 from llmos_stream.training.hooks import Hook
@@ -22,13 +22,27 @@ from llmos_stream.training.task import Task
 from llmos_stream.training.task_errors import described, task_errors
 
 _NEEDED = ("model", "train_batches")
-_BUILT_IN: dict[str, Callable[[TaskSettings, ClientSettings], Task]] = {"digits": DigitsTask, "blobs": BlobsTask}
+
+
+def _llm(task: TaskSettings, client: ClientSettings) -> Task:
+    try:
+        from llmos_stream.training.llm.task import LlmTask  # noqa: PLC0415  # only this task needs the extra
+    except ImportError as error:
+        raise TaskError(f"needs transformers and peft ({error}); {install('llm')}") from error
+    return LlmTask(task, client)
+
+
+_BUILT_IN: dict[str, Callable[[TaskSettings, ClientSettings], Task]] = {
+    "digits": DigitsTask,
+    "blobs": BlobsTask,
+    "llm": _llm,
+}
 _NOOP = "noop:"
 _seeding = threading.Lock()
 
 
 def load_task(task: TaskSettings, client: ClientSettings) -> Task:
-    """Make the task that `task.entry` names: `digits`, `blobs`, `noop:N` or `package.module:callable`.
+    """Make the task that `task.entry` names: `digits`, `blobs`, `llm`, `noop:N` or `package.module:callable`.
 
     A callable is imported by name, so the entry must come from this machine's own settings and never from
     a message. What it returns need not derive from `Task`: any object will do that has the members that differ.
@@ -75,6 +89,11 @@ class _LoadedTask(Task):
         super().__init__(task, client)
         self.name = getattr(made, "name", None) or type(made).__name__
         self._made = made
+
+    @property
+    def share(self) -> str:
+        own = getattr(self._made, "share", None)
+        return own if isinstance(own, str) else self.settings.share
 
     def model(self) -> nn.Module:
         with _seeded(derive_seed(self.settings.seed, "model")):

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 
 from llmos_stream.config import RuntimeSettings
 from llmos_stream.errors import TaskError
-from llmos_stream.training.batches import Batch, Prepared, call, prepare
+from llmos_stream.training.batches import Batch, Prepared, call, parts_of
 from llmos_stream.training.hooks import Hook
 from llmos_stream.training.losses import Loss, check_classes, default_loss, logits_of
 from llmos_stream.training.metrics import Metric, Metrics
@@ -89,9 +89,9 @@ class LocalTrainer:
         with _mode(self.model, training=True):
             for number, batch in enumerate(batches, start=1):
                 tally.num_batches = number
-                if (prepared := prepare(self.model, batch, device, number)) is None:
+                if not (parts := parts_of(self.model, batch, device, number)):
                     continue
-                tally.add(self._step(prepared, number, is_first=not tally.num_examples))
+                self._step(parts, number, tally)
                 if should_stop is not None and should_stop():
                     stopped = True
                     break
@@ -112,30 +112,41 @@ class LocalTrainer:
                 "it was made over another model, or over parameters that were replaced since"
             )
 
-    def _step(self, batch: Prepared, number: int, *, is_first: bool) -> "_Forwarded":
-        forwarded: list[_Forwarded] = []
+    def _step(self, parts: Sequence[Prepared], number: int, tally: "_Tally") -> None:
+        """One step of the optimiser; `tally` takes in what the first pass through the parts gave."""
+        num_examples, counted = sum(part.num_examples for part in parts), 0
 
         def closure() -> Tensor:
+            nonlocal counted
             self.optimizer.zero_grad()
-            with torch.enable_grad():
-                new = _forward(self.model, self.loss, batch)
-                loss = new.loss
-                for hook in self.hooks:
-                    loss = hook.on_loss(loss, self.model)
-            if not forwarded:
-                self._check_loss(new, number, is_first=is_first)
-                forwarded.append(new)
-            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it without types
+            total: Tensor | None = None
+            for place, part in enumerate(parts):
+                with torch.enable_grad():
+                    new = _forward(self.model, self.loss, part)
+                    loss = new.loss
+                    for hook in self.hooks:
+                        loss = hook.on_loss(loss, self.model)
+                    if len(parts) > 1:
+                        loss = loss * (part.num_examples / num_examples)
+                if place == counted:
+                    self._check_loss(new, number, is_first=not tally.num_examples)
+                    tally.add(new)
+                    counted += 1
+                loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it without types
+                total = loss.detach() if total is None else total + loss.detach()
+                del new, loss  # before the next part needs room
             for hook in self.hooks:
                 hook.before_step(self.model)
-            return loss.detach()
+            if total is None:
+                raise ValueError("a batch has at least one part")
+            return total
 
         if _demands_closure(self.optimizer):
             self.optimizer.step(closure)  # type: ignore[arg-type]  # torch says float, its own L-BFGS takes tensors
         else:
             closure()
             self.optimizer.step()
-        return forwarded[0]
+        tally.num_steps += 1
 
     def _check_loss(self, done: "_Forwarded", number: int, *, is_first: bool) -> None:
         if is_first:
@@ -171,8 +182,8 @@ def evaluate(
     with _mode(model, training=False), torch.no_grad():
         for number, batch in enumerate(batches, start=1):
             tally.num_batches = number
-            if (prepared := prepare(model, batch, device, number)) is not None:
-                done = _forward(model, loss, prepared)
+            for part in parts_of(model, batch, device, number):
+                done = _forward(model, loss, part)
                 tally.add(done)
                 own.add(done.outputs, done.targets, done.num_examples)
         loss_mean, accuracy = tally.result()
@@ -199,7 +210,6 @@ class _Tally:
         self._counted: Tensor | None = None
 
     def add(self, done: _Forwarded) -> None:
-        self.num_steps += 1
         self.num_examples += done.num_examples
         self._loss_sum += float(done.loss.detach()) * done.num_examples
         if (logits := logits_of(done.outputs, done.targets)) is not None:

@@ -10,7 +10,7 @@ as the loss gets them. What `compute` gives by name is told as `metric.name`.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -18,7 +18,18 @@ from torch import Tensor
 from llmos_stream.errors import LlmosError, TaskError
 from llmos_stream.training.task_errors import described
 
-Metric = Callable[[Any, Any], Any]
+
+class Gathered(Protocol):
+    """A metric that looks at all batches before it says anything."""
+
+    def reset(self) -> None: ...
+
+    def update(self, outputs: Any, targets: Any, /) -> None: ...
+
+    def compute(self) -> Any: ...
+
+
+Metric = Callable[[Any, Any], Any] | Gathered
 """A callable, or an object as torchmetrics has them."""
 _TAKEN = ("loss", "num_examples")
 
@@ -64,7 +75,7 @@ class Metrics:
 
 
 class _Mean:
-    def __init__(self, metric: Metric) -> None:
+    def __init__(self, metric: Callable[[Any, Any], Any]) -> None:
         self.metric = metric
         self._sum = 0.0
         self._num_examples = 0

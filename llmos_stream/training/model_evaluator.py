@@ -61,8 +61,8 @@ class ModelEvaluator:
         with task_errors(settings.entry):
             model = task.model()
             trainer = LocalTrainer(model, task.optimizer(model), task.loss)
-        self._local = LocalModel(trainer, settings.share)
-        if names := personal_names(model, settings.share):
+        self._local = LocalModel(trainer, task.share)
+        if names := personal_names(model, task.share):
             raise ConfigError(
                 f"task.share: {some_of(names)} of the model are each site's own and not shared, so nobody can measure "
                 "the model here; sites measure it with theirs, on their own data"

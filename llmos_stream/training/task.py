@@ -70,6 +70,11 @@ class Task(ABC):
             )
         return self.client.data
 
+    @property
+    def share(self) -> str:
+        """Which tensors are shared: the setting `task.share`, unless the task knows better what it may mean."""
+        return self.settings.share
+
     @abstractmethod
     def model(self) -> nn.Module:
         """A new model. Its weights are the same in every process that has the same `task.seed`.

@@ -9,6 +9,7 @@ _INNER = {
     "DistributedDataParallel": "module",
     "AveragedModel": "module",
     "CheckpointWrapper": "_checkpoint_wrapped_module",
+    "LanguageModel": "inner",  # of the task llm
 }
 
 

@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from prometheus_client import CollectorRegistry
+from pydantic.fields import FieldInfo
 
 from llmos_stream.cli.common import Parser
 from llmos_stream.cli.flags import setting_of
 from llmos_stream.cli.main import make_parser
 from llmos_stream.cli.settings import markdown
+from llmos_stream.config.language_models import LlmOptions, LoraOptions
 from llmos_stream.runtime import Health
 from llmos_stream.simulation.settings import OWN_SECTIONS
 from llmos_stream.telemetry.federation_metrics import FederationMetrics
@@ -100,6 +102,23 @@ def metrics() -> str:
     return "\n".join(rows)
 
 
+def llm_options() -> str:
+    """The options of the task `llm`."""
+    rows = ["| option | default | meaning |", "| --- | --- | --- |"]
+    for prefix, model in (("", LlmOptions), ("lora.", LoraOptions)):
+        for name, field in model.model_fields.items():
+            if name != "lora":
+                text = " ".join(str(field.description).split()).replace("|", "\\|")
+                rows.append(f"| `{prefix}{name}` | {_default(field)} | {text} |")
+    return "\n".join(rows)
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required() or field.default is None:
+        return "-"
+    return " ".join(field.default) if isinstance(field.default, tuple) else str(field.default)
+
+
 _TYPES: Mapping[Any, str] = {
     events.text: "text",
     events.whole: "integer",
@@ -146,4 +165,5 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "commands": commands,
     "metrics": metrics,
     "events": event_fields,
+    "llm_options": llm_options,
 }

@@ -91,7 +91,7 @@ def initial_of(task: Task, settings: Settings) -> Initial:
     """Version 0 of a task: the shared tensors of its freshly made model."""
     with task_errors(settings.task.entry):
         model = task.model()
-    return Initial.of(model, settings.task.share)
+    return Initial.of(model, task.share)
 
 
 async def run_aggregator(

@@ -36,7 +36,7 @@ class AloneTraining:
         self._entry = settings.task.entry
         self._task = task
         self._local = local
-        self._model = AloneModel(local, settings.task.share)
+        self._model = AloneModel(local, task.share)
         self._evaluator = SiteEvaluator(local, task.loss, data, settings.client.evaluate_every)
         with task_errors(self._entry):
             batches = task.train_batches(settings.client.shard)  # its own: each object orders its passes

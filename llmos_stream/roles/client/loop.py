@@ -60,7 +60,7 @@ class _TrainingClient:
         self.participation = Participation(settings.client, federation.clock)
         self._federation = federation
         self._settings = settings
-        self._personal = PersonalPart(state.folder, settings.task.share)
+        self._personal = PersonalPart(state.folder, task.share)
         self._task = task
         self._state = state
         self._entry = settings.task.entry
@@ -197,7 +197,7 @@ class _TrainingClient:
     def _make_model(self) -> LocalModel:
         with task_errors(self._entry):
             model = self._task.model()
-            share = self._settings.task.share
+            share = self._task.share
             hooks = (*self._task.hooks(), *hooks_of(self._settings.client, share))
             trainer = LocalTrainer(model, self._task.optimizer(model), self._task.loss, hooks)
         local = LocalModel(trainer, share)

@@ -1,0 +1,1 @@
+"""Language models: the task `llm`, its adapters, and versions as what other programs load."""
