@@ -66,7 +66,7 @@ lint: $(READY) ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(READY) ## measure everything beside a reference (about 40 minutes); ONLY=codec, fold, pipe, recovery, index, accuracy, loop, serve, big, memory, flower, resnet or simulate for one
+bench: $(READY) ## measure everything beside a reference (about 40 minutes); ONLY=codec, fold, pipe, recovery, index, accuracy, loop, serve, big, memory, flower, resnet, simulate or llm for one
 	$(BIN)/python -m tests.bench $(ONLY)
 
 chaos: $(READY) ## kill and cut everything at random, N=200 times from SEED=0 on, JOBS=2 at a time, and count the updates

@@ -23,6 +23,7 @@ NAMES = (
     "flower",
     "resnet",
     "simulate",
+    "llm",
 )
 
 

