@@ -19,6 +19,9 @@ from llmos_stream.training.llm.versions import VersionedModel
 from llmos_stream.training.shared_model import SharedModel
 from tests.training.llm.aids import SENTENCES, llm_settings
 
+# peft asks transformers by a name that transformers 5 warns of
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+
 _MODES = ("ffa", "alternate", "separate", "exact")
 
 
