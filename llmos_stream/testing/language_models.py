@@ -55,6 +55,8 @@ def _tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     inner.train_from_iterator(texts, trainer)
-    made = PreTrainedTokenizerFast(tokenizer_object=inner, bos_token=_BEGIN, eos_token=_END, pad_token=_END)
+    made = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+        tokenizer_object=inner, bos_token=_BEGIN, eos_token=_END, pad_token=_END
+    )
     made.chat_template = _TEMPLATE
     return made

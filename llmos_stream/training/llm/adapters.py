@@ -153,7 +153,7 @@ class _Exact:
         with torch.no_grad():
             product: Tensor = ((b - b0) @ a + b0 @ (a - a0)) * self._layer.scaling[NAME]
             weight = self._layer.get_base_layer().weight
-            change = product.T if self._layer.fan_in_fan_out else product
+            change: Tensor = product.T if self._layer.fan_in_fan_out else product
             weight.add_(change.to(weight.dtype))
         self._start = None
         return change
@@ -169,5 +169,5 @@ class _Exact:
         if layer._disable_adapters or self._start is None:
             return output
         a, b = self._start
-        known = (inputs[0].to(a.dtype) @ a.T) @ b.T * layer.scaling[NAME]
+        known: Tensor = (inputs[0].to(a.dtype) @ a.T) @ b.T * layer.scaling[NAME]
         return (output - known).to(output.dtype)

@@ -111,10 +111,10 @@ def _map_weights(model: Any, folder: Path) -> None:
 @contextmanager
 def quietly() -> Iterator[None]:
     """Without the progress bars of transformers."""
-    shown = transformers_logging.is_progress_bar_enabled()  # type: ignore[no-untyped-call]
+    shown = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
         if shown:
-            transformers_logging.enable_progress_bar()
+            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]

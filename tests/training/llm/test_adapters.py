@@ -190,7 +190,7 @@ def test_dora_learns_and_shares_its_lengths(tiny: Path, tmp_path: Path) -> None:
 
 
 def test_targets_and_rank_follow_the_settings(tiny: Path) -> None:
-    settings = llm_settings(tiny, **{"lora.rank": 3, "lora.targets": "all-linear", "lora.alpha": 6})
+    settings = llm_settings(tiny, lora={"rank": 3, "targets": "all-linear", "alpha": 6})
     layers = dict(adapted_layers(load_task(settings.task, settings.client).model()))
     assert {name.split(".")[-1] for name in layers} == {
         "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",

@@ -30,9 +30,9 @@ def test_each_token_of_a_text_but_its_first_is_learnt_once(sizes: list[int], pac
     begins = [1000 * place for place in range(len(sizes))]
     texts = [_text(size, first) for size, first in zip(sizes, begins, strict=True)]
     found, cut = sequences_of(texts, _LENGTH, _FILLER, packing=packing)
-    _, targets = found.batch()
+    batch: Any = found.batch()
     expected = [token for text in texts for token in text.tokens[1:]]
-    assert targets.tolist() == expected
+    assert batch[1].tolist() == expected
     assert found.num_tokens == len(expected)
     assert cut == Cut()
 

@@ -3,6 +3,7 @@
 import json
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -44,7 +45,9 @@ def test_a_gguf_model_learns_a_chat_and_is_exported(smollm: Path, tmp_path: Path
     write_folder(version, tmp_path / "merged", settings, merged=True, rank=None)
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "merged")
-    asked = tokenizer.apply_chat_template(said[:1], add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    asked: Any = tokenizer.apply_chat_template(
+        said[:1], add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
     own = VersionedModel(settings.task)
     own.load(version.layout, version.weights)
     with torch.no_grad():
