@@ -55,6 +55,8 @@ def test_a_wrong_value_names_the_field_and_the_reason(section: str, field: str, 
     [
         ({"aggregation": {"strategy": "fedasync"}, "server_optimizer": {"name": "adam"}}, "server_optimizer: fedasync"),
         ({"server_optimizer": {"name": "yogi", "momentum": 0.9}}, "server_optimizer.momentum: only sgd"),
+        ({"server_optimizer": {"nesterov": True}}, "server_optimizer.nesterov: it is a kind of momentum of sgd"),
+        ({"codec": {"feedback_decay": 0}}, "codec.feedback_decay"),
         ({"client": {"shard": 8}}, "client.shard: 8 is not one of task.shards"),
         ({"broker": {"security_protocol": "SASL_SSL"}}, "needs sasl_username and sasl_password"),
     ],

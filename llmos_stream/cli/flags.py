@@ -15,7 +15,7 @@ from llmos_stream.config import SECTIONS, Section, did_you_mean, expanded
 from llmos_stream.config.plugins import Kind
 
 _DEST = "setting:"
-_SHORT = {"aggregator.init": "--init", "aggregator.init_from": "--init-from"}
+_SHORT = {"federation.preset": "--preset", "aggregator.init": "--init", "aggregator.init_from": "--init-from"}
 _KIND_CHARACTERS = 48  # a longer list of values would not fit beside its flag
 
 

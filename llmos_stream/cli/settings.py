@@ -4,13 +4,13 @@ import argparse
 from collections.abc import Mapping
 
 from llmos_stream.cli.common import Commands, add_command, plain_table, print_json, say, show_table
-from llmos_stream.cli.flags import settings_of
-from llmos_stream.config import SECTIONS, Section, Settings, redacted
+from llmos_stream.cli.flags import given_settings, settings_of
+from llmos_stream.config import SECTIONS, Section, Settings, origins, redacted
 
 _WHERE = """\
 A setting is a flag (--wire.chunk-bytes 65536), a variable
 (LLMOS_WIRE__CHUNK_BYTES=65536), or a line in the section of a TOML file
-(--config FILE; [wire] chunk_bytes = 65536).
+(--config FILE; [wire] chunk_bytes = 65536). Beneath them lies a preset.
 """
 
 
@@ -39,11 +39,14 @@ def _run(arguments: argparse.Namespace, settings: Settings) -> int:
     table.add_column("setting", no_wrap=True)
     table.add_column("value", overflow="fold")
     table.add_column("meaning")
+    found = origins(given_settings(arguments), arguments.config, arguments.defaults)
     for setting in settings_of():
         value = getattr(getattr(settings, setting.section), setting.field)
         shown = "unset" if value is None else redacted(str(value))
         kind = setting.kind.replace("|", ", ")  # a list can be broken into lines
-        table.add_row(setting.flag.removeprefix("--"), shown, f"{' '.join(setting.text.split())} ({kind})")
+        meaning = f"{' '.join(setting.text.split())} ({kind})"
+        origin = f" ({found[setting.name]})" if setting.name in found else ""
+        table.add_row(setting.flag.removeprefix("--"), shown + origin, meaning)
     show_table(table)
     return 0
 

@@ -3,6 +3,9 @@
 With residual e_0 = 0, the client sends q_t = C(d_t + e_t) for its delta d_t and keeps e_{t+1} = d_t + e_t - q_t. So the
 sum of what was sent is the sum of the deltas less the last residual: nothing is lost, only late (Seide et al. 2014;
 Karimireddy et al. 2019).
+
+With a decay b below 1 it is q_t = C(d_t + b e_t) and e_{t+1} = d_t + b e_t - q_t: what stays behind for long was learnt
+on old weights, and fades (SparseLoCo, Sarfi et al. 2025, has 0.95).
 """
 
 from collections.abc import Iterator
@@ -61,9 +64,9 @@ class ErrorFeedback:
         return self._pending
 
     def frames(
-        self, delta: Tensor, spec: CodecSpec, *, level: int = 1, generator: Generator | None = None
+        self, delta: Tensor, spec: CodecSpec, *, level: int = 1, generator: Generator | None = None, decay: float = 1.0
     ) -> Iterator[bytes]:
-        """The payload of `delta` (a flat vector) plus the residual, each frame made when it is asked for.
+        """The payload of `delta` (a flat vector) plus `decay` times the residual, each frame made when it is asked for.
 
         The new residual is there to commit once all frames have been drawn. It is `delta`, written over as the frames
         are drawn, whatever comes of them; before, and after an error, the old residual is as it was.
@@ -78,14 +81,14 @@ class ErrorFeedback:
         if self._residual is not None and self._numel and total.data_ptr() == self._residual.data_ptr():
             raise ValueError("this delta was encoded before, and holds what that left out")
         frames = encode(total, spec, level=level, generator=generator, residual=total)
-        return self._drawn(total, frames, passes_all=spec.id in _PASS_ALL)
+        return self._drawn(total, frames, decay, passes_all=spec.id in _PASS_ALL)
 
-    def _drawn(self, total: Tensor, frames: Iterator[bytes], *, passes_all: bool) -> Iterator[bytes]:
+    def _drawn(self, total: Tensor, frames: Iterator[bytes], decay: float, *, passes_all: bool) -> Iterator[bytes]:
         """Add to each slice of `total` just before its frame is made of it, so that it is in the cache by then."""
         for begin in range(0, self._numel, SLICE):
             values = total[begin : begin + SLICE]
             if self._residual is not None:
-                values.add_(self._residual[begin : begin + SLICE])
+                values.add_(self._residual[begin : begin + SLICE], alpha=decay)
             if passes_all and not is_finite(values):
                 raise ValueError("the delta holds NaN or infinity")
             yield next(frames)

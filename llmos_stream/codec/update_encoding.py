@@ -36,7 +36,8 @@ class UpdateEncoding:
         """
         generator, level = _generator(self._client_id, sequence), self.settings.zstd_level
         if self.feedback is not None:
-            frames = self.feedback.frames(delta, self.spec, level=level, generator=generator)
+            decay = self.settings.feedback_decay
+            frames = self.feedback.frames(delta, self.spec, level=level, generator=generator, decay=decay)
         else:
             frames = _if_finite(delta, encode(delta, self.spec, level=level, generator=generator))
         return with_buffers(frames, buffers)

@@ -16,7 +16,7 @@ from llmos_stream.config.base import NAME_PATTERN, Section, expanded, explain, r
 from llmos_stream.config.broker import BrokerSettings, FederationSettings, TopicSettings, WireSettings
 from llmos_stream.config.client import ClientSettings, CodecSettings, EvaluatorSettings, TaskSettings
 from llmos_stream.config.guard import GuardSettings
-from llmos_stream.config.load import load, settings_of, to_environment
+from llmos_stream.config.load import load, origins, settings_of, to_environment
 from llmos_stream.config.names import did_you_mean
 from llmos_stream.config.operations import OperationsSettings, RuntimeSettings, TracingSettings
 from llmos_stream.config.participation import ParticipationSettings
@@ -54,6 +54,7 @@ __all__ = [
     "expanded",
     "explain",
     "load",
+    "origins",
     "redacted",
     "settings_of",
     "to_environment",

@@ -90,6 +90,8 @@ class ServerOptimizerSettings(Section):
     """Server learning rate."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Momentum of sgd and delayed_nesterov."""
+    nesterov: bool = False
+    """Nesterov's momentum for sgd, as in torch: the step looks ahead of the moving sum."""
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """First moment's decay (adam, yogi, adagrad, fadas)."""
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.99

@@ -6,11 +6,15 @@ from typing import Annotated, Literal, Self
 from pydantic import BeforeValidator, Field, SecretStr, model_validator
 
 from llmos_stream.config.base import NAME_PATTERN, Count, FilePath, Positive, Section, host_name
+from llmos_stream.config.presets import PresetName
 
 
 class FederationSettings(Section):
     name: Annotated[str, Field(pattern=NAME_PATTERN)] = "llmos"
     """Name of the federation, and the prefix of its topics."""
+    preset: PresetName | None = None
+    """A name for a set of values, which lie beneath all that is said otherwise; for clients and aggregator alike.
+    diloco: float32 deltas, Nesterov's momentum at the server. sparseloco: topk2 deltas, decaying error feedback."""
 
 
 def _addresses(value: object) -> object:

@@ -103,6 +103,8 @@ class CodecSettings(Section):
     """How many elements of a chunk topk2 keeps, each as a sign and one of the chunk's two magnitudes."""
     error_feedback: bool = True
     """Add to each update what the lossy codec left out of the last one."""
+    feedback_decay: Fraction = 1.0
+    """Times this is what the last one left out added. Below 1 it fades: what is sent late was learnt on old weights."""
     zstd_level: Annotated[int, Field(ge=1, le=19)] = 1
     """zstd level of updates."""
 

@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import SecretStr, ValidationError
 
 from llmos_stream.config.base import explain
+from llmos_stream.config.presets import added_by_preset
 from llmos_stream.config.settings import NAMES, SECTIONS, Settings
 from llmos_stream.config.sources import CONFIG_VARIABLE, read_environment, read_file
 from llmos_stream.errors import ConfigError
@@ -28,13 +29,50 @@ def load(
     Raises:
         ConfigError: Some fields are wrong; it lists each with the reason.
     """
-    named = os.environ.get(CONFIG_VARIABLE, "").strip() if reads_named else ""
-    path = file or (Path(named) if named else None)
     values: dict[str, Any] = {}
-    from_file = {} if path is None else read_file(path)
-    for layer in (defaults or {}, from_file, read_environment(os.environ), overrides or {}):
+    for layer in _layers(overrides, file, defaults, reads_named=reads_named).values():
         _lay_over(values, layer)
     return _validated(values)
+
+
+def origins(
+    overrides: Mapping[str, Any] | None = None,
+    file: Path | None = None,
+    defaults: Mapping[str, Mapping[str, Any]] | None = None,
+) -> dict[str, str]:
+    """Where `load` finds each setting (`section.field`): flag, variable, file, preset or command; else left out.
+
+    Raises:
+        ConfigError: A file or a variable cannot be read.
+    """
+    return {
+        f"{section}.{field}": origin
+        for origin, layer in _layers(overrides, file, defaults).items()
+        for section, fields in layer.items()
+        if isinstance(fields, Mapping)
+        for field in fields
+    }
+
+
+def _layers(
+    overrides: Mapping[str, Any] | None,
+    file: Path | None,
+    defaults: Mapping[str, Mapping[str, Any]] | None,
+    *,
+    reads_named: bool = True,
+) -> dict[str, Mapping[str, Any]]:
+    """What is said where, by section; the later wins."""
+    named = os.environ.get(CONFIG_VARIABLE, "").strip() if reads_named else ""
+    path = file or (Path(named) if named else None)
+    by_person = {
+        "file": {} if path is None else read_file(path),
+        "variable": read_environment(os.environ),
+        "flag": overrides or {},
+    }
+    said: dict[str, Any] = {}
+    for layer in by_person.values():
+        _lay_over(said, layer)
+    return {"command": defaults or {}, "preset": added_by_preset(said), **by_person}
 
 
 def settings_of(given: Settings | Mapping[str, Any] | Path | str | None, named: Mapping[str, Any]) -> Settings:

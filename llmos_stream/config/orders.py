@@ -24,6 +24,7 @@ ORDERED = (
     "codec.chunk",
     "codec.keep",
     "codec.error_feedback",
+    "codec.feedback_decay",
     "codec.zstd_level",
 )
 """What may be ordered. A codec must be built in, or the one that the client's own settings name."""

@@ -1,7 +1,7 @@
 """All settings of a process: which sections there are, and what must hold between them."""
 
 from collections.abc import Mapping
-from typing import Self
+from typing import Any, Self
 
 from pydantic import model_validator
 
@@ -19,6 +19,7 @@ from llmos_stream.config.client import ClientSettings, CodecSettings, EvaluatorS
 from llmos_stream.config.guard import GuardSettings
 from llmos_stream.config.operations import OperationsSettings, RuntimeSettings, TracingSettings
 from llmos_stream.config.participation import ParticipationSettings
+from llmos_stream.config.presets import over_preset
 from llmos_stream.config.serving import DashboardSettings, InferenceSettings, RegistrySettings
 
 
@@ -53,6 +54,11 @@ class Settings(Section):
         fresh = {name: getattr(self, name).model_copy(update=fields) for name, fields in sections.items()}
         return self.model_copy(update=fresh)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _lies_over_its_preset(cls, given: Any) -> Any:
+        return over_preset(given) if isinstance(given, Mapping) else given
+
     @model_validator(mode="after")
     def _sections_agree(self) -> Self:
         optimizer = self.server_optimizer
@@ -60,6 +66,10 @@ class Settings(Section):
             raise ValueError("server_optimizer.momentum: only sgd has one; the others take beta1")
         if optimizer.name == "delayed_nesterov" and not optimizer.momentum:
             raise ValueError("server_optimizer.momentum: delayed_nesterov needs one, such as 0.9")
+        if optimizer.nesterov and not (optimizer.name == "sgd" and optimizer.momentum):
+            raise ValueError(
+                "server_optimizer.nesterov: it is a kind of momentum of sgd; set server_optimizer.momentum"
+            )
         if self.aggregation.strategy == "fedasync" and optimizer != ServerOptimizerSettings():
             raise ValueError("server_optimizer: fedasync mixes models and takes no server optimiser; leave it out")
         if self.client.shard >= self.task.shards:

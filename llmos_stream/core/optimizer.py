@@ -9,7 +9,8 @@ its tau called epsilon here. Delta points downhill, so it is added, and there is
     Adam:    v = beta2 v + (1 - beta2) Delta^2
     x = x + lr m / (sqrt(v) + epsilon)
 
-SGD with momentum is FedAvgM (Hsu et al. 2019): `m = momentum m + Delta; x = x + lr m`.
+SGD with momentum is FedAvgM (Hsu et al. 2019): `m = momentum m + Delta; x = x + lr m`. With Nesterov's it is
+`x = x + lr (Delta + momentum m)`, as in torch (DiLoCo, Douillard et al. 2023, has lr 0.7 and momentum 0.9).
 """
 
 from abc import ABC, abstractmethod
@@ -97,11 +98,11 @@ class ServerOptimizer(ABC):
 
 
 class Sgd(ServerOptimizer):
-    """`x = x + lr Delta`, or with the moving sum of Delta where momentum is set."""
+    """`x = x + lr Delta`, or with the moving sum of Delta where momentum is set, or with both for Nesterov's."""
 
     def __init__(self, options: Any, settings: ServerOptimizerSettings, numel: int, device: torch.device) -> None:
         super().__init__(options, settings, numel, device)
-        self.momentum = settings.momentum
+        self.momentum, self.nesterov = settings.momentum, settings.nesterov
         if self.momentum:
             self.tensors["momentum"] = self.zeros()
 
@@ -109,7 +110,10 @@ class Sgd(ServerOptimizer):
         if moments:
             (m,) = moments
             m.mul_(self.momentum).add_(d)
-            torch.mul(m, self.lr, out=d)
+            if self.nesterov:
+                d.add_(torch.mul(m, self.momentum, out=a)).mul_(self.lr)
+            else:
+                torch.mul(m, self.lr, out=d)
         elif self.lr != 1.0:
             d.mul_(self.lr)
         d.add_(x)

@@ -63,6 +63,8 @@ _ADAPTED = "adapted"
 
 S = TypeVar("S", bound=Section)
 
+_LATER: Mapping[str, object] = {"max_step": None, "quorum": None, "nesterov": False}
+"""Settings that came later than records of rules, and what they are where nobody uses them."""
 _BEFORE_LIMITS = {"clip_multiple": 0.0, "max_share": 1.0}
 """What holds in records from before these settings came."""
 
@@ -143,10 +145,10 @@ class Rule:
             settings = self._settings(section)
             plugin = self._plugin(section)
             options = self._options(section, plugin).model_dump(mode="json")
-            # What nobody uses is left out: releases that know no options read these rules too.
-            unused = {"options", "history"} | ({"max_step"} if getattr(settings, "max_step", None) is None else set())
-            unused |= {"quorum", "grace_seconds"} if getattr(settings, "quorum", None) is None else set()
-            fields = settings.model_dump(mode="json", exclude=unused)
+            # What nobody uses is left out: releases that do not know it read these rules too.
+            unused = {name for name, default in _LATER.items() if getattr(settings, name, default) == default}
+            unused |= {"grace_seconds"} if "quorum" in unused else set()
+            fields = settings.model_dump(mode="json", exclude={"options", "history", *unused})
             found[section] = fields | ({"options": options} if options else {})
             if plugin.package is not None:
                 packages[section] = [plugin.package.name, plugin.package.version]

@@ -4,7 +4,7 @@ import torch
 from llmos_stream.codec import SLICE, ErrorFeedback, decode, encode
 from llmos_stream.errors import StateError
 from llmos_stream.types import CodecSpec
-from tests.codec.samples import FLOAT32, SPECS, generator, int4, int8, name, normal, topk
+from tests.codec.samples import FLOAT32, SPECS, generator, int4, int8, name, normal, topk, topk2
 
 NUMEL = 5000
 
@@ -33,6 +33,28 @@ def test_sum_of_what_was_sent_is_the_sum_of_the_deltas_less_the_last_residual(sp
         deltas += delta
     # Only twenty float32 additions of numbers up to some tens stand between the two.
     assert torch.allclose(sent + _residual(feedback), deltas, rtol=0, atol=5e-5)
+
+
+@pytest.mark.parametrize("decay", [0.95, 0.5])
+def test_what_was_left_out_long_ago_fades(decay: float) -> None:
+    feedback = ErrorFeedback(NUMEL)
+    owed = torch.zeros(NUMEL)
+    for round_number in range(6):
+        delta = normal(NUMEL, round_number)
+        total = delta + decay * owed
+        parts = list(feedback.frames(delta.clone(), topk2(64, 3), decay=decay))
+        feedback.commit()
+        sent = decode(parts, topk2(64, 3), NUMEL)
+        owed = _residual(feedback)
+        torch.testing.assert_close(sent + owed, total, rtol=0, atol=1e-5)
+    nothing = torch.zeros(NUMEL)
+    for _ in range(3):
+        list(feedback.frames(nothing.clone(), FLOAT32, decay=decay))
+        assert feedback.pending is not None
+        feedback.rollback()  # what is not sent does not fade either
+    assert torch.equal(_residual(feedback), owed)
+    whole = decode(list(feedback.frames(nothing.clone(), FLOAT32, decay=decay)), FLOAT32, NUMEL)
+    torch.testing.assert_close(whole, decay * owed)
 
 
 def test_small_elements_are_sent_in_the_end() -> None:

@@ -58,6 +58,7 @@ class Optimizer:
     beta1: float
     beta2: float
     epsilon: float
+    nesterov: bool = False
     m: Vector = field(default_factory=list)
     v: Vector = field(default_factory=list)
     close: bool = False
@@ -71,7 +72,7 @@ class Optimizer:
         for j, d in enumerate(delta):
             if self.name == "sgd":
                 self.m[j] = self.momentum * self.m[j] + d
-                moved.append(x[j] + self.lr * self.m[j])
+                moved.append(x[j] + self.lr * (d + self.momentum * self.m[j] if self.nesterov else self.m[j]))
                 continue
             self.m[j] = self.beta1 * self.m[j] + (1 - self.beta1) * d
             self.v[j] = self._second_moment(self.v[j], d * d)

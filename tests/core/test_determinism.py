@@ -9,13 +9,15 @@ from llmos_stream.core.flat import l2_norm
 from tests.core.builders import LAYOUT, rule_of, same_bytes, start, update
 
 NUMEL = 100_003  # long enough for torch to split it over threads, and odd, so that they get tails
-RULES = [
-    ("fedbuff", "sgd", 0.0),
-    ("fedbuff", "sgd", 0.9),
-    ("fedbuff", "adam", 0.0),
-    ("fedbuff", "yogi", 0.0),
-    ("fedbuff", "adagrad", 0.0),
-    ("fedasync", "sgd", 0.0),
+Fields = dict[str, object]
+RULES: list[tuple[str, Fields]] = [
+    ("fedbuff", {}),
+    ("fedbuff", {"momentum": 0.9}),
+    ("fedbuff", {"momentum": 0.9, "nesterov": True}),
+    ("fedbuff", {"name": "adam"}),
+    ("fedbuff", {"name": "yogi"}),
+    ("fedbuff", {"name": "adagrad"}),
+    ("fedasync", {}),
 ]
 
 
@@ -27,12 +29,12 @@ def make_updates() -> list[Update]:
     ]
 
 
-def run(updates: list[Update], strategy: str, name: str, momentum: float) -> list[NewVersion]:
+def run(updates: list[Update], strategy: str, optimizer: Fields) -> list[NewVersion]:
     state = start(
         torch.ones(NUMEL),
         LAYOUT,
         aggregation=AggregationSettings.model_validate({"strategy": strategy, "buffer_size": 2, "clip_norm": 100.0}),
-        server_optimizer=ServerOptimizerSettings.model_validate({"name": name, "lr": 0.37, "momentum": momentum}),
+        server_optimizer=ServerOptimizerSettings.model_validate({"lr": 0.37, **optimizer}),
     )
     published = []
     for item in updates:
@@ -41,28 +43,28 @@ def run(updates: list[Update], strategy: str, name: str, momentum: float) -> lis
     return published
 
 
-@pytest.mark.parametrize(("strategy", "name", "momentum"), RULES)
-def test_same_bytes_with_one_thread_and_with_two(strategy: str, name: str, momentum: float) -> None:
+@pytest.mark.parametrize(("strategy", "optimizer"), RULES)
+def test_same_bytes_with_one_thread_and_with_two(strategy: str, optimizer: Fields) -> None:
     updates = make_updates()
     torch.set_num_threads(1)
-    one = run(updates, strategy, name, momentum)
+    one = run(updates, strategy, optimizer)
     torch.set_num_threads(2)
-    two = run(updates, strategy, name, momentum)
+    two = run(updates, strategy, optimizer)
     assert len(one) == (3 if strategy == "fedbuff" else 6)
     assert [version.manifest for version in one] == [version.manifest for version in two]
     assert all(entry.clip < 1 for version in one for entry in version.manifest)
     assert all(same_bytes(a.weights, b.weights) for a, b in zip(one, two, strict=True))
 
 
-@pytest.mark.parametrize(("name_of_strategy", "name", "momentum"), RULES)
-def test_a_manifest_and_its_deltas_rebuild_the_versions(name_of_strategy: str, name: str, momentum: float) -> None:
+@pytest.mark.parametrize(("name_of_strategy", "optimizer"), RULES)
+def test_a_manifest_and_its_deltas_rebuild_the_versions(name_of_strategy: str, optimizer: Fields) -> None:
     updates = make_updates()
-    published = run(updates, name_of_strategy, name, momentum)
+    published = run(updates, name_of_strategy, optimizer)
     deltas = {item.offset: item.delta for item in updates}
     weights = torch.ones(NUMEL)
     rule = rule_of(
         AggregationSettings.model_validate({"strategy": name_of_strategy}),
-        server_optimizer=ServerOptimizerSettings.model_validate({"name": name, "lr": 0.37, "momentum": momentum}),
+        server_optimizer=ServerOptimizerSettings.model_validate({"lr": 0.37, **optimizer}),
     )
     pipeline = rule.pipeline(0, weights)
     for version in published:

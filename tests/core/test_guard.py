@@ -63,6 +63,16 @@ def test_a_rule_says_so_only_where_there_is_a_limit() -> None:
     assert Rule.of(limited).aggregation.max_step == 0.5
 
 
+def test_a_rule_without_nesterov_is_recorded_as_before() -> None:
+    """Releases that do not know it read such a rule, and refuse the others."""
+    plain = Rule(server_optimizer=ServerOptimizerSettings(momentum=0.9)).record()
+    assert "nesterov" not in plain["server_optimizer"]  # type: ignore[operator]
+    ahead = Rule(server_optimizer=ServerOptimizerSettings(momentum=0.9, nesterov=True)).record()
+    assert ahead["server_optimizer"]["nesterov"] is True  # type: ignore[index]
+    assert Rule.of(ahead).server_optimizer.nesterov
+    assert Rule.of(plain, {"server_optimizer": {"nesterov": True}}).server_optimizer.nesterov
+
+
 @pytest.mark.parametrize(
     ("strategy", "optimizer"),
     [

@@ -19,6 +19,7 @@ def rules(name: str) -> st.SearchStrategy[ServerOptimizerSettings]:
         name=st.just(name),
         lr=st.floats(1e-3, 1),
         momentum=st.floats(0, 0.95) if name == "sgd" else st.just(0.0),
+        nesterov=st.booleans() if name == "sgd" else st.just(False),
         beta1=st.floats(0, 0.95),
         beta2=st.floats(0, 0.999),
         epsilon=st.floats(1e-2, 1),
@@ -31,7 +32,7 @@ def test_agrees_with_the_paper_over_several_versions(
     name: str, data: st.DataObject, weights: list[float], deltas: list[list[float]]
 ) -> None:
     rule = data.draw(rules(name))
-    oracle = oracles.Optimizer(name, rule.lr, rule.momentum, rule.beta1, rule.beta2, rule.epsilon)
+    oracle = oracles.Optimizer(name, rule.lr, rule.momentum, rule.beta1, rule.beta2, rule.epsilon, rule.nesterov)
     optimizer = make_optimizer(rule, 3)
     x, expected = torch.tensor(weights), weights
     for delta in deltas:
@@ -69,6 +70,35 @@ def test_momentum_adds_up() -> None:
     assert optimizer.apply(x, torch.ones(1)).item() == 0.5 + 0.5 * 1.5
 
 
+@pytest.mark.parametrize("nesterov", [False, True])
+@given(
+    weights=vectors,
+    deltas=st.lists(vectors, min_size=1, max_size=8),
+    lr=st.floats(1e-3, 2),
+    momentum=st.floats(0.01, 0.99),
+)
+def test_agrees_with_torch(
+    nesterov: bool, weights: list[float], deltas: list[list[float]], lr: float, momentum: float
+) -> None:
+    parameter = torch.tensor(weights, requires_grad=True)
+    torchs = torch.optim.SGD([parameter], lr=lr, momentum=momentum, nesterov=nesterov)
+    ours = make_optimizer(ServerOptimizerSettings(lr=lr, momentum=momentum, nesterov=nesterov), 3)
+    x = torch.tensor(weights)
+    for delta in map(torch.tensor, deltas):
+        parameter.grad = -delta
+        torchs.step()
+        x = ours.apply(x, delta)
+        torch.testing.assert_close(x, parameter.detach(), rtol=1e-5, atol=1e-5)
+
+
+def test_nesterov_looks_ahead() -> None:
+    optimizer = make_optimizer(ServerOptimizerSettings(lr=0.5, momentum=0.5, nesterov=True), 1)
+    x = optimizer.apply(torch.zeros(1), torch.ones(1))
+    assert x.item() == 0.5 * (1 + 0.5)
+    assert optimizer.apply(x, torch.ones(1)).item() == 0.75 + 0.5 * (1 + 0.5 * 1.5)
+    assert optimizer.state_tensors()["momentum"].tolist() == [1.5]
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_the_pseudo_gradient_is_added_and_there_is_no_bias_correction(name: str) -> None:
     optimizer = make_optimizer(ServerOptimizerSettings.model_validate({"name": name, "lr": 0.1, "epsilon": 1.0}), 1)
@@ -99,9 +129,10 @@ def test_weights_are_only_read_and_the_delta_becomes_the_new_ones(name: str) -> 
     assert moved.data_ptr() == delta.data_ptr()
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, "nesterov"])
 def test_goes_on_from_its_moments_as_if_never_stopped(name: str) -> None:
-    rule = ServerOptimizerSettings.model_validate({"name": name, "momentum": 0.9 if name == "sgd" else 0.0})
+    sgd: dict[str, object] = {"momentum": 0.9, "nesterov": name == "nesterov"}
+    rule = ServerOptimizerSettings.model_validate(sgd if name in ("sgd", "nesterov") else {"name": name})
     first = make_optimizer(rule, 2)
     x = first.apply(torch.zeros(2), torch.tensor([1.0, -2.0]))
     second = make_optimizer(rule, 2)

@@ -28,6 +28,10 @@ from tests.roles.aids import FLOAT32, LAYOUT, NUMEL, settings_for, update
 RULES: dict[str, dict[str, dict[str, Any]]] = {
     "sgd": {"aggregation": {"buffer_size": 2, "clip_norm": 5.0}, "staleness": {"kind": "polynomial"}},
     "momentum": {"aggregation": {"buffer_size": 2}, "server_optimizer": {"name": "sgd", "lr": 0.7, "momentum": 0.5}},
+    "nesterov": {
+        "aggregation": {"buffer_size": 2},
+        "server_optimizer": {"name": "sgd", "lr": 0.7, "momentum": 0.9, "nesterov": True},
+    },
     "adam": {"aggregation": {"buffer_size": 2}, "server_optimizer": {"name": "adam", "lr": 0.03}},
     "fedasync": {"aggregation": {"strategy": "fedasync"}, "staleness": {"kind": "hinge", "a": 1.0, "b": 1.0}},
 }
