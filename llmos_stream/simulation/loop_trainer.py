@@ -26,7 +26,7 @@ class LoopTrainer:
     def __init__(self, task: Task, settings: Settings, data: SplitData | None, how: str) -> None:
         self.how = how
         self._task = task
-        self._entry, self._share, self._client = settings.task.entry, settings.task.share, settings.client
+        self._entry, self._share, self._client = settings.task.entry, task.share, settings.client
         self._data = data
         self._adapts = settings.client.local_steps == "auto"
         self._shards = settings.task.shards
