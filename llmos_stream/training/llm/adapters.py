@@ -77,6 +77,8 @@ def add_adapters(model: Any, options: LoraOptions, seed: int) -> None:
     except ValueError as error:
         raise TaskError(f"options.lora.targets: {' '.join(str(error).split())}") from None
     for name, layer in adapted_layers(model):
+        for part in (layer.lora_A, layer.lora_B, layer.lora_magnitude_vector):
+            part.float()  # a step is small, and would be lost in bfloat16
         generator = torch.Generator("cpu").manual_seed(derive_seed(seed, f"lora:{name}"))
         matrix = layer.lora_A[NAME].weight
         with torch.no_grad():
