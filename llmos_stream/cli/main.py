@@ -25,6 +25,7 @@ from llmos_stream.cli import (
     replay,
     report,
     roles,
+    scenario,
     serve,
     settings,
     simulate,
@@ -134,6 +135,7 @@ def _dashed(text: str) -> str:
 _COMMANDS = (
     new,
     demo,
+    scenario,
     roles,
     monitor,
     report,

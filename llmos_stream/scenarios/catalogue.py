@@ -1,0 +1,87 @@
+"""Which scenarios there are: their task, sites, clock and settings. All was chosen by validation rows, see the page."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from llmos_stream.scenarios.heart import Heart
+from llmos_stream.scenarios.lending import Lending
+from llmos_stream.scenarios.sensors import Sensors
+from llmos_stream.scenarios.site_task import SiteTask, Split
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """What is compared with what.
+
+    near: how far from pooled training `metric` may stay to count as reached. seconds: how long the federation runs, in
+    the scenario's clock. personal: what is shared (`task.share`) where each site keeps a part of its own; None where
+    that is not tried.
+    """
+
+    name: str
+    title: str
+    task: type[SiteTask]
+    metric: str
+    near: float
+    seconds: float
+    pooled_epochs: int
+    personal: str | None
+    defaults: Mapping[str, Mapping[str, Any]]
+    shown: tuple[str, ...]
+    """The metrics of the table, the first of which is `metric`."""
+    slowness: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def entry(self) -> str:
+        """What `task.entry` is, for a role of its own."""
+        return f"{self.task.__module__}:{self.task.__name__}"
+
+    def seconds_of(self, site: str, split: Split) -> float:
+        """How long a site takes for an update: what was said of it, or else a second and one for 100 rows."""
+        return self.slowness.get(site, 1.0 + len(split.train.targets) / 100)
+
+
+SCENARIOS: Mapping[str, Scenario] = {
+    one.name: one
+    for one in (
+        Scenario(
+            name="heart",
+            title="Heart disease at four hospitals",
+            task=Heart,
+            metric="accuracy",
+            near=0.005,
+            seconds=400.0,
+            pooled_epochs=30,
+            personal="weight",
+            defaults={"client": {"lr": 0.02, "batch_size": 16}},
+            shown=("accuracy",),
+            slowness={"Cleveland": 1.0, "Hungary": 1.0, "VA Long Beach": 5.0, "Switzerland": 20.0},
+        ),
+        Scenario(
+            name="lending",
+            title="Loans of lenders in 37 states",
+            task=Lending,
+            metric="auc",
+            near=0.005,
+            seconds=80.0,
+            pooled_epochs=10,
+            personal="weight",
+            defaults={"client": {"lr": 0.01}},
+            shown=("auc", "average_precision", "calibration_error"),
+        ),
+        Scenario(
+            name="sensors",
+            title="Anomalies at four sensor nodes",
+            task=Sensors,
+            metric="average_precision",
+            near=0.01,
+            seconds=80.0,
+            pooled_epochs=10,
+            personal=None,
+            defaults={"client": {"lr": 0.003}},
+            shown=("average_precision", "auc", "found"),
+            slowness={"indoor 1": 1.0, "indoor 2": 1.0, "outdoor 3": 4.0, "outdoor 4": 4.0},
+        ),
+    )
+}

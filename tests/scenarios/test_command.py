@@ -1,0 +1,54 @@
+"""`llmos-stream scenario`: a table, JSON, a page."""
+
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+
+from llmos_stream.cli.main import main
+from tests.docs.pages import DOCS, blocks_of, commands_in
+
+_SMALL = ("--seeds", "1", "--seconds", "40")
+
+
+def test_it_prints_a_table_and_writes_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = tmp_path / "heart.html"
+    assert main(["scenario", "heart", *_SMALL, "--report", str(page)]) == 0
+    printed = capsys.readouterr().out
+    for arm in ("pooled", "alone", "synchronous", "asynchronous", "personalised"):
+        assert f"\n{arm} " in printed
+    assert "<polyline" in page.read_text()
+
+
+def test_it_prints_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["scenario", "heart", *_SMALL, "--json", "--task.options", "rows=complete", "--first-seed", "3"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["scenario"] == "heart"
+    assert said["seeds"] == [3]
+    assert 0.5 < said["arms"]["asynchronous"]["at_home"]["accuracy"]["mean"] <= 1.0
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [(["--seeds", "0"], "--seeds"), (["--seconds", "0"], "--seconds"), (["--task.options", "rows=few"], "rows=all")],
+)
+def test_what_makes_no_sense_is_one_line(words: list[str], why: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["scenario", "heart", "--seeds", "1", *words]) != 0
+    assert why in capsys.readouterr().err
+
+
+def _pages_commands() -> list[str]:
+    blocks = [block for block in blocks_of(DOCS / "scenarios.md") if block.language == "bash"]
+    return [command for block in blocks for command in commands_in(f"```bash\n{block.text}```")]
+
+
+@pytest.mark.parametrize("command", _pages_commands())
+def test_the_pages_commands_run(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = shlex.split(command, comments=True)[1:]
+    assert main([*words, "--seeds", "1", "--seconds", "10"]) == 0
+
+
+def test_the_page_has_a_command_for_each_scenario() -> None:
+    assert {command.split()[2] for command in _pages_commands()} == {"heart", "lending", "sensors"}

@@ -1,0 +1,80 @@
+"""Each scenario learns, gives the same for the same seed, and its table says what the run measured."""
+
+import math
+from functools import cache
+from statistics import mean, stdev
+
+import pytest
+
+from llmos_stream.errors import ConfigError, TaskError
+from llmos_stream.scenarios import SCENARIOS, Study
+from llmos_stream.scenarios.page import render_page
+from llmos_stream.scenarios.summary import as_json, estimate, lines
+from tests.scenarios.small import settings_of, studied
+
+
+@cache
+def _once(name: str) -> Study:
+    return studied(name)
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_the_federation_beats_its_sites_alone(name: str) -> None:
+    study = _once(name)
+    metric = study.scenario.metric
+    alone, together = study.outcomes["alone"][0], study.outcomes["asynchronous"][0]
+    assert together.everywhere[metric] > alone.everywhere[metric]
+    first, last = together.points[0].metrics[metric], together.at_home[metric]
+    assert last > first, "nothing was learnt"
+    assert together.updates > study.outcomes["synchronous"][0].updates > 0
+
+
+def test_the_same_seed_gives_the_same() -> None:
+    again = studied("heart")
+    assert again.outcomes == _once("heart").outcomes
+    assert again.outcomes["pooled"] != studied("heart", 2).outcomes["pooled"][1:]
+
+
+def test_at_home_and_everywhere_differ_where_each_site_has_a_model_of_its_own() -> None:
+    study = _once("heart")
+    for arm in ("pooled", "synchronous", "asynchronous"):
+        assert study.outcomes[arm][0].at_home == study.outcomes[arm][0].everywhere
+    assert study.outcomes["alone"][0].at_home != study.outcomes["alone"][0].everywhere
+    assert study.outcomes["personalised"][0].at_home != study.outcomes["personalised"][0].everywhere
+
+
+def test_slow_sites_take_part_and_nobody_waits_for_them() -> None:
+    study = _once("heart")
+    rounds = study.scenario.seconds / 20.0
+    assert study.outcomes["synchronous"][0].updates == 4 * rounds
+    assert study.outcomes["asynchronous"][0].updates > 20 * rounds
+
+
+def test_the_table_says_what_the_run_measured() -> None:
+    study = studied("heart", 2)
+    said = as_json(study)
+    for line in lines(study):
+        values = [one.at_home["accuracy"] for one in study.outcomes[line.arm]]
+        assert line.at_home["accuracy"].mean == pytest.approx(mean(values))
+        half_width = line.at_home["accuracy"].half_width
+        assert half_width == pytest.approx(12.706 * stdev(values) / math.sqrt(2))
+        assert [one["at_home"]["accuracy"] for one in said["arms"][line.arm]["seeds"]] == values
+        assert f"<td>{line.at_home['accuracy']}</td>" in render_page(study)
+
+
+def test_an_interval_is_that_of_student() -> None:
+    assert estimate([1.0, 2.0, 3.0]).half_width == pytest.approx(4.303 / math.sqrt(3))
+    assert estimate([1.0]).half_width is None
+    assert estimate([1.0, math.nan]).mean == 1.0
+    assert math.isnan(estimate([]).mean)
+
+
+def test_what_a_clock_does_not_know_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"client\.local_steps"):
+        studied("heart", settings=settings_of("heart").changed(client={"local_steps": 3}))
+
+
+def test_a_site_that_there_is_not_is_refused_by_name() -> None:
+    settings = settings_of("heart").changed(client={"data": "Vienna"})
+    with pytest.raises(TaskError, match="no site 'Vienna', but Cleveland, Hungary"):
+        SCENARIOS["heart"].task(settings.task, settings.client).train_batches()
