@@ -5,6 +5,7 @@ compares them is not a number.
 """
 
 from abc import ABC, abstractmethod
+from copy import copy
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,13 @@ class _Score(ABC):
     def __init__(self) -> None:
         self._scores: list[Numbers] = []
         self._labels: list[Numbers] = []
+
+    def __call__(self, outputs: Tensor, targets: Tensor) -> float:
+        """The score of this batch alone."""
+        fresh = copy(self)
+        fresh.reset()
+        fresh.update(outputs, targets)
+        return fresh.compute()
 
     def reset(self) -> None:
         """Forget what was gathered."""

@@ -46,3 +46,5 @@ def test_logits_are_taken_for_the_second_class() -> None:
     metric = RocAuc()
     metric.update(torch.tensor([[2.0, -1.0], [0.0, 3.0]]), torch.tensor([0, 1]))
     assert metric.compute() == 1.0
+    assert metric(torch.tensor([[0.0, 1.0], [1.0, 0.0]]), torch.tensor([0, 1])) == 0.0
+    assert metric.compute() == 1.0, "a batch that is measured alone is not gathered"

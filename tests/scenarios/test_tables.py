@@ -36,7 +36,7 @@ def test_the_wheel_stays_small() -> None:
 
 def test_a_table_that_was_changed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     tables.read_table.cache_clear()
-    monkeypatch.setitem(tables.DIGESTS, "heart", "0" * 64)  # type: ignore[arg-type]
+    monkeypatch.setitem(tables.DIGESTS, "heart", "0" * 64)
     with pytest.raises(TaskError, match="the data of heart are not those"):
         tables.read_table("heart")
     tables.read_table.cache_clear()
