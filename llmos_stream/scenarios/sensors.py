@@ -36,7 +36,8 @@ class Autoencoder(nn.Module):
         self.decoder = nn.Sequential(nn.Linear(3, 12), nn.Tanh(), nn.Linear(12, 2 * _WINDOW))
 
     def forward(self, windows: Tensor) -> Tensor:
-        return (self.decoder(self.encoder(windows)) - windows).square().mean(dim=1)
+        rebuilt: Tensor = self.decoder(self.encoder(windows))
+        return (rebuilt - windows).square().mean(dim=1)
 
 
 class Sensors(SiteTask):
