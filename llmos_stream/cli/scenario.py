@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from llmos_stream.scenarios import Study
 
-_NAMES = ("heart", "lending", "sensors")
+_NAMES = ("heart", "lending")
 
 
 def add(commands: Commands) -> None:
@@ -30,7 +30,7 @@ def add(commands: Commands) -> None:
             "  llmos-stream scenario heart\n"
             "  llmos-stream scenario heart --task.options rows=complete   # the rows that FLamby has\n"
             "  llmos-stream scenario lending --seeds 3 --report lending.html\n"
-            "  llmos-stream scenario sensors --aggregation.buffer-size 1 --json"
+            "  llmos-stream scenario lending --aggregation.buffer-size 1 --json"
         ),
     )
     parser.add_argument("name", choices=_NAMES, help="which one")

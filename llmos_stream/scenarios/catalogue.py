@@ -6,7 +6,6 @@ from typing import Any
 
 from llmos_stream.scenarios.heart import Heart
 from llmos_stream.scenarios.lending import Lending
-from llmos_stream.scenarios.sensors import Sensors
 from llmos_stream.scenarios.site_task import SiteTask, Split
 
 
@@ -69,19 +68,6 @@ SCENARIOS: Mapping[str, Scenario] = {
             personal="weight",
             defaults={"client": {"lr": 0.01}},
             shown=("auc", "average_precision", "calibration_error"),
-        ),
-        Scenario(
-            name="sensors",
-            title="Anomalies at four sensor nodes",
-            task=Sensors,
-            metric="average_precision",
-            near=0.01,
-            seconds=80.0,
-            pooled_epochs=10,
-            personal=None,
-            defaults={"client": {"lr": 0.003}},
-            shown=("average_precision", "auc", "found"),
-            slowness={"indoor 1": 1.0, "indoor 2": 1.0, "outdoor 3": 4.0, "outdoor 4": 4.0},
         ),
     )
 }

@@ -72,21 +72,6 @@ class AveragePrecision(_Score):
         return float((np.diff(recall, prepend=0.0) * found / taken).sum())
 
 
-class FoundAt(_Score):
-    """Which share of the second class is found where at most `false_alarms` of the first are taken for it."""
-
-    def __init__(self, false_alarms: float) -> None:
-        super().__init__()
-        self._false_alarms = false_alarms
-
-    def of(self, scores: Numbers, labels: Numbers) -> float:
-        if not labels.sum() or labels.all():
-            return float("nan")
-        found, taken = _found(scores, labels)
-        allowed = (taken - found) <= self._false_alarms * (1 - labels).sum()
-        return float((found * allowed).max() / labels.sum())
-
-
 class CalibrationError(_Score):
     """Mean distance between what is foretold and what happens, over ten bins of as many examples each."""
 

@@ -13,7 +13,6 @@ from llmos_stream.errors import TaskError
 DIGESTS: Mapping[str, str] = {
     "heart": "0567c0a918ed3156172c95938a0a5d9447e655869e581f0ee833d84ba1bc5449",
     "lending": "93881e94de3c98a12e6c1611388a31d0eba9a5f918a918310ce09b200ba21a47",
-    "sensors": "c756964cb5d4de8e20a205c696145c3ff118e11597eb9f1420633d26d04c6900",
 }
 """SHA-256 of each table as CSV."""
 

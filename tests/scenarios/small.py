@@ -11,7 +11,7 @@ def settings_of(name: str) -> Settings:
 
 
 def small(name: str) -> Scenario:
-    return replace(SCENARIOS[name], seconds={"heart": 100.0, "lending": 20.0, "sensors": 20.0}[name], pooled_epochs=4)
+    return replace(SCENARIOS[name], seconds={"heart": 100.0, "lending": 20.0}[name], pooled_epochs=4)
 
 
 def studied(name: str, seeds: int = 1, settings: Settings | None = None) -> Study:

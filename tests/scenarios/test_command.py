@@ -51,4 +51,4 @@ def test_the_pages_commands_run(command: str, tmp_path: Path, monkeypatch: pytes
 
 
 def test_the_page_has_a_command_for_each_scenario() -> None:
-    assert {command.split()[2] for command in _pages_commands()} == {"heart", "lending", "sensors"}
+    assert {command.split()[2] for command in _pages_commands()} == {"heart", "lending"}
