@@ -43,9 +43,7 @@ _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 _EPILOG = """\
 start here:
   llmos-stream demo                     eight clients train one model here
-  llmos-stream docs                     the documentation, offline
   llmos-stream COMMAND --help           what a command does, with examples
-  llmos-stream --help-all               a whole federation, step by step
 """
 _STEPS = """start here:
   llmos-stream demo                     eight clients train one model here;

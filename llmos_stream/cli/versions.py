@@ -37,7 +37,7 @@ def add(commands: Commands) -> None:
             "  llmos-stream versions show 12\n"
             "  llmos-stream versions export 12 --to model.safetensors\n"
             "  llmos-stream versions export 12 --complete --task.entry hospital.task:make\n"
-            "  llmos-stream versions export 12 --adapter --to adapter   # of the task llm, for peft\n"
+            "  llmos-stream versions export 12 --adapter --to adapter   # for peft\n"
             "  llmos-stream versions promote 12   # the one to serve\n"
             "  llmos-stream versions rollback     # back to the one before"
         ),
