@@ -1,4 +1,7 @@
-"""Which scenarios there are: their task, sites, clock and settings. All was chosen by validation rows, see the page."""
+"""Which scenarios there are: their task, sites, clock and settings.
+
+Rates, batches, epochs and lengths are first guesses: nothing was searched for. See the page for how columns are scaled.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
