@@ -29,7 +29,7 @@ def render_page(study: Study) -> str:
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(scenario.title)}</title>'
         f"<style>{_STYLE}</style></head><body><h1>{escape(scenario.title)}</h1>"
-        f"<p>Test rows, by which no version was chosen; mean over {len(study.seeds)} seeds, with the interval of 95 %.</p>"
+        f"<p>Test rows, by which no version was chosen; mean over {len(study.seeds)} seeds, with intervals of 95 %.</p>"
         f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
         f"<h2>{escape(scenario.metric)} by seconds of the scenario's clock</h2>{_curves(study)}</body></html>\n"
     )
