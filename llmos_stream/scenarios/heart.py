@@ -61,7 +61,7 @@ class Heart(SiteTask):
             raise TaskError("task.options: rows=all or rows=complete")
 
     def model(self) -> nn.Module:
-        return nn.Linear(len(self.example()), 2)
+        return nn.Linear(len(self.example()), 2, dtype=torch.float32, device="cpu")
 
     def split(self, site: str) -> Split:
         return _split(site, self.settings.seed, complete=self._rows == "complete")

@@ -57,7 +57,7 @@ class Lending(SiteTask):
     sites = SITES
 
     def model(self) -> nn.Module:
-        return nn.Linear(_FEATURES, 2)
+        return nn.Linear(_FEATURES, 2, dtype=torch.float32, device="cpu")
 
     def split(self, site: str) -> Split:
         return _split(site, self.settings.seed)

@@ -74,7 +74,8 @@ def _forms(task: Task, model: nn.Module) -> Sequence[tuple[str, Stacked]]:
 
 
 def _is_cross_entropy(task: Task) -> bool:
-    outputs, targets = torch.linspace(-2, 2, 12).view(4, 3), torch.tensor([0, 2, 1, 1])
+    outputs = torch.linspace(-2, 2, 12, dtype=torch.float32, device="cpu").view(4, 3)
+    targets = torch.tensor([0, 2, 1, 1], dtype=torch.int64, device="cpu")
     try:
         return torch.equal(task.loss(outputs, targets), cross_entropy(outputs, targets))
     except Exception:  # noqa: BLE001  whatever a task's own loss says of these is no cross entropy

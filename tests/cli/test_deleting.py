@@ -34,7 +34,7 @@ async def test_who_leads_is_said_and_yes_alone_does_not_delete(
         with pytest.raises(LlmosError, match="nothing was changed"):
             await _delete(_given(yes=False), settings)
         assert "is live: an aggregator leads it" in " ".join(capsys.readouterr().err.split())
-        assert len(await broker.list_topics(f"{federation}.")) == 7
+        assert len(await broker.list_topics(f"{federation}.")) == 8
 
     async def leads(*_: object) -> Leader:
         return Leader(1, "another")

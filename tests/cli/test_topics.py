@@ -68,7 +68,7 @@ def test_what_an_admin_made_otherwise_is_told_and_repaired(
 
     asyncio.run(make())
     created = llmos("topics", "create")
-    assert created.out.count("now") == 5
+    assert created.out.count("now") == 6
     assert created.out.count("was there, and differs") == 2
     harmful = f"topic {on_kafka}.control: cleanup.policy is delete, not compact: "
     assert harmful in created.err

@@ -144,7 +144,7 @@ def test_a_module_that_cannot_be_imported_is_named(
             r"there is no module no_such_package \(looked in the current folder too\); is its folder on PYTHONPATH",
         ),
         ("json.no_such_module:make", r"there is no module json\.no_such_module"),
-        ("digit", r"neither one of digits, blobs, noop:N nor package\.module:callable"),
+        ("digit", r"neither one of digits, blobs, llm, noop:N nor package\.module:callable"),
         ("", "neither one of"),
         (":make", "neither one of"),
         ("json:", "neither one of"),
