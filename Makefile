@@ -11,8 +11,8 @@ INSTALL = $(BIN)/python -m pip install --disable-pip-version-check -c constraint
 N ?= 200
 SEED ?= 0
 JOBS ?= 2
-WORKERS ?= 4
-# A test waits more than it computes, so four side by side keep two cores busy; one thread each, or they get in each other's way.
+WORKERS ?= 3
+# A test waits more than it computes, so three side by side keep two cores busy; one thread each, or they get in each other's way.
 # Bytecode is kept, whatever the machine says: tests start hundreds of processes, and each would compile the package anew.
 PYTEST = PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $(WORKERS) --dist loadgroup --durations 30
 

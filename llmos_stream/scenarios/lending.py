@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from functools import cache
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn, zeros
 

@@ -15,7 +15,7 @@ from tests.docker.engine import Engine
 BASE, APP, KAFKA, PROMETHEUS = "python:base", "llmos-stream:ci", "kafka:ci", "prometheus:ci"
 ROOT = Path(__file__).parents[2]
 _HERE = Path(__file__).parent
-_BUILD_SECONDS = 600.0
+_BUILD_SECONDS = 1200.0
 _AUTHORITIES = Path("/usr/local/share/ca-certificates")
 _NOT_IN_A_RUNTIME = ("jmods", "include", "man", "src.zip", "demo", "sample", "legal")
 

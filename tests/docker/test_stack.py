@@ -15,7 +15,7 @@ from tests.docker import images
 from tests.docker.stack import AGGREGATORS, PATIENCE_SECONDS, ROLES, WATCH, Container, Stack, ask
 from tests.docker.waiting import Say, timed, until
 
-pytestmark = [pytest.mark.timeout(900), pytest.mark.full, pytest.mark.in_order, pytest.mark.xdist_group("containers")]
+pytestmark = [pytest.mark.timeout(1500), pytest.mark.full, pytest.mark.in_order, pytest.mark.xdist_group("containers")]
 
 _KILLED_TOGETHER = (
     ("kafka", *WATCH),

@@ -8,7 +8,7 @@ from aiokafka.admin import AIOKafkaAdminClient
 from tests.docker.stack import PATIENCE_SECONDS, Stack
 from tests.docker.waiting import Say, timed, until
 
-pytestmark = [pytest.mark.timeout(900), pytest.mark.full, pytest.mark.in_order, pytest.mark.xdist_group("containers")]
+pytestmark = [pytest.mark.timeout(1500), pytest.mark.full, pytest.mark.in_order, pytest.mark.xdist_group("containers")]
 
 
 async def _copies(bootstrap_servers: str) -> set[int]:
