@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import inspect
 import logging
 import shutil
 import socket
@@ -14,7 +15,8 @@ from aiokafka import TopicPartition as TheirPartition
 from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 from pydantic import SecretStr
 
-from llmos_stream.broker import Broker, LocalKafka, Producer, TopicPartition, connect
+from llmos_stream.broker import Broker, LocalKafka, Producer, Record, TopicPartition, connect
+from llmos_stream.broker.kafka.reader import KafkaReader
 from llmos_stream.config import BrokerSettings
 from llmos_stream.errors import BrokerError, BrokerUnavailable, ConfigError, OffsetGone, RecordTooLarge
 from tests.broker.helpers import PATIENCE_SECONDS, commit, make_topic, read_all, take, values, write_one
@@ -120,6 +122,41 @@ async def _use(broker: Broker, use: str) -> None:
 
 
 # Deleted records
+
+
+@pytest.mark.kafka
+async def test_a_seek_back_is_heard_by_a_fetch_that_has_not_begun(kafka: KafkaNode, federation: str) -> None:
+    """After the last record aiokafka makes another fetch. To cancel one before its first step ended all fetching."""
+    met = False
+    async with connect(kafka.settings()) as broker, asyncio.timeout(PATIENCE_SECONDS):
+        topic = await make_topic(broker, federation)
+        async with broker.producer() as producer, broker.reader([topic], start="earliest") as reader:
+            assert isinstance(reader, KafkaReader)
+            for number in range(3):
+                await producer.send(topic, b"%d" % number)
+            for steps in range(12):
+                found: list[Record] = []
+                while len(found) < 3:
+                    found += await reader.poll(0.5)  # of as many as there are: then nothing is left of the fetch
+                for _ in range(steps):
+                    await asyncio.sleep(0)
+                fetches = [task.get_coro() for task in reader._client._fetcher._pending_tasks]
+                met = met or any(inspect.getcoroutinestate(fetch) == inspect.CORO_CREATED for fetch in fetches)
+                reader.seek(TopicPartition(topic, 0), 0)
+    assert met
+
+
+@pytest.mark.kafka
+async def test_fetching_that_has_ended_is_told(kafka: KafkaNode, federation: str) -> None:
+    async with connect(kafka.settings()) as broker:
+        topic = await make_topic(broker, federation)
+        async with broker.reader([topic], start="earliest") as reader:
+            assert isinstance(reader, KafkaReader)
+            fetching = reader._client._fetcher._fetch_task
+            fetching.cancel()
+            await asyncio.wait([fetching])
+            with pytest.raises(BrokerUnavailable, match="it ended without a word"):
+                await reader.poll(0.1)
 
 
 @pytest.mark.kafka

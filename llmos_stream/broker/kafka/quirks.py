@@ -23,9 +23,12 @@ def writer_error(client: AIOKafkaProducer) -> BaseException | None:
 
 
 def reader_error(client: AIOKafkaConsumer) -> BaseException | None:
-    """What killed the task that fetches, if anything did; polls would find nothing for ever."""
+    """What ended the task that fetches, if it has ended; polls would find nothing for ever."""
     task = client._fetcher.error_future
-    return task.exception() if task.done() and not task.cancelled() else None
+    if not task.done():
+        return None
+    error: BaseException | None = None if task.cancelled() else task.exception()
+    return error or KafkaError("it ended without a word")
 
 
 def lacks_partitions(client: AIOKafkaConsumer, partitions: Collection[tuple[str, int]]) -> bool:
@@ -69,8 +72,11 @@ def seek(client: AIOKafkaConsumer, at: TheirPartition, offset: int) -> None:
     held = client.last_stable_offset(at) in {None, position}
     client.seek(at, offset)
     if held:
-        for fetch in client._fetcher._pending_tasks:
+        for fetch in list(client._fetcher._pending_tasks):
             if fetch.cancel():
+                # One that has not begun, or that waits after an error, ends as cancelled: what fetches would look at
+                # its result, and end with it, without a word.
+                client._fetcher._pending_tasks.discard(fetch)
                 fetch.add_done_callback(lambda _: _fetch_anew(client))
 
 
