@@ -38,7 +38,7 @@ from llmos_stream.core.client_policy import (
 )
 from llmos_stream.core.participation import why_unwanted
 from llmos_stream.core.stopping import make_stop_rule
-from llmos_stream.errors import ConfigError
+from llmos_stream.errors import ConfigError, Reason
 from llmos_stream.simulation.aggregator import Aggregator, Taken
 from llmos_stream.simulation.data import SplitData
 from llmos_stream.simulation.experiment import Arm
@@ -340,7 +340,7 @@ class Run:
         if job is None:
             raise RuntimeError("a client sent an update that it had not trained")
         if is_too_stale(job.version, self.aggregator.version, self._oldest):
-            job.failed = "too stale"
+            job.failed = str(Reason.TOO_STALE)
             self._refused(client, job.failed)
             return False
         number = client.number

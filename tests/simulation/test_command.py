@@ -73,7 +73,7 @@ aggregation.buffer_size = 3
     (run,) = (study.parent / "study" / "runs").iterdir()
     refused = json.loads(run.read_bytes())["refused"]
     assert refused["one_a_round"] > 0
-    assert refused["too stale"] > refused["one_a_round"]  # their clients did not send them
+    assert refused["too_stale"] > refused["one_a_round"]  # their clients did not send them
 
 
 def test_a_wrong_word_is_answered_in_one_line(study: Path, capsys: pytest.CaptureFixture[str]) -> None:

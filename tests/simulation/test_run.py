@@ -87,7 +87,7 @@ def test_updates_that_are_never_sent_and_clients_that_are_not_there() -> None:
 def test_the_defaults_refuse_nobody_and_a_limit_on_staleness_does() -> None:
     spread = {"sigma": 2.0}
     assert not _run(speed=spread).refused
-    assert _run(speed=spread, staleness={"maximum": 0}).refused["too stale"] > 5
+    assert _run(speed=spread, staleness={"maximum": 0}).refused["too_stale"] > 5
 
 
 def test_sites_of_the_tasks_own() -> None:
