@@ -24,6 +24,9 @@ hypothesis_settings.load_profile("llmos")
 
 
 _SHARED_KAFKA = pytest.StashKey[SharedKafka]()
+_PACKAGE_LOGGER = logging.getLogger("llmos_stream")
+# Before any fixture of a module has run a command, which sets up logging for its whole process.
+_LOGGING = (list(_PACKAGE_LOGGER.handlers), _PACKAGE_LOGGER.level, _PACKAGE_LOGGER.propagate)
 
 
 @dataclass(frozen=True)
@@ -99,12 +102,17 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def _process_as_before() -> Iterator[None]:
     """What a command, a role or a benchmark sets for its whole process is put back: others come after it here."""
-    package, threads = logging.getLogger("llmos_stream"), torch.get_num_threads()
-    handlers, level, propagate = package.handlers, package.level, package.propagate
+    threads = torch.get_num_threads()
+    _reset_logging()
     yield
-    package.handlers, package.propagate = handlers, propagate
-    package.setLevel(level)
+    _reset_logging()
     torch.set_num_threads(threads)
+
+
+def _reset_logging() -> None:
+    handlers, level, propagate = _LOGGING
+    _PACKAGE_LOGGER.handlers, _PACKAGE_LOGGER.propagate = list(handlers), propagate
+    _PACKAGE_LOGGER.setLevel(level)
 
 
 def need_a_local_kafka() -> None:

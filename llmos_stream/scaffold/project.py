@@ -81,10 +81,13 @@ def _checked(name: str) -> str:
 def _is_installed(module: str) -> bool:
     """Whether a package of that name is installed, which would be found in place of the project's own module.
 
-    What lies in the current folder is none, nor is a folder without a module, which has no origin.
+    What lies in the current folder is none (its virtual environment is), nor is a folder without a module, which has
+    no origin.
     """
     found = find_spec(module)
-    return found is not None and found.origin is not None and Path.cwd() not in Path(found.origin).parents
+    if found is None or found.origin is None:
+        return False
+    return Path.cwd() not in (Path(found.origin).parent, Path(found.origin).parent.parent)
 
 
 def _coded(folder: str, name: str, words: Mapping[str, str]) -> str:

@@ -66,8 +66,14 @@ def _arguments(folder: Path, *, batch: int = 4, **options: Any) -> TrainingArgum
 def _trained(folder: Path, *callbacks: FederatedCallback, **options: Any) -> tuple[GPT2LMHeadModel, list[float], int]:
     """The model, the losses of its steps, and how many those were."""
     model = _model()
-    arguments = _arguments(folder, **options)
-    trainer = Trainer(model, arguments, train_dataset=Texts(), callbacks=list(callbacks))
+    return _run(model, _trainer(model, folder, *callbacks, **options))
+
+
+def _trainer(model: GPT2LMHeadModel, folder: Path, *callbacks: FederatedCallback, **options: Any) -> Trainer:
+    return Trainer(model, _arguments(folder, **options), train_dataset=Texts(), callbacks=list(callbacks))
+
+
+def _run(model: GPT2LMHeadModel, trainer: Trainer) -> tuple[GPT2LMHeadModel, list[float], int]:
     trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     return model, losses, trainer.state.global_step
@@ -137,12 +143,15 @@ async def test_gpt2_through_kafka(kafka: KafkaNode, federation: str, tmp_path: P
         stop={"max_versions": 4},
     )
 
-    def site(name: str) -> tuple[GPT2LMHeadModel, list[float], int]:
+    def site(name: str) -> tuple[GPT2LMHeadModel, Trainer]:
         own = settings.changed(client={"id": name, "state_dir": tmp_path / name})
-        return _trained(tmp_path, FederatedCallback(every=3, settings=own), num_train_epochs=100)
+        model = _model()
+        return model, _trainer(model, tmp_path, FederatedCallback(every=3, settings=own), num_train_epochs=100)
 
+    # One after the other: a new Trainer sets up accelerate for its whole process.
+    sites = [site(name) for name in ("a", "b")]
     async with connect(settings.broker) as broker, running_federation(_model(), settings, broker) as running:
-        (one, losses, _), (other, _, _) = await asyncio.gather(*(asyncio.to_thread(site, name) for name in ("a", "b")))
+        (one, losses, _), (other, _, _) = await asyncio.gather(*(asyncio.to_thread(_run, *each) for each in sites))
         version = await running.version(4)
     assert sum(losses[-3:]) < sum(losses[:3])
     state = version.layout.unflatten(version.weights)

@@ -110,6 +110,17 @@ def test_a_folder_of_its_name_in_the_current_one_is_no_package(
     assert "wards_c: the folder is not empty" in llmos("new", "wards_c").error()
 
 
+def test_a_package_of_a_virtual_environment_in_the_current_folder_is_one(
+    llmos: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packages = tmp_path / ".venv" / "lib" / "site-packages"
+    (packages / "wards_d").mkdir(parents=True)
+    (packages / "wards_d" / "__init__.py").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(packages)
+    assert "Python has a module wards_d already" in llmos("new", "wards_d").error()
+
+
 def test_a_file_in_its_place_and_an_unknown_template_are_said(llmos: Run, tmp_path: Path) -> None:
     (tmp_path / "wards").write_text("mine")
     assert llmos("new", tmp_path / "wards").error().startswith(f"{tmp_path / 'wards'}: ")

@@ -140,8 +140,10 @@ async def test_the_tests_own_error_comes_first(federation: str) -> None:
 
 
 async def test_what_does_not_come_in_time_is_named(federation: str) -> None:
-    async with running_federation(initial(), quick_settings(federation), patience_seconds=0.2) as running:
+    async with running_federation(initial(), quick_settings(federation)) as running:
         await running.version(0)
+        await running.events("version_published")
+        running._patience_seconds = 0.2
         for wait, message in (
             (running.version(7), r"waited 0.2 s for version 7: the log has \[0\]"),
             (running.events("update_folded"), r"waited 0.2 s for events: there are .*1 version_published"),
