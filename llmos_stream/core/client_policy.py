@@ -28,8 +28,9 @@ The first update of a process is sent at once.
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum, auto
+from typing import NamedTuple
 
 from llmos_stream.config import ClientSettings
 
@@ -169,9 +170,11 @@ class _Phase(Enum):
     SENDING = auto()
 
 
-@dataclass(frozen=True, slots=True)
-class PolicyState:
-    """What a client remembers. Times are those of `now`: seconds of any clock that does not go back."""
+class PolicyState(NamedTuple):
+    """What a client remembers. Times are those of `now`: seconds of any clock that does not go back.
+
+    A tuple, because it is copied with each event: that takes a tenth of the time of a data class.
+    """
 
     rules: ClientSettings
     joins_at: float
@@ -218,24 +221,29 @@ def observe(state: PolicyState, event: PolicyEvent, now: float) -> PolicyState:
     """Take in an event at time `now`, where the client does nothing yet."""
     match event:
         case Heard():
-            return state if event is state.heard else replace(state, heard=event)
+            return state if event is state.heard else state._replace(heard=event)
         case Resumed():
             if state.in_update:  # nothing has come of the training: the next may begin at once
-                state = replace(state, phase=_Phase.IDLE, base=None, begun_at=-math.inf)
+                state = state._replace(phase=_Phase.IDLE, base=None, begun_at=-math.inf)
             # Nobody knows whether what was being sent has reached the log.
-            return replace(state, unsent=True, sent_at=max(state.sent_at, state.sending_at))
+            return state._replace(unsent=True, sent_at=max(state.sent_at, state.sending_at))
         case TrainingDone():
             ready_at = now + train_seconds(state.rules, event.seconds, event.share) - event.seconds
-            return replace(state, phase=_Phase.TRAINED, base=event.base, ready_at=ready_at, looked=False)
+            return state._replace(phase=_Phase.TRAINED, base=event.base, ready_at=ready_at, looked=False)
         case UpdateSent():
-            sent = replace(state, phase=_Phase.IDLE, updates=state.updates + 1, unsent=False)
-            return replace(sent, sent_at=state.sending_at, acknowledged_at=now)
+            return state._replace(
+                phase=_Phase.IDLE,
+                updates=state.updates + 1,
+                unsent=False,
+                sent_at=state.sending_at,
+                acknowledged_at=now,
+            )
         case UpdateRefused():
-            return replace(state, phase=_Phase.IDLE, unsent=False, begun_at=-math.inf)
+            return state._replace(phase=_Phase.IDLE, unsent=False, begun_at=-math.inf)
         case UnsentSettled(sent=True):
-            return replace(state, unsent=False, updates=state.updates + 1, sent_at=state.sending_at)
+            return state._replace(unsent=False, updates=state.updates + 1, sent_at=state.sending_at)
         case UnsentSettled():
-            return replace(state, unsent=False)
+            return state._replace(unsent=False)
 
 
 def decide(state: PolicyState, now: float) -> tuple[PolicyState, PolicyAction]:
@@ -243,13 +251,13 @@ def decide(state: PolicyState, now: float) -> tuple[PolicyState, PolicyAction]:
     action = _action(state, now)
     match action:
         case Train():
-            state = replace(state, phase=_Phase.TRAINING, begun_at=now, doublings=_next_doublings(state))
+            state = state._replace(phase=_Phase.TRAINING, begun_at=now, doublings=_next_doublings(state))
         case Look():
-            state = replace(state, looked=True)
+            state = state._replace(looked=True)
         case Send():
-            state = replace(state, phase=_Phase.SENDING, sending_at=now)
+            state = state._replace(phase=_Phase.SENDING, sending_at=now)
         case SendUnsent():
-            state = replace(state, sending_at=now)
+            state = state._replace(sending_at=now)
     return state, action
 
 
