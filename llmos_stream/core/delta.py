@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from llmos_stream.core.flat import BLOCK, l2_norm, require_flat, scratch
+from llmos_stream.core.flat import block_views, l2_norm, require_flat, scratch
 
 
 class Delta(Protocol):
@@ -71,9 +71,11 @@ class Whole:
         return math.inf
 
     def slices(self, factor: float | None = None) -> Iterator[Tensor]:
-        parts = torch.split(self._flat, BLOCK)
+        parts = block_views(self._flat)
         if factor is None:
             yield from parts
+        elif len(parts) == 1:
+            yield torch.mul(self._flat, factor)
         else:
             room = scratch(self._flat)
             for part in parts:

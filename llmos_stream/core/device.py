@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
-from llmos_stream.core.flat import BLOCK
+from llmos_stream.core.flat import BLOCK, block_views
 from llmos_stream.errors import ConfigError
 
 
@@ -37,7 +37,7 @@ class Upload:
     def blocks(self, slices: Iterable[Tensor]) -> Iterator[Tensor]:
         """`slices`, cut into blocks where they are longer, each on the device."""
         for part in slices:
-            yield from map(self._bring, torch.split(part, BLOCK))
+            yield from map(self._bring, block_views(part))
 
     def _bring(self, values: Tensor) -> Tensor:
         if self._device.type == "cpu":

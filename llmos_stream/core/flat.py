@@ -11,7 +11,7 @@ division by a Python number is none on a GPU, where torch multiplies with the re
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -33,9 +33,14 @@ def require_flat(tensor: Tensor, numel: int | None = None) -> None:
         raise ValueError(f"{numel} elements are needed, not {tensor.numel()}")
 
 
+def block_views(flat: Tensor) -> Sequence[Tensor]:
+    """Views of `flat`, block by block. A small model's is the vector itself, which saves an operation an update."""
+    return torch.split(flat, BLOCK) if flat.numel() > BLOCK else (flat,)
+
+
 def blocks(*flats: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Views of `flats`, block by block, in step."""
-    return zip(*(torch.split(flat, BLOCK) for flat in flats), strict=True)
+    return zip(*map(block_views, flats), strict=True)
 
 
 def scratch(flat: Tensor) -> Tensor:
@@ -54,7 +59,7 @@ def l2_norm(flat: Tensor) -> float:
     One float32 pass over rows of fixed width, which are then combined in float64; a second one, in
     float64, where squares overflowed, underflowed or were never finite.
     """
-    return norm_of(row_norms(flat), lambda: torch.split(flat, BLOCK))
+    return norm_of(row_norms(flat), lambda: block_views(flat))
 
 
 def norm_of(rows: Iterable[float], again: Callable[[], Iterable[Tensor]]) -> float:

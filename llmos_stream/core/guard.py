@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -18,15 +19,12 @@ def check_version(parent: Tensor, weights: Tensor, tensors: Sequence[TensorSpec]
     norm at most, where there is such a limit and they are not all zeros.
     """
     at = 0
-    for spec in tensors:
-        here = slice(at, at := at + spec.numel)
-        if not _fits(weights[here], spec):
-            # What was infinite before (a mask) may stay so.
-            became = _as_stored(weights[here], spec).isfinite().logical_not()
-            became &= weights[here].view(torch.int32) != parent[here].view(torch.int32)
-            for place in became.nonzero().flatten()[:1].tolist():
-                value, was = float(weights[here][place]), float(parent[here][place])
-                raise _unsafe(f"{spec.name} would go from {was:g} to {value:g}, which {spec.dtype} cannot hold")
+    # Those of one dtype that lie together are looked at in one pass: a small model is not held up by its many tensors.
+    for dtype, specs in groupby(tensors, lambda spec: spec.dtype):
+        alike = list(specs)
+        here = slice(at, at := at + sum(spec.numel for spec in alike))
+        if not _fits(weights[here], dtype):
+            _check_each(parent[here], weights[here], alike)
     if max_step is None:
         return
     end = sum(spec.numel for spec in tensors if spec.kind is TensorKind.PARAMETER)
@@ -36,14 +34,27 @@ def check_version(parent: Tensor, weights: Tensor, tensors: Sequence[TensorSpec]
         raise _unsafe(f"parameters would move by {step / size:.3g} of their norm; aggregation.max_step is {max_step:g}")
 
 
-def _fits(values: Tensor, spec: TensorSpec) -> bool:
+def _check_each(parent: Tensor, weights: Tensor, tensors: Sequence[TensorSpec]) -> None:
+    at = 0
+    for spec in tensors:
+        here = slice(at, at := at + spec.numel)
+        if not _fits(weights[here], spec.dtype):
+            # What was infinite before (a mask) may stay so.
+            became = _as_stored(weights[here], spec.dtype).isfinite().logical_not()
+            became &= weights[here].view(torch.int32) != parent[here].view(torch.int32)
+            for place in became.nonzero().flatten()[:1].tolist():
+                value, was = float(weights[here][place]), float(parent[here][place])
+                raise _unsafe(f"{spec.name} would go from {was:g} to {value:g}, which {spec.dtype} cannot hold")
+
+
+def _fits(values: Tensor, dtype: str) -> bool:
     # The extremes alone, which take no memory: they are NaN where any element is.
-    return values.numel() == 0 or bool(_as_stored(torch.stack(values.aminmax()), spec).isfinite().all())
+    return values.numel() == 0 or bool(_as_stored(torch.stack(values.aminmax()), dtype).isfinite().all())
 
 
-def _as_stored(values: Tensor, spec: TensorSpec) -> Tensor:
-    dtype: torch.dtype = getattr(torch, spec.dtype)
-    return values.to(dtype)
+def _as_stored(values: Tensor, dtype: str) -> Tensor:
+    known: torch.dtype = getattr(torch, dtype)
+    return values.to(known)
 
 
 def _unsafe(detail: str) -> Rejected:

@@ -137,11 +137,11 @@ class Pipeline:
 
     def check(self, delta: Tensor | Delta, buffers: Tensor | None, weights: Tensor) -> float:
         """The clip factor of an update that is sound, at these `weights`. Raises Rejected."""
-        parameters, current = self._parts(weights)
-        check_buffers(buffers, current.cpu(), self.buffers)
+        if self._behind or buffers is not None:
+            check_buffers(buffers, self._parts(weights)[1].cpu(), self.buffers)
         fixed, recent = self._aggregation.clip_norm, self.limits.norm
         limit = fixed if recent is None else recent if fixed is None else min(fixed, recent)
-        clip = self.stages.check(delta, parameters.numel(), limit)
+        clip = self.stages.check(delta, weights.numel() - self._behind, limit)
         if self.limits.measures:
             self._norm = as_delta(delta).norm() * clip
         return clip
@@ -283,6 +283,8 @@ class Pipeline:
 
     def _parts(self, flat: Tensor) -> tuple[Tensor, Tensor]:
         """Its parameters and its buffers, as views."""
+        if not self._behind:
+            return flat, flat.new_empty(0)
         end = flat.numel() - self._behind
         return flat[:end], flat[end:]
 

@@ -27,12 +27,13 @@ class RunningSum:
             total = torch.empty(delta.numel + self._behind, dtype=torch.float32, device=self._device)
         at = 0
         for part in self._upload.blocks(delta.slices(factor)):
-            sums = total[at : at + part.numel()]
+            count = part.numel()
+            sums = total if count == total.numel() else total[at : at + count]
             if first:
                 sums.copy_(part)
             else:
                 sums.add_(part)
-            at += part.numel()
+            at += count
         if at + self._behind != total.numel():
             raise ValueError(f"a delta of {at} elements where {total.numel() - self._behind} are summed up")
         self._total = total
