@@ -89,10 +89,10 @@ class BatchedTrainer:
         ordered = sorted(jobs, key=lambda job: -self._data.steps_of(job.client))
         plan = self._data.steps([job.client for job in ordered], [job.number for job in ordered])
         bases = torch.stack([job.base for job in ordered])
-        names = [spec.name for spec in self._layout.tensors]
-        pieces = torch.split(bases, [spec.numel for spec in self._layout.tensors], dim=1)
+        trained = bases.to(self._device, copy=True)  # the parameters are views of it, so that nothing is put together
+        pieces = torch.split(trained, [spec.numel for spec in self._layout.tensors], dim=1)
         parameters = {
-            spec.name: piece.to(self._device).reshape(len(ordered), *spec.shape).clone()
+            spec.name: piece.view(len(ordered), *spec.shape)
             for spec, piece in zip(self._layout.tensors, pieces, strict=True)
         }
         moments: dict[str, Tensor] = {}
@@ -101,7 +101,7 @@ class BatchedTrainer:
             live = {name: tensor[:there] for name, tensor in parameters.items()}
             with torch.no_grad():
                 self._move(live, self._stacked.gradients(live, inputs, targets, weights), moments, is_first=step == 0)
-        deltas = torch.cat([parameters[name].reshape(len(ordered), -1) for name in names], dim=1).cpu().sub_(bases)
+        deltas = trained.cpu().sub_(bases)
         for job, delta in zip(ordered, trained_deltas(deltas), strict=True):
             job.delta = delta
             job.metrics = {LOCAL_STEPS: float(self._data.steps_of(job.client))}

@@ -135,6 +135,7 @@ class Run:
         self._oldest = self.aggregator.rule.admitted.maximum
         own = settings.participation
         self._gate = ParticipationRules(tuple(own.clients.split(",")), own.at_once, own.min_examples)
+        self._is_open = self._gate.clients == ("*",)
         self._rules = settings.client
         if settings.population.concurrency is not None and settings.client.max_updates is None:
             self._rules = settings.client.model_copy(update={"max_updates": 1})
@@ -239,7 +240,7 @@ class Run:
     # What a client does
 
     def _heard_by(self, client: _Client) -> Heard:
-        if self._gate.clients == ("*",):
+        if self._is_open:
             return self._heard
         return replace(self._heard, unwanted=why_unwanted(client.id, self._gate, None))
 
