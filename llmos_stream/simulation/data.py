@@ -103,6 +103,8 @@ class SplitData:
             return self._epochs * count
         batches = self._batches(client)
         whole, rest = divmod(self._local_steps, batches)
+        if not rest:
+            return whole * count
         first = number * self._local_steps
         sizes = (min(self._batch, count - (first + step) % batches * self._batch) for step in range(rest))
         return whole * count + sum(sizes)
