@@ -2,13 +2,15 @@
 
 Every client trains an MLP of 64-128-10 for 5 steps of 16 examples, and its update is folded: a thousand at work, ten
 updates a version. `bmm` is the training of as many clients by stacked products and nothing else; `loop` is a client
-after the other in plain torch, nothing else either. Times are of the CPU, one thread.
+after the other in plain torch, nothing else either. Times are of the CPU, one thread, after a short run that warms up.
+Other simulators do the same work in environments of their own (see `simulation_peers`).
 """
 
 import argparse
 import resource
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +21,8 @@ from llmos_stream.simulation import simulate
 from llmos_stream.simulation.experiment import make_experiment
 from llmos_stream.training.models import mlp
 from llmos_stream.training.tensor_task import TensorTask
-from tests.bench.common import add_flags, show, write_json
+from tests.bench import simulation_peers
+from tests.bench.common import OUTPUT, add_flags, show, write_json
 
 _FEATURES, _HIDDEN, _CLASSES = 64, 128, 10
 _STEPS, _BATCH, _LR = 5, 16, 0.05
@@ -48,32 +51,44 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--clients", type=int, default=1_000_000, help="virtual clients (default 1000000)")
     parser.add_argument("--updates", type=int, default=20_000, help="client updates that are timed (default 20000)")
     parser.add_argument("--at-once", type=int, default=64, help="clients trained at once (default 64)")
+    parser.add_argument("--no-peers", action="store_true", help="leave other simulators out")
+    parser.add_argument("--peers", type=Path, default=OUTPUT, metavar="FOLDER", help="where they are, or are put")
+    parser.add_argument("--limit", type=float, default=600.0, help="give one up that takes longer, in s (default 600)")
 
 
 def run(options: argparse.Namespace) -> None:
     """Measure, print and write."""
     torch.set_num_threads(options.threads)
     before = _peak_mib()
-    simulated, how = _simulated(options)
+    _simulated(options, updates=200)  # torch imports a second's worth when a model is first trained
+    simulated, how = _simulated(options, options.updates)
     peak = _peak_mib()
     limit = max(_rate(lambda: _bmm(options.at_once), options.at_once) for _ in range(5))
     loop = max(_rate(_plain, 1) for _ in range(5))
     named = {"limit: bmm alone": limit, "simulation": simulated, "plain torch loop": loop}
+    if not options.no_peers:
+        named |= simulation_peers.measure_all(options.peers.absolute(), options.limit)
     rows = [
-        [name, f"{rate:,.0f}", f"{100 * rate / limit:.0f} %", f"{rate / loop:.1f}x"] for name, rate in named.items()
+        [name, f"{rate:,.0f}", f"{100 * rate / limit:.0f} %", f"{rate / loop:.1f}x", f"{simulated / rate:.1f}x"]
+        for name, rate in named.items()
     ]
     caption = (
         f"{options.clients:,} virtual clients; {how}; peak memory {peak:.0f} MiB ({before:.0f} before the run); "
         f"a million updates in {1e6 / simulated:.0f} s; goal: {100 * _GOAL:.0f} % of the limit"
     )
-    show("Simulated client updates", ["what", "updates/s", "of the limit", "of the loop"], rows, caption)
+    show(
+        "Simulated client updates",
+        ["what", "updates/s", "of the limit", "of the loop", "simulation beside it"],
+        rows,
+        caption,
+    )
     results = {"rates": named, "peak_mib": peak, "clients": options.clients, "of_the_limit": simulated / limit}
     write_json(options.output, "simulate", results)
 
 
-def _simulated(options: argparse.Namespace) -> tuple[float, str]:
+def _simulated(options: argparse.Namespace, updates: int) -> tuple[float, str]:
     values = {
-        "simulation": {"updates": options.updates, "at_once": options.at_once, "training": "batched", "device": "cpu"},
+        "simulation": {"updates": updates, "at_once": options.at_once, "training": "batched", "device": "cpu"},
         "population": {"clients": options.clients, "concurrency": min(options.clients, 1000)},
         "data": {"split": "drawn", "examples": _STEPS * _BATCH},
         "task": {"entry": f"{__name__}:Mlp"},

@@ -124,21 +124,21 @@ class Measured:
     superlink_mib: float
 
 
-def environment(folder: Path) -> Path:
+def environment(folder: Path, requirements: Sequence[str] = REQUIREMENTS, name: str = "Flower") -> Path:
     """The virtual environment in `folder`, made where it is not there. Raises NotHere where it cannot be made."""
     ready = folder / ".ready"
-    wanted = json.dumps([sys.version_info[:2], *REQUIREMENTS])
+    wanted = json.dumps([sys.version_info[:2], *requirements])
     if ready.exists() and ready.read_text() == wanted:
         return folder
     python = str(folder / "bin" / "python")
-    install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *REQUIREMENTS]
+    install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *requirements]
     try:
         for command in ([sys.executable, "-m", "venv", str(folder)], install):
             subprocess.run(command, check=True, capture_output=True, text=True, timeout=_INSTALL_SECONDS)
     except subprocess.CalledProcessError as error:
-        raise NotHere(f"Flower cannot be installed:\n{error.stderr.strip()[-_TAIL:]}") from None
+        raise NotHere(f"{name} cannot be installed:\n{error.stderr.strip()[-_TAIL:]}") from None
     except (subprocess.TimeoutExpired, OSError) as error:
-        raise NotHere(f"Flower cannot be installed: {error}") from None
+        raise NotHere(f"{name} cannot be installed: {error}") from None
     ready.write_text(wanted)
     return folder
 
