@@ -22,11 +22,17 @@ class InferenceSettings(Section):
     keep: Count = 3
     """How many of the newest versions are held in memory, beside those that are promoted, pinned or rolled back to."""
     max_batch: Count = 64
-    """Most examples in one forward pass, and in one request."""
+    """Most examples in one forward pass, and in one request. Of a language model: most requests that are answered at
+    once."""
     max_delay_ms: Annotated[float, Field(ge=0, le=10_000)] = 2.0
     """How long a request waits for others to share its forward pass."""
     max_waiting: Count = 1024
-    """Most examples that wait; a request beyond that is refused (503)."""
+    """Most examples that wait; a request beyond that is refused (503; 429 where a language model is served)."""
+    max_tokens: Count = 512
+    """Most tokens of a language model's answer, and how many it may have where the request does not say."""
+    cache_tokens: Count = 32_768
+    """Most tokens of all requests under way together, of which a language model keeps what attention needs. Others
+    wait. More than that, or than the model's context, no request may have."""
     max_body_bytes: Annotated[int, Field(ge=1024, le=1 << 30)] = 8 << 20
     """Most bytes of a request's body, which must arrive within a minute and never pause for 10 seconds."""
     max_bodies_bytes: Annotated[int, Field(ge=1024)] = 64 << 20

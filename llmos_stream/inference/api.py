@@ -1,26 +1,24 @@
 """The HTTP API: predict, list the loaded versions, choose which one serves. `/docs` shows it."""
 
-from collections.abc import Awaitable, Callable
 from time import perf_counter
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import Depends, FastAPI, HTTPException, Request
+from fastapi import FastAPI, HTTPException, Request
 from fastapi.responses import Response
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from fastapi_offline import FastAPIOffline
-from pydantic import SecretStr, ValidationError
+from pydantic import ValidationError
 from torch import Tensor
 
 from llmos_stream.config import InferenceSettings, explain
-from llmos_stream.inference.answers import Answer, Models, NewRoute, Question, models_of, question_schema
+from llmos_stream.inference.answers import Answer, Models, Question, models_of, question_schema
 from llmos_stream.inference.batching import Batcher, Busy, PredictionFailed
 from llmos_stream.inference.inputs import BadInput, InputSpec, check_counts, read_inputs
 from llmos_stream.inference.metrics import InferenceMetrics
 from llmos_stream.inference.model_pool import ModelPool, NotLoaded
-from llmos_stream.inference.routing import Route
+from llmos_stream.inference.route_api import add_route
 from llmos_stream.runtime import Offload
 from llmos_stream.web.bodies import BodyLimit
-from llmos_stream.web.guards import HostCheck, check_bearer
+from llmos_stream.web.guards import HostCheck
 
 _PREDICT = "/v1/predict"
 _SMALL_BODY = 4096  # of all other paths: they are parsed before their token is looked at
@@ -31,10 +29,6 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
     413: {"description": "The body is too large."},
     422: {"description": "The inputs are not what the model takes."},
     503: {"description": "Too much is waiting, or there is no version yet."},
-}
-_OPERATOR: dict[int | str, dict[str, Any]] = {
-    401: {"description": "The token is missing or wrong."},
-    403: {"description": "No token is set, so nobody may."},
 }
 
 
@@ -61,7 +55,6 @@ def make_app(
         held_bytes=settings.max_bodies_bytes,
     )
     app.add_middleware(HostCheck, host=settings.host, allowed=settings.allowed_hosts, setting=_HOSTS)
-    operator = [Depends(_only_with(settings.token))]
 
     @app.post(_PREDICT, response_model=Answer, responses=_ERRORS, openapi_extra={"requestBody": question_schema(spec)})
     async def predict(request: Request) -> Response:
@@ -96,28 +89,7 @@ def make_app(
         """The versions held, which of them serves, and why."""
         return models_of(pool)
 
-    @app.put("/v1/route", dependencies=operator, responses={404: _ERRORS[404], **_OPERATOR})
-    async def set_route(route: NewRoute) -> Models:
-        """Pin a version, and send a share of the requests to the newest."""
-        try:
-            pool.set_route(Route(route.pin, route.canary))
-        except NotLoaded as error:
-            raise HTTPException(404, str(error)) from None
-        return models_of(pool)
-
-    @app.post(
-        "/v1/rollback",
-        dependencies=operator,
-        responses={409: {"description": "There is none to go back to."}, **_OPERATOR},
-    )
-    async def roll_back() -> Models:
-        """Pin the version that served before, and send nothing to the newest."""
-        try:
-            pool.roll_back()
-        except NotLoaded as error:
-            raise HTTPException(409, str(error)) from None
-        return models_of(pool)
-
+    add_route(app, settings, pool)
     return app
 
 
@@ -133,18 +105,3 @@ def _read(body: bytes, spec: InputSpec, max_examples: int) -> tuple[int | None, 
 
 def _retry(status: int) -> dict[str, str] | None:
     return {"Retry-After": "1"} if status == 503 else None
-
-
-def _only_with(token: SecretStr | None) -> Callable[..., Awaitable[None]]:
-    """Make the check that a request carries `token`."""
-    bearer = HTTPBearer(auto_error=False, description="`inference.token`")
-
-    wanted = None if token is None else token.get_secret_value()
-    unset = "the route cannot be changed here: set LLMOS_INFERENCE__TOKEN and start again"
-
-    async def check(given: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]) -> None:
-        if denied := check_bearer(wanted, None if given is None else given.credentials, unset):
-            headers = {"WWW-Authenticate": "Bearer"} if denied.status == 401 else None
-            raise HTTPException(denied.status, denied.detail, headers)
-
-    return check

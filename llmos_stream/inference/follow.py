@@ -4,7 +4,7 @@ import logging
 from contextlib import AsyncExitStack
 
 from llmos_stream.errors import OffsetGone, Rejected, TopicMissing
-from llmos_stream.inference.model_pool import LoadedModel, ModelPool, load_model
+from llmos_stream.inference.model_pool import LoadedModel, Make, ModelPool, load_model
 from llmos_stream.inference.promoted import Promoted
 from llmos_stream.log import ControlView, Pointer
 from llmos_stream.log.federation import Federation
@@ -13,7 +13,6 @@ from llmos_stream.log.replica import Replica
 from llmos_stream.runtime import BROKER, MODEL, met, run_while
 from llmos_stream.runtime.health import lost
 from llmos_stream.telemetry.tracing import follow
-from llmos_stream.training import Task
 
 logger = logging.getLogger(__name__)
 
@@ -24,12 +23,11 @@ _PROMOTED_SECONDS = 30.0
 
 
 class PoolUpdater:
-    """Adds versions to the pool. `promoted` finds older ones, and `share` is the setting `task.share`."""
+    """Adds versions to the pool. `make` makes the models, and `promoted` finds older versions."""
 
-    def __init__(self, federation: Federation, task: Task, share: str, pool: ModelPool, promoted: Promoted) -> None:
+    def __init__(self, federation: Federation, make: Make, pool: ModelPool, promoted: Promoted) -> None:
         self._federation = federation
-        self._task = task
-        self._share = share
+        self._make = make
         self._pool = pool
         self._promoted = promoted
         self._taken: int | None = None  # the newest one in the pool may be another run's, from the registry
@@ -80,7 +78,7 @@ class PoolUpdater:
         try:
             version = await replica.move_to(latest, _CATCH_UP_SECONDS)
             with follow("inference.swap", replica.parent_span, version_attributes(version.head)):
-                self._publish(await self._federation.run(load_model, self._task, self._share, version))
+                self._publish(await self._federation.run(load_model, self._make, version))
             self._taken = latest.version
         except OffsetGone:
             logger.warning("version %d was deleted before it was read; going on with the next", latest.version)

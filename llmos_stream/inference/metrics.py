@@ -47,13 +47,14 @@ class InferenceMetrics:
         """Count a forward pass."""
         self._examples.observe(examples)
 
-    def answered(self, version: int | None, status: int, seconds: float) -> None:
-        """Count an answer."""
+    def answered(self, version: int | None, status: int, seconds: float | None) -> None:
+        """Count an answer. `seconds` is None where its length says how long it takes."""
         labels = (_NO_VERSION if version is None else str(version), str(status))
         self._seen.add(labels)
         self._requests.labels(*labels).inc()
         self._answers.labels(str(status)).inc()
-        self._seconds.observe(seconds)
+        if seconds is not None:
+            self._seconds.observe(seconds)
 
     def show_pool(self, loaded: Iterable[int], serving: int | None, newest: int | None) -> None:
         """Export what serves, and drop the series of versions that are no longer loaded."""

@@ -7,6 +7,7 @@ mapping of models. So a request sees all of a version or nothing, and keeps its 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from random import random
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -27,42 +28,54 @@ class NotLoaded(LlmosError):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LoadedModel:
-    """A version as a model in eval mode that nobody writes to."""
+    """A version as a model in eval mode that nobody writes to, or what else its `Make` makes of it."""
 
     version: int
     digest: str
     time_ms: int
-    model: nn.Module
+    model: Any
 
 
-def load_model(task: Task, share: str, version: Version) -> LoadedModel:
-    """Copy a version's weights into a model of its own. Call it off the event loop.
+Make = Callable[[Layout, Tensor], Any]
+"""Makes a model of a version's flat weights, which may be overwritten afterwards. It is called off the event loop.
+
+It raises a `ConfigError` where the version is of another model.
+"""
+
+
+def making(task: Task, share: str) -> Make:
+    """Make for each version a whole model of its own, in eval mode.
 
     Args:
-        task: Makes the model.
-        share: Which of its tensors the federation shares (`task.share`).
-        version: The weights, which may be overwritten afterwards.
+        task: Makes the models.
+        share: Which of their tensors the federation shares (`task.share`).
+    """
+
+    def make(layout: Layout, weights: Tensor) -> nn.Module:
+        model = task.model()
+        shared = shared_tensors(model, share)
+        if not shared_layout(model, share).has_tensors_of(layout):
+            raise ConfigError("task.entry, task.share: the task's shared tensors are not the federation's")
+        load_(shared, layout.views(weights))
+        return model.eval().requires_grad_(False)
+
+    return make
+
+
+def load_model(make: Make, version: Version) -> LoadedModel:
+    """Make the model of a version of the log. Call it off the event loop.
 
     Raises:
         ConfigError: The version is of another model.
     """
-    head, model = version.head, _model(task, share, version.layout, version.weights)
+    head, model = version.head, make(version.layout, version.weights)
     return LoadedModel(head.number, head.weights_digest.hex(), head.time_ms, model)
 
 
-def load_archived(task: Task, share: str, entry: ArchivedVersion, weights: Tensor) -> LoadedModel:
+def load_archived(make: Make, entry: ArchivedVersion, weights: Tensor) -> LoadedModel:
     """Do as `load_model` with a version from the registry."""
-    model = _model(task, share, entry.layout, weights)
+    model = make(entry.layout, weights)
     return LoadedModel(entry.version, entry.weights_digest.hex(), entry.time_ms, model)
-
-
-def _model(task: Task, share: str, layout: Layout, weights: Tensor) -> nn.Module:
-    model = task.model()
-    shared = shared_tensors(model, share)
-    if not shared_layout(model, share).has_tensors_of(layout):
-        raise ConfigError("task.entry, task.share: the task's shared tensors are not the federation's")
-    load_(shared, layout.views(weights))
-    return model.eval().requires_grad_(False)
 
 
 class ModelPool:

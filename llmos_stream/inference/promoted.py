@@ -12,14 +12,13 @@ from dataclasses import dataclass, field
 
 from llmos_stream.config import RegistrySettings
 from llmos_stream.errors import ConfigError, LlmosError, OffsetGone
-from llmos_stream.inference.model_pool import LoadedModel, load_archived, load_model
+from llmos_stream.inference.model_pool import LoadedModel, Make, load_archived, load_model
 from llmos_stream.log.federation import Federation
 from llmos_stream.registry import STORE, Damaged, NotArchived, StoreUnavailable, VersionStore, open_store
 from llmos_stream.replay.index import Missing
 from llmos_stream.replay.replay_log import ReplayLog
 from llmos_stream.runtime import Offload
 from llmos_stream.telemetry.process_metrics import RETRIES
-from llmos_stream.training import Task
 
 logger = logging.getLogger(__name__)
 
@@ -50,13 +49,11 @@ class Promoted:
         self,
         federation: Federation,
         registry: RegistrySettings,
-        task: Task,
-        share: str,
+        make: Make,
         fetching: Offload,
     ) -> None:
         self._federation = federation
-        self._task = task
-        self._share = share
+        self._make = make
         self._fetching = fetching
         self._store = None if registry.url is None else open_store(registry, federation.name)
         self._search: _Search | None = None
@@ -131,8 +128,8 @@ class Promoted:
     async def _logged(self, version: int) -> LoadedModel:
         async with ReplayLog(self._federation) as past:
             found = await past.version(version)
-        return await self._federation.run(load_model, self._task, self._share, found)
+        return await self._federation.run(load_model, self._make, found)
 
     async def _archived(self, store: VersionStore, version: int) -> LoadedModel:
         entry, weights = await self._fetching.run(store.load, version)
-        return await self._federation.run(load_archived, self._task, self._share, entry, weights)
+        return await self._federation.run(load_archived, self._make, entry, weights)

@@ -1,13 +1,14 @@
 """Bodies of requests: each is read whole before anything is parsed, within bounds of its own and of all together."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from llmos_stream.web.guards import Denied
+from llmos_stream.web.guards import Denied, shown_plainly
 
 _STALL_SECONDS = 10.0
 
@@ -76,6 +77,7 @@ class BodyLimit:
         larger: Paths whose bodies may have more bytes than that.
         held_bytes: Most bytes of all bodies that are read or being answered at a time. None: any number.
         stall_seconds: How long the next part of a body may take.
+        shape: Makes the body of an answer that says why.
     """
 
     def __init__(
@@ -85,12 +87,14 @@ class BodyLimit:
         larger: Mapping[str, int] | None = None,
         held_bytes: int | None = None,
         stall_seconds: float = _STALL_SECONDS,
+        shape: Callable[[Denied], Any] = shown_plainly,
     ) -> None:
         self._app = app
         self._max_bytes = max_bytes
         self._larger = larger or {}
         self._held = _Held(held_bytes)
         self._stall_seconds = stall_seconds
+        self._shape = shape
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -100,7 +104,7 @@ class BodyLimit:
         try:
             fault = await self._read(body, scope, receive)
             if isinstance(fault, Denied):
-                answer = JSONResponse({"detail": fault.detail}, fault.status)
+                answer = JSONResponse(self._shape(fault), fault.status)
                 answer.headers["connection"] = "close"  # the rest of the body is not read
                 if fault.status == _NO_ROOM.status:
                     answer.headers["retry-after"] = "1"

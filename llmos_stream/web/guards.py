@@ -5,10 +5,11 @@ browser, and its page could read every answer. The browser still sends the site'
 that a server which answers to its own names only is safe.
 """
 
+from collections.abc import Callable
 from ipaddress import ip_address
 from secrets import compare_digest
 from socket import gethostname
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -27,11 +28,19 @@ class HostCheck:
     `allowed`. The answer names `setting`, which lists them.
     """
 
-    def __init__(self, app: ASGIApp, host: str, allowed: str | None, setting: str) -> None:
-        """`host` is where the server listens; `allowed` lists names, separated by commas."""
+    def __init__(
+        self,
+        app: ASGIApp,
+        host: str,
+        allowed: str | None,
+        setting: str,
+        shape: "Callable[[Denied], Any] | None" = None,
+    ) -> None:
+        """`host` is where the server listens; `allowed` lists names, separated by commas; `shape` makes the body of the answer."""
         self._app = app
         self._allowed = {gethostname().lower(), host.lower(), *(n.strip().lower() for n in (allowed or "").split(","))}
         self._setting = setting
+        self._shape = shape or shown_plainly
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         hosts = [value.decode("latin-1") for name, value in scope.get("headers", ()) if name == b"host"]
@@ -40,7 +49,8 @@ class HostCheck:
             return
         shown = "".join(c if c.isascii() and c.isprintable() else "?" for c in hosts[0])[:_MAX_SHOWN]
         detail = f"this is not answered under the name {shown}: ask for localhost or an IP address, or list it in"
-        await JSONResponse({"detail": f"{detail} {self._setting}"}, _MISDIRECTED)(scope, receive, send)
+        denied = Denied(_MISDIRECTED, f"{detail} {self._setting}")
+        await JSONResponse(self._shape(denied), denied.status)(scope, receive, send)
 
     def _answers_to(self, host: str) -> bool:
         name = name_of(host)
@@ -69,6 +79,11 @@ class Denied(NamedTuple):
 
     status: int
     detail: str
+
+
+def shown_plainly(denied: Denied) -> dict[str, str]:
+    """The body of an answer that says why: the form of FastAPI's own errors."""
+    return {"detail": denied.detail}
 
 
 def check_bearer(token: str | None, given: str | None, unset: str) -> Denied | None:

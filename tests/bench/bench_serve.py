@@ -21,7 +21,7 @@ from torch import Tensor
 
 from llmos_stream.broker import Broker, LocalKafka, Topics, connect
 from llmos_stream.config import Settings, load
-from llmos_stream.inference.model_pool import load_model
+from llmos_stream.inference.model_pool import load_model, making
 from llmos_stream.log import ControlView
 from llmos_stream.roles.aggregator import initial_of
 from llmos_stream.runtime import run_all
@@ -161,7 +161,7 @@ async def _expected(broker: Broker, settings: Settings, task: Task) -> dict[int,
     async with broker.reader([Topics(settings.federation.name).models], start="earliest") as reader:
         async for version in decoded_versions(reader, settings.wire):
             with torch.no_grad():
-                found[version.head.number] = load_model(task, settings.task.share, version).model(inputs)
+                found[version.head.number] = load_model(making(task, settings.task.share), version).model(inputs)
     return found
 
 

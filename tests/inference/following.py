@@ -15,7 +15,7 @@ from llmos_stream.inference.batching import Batcher
 from llmos_stream.inference.follow import PoolUpdater
 from llmos_stream.inference.inputs import input_spec
 from llmos_stream.inference.metrics import InferenceMetrics
-from llmos_stream.inference.model_pool import ModelPool
+from llmos_stream.inference.model_pool import ModelPool, making
 from llmos_stream.inference.promoted import Promoted
 from llmos_stream.roles.aggregator import Initial, initial_of
 from llmos_stream.runtime import BROKER, MODEL, Health, Offload, Shutdown
@@ -48,8 +48,8 @@ async def serving_of(broker: Broker, settings: Settings, task: Task) -> AsyncIte
         batcher = Batcher(settings.inference, offload)
         app = make_app(settings.inference, input_spec(task), pool, batcher, metrics, offload)
         federation = federation_of(broker, settings, offload, shutdown)
-        promoted = Promoted(federation, settings.registry, task, settings.task.share, offload)
-        follower = PoolUpdater(federation, task, settings.task.share, pool, promoted)
+        promoted = Promoted(federation, settings.registry, making(task, settings.task.share), offload)
+        follower = PoolUpdater(federation, making(task, settings.task.share), pool, promoted)
         following = asyncio.create_task(follower.run())
         answering = asyncio.create_task(batcher.run())
         transport = httpx.ASGITransport(app)

@@ -11,7 +11,7 @@ from torch import Tensor
 from llmos_stream.broker import Broker, MemoryBroker
 from llmos_stream.config import Settings
 from llmos_stream.errors import BrokerUnavailable, ConfigError
-from llmos_stream.inference.model_pool import load_model
+from llmos_stream.inference.model_pool import load_model, making
 from llmos_stream.log.versions import Version
 from llmos_stream.runtime import BROKER, retry
 from llmos_stream.testing import Call, FaultyBroker, RunningFederation, until
@@ -30,7 +30,7 @@ async def _expected(running: RunningFederation, settings: Settings, task: Task, 
     async with running.broker.reader([running.topics.models], start="earliest") as reader:
         async for version in decoded_versions(reader, settings.wire):
             with torch.no_grad():
-                found[version.head.number] = load_model(task, settings.task.share, version).model(inputs)
+                found[version.head.number] = load_model(making(task, settings.task.share), version).model(inputs)
     return found
 
 
@@ -161,7 +161,7 @@ async def test_what_is_built_is_in_eval_mode_and_a_copy(federation: str) -> None
         running.broker.reader([running.topics.models], start="earliest") as reader,
     ):
         found += [version async for version in decoded_versions(reader, settings.wire)]
-    model = load_model(task, settings.task.share, found[0]).model
+    model = load_model(making(task, settings.task.share), found[0]).model
     before = [parameter.clone() for parameter in model.parameters()]
     found[0].weights.zero_()
     assert not any(module.training for module in model.modules())

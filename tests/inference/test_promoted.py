@@ -20,7 +20,7 @@ from llmos_stream.config import Settings
 from llmos_stream.errors import ConfigError
 from llmos_stream.inference import follow, run_inference
 from llmos_stream.inference import promoted as module
-from llmos_stream.inference.model_pool import load_archived, load_model
+from llmos_stream.inference.model_pool import load_archived, load_model, making
 from llmos_stream.inference.promoted import Promoted
 from llmos_stream.log.index import version_index
 from llmos_stream.registry import StoreUnavailable, VersionStore, promote
@@ -99,7 +99,7 @@ async def test_it_is_loaded_from_the_registry_and_answers(broker: Broker, federa
     task, initial = task_of(settings)
     _archive(settings, initial)
     with torch.no_grad():
-        expected = load_model(task, settings.task.share, version_of(initial.layout, _OLD)).model(
+        expected = load_model(making(task, settings.task.share), version_of(initial.layout, _OLD)).model(
             torch.tensor(_QUESTION["inputs"])
         )
     async with running_from(broker, settings, initial) as running:
@@ -160,8 +160,8 @@ async def test_narrow_tensors_are_what_the_model_would_have_made_of_them(federat
     narrow: Any = Narrow()
     version = version_of(Layout.of(shared_tensors(narrow.model(), settings.task.share)), _OLD)
     store_of(settings).save(version, AT)
-    logged = load_model(narrow, settings.task.share, version).model.state_dict()
-    archived = load_archived(narrow, settings.task.share, *store_of(settings).load(_OLD)).model.state_dict()
+    logged = load_model(making(narrow, settings.task.share), version).model.state_dict()
+    archived = load_archived(making(narrow, settings.task.share), *store_of(settings).load(_OLD)).model.state_dict()
     assert {tensor.dtype for tensor in archived.values()} == {torch.float32, torch.bfloat16, torch.float16}
     assert all(torch.equal(archived[name], tensor) for name, tensor in logged.items())
 
@@ -290,7 +290,7 @@ async def test_pauses_grow_to_half_a_minute_and_begin_anew_with_another_version(
     broker = MemoryBroker()
     async with running_from(broker, settings, initial), Offload(1) as offload:
         here = replace(federation_of(broker, settings, offload), clock=clock)
-        promoted = Promoted(here, settings.registry, task, settings.task.share, offload)
+        promoted = Promoted(here, settings.registry, making(task, settings.task.share), offload)
         asked = []
 
         async def every_second() -> None:

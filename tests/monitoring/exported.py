@@ -3,6 +3,7 @@
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 from prometheus_client.metrics import MetricWrapperBase
 
+from llmos_stream.inference.generation.metrics import GenerationMetrics
 from llmos_stream.inference.metrics import InferenceMetrics
 from llmos_stream.registry import archiver
 from llmos_stream.runtime import Health
@@ -23,7 +24,7 @@ OURS = {"up"}
 LABELS = {
     *("job", "instance", "le"),  # Prometheus's own
     *("role", "federation", "version", "condition", "folder"),  # operations
-    *("verdict", "reason", "codec", "metric", "need", "topic", "status", "client_id"),
+    *("verdict", "reason", "codec", "metric", "need", "topic", "status", "client_id", "kind"),
 }
 
 
@@ -34,6 +35,7 @@ def everything(registry: CollectorRegistry) -> CollectorRegistry:
     GCCollector(registry=registry)
     EventMetrics("llmos", registry)
     InferenceMetrics(registry)
+    GenerationMetrics(registry)
     for module in (process_metrics, archiver):
         for value in vars(module).values():
             if isinstance(value, MetricWrapperBase):

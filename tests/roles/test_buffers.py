@@ -12,7 +12,7 @@ from llmos_stream.broker import Broker, MemoryBroker
 from llmos_stream.codec import Layout
 from llmos_stream.config import ClientSettings, TaskSettings
 from llmos_stream.errors import ConfigError, TaskError
-from llmos_stream.inference.model_pool import load_model
+from llmos_stream.inference.model_pool import load_model, making
 from llmos_stream.log.versions import Version
 from llmos_stream.replay.rebuild import RebuildOutcome
 from llmos_stream.replay.whatif import Change, WhatIf
@@ -186,5 +186,5 @@ def test_a_version_of_a_release_that_knew_no_buffers_is_evaluated_and_served() -
     evaluation = ModelEvaluator(task, TaskSettings(), 2).evaluate(7, old, weights)
     assert evaluation.metrics["loss"] == pytest.approx(9.0)
     head = replace(VERSION, layout_digest=old.digest, tensors=old.tensors)
-    loaded = load_model(task, "all", Version(head, old, weights))
+    loaded = load_model(making(task, "all"), Version(head, old, weights))
     assert torch.allclose(loaded.model(torch.ones(2, 4)), torch.full((2, 4), 3.0))

@@ -12,7 +12,7 @@ from llmos_stream.broker import Broker
 from llmos_stream.cli.serve import _settle_personal
 from llmos_stream.config import Settings
 from llmos_stream.errors import ConfigError, StateError, TaskError
-from llmos_stream.inference.model_pool import load_model
+from llmos_stream.inference.model_pool import load_model, making
 from llmos_stream.log.versions import Version
 from llmos_stream.roles.aggregator import Initial
 from llmos_stream.roles.client import ClientState, read_personal, run_client
@@ -171,7 +171,7 @@ async def test_predictions_are_made_with_the_sites_own_part(broker: Broker, fede
     *_, newest = await _versions(broker, settings)
     task = _task(settings)
     _settle_personal(task, _FEDREP, tmp_path)
-    served = load_model(task, _FEDREP, newest).model.state_dict()
+    served = load_model(making(task, _FEDREP), newest).model.state_dict()
     head = {name: tensor for name, tensor in trained.state_dict().items() if not name.startswith("body.")}
     assert all(torch.equal(served[name], tensor) for name, tensor in head.items())
     assert torch.equal(served["body.weight"], newest.layout.unflatten(newest.weights)["body.weight"])

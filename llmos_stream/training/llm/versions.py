@@ -5,14 +5,14 @@ config.json, model.safetensors, tokenizer ...       `AutoModelForCausalLM.from_p
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import get_peft_model_state_dict
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from llmos_stream.codec import Layout
 from llmos_stream.config import ClientSettings, TaskSettings
@@ -22,8 +22,8 @@ from llmos_stream.training.llm.adapters import NAME, adapted_layers, peft_config
 from llmos_stream.training.llm.base import quietly
 from llmos_stream.training.llm.task import LlmTask
 from llmos_stream.training.loading import load_task
-from llmos_stream.training.sharing import shared_layout, shared_tensors
-from llmos_stream.training.states import load_
+from llmos_stream.training.sharing import shared_layout
+from llmos_stream.training.wrappers import plain_name
 
 _PREFIX = "base_model.model."
 
@@ -37,17 +37,19 @@ class VersionedModel:
         TaskError: The task or its model cannot be made.
     """
 
-    def __init__(self, settings: TaskSettings) -> None:
+    def __init__(self, settings: TaskSettings, make: Callable[[], nn.Module] | None = None) -> None:
+        """`make` makes the task's model; None: the task itself."""
         task = LlmTask(settings, ClientSettings())
-        made = load_task(settings, task.client).model().eval().requires_grad_(False)
+        made = (make or load_task(settings, task.client).model)().eval().requires_grad_(False)
         self.options = task.llm
         self.tokenizer = task.tokenizer
         self.model: Any = made.inner
-        self._shared = shared_tensors(made, task.share)
         self._layout = shared_layout(made, task.share)
+        live = {plain_name(made, name): one for name, one in made.state_dict(keep_vars=True).items()}
+        self._shared: dict[str, Tensor] = {spec.name: live[spec.name] for spec in self._layout.tensors}
 
-    def load(self, layout: Layout, weights: Tensor) -> None:
-        """Take the weights of a version, which are flat.
+    def hold(self, layout: Layout, weights: Tensor) -> Mapping[str, Tensor]:
+        """Copy the weights of a version, which are flat, for `use`. Another thread may use others meanwhile.
 
         Raises:
             ConfigError: They are of another model.
@@ -56,7 +58,21 @@ class VersionedModel:
             raise ConfigError(
                 f"task.options: the model is not that of the version ({difference(self._layout, layout)})"
             )
-        load_(self._shared, layout.views(weights))
+        views = layout.views(weights)
+        return {name: views[name].to(like.device, like.dtype, copy=True) for name, like in self._shared.items()}
+
+    def use(self, held: Mapping[str, Tensor]) -> None:
+        """Answer with these weights from now on. They take the place of others and are not copied."""
+        for name, tensor in held.items():
+            self._shared[name].data = tensor
+
+    def load(self, layout: Layout, weights: Tensor) -> None:
+        """Take the weights of a version, which are flat.
+
+        Raises:
+            ConfigError: They are of another model.
+        """
+        self.use(self.hold(layout, weights))
 
 
 def write_adapter(
