@@ -25,7 +25,7 @@ def add(commands: Commands) -> None:
         commands,
         "serve",
         _run,
-        text="answer predictions over HTTP with a federation's versions",
+        text="answer over HTTP with a federation's versions: predictions, or what a language model says",
         sections=("federation", "broker", "wire", "task", "runtime", "operations", "inference", "registry", "tracing"),
         examples=(
             "  llmos-stream serve --task.entry digits      then open http://127.0.0.1:8000/docs\n"

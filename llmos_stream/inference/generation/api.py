@@ -152,7 +152,7 @@ class _Asking:
         request = read_completion(body)
         return request, self._ask(request, self._tokens(request.prompt), "prompt")
 
-    def _tokens(self, prompt: str | list[str] | list[int]) -> list[int]:
+    def _tokens(self, prompt: str | list[Any]) -> list[int]:
         if not isinstance(prompt, str) and isinstance(prompt[0], str):
             if len(prompt) > 1:
                 raise Refused(400, "one prompt in a request; ask for others beside it", "prompt")
@@ -162,10 +162,9 @@ class _Asking:
                 return self._prompts.of_text(prompt)
             except BadPrompt as error:
                 raise Refused(400, str(error), "prompt") from None
-        tokens = [token for token in prompt if isinstance(token, int)]
-        if not all(0 <= token < self._prompts.vocabulary for token in tokens):
+        if not all(type(token) is int and 0 <= token < self._prompts.vocabulary for token in prompt):
             raise Refused(400, f"prompt: tokens are numbers from 0 to {self._prompts.vocabulary - 1}", "prompt")
-        return tokens
+        return prompt
 
     def _ask(self, request: ChatRequest | CompletionRequest, prompt: list[int], param: str) -> Ask:
         room = self.context - len(prompt)

@@ -27,6 +27,7 @@ class Decoder:
         self._model = model
         self._last_alone = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
         self._takes_places = "position_ids" in takes
+        self._name = "cache" if "cache" in takes else "past_key_values"  # as releases of transformers call it
         self._cache: Any = None
         self._mask = torch.zeros(0, 0, dtype=torch.long)
 
@@ -36,9 +37,9 @@ class Decoder:
     def join(self, prompt: Sequence[int]) -> Tensor:
         """Take in a sequence, as the last one; return the logits [V], float32, of its next token."""
         with torch.inference_mode():
-            tokens = torch.tensor([list(prompt)])
-            found = self._model(input_ids=tokens, past_key_values=DynamicCache(), use_cache=True, **self._last_alone)
-            mask, cache = torch.ones_like(tokens), found.past_key_values
+            tokens, cache = torch.tensor([list(prompt)]), DynamicCache()
+            found = self._pass(tokens, cache, **self._last_alone)
+            mask = torch.ones_like(tokens)
             if len(self):
                 length = max(mask.shape[1], self._mask.shape[1])
                 for ours, new in zip(self._cache.layers, cache.layers, strict=True):
@@ -55,12 +56,14 @@ class Decoder:
             last = torch.tensor(list(tokens))[:, None]
             places = {"position_ids": self._mask.sum(dim=1, keepdim=True)} if self._takes_places else {}
             mask = torch.cat([self._mask, torch.ones_like(last)], dim=1)
-            found = self._model(
-                input_ids=last, attention_mask=mask, past_key_values=self._cache, use_cache=True, **places
-            )
-            self._cache, self._mask = found.past_key_values, mask
+            found = self._pass(last, self._cache, attention_mask=mask, **places)
+            self._mask = mask
             logits: Tensor = found.logits[:, -1].float()
             return logits
+
+    def _pass(self, tokens: Tensor, cache: Any, **arguments: Any) -> Any:
+        """Run the model over tokens [N, T]; their keys and values go to the end of `cache`."""
+        return self._model(input_ids=tokens, use_cache=True, **{self._name: cache}, **arguments)
 
     def keep(self, some: Sequence[int]) -> None:
         """Let go all sequences but these, which stay in this order."""

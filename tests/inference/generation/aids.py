@@ -84,15 +84,15 @@ async def generating(versions: Versions, caplog: pytest.LogCaptureFixture, **fie
         caplog.clear()
         serving = serve_http(app, address, "predicting", shutdown, SECONDS)
         async with in_background(generator.run()) as working, in_background(serving) as listening:
-            await until(lambda: _port(caplog) is not None or listening.done() or working.done())
-            here = Served(f"http://127.0.0.1:{_port(caplog)}", app, pool, generator, registry)
+            await until(lambda: port_of(caplog) is not None or listening.done() or working.done())
+            here = Served(f"http://127.0.0.1:{port_of(caplog)}", app, pool, generator, registry)
             async with here.client, here.http:
                 yield here
             shutdown.request()
             await listening
 
 
-def _port(caplog: pytest.LogCaptureFixture) -> int | None:
+def port_of(caplog: pytest.LogCaptureFixture) -> int | None:
     said = [record.getMessage() for record in caplog.records if "predicting on" in record.getMessage()]
     return int(said[-1].rpartition(":")[2]) if said else None
 

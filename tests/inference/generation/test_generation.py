@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -332,8 +333,9 @@ async def test_who_leaves_in_the_midst_takes_no_further_place(
         answer = await here.client.completions.create(**{**asked, "max_tokens": 2})
         assert answer.usage is not None
         for status, count in (("499", 2), ("200", 1)):
-            found = here.registry.get_sample_value("llmos_inference_answers_total", {"status": status})
-            assert found == count
+            labels = {"status": status}
+            answered = partial(here.registry.get_sample_value, "llmos_inference_answers_total", labels)
+            await until(lambda answered=answered, count=count: answered() == count)  # type: ignore[misc]
 
 
 async def test_beyond_the_limit_of_the_queue_one_is_asked_to_come_again(
