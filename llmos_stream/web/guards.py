@@ -36,7 +36,7 @@ class HostCheck:
         setting: str,
         shape: "Callable[[Denied], Any] | None" = None,
     ) -> None:
-        """`host` is where the server listens; `allowed` lists names, separated by commas; `shape` makes the body of the answer."""
+        """`host` is where the server listens; `allowed` lists names between commas; `shape` makes an answer's body."""
         self._app = app
         self._allowed = {gethostname().lower(), host.lower(), *(n.strip().lower() for n in (allowed or "").split(","))}
         self._setting = setting

@@ -65,7 +65,7 @@ async def serving_of(broker: Broker, settings: Settings, task: Task) -> AsyncIte
 
 
 def settings_of(federation: str, **sections: Any) -> Settings:
-    return settings_for(federation, task={"entry": "blobs"}, **{"versions": {"full_every": 4}, **sections})
+    return settings_for(federation, **{"task": {"entry": "blobs"}, "versions": {"full_every": 4}, **sections})
 
 
 def task_of(settings: Settings) -> tuple[Task, Initial]:

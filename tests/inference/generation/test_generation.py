@@ -57,9 +57,7 @@ async def test_a_chat_goes_through_the_models_template_and_streams_what_it_would
         asked: dict[str, Any] = {"model": NAME, "messages": _MESSAGES, "max_tokens": 16, "temperature": 0}
         whole = await here.client.chat.completions.create(**asked)
         written = versions.model.tokenizer.apply_chat_template(_MESSAGES, tokenize=False, add_generation_prompt=True)
-        stream = await here.client.chat.completions.create(
-            **asked, stream=True, stream_options={"include_usage": True}
-        )
+        stream = await here.client.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True})
         chunks = [chunk async for chunk in stream]
     assert whole.choices[0].message.content == greedy(versions, 1, written, 16)
     told = [chunk.choices[0] for chunk in chunks[:-1]]
@@ -134,9 +132,7 @@ async def test_the_same_seed_gives_the_same_answer(versions: Versions, caplog: p
         here.pool.publish(versions.loaded(1))
 
         async def ask(seed: int, **more: Any) -> str:
-            answer = await here.client.completions.create(
-                model=NAME, prompt=_PROMPT, max_tokens=12, seed=seed, **more
-            )
+            answer = await here.client.completions.create(model=NAME, prompt=_PROMPT, max_tokens=12, seed=seed, **more)
             return answer.choices[0].text
 
         assert await ask(1) == await ask(1)
@@ -188,9 +184,7 @@ async def test_models_are_listed_and_the_route_is_followed(
         assert (await here.client.models.retrieve(f"{NAME}:2")).created == 2
 
         async def answering() -> tuple[str, str]:
-            answer = await here.client.completions.with_raw_response.create(
-                model=NAME, prompt=_PROMPT, max_tokens=1
-            )
+            answer = await here.client.completions.with_raw_response.create(model=NAME, prompt=_PROMPT, max_tokens=1)
             return answer.parse().model, answer.headers["x-llmos-why"]
 
         operator = {"Authorization": "Bearer let-me"}
