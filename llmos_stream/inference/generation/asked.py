@@ -64,8 +64,8 @@ class _Request(_Body):
     stop: (
         Annotated[
             list[Annotated[str, Field(min_length=1, max_length=256)]],
-            BeforeValidator(_listed),
             Field(max_length=_MOST_STOPS),
+            BeforeValidator(_listed),
         ]
         | None
     ) = None
