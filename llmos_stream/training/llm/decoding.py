@@ -37,7 +37,8 @@ class Decoder:
     def join(self, prompt: Sequence[int]) -> Tensor:
         """Take in a sequence, as the last one; return the logits [V], float32, of its next token."""
         with torch.inference_mode():
-            tokens, cache = torch.tensor([list(prompt)]), DynamicCache()
+            tokens = torch.tensor([list(prompt)])
+            cache: Any = DynamicCache()
             found = self._pass(tokens, cache, **self._last_alone)
             mask = torch.ones_like(tokens)
             if len(self):
