@@ -208,10 +208,7 @@ class _Asking:
             asked, ask = await self._offload.run(read, await request.body())
             held, why = self.pick(asked.model)
             version = held.version
-            try:
-                reply = self._generator.ask(held, ask)
-            except Busy as error:
-                raise Refused(429, str(error)) from None
+            reply = self._begin(held, ask)
             answers = kind(model_name(self._name, held), f"{version}-{held.digest[:12]}", self._prompts.said)
             headers = {"X-Llmos-Version": str(version), "X-Llmos-Why": why.value}
 
@@ -240,6 +237,12 @@ class _Asking:
         finally:
             if not streams:
                 self._count(version, status, begun)
+
+    def _begin(self, model: LoadedModel, ask: Ask) -> Reply:
+        try:
+            return self._generator.ask(model, ask)
+        except Busy as error:
+            raise Refused(429, str(error)) from None
 
     def _count(self, version: int | None, status: int, begun: float) -> None:
         self._metrics.answered(version, status, None)

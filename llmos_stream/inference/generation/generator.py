@@ -119,11 +119,12 @@ class Reply:
         if chosen.token in ends:
             return Piece(self._spoken.end(), None, "stop")
         text = self._spoken.add(chosen.token)
-        if self._spoken.stopped:
+        if self._spoken.has_stopped():
             return Piece(text, chosen, "stop")
-        if self.tokens == self.ask.max_tokens:
-            return Piece(text + self._spoken.end(), chosen, "stop" if self._spoken.stopped else "length")
-        return Piece(text, chosen)
+        if self.tokens < self.ask.max_tokens:
+            return Piece(text, chosen)
+        text += self._spoken.end()  # where a stop may be found yet
+        return Piece(text, chosen, "stop" if self._spoken.has_stopped() else "length")
 
     @property
     def seconds(self) -> float:

@@ -22,8 +22,11 @@ class Spoken:
         self._tokens: list[int] = []  # from those on that the next token's text may depend on
         self._told = 0  # of these tokens, the text is told
         self._kept = ""  # may be the beginning of a stop
-        self.stopped = False
+        self._stopped = False
+
+    def has_stopped(self) -> bool:
         """Whether a stop came. Nothing more is told then."""
+        return self._stopped
 
     def add(self, token: int) -> str:
         """Return the text that is certain with one more token."""
@@ -34,7 +37,7 @@ class Spoken:
         """Return the text that was kept back: no further token comes."""
         text = self._tell(self._new(whole=True))
         kept, self._kept = self._kept, ""
-        return text if self.stopped else text + kept
+        return text if self._stopped else text + kept
 
     def _new(self, *, whole: bool) -> str:
         before, now = self._decode(self._tokens[: self._told]), self._decode(self._tokens)
@@ -44,12 +47,12 @@ class Spoken:
         return now[len(before) :]
 
     def _tell(self, text: str) -> str:
-        if self.stopped:
+        if self._stopped:
             return ""
         text = self._kept + text
         found = [place for stop in self._stops if (place := text.find(stop)) >= 0]
         if found:
-            self.stopped, self._kept = True, ""
+            self._stopped, self._kept = True, ""
             return text[: min(found)]
         back = max((_overlap(text, stop) for stop in self._stops), default=0)
         self._kept = text[len(text) - back :]

@@ -17,7 +17,7 @@ def _pieces(said: str, *stops: str) -> list[str]:
     found = []
     for token in said.encode():
         found.append(spoken.add(token))
-        if spoken.stopped:
+        if spoken.has_stopped():
             return found
     return [*found, spoken.end()]
 
