@@ -18,9 +18,9 @@ from pydantic import SecretStr
 from llmos_stream.broker import Broker, LocalKafka, Producer, Record, TopicPartition, connect
 from llmos_stream.broker.kafka.reader import KafkaReader
 from llmos_stream.config import BrokerSettings
-from llmos_stream.errors import BrokerError, BrokerUnavailable, ConfigError, OffsetGone, RecordTooLarge
+from llmos_stream.errors import BrokerError, BrokerUnavailable, ConfigError, OffsetGone, RecordTooLarge, TopicMissing
 from tests.broker.helpers import PATIENCE_SECONDS, commit, make_topic, read_all, take, values, write_one
-from tests.conftest import IN_CI, KafkaNode
+from tests.conftest import IN_CI, KafkaNode, need_a_local_kafka
 
 
 def _closed_port() -> int:
@@ -342,6 +342,28 @@ async def test_a_broker_that_stays_away_is_an_error_in_time_and_nothing_hangs(
     async with patient.producer(federation) as successor:
         await write_one(successor, topic, b"successor")
     assert values(await read_all(patient, topic)) == [b"safe", b"successor"]
+
+
+@pytest.mark.full
+@pytest.mark.kafka
+async def test_asking_for_a_topic_makes_none_where_kafka_creates_topics_by_itself(federation: str) -> None:
+    need_a_local_kafka()
+    eager = LocalKafka(properties={"auto.create.topics.enable": "true"})
+    await asyncio.to_thread(eager.start)
+    try:
+        broker = connect(BrokerSettings(bootstrap_servers=eager.bootstrap_servers))
+        there = await make_topic(broker, federation)
+        async with broker.producer() as producer:
+            with pytest.raises(TopicMissing):
+                await producer.send(f"{federation}.missing", b"lost")
+        with pytest.raises(TopicMissing):
+            async with broker.reader([f"{federation}.missing"], start="earliest"):
+                pass
+        with pytest.raises(TopicMissing):
+            await broker.configure_topic(f"{federation}.missing", {"retention.ms": "1"})
+        assert [topic.name for topic in await broker.list_topics(federation)] == [there]
+    finally:
+        await asyncio.to_thread(eager.stop)
 
 
 # Credentials

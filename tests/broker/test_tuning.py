@@ -10,7 +10,7 @@ from aiokafka import codec
 
 from llmos_stream.broker import connect
 from llmos_stream.broker.kafka.heap import keep_freed
-from llmos_stream.broker.kafka.tuning import fetch_options, produce_options
+from llmos_stream.broker.kafka.tuning import fetch_options, fetch_wait_ms, produce_options
 from llmos_stream.broker.placement import MAX_RECORD_BYTES
 from llmos_stream.config import BrokerSettings, WireSettings
 from llmos_stream.errors import ConfigError
@@ -43,14 +43,14 @@ def _settings(**more: object) -> BrokerSettings:
     return BrokerSettings.model_validate({"bootstrap_servers": "127.0.0.1:1", **more})
 
 
-@pytest.mark.parametrize("name", ["max_partition_fetch_bytes", "fetch_max_bytes", "fetch_max_wait_ms"])
+@pytest.mark.parametrize("name", ["max_partition_fetch_bytes", "fetch_max_bytes"])
 def test_fetch_settings_keep_their_names(name: str) -> None:
-    assert fetch_options(_settings(**{name: 4321}), 1)[name] == 4321
-    assert set(fetch_options(_settings(), 1)) == {"max_partition_fetch_bytes", "fetch_max_bytes", "fetch_max_wait_ms"}
+    assert fetch_options(_settings(**{name: 4321}))[name] == 4321
+    assert set(fetch_options(_settings())) == {"max_partition_fetch_bytes", "fetch_max_bytes"}
 
 
 def test_nobody_waits_long_for_other_partitions() -> None:
-    waits = [fetch_options(_settings(fetch_max_wait_ms=ms), count)["fetch_max_wait_ms"] for ms, count in _WAITS]
+    waits = [fetch_wait_ms(_settings(fetch_max_wait_ms=ms), count) for ms, count in _WAITS]
     assert waits == [500, 50, 50, 7]
 
 

@@ -52,14 +52,15 @@ class KafkaBroker:
 
     async def create_topics(self, specs: Sequence[TopicSpec]) -> list[str]:
         async with self._connection.admin() as admin:
-            present = await topic_partitions(admin)
+            names = [spec.name for spec in specs]
+            present = await topic_partitions(admin, names)
             missing = [spec for spec in specs if spec.name not in present]
             created = await self._create(admin, missing) if missing else []
             if created:
-                present = await topic_partitions(admin)
+                present = await topic_partitions(admin, names)
             # Those just made as well: what nothing was set for is as the cluster's defaults say.
             wanted = {spec.name: spec for spec in specs}
-            for info in await self._infos(admin, {name: present[name] for name in wanted if name in present}):
+            for info in await self._infos(admin, present):
                 tell_differences(_log, wanted[info.name], info)
             return created
 
@@ -76,8 +77,7 @@ class KafkaBroker:
 
     async def configure_topic(self, name: str, config: Mapping[str, str]) -> None:
         async with self._connection.admin() as admin:
-            present = await topic_partitions(admin)
-            for info in await self._infos(admin, {name: present[name]} if name in present else {}):
+            for info in await self._infos(admin, await topic_partitions(admin, [name])):
                 # Kafka forgets what is not said.
                 resource = ConfigResource(ConfigResourceType.TOPIC, name, {**info.config, **config})
                 for answer in await admin.alter_configs([resource]):
@@ -138,7 +138,7 @@ class KafkaBroker:
         try:
             async with asyncio.timeout(_SETTLE_SECONDS):
                 while True:
-                    present = await topic_partitions(admin)
+                    present = await topic_partitions(admin, [*there, *gone])
                     led = {
                         name for name, parts in present.items() if min((part.leader for part in parts), default=-1) >= 0
                     }

@@ -6,8 +6,8 @@ import os
 import socket
 import ssl
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any, NamedTuple, TypeVar
 
 import aiokafka.errors as theirs
@@ -16,7 +16,7 @@ from aiokafka.helpers import create_ssl_context
 
 from llmos_stream.broker.kafka.heap import keep_freed
 from llmos_stream.broker.kafka.quiet import calm_aiokafka, collected_reasons
-from llmos_stream.broker.kafka.quirks import uninterrupted
+from llmos_stream.broker.kafka.quirks import AnyClient, described_topics, network_of, uninterrupted
 from llmos_stream.broker.kafka.translate import AIOKAFKA_ERRORS, translate
 from llmos_stream.broker.kafka.tuning import produce_options
 from llmos_stream.broker.rules import topic_missing
@@ -133,7 +133,46 @@ class Connection:
             lambda: AIOKafkaAdminClient(**self.options()), AIOKafkaAdminClient.start, AIOKafkaAdminClient.close
         )
         try:
-            yield client
+            with self._translating(client):
+                yield client
+        finally:
+            await client.close()
+
+    async def partitions(self, topics: Sequence[str], seconds: float, client: AnyClient) -> dict[str, int]:
+        """How many partitions each topic has. Asks through `client` for about `seconds` while no broker answers.
+
+        Raises TopicMissing, when a topic is not there a second after it was looked for first.
+        """
+        deadline = time.monotonic() + seconds
+        while True:
+            try:
+                return await self._partitions(topics, client)
+            except BrokerUnavailable:
+                if time.monotonic() > deadline:
+                    raise
+            await asyncio.sleep(_FIRST_PAUSE_SECONDS)
+
+    async def check_there(self, topics: Sequence[str]) -> dict[str, int]:
+        """The same once, through a connection of its own: others may wait for what is gone."""
+        async with self.admin() as admin:
+            return await self._partitions(topics, admin)
+
+    async def _partitions(self, topics: Sequence[str], client: AnyClient) -> dict[str, int]:
+        deadline = time.monotonic() + _TOPIC_SECONDS
+        while True:
+            with self._translating(client):
+                present = await topic_partitions(client, topics)
+            missing = [topic for topic in topics if topic not in present]
+            if not missing:
+                return {topic: len(present[topic]) for topic in topics}
+            if time.monotonic() > deadline:
+                raise TopicMissing(topic_missing(missing[0]))
+            await asyncio.sleep(_FIRST_PAUSE_SECONDS)
+
+    @contextmanager
+    def _translating(self, client: AnyClient) -> Iterator[None]:
+        try:
+            yield
         except theirs.NodeNotReadyError as error:
             raise BrokerUnavailable(
                 f"Kafka at {self.address} answers, but a broker that it names does not; reachable from here must be "
@@ -141,34 +180,6 @@ class Connection:
             ) from error
         except AIOKAFKA_ERRORS as error:
             raise translate(error, self.address) from error
-        finally:
-            await client.close()
-
-    async def partitions(self, topics: Sequence[str], seconds: float) -> dict[str, int]:
-        """How many partitions each topic has. Tries for about `seconds` while the broker does not answer.
-
-        Raises TopicMissing, when a topic is not there a second after it was looked for first.
-        """
-        deadline = time.monotonic() + seconds
-        while True:
-            try:
-                return await self._partitions(topics)
-            except BrokerUnavailable:
-                if time.monotonic() > deadline:
-                    raise
-            await asyncio.sleep(_FIRST_PAUSE_SECONDS)
-
-    async def _partitions(self, topics: Sequence[str]) -> dict[str, int]:
-        async with self.admin() as admin:
-            deadline = time.monotonic() + _TOPIC_SECONDS
-            while True:
-                present = await topic_partitions(admin)
-                missing = [topic for topic in topics if not present.get(topic)]
-                if not missing:
-                    return {topic: len(present[topic]) for topic in topics}
-                if time.monotonic() > deadline:
-                    raise TopicMissing(topic_missing(missing[0]))
-                await asyncio.sleep(_FIRST_PAUSE_SECONDS)
 
 
 class Partition(NamedTuple):
@@ -178,20 +189,18 @@ class Partition(NamedTuple):
     replicas: int
 
 
-async def topic_partitions(admin: AIOKafkaAdminClient) -> dict[str, list[Partition]]:
-    """All topics, each with its partitions.
-
-    Asking for one topic by name would create it where Kafka creates topics by itself.
-    """
+async def topic_partitions(client: AnyClient, topics: Sequence[str] | None = None) -> dict[str, list[Partition]]:
+    """Those of `topics` that are there, or all that there are, each with its partitions."""
     return {
         topic["topic"]: [Partition(part["leader"], len(part["replicas"])) for part in topic["partitions"]]
-        for topic in await admin.describe_topics()
+        for topic in await described_topics(client, topics)
+        if topic["partitions"]
     }
 
 
-def _advertised(admin: AIOKafkaAdminClient) -> str:
+def _advertised(client: AnyClient) -> str:
     """Under which addresses the brokers want to be met."""
-    return ", ".join(sorted(f"{broker.host}:{broker.port}" for broker in admin._client.cluster.brokers()))
+    return ", ".join(sorted(f"{broker.host}:{broker.port}" for broker in network_of(client).cluster.brokers()))
 
 
 def _ssl_context(settings: BrokerSettings) -> ssl.SSLContext | None:

@@ -70,7 +70,7 @@ class KafkaProducer(BaseProducer):
     async def _count(self, topic: str) -> int:
         async with self._counting:  # many records at once must not each ask for the same number
             if topic not in self._partitions:
-                self._partitions |= await self._connection.partitions([topic], self._seconds)
+                self._partitions |= await self._connection.partitions([topic], self._seconds, self._client)
         return self._partitions[topic]
 
     async def _write_to(
@@ -171,7 +171,7 @@ class KafkaProducer(BaseProducer):
                 if not waiting.expired():
                     raise
             with suppress(BrokerUnavailable):
-                await self._connection.partitions([topic], 0.0)
+                await self._connection.check_there([topic])
         raise TimeoutError(f"no acknowledgement in {self._seconds:g} s")
 
     def _refuse_lost(self) -> None:

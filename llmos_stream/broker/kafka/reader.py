@@ -19,7 +19,7 @@ from llmos_stream.broker.kafka.quirks import (
     uninterrupted,
 )
 from llmos_stream.broker.kafka.translate import AIOKAFKA_ERRORS, translate
-from llmos_stream.broker.kafka.tuning import fetch_options
+from llmos_stream.broker.kafka.tuning import fetch_options, fetch_wait_ms
 from llmos_stream.broker.ports import ReaderOptions, Record, TopicPartition
 from llmos_stream.broker.reading import BaseReader
 from llmos_stream.broker.rules import partition_missing
@@ -37,9 +37,7 @@ class KafkaReader(BaseReader):
         self._client: Any = None
 
     async def __aenter__(self) -> Self:
-        patience = self._connection.settings.connect_timeout_seconds
-        counts = await self._connection.partitions(self._topics, patience)
-        self._assigned = {TopicPartition(topic, number) for topic in counts for number in range(counts[topic])}
+        settings = self._connection.settings
         self._client = await self._connection.start(
             lambda: AIOKafkaConsumer(
                 **self._connection.options(),
@@ -48,14 +46,16 @@ class KafkaReader(BaseReader):
                 auto_offset_reset="none",
                 enable_auto_commit=False,
                 check_crcs=self._options.get("check_crcs", True),
-                **fetch_options(self._connection.settings, len(self._assigned), self._options.get("fetch_bytes")),
+                **fetch_options(settings, self._options.get("fetch_bytes")),
             ),
             AIOKafkaConsumer.start,
             AIOKafkaConsumer.stop,
         )
         try:
+            counts = await self._connection.partitions(self._topics, settings.connect_timeout_seconds, self._client)
+            self._assigned = {TopicPartition(topic, number) for topic in counts for number in range(counts[topic])}
             async with self._translating():
-                await prepare_consumer(self._client, self._topics)
+                await prepare_consumer(self._client, self._topics, fetch_wait_ms(settings, len(self._assigned)))
             positions = await self._first()
         except BaseException:
             await self._close()
@@ -117,7 +117,7 @@ class KafkaReader(BaseReader):
         if not lacks_partitions(self._client, self._assigned):
             return
         with suppress(BrokerUnavailable):
-            counts = await self._connection.partitions(self._topics, 0.0)
+            counts = await self._connection.check_there(self._topics)
             for topic, number in self.partitions:
                 if number >= counts[topic]:
                     raise TopicMissing(partition_missing(topic, number))

@@ -15,8 +15,8 @@ from llmos_stream.errors import ConfigError
 _SHARED_WAIT_MS = 50
 
 
-def fetch_options(settings: BrokerSettings, partitions: int, most: int | None = None) -> dict[str, Any]:
-    """Keyword arguments of an AIOKafkaConsumer of so many partitions, which takes `most` bytes of one at a time."""
+def fetch_options(settings: BrokerSettings, most: int | None = None) -> dict[str, Any]:
+    """Keyword arguments of an AIOKafkaConsumer, which takes `most` bytes of a partition at a time."""
     return {
         # A fetch is several times in memory at once: as it comes in, as a whole, as records. Two chunks with their
         # headers are as fast as eight and cost 7 MiB in place of 24. No round number, as Kafka cuts the batch that
@@ -24,11 +24,17 @@ def fetch_options(settings: BrokerSettings, partitions: int, most: int | None = 
         "max_partition_fetch_bytes": min(settings.max_partition_fetch_bytes, math.inf if most is None else most),
         # aiokafka's 50 MiB would let a topic of many partitions take 200 MiB of memory at once.
         "fetch_max_bytes": settings.fetch_max_bytes,
-        # A new record ends the wait at once, so that a short one only costs idle readers requests. But aiokafka has one
-        # fetch under way, which leaves out the partitions whose records have not been taken yet: with several, a
-        # partition's next record may find the others being waited for, and so wait itself.
-        "fetch_max_wait_ms": min(settings.fetch_max_wait_ms, _SHARED_WAIT_MS if partitions > 1 else math.inf),
     }
+
+
+def fetch_wait_ms(settings: BrokerSettings, partitions: int) -> int:
+    """How long the broker may hold a fetch of so many partitions where there is nothing new.
+
+    A new record ends the wait at once, so that a short one only costs idle readers requests. But aiokafka has one fetch
+    under way, which leaves out the partitions whose records have not been taken yet: with several, a partition's next
+    record may find the others being waited for, and so wait itself.
+    """
+    return min(settings.fetch_max_wait_ms, _SHARED_WAIT_MS) if partitions > 1 else settings.fetch_max_wait_ms
 
 
 def produce_options(settings: BrokerSettings) -> dict[str, Any]:
