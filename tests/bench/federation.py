@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import re
 import sys
 import time
 from contextlib import AsyncExitStack
@@ -22,6 +23,7 @@ from tests.bench.children import BenchmarkFailed
 
 _CODEC = CodecSpec(CodecId.FLOAT32)
 _POLL_SECONDS = 0.02
+_PORT = re.compile(r"predicting on .*:(\d+)")
 
 
 class Updates:
@@ -99,6 +101,13 @@ async def said(process: asyncio.subprocess.Process, words: str) -> str:
             return line.decode()
         if not line:
             raise BenchmarkFailed(f"a process ended:\n{lines.decode(errors='replace')}")
+
+
+def port_said(line: str) -> int:
+    """The port in the line in which the service says where it answers."""
+    if (found := _PORT.search(line)) is None:
+        raise BenchmarkFailed(f"the service does not say its port: {line}")
+    return int(found[1])
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:

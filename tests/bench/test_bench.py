@@ -15,6 +15,7 @@ import torch
 from llmos_stream.broker import connect
 from llmos_stream.config import load
 from llmos_stream.roles.client import Client
+from llmos_stream.testing.language_models import write_tiny_model
 from llmos_stream.types import CodecId, CodecSpec, Contribution, VersionHead, VersionKind
 from tests.bench.__main__ import NAMES, main
 from tests.bench.bench_codec import CODECS, OPTIMIZERS
@@ -184,6 +185,26 @@ def test_predictions_are_measured_and_every_answer_is_checked(kafka: KafkaNode, 
         assert 0 < row["p50_ms"] <= row["p99_ms"] <= row["max_ms"]
     assert (still["versions"], moving["versions"]) == (1, 4)
     assert found["p99_ratio"] == pytest.approx(moving["p99_ms"] / still["p99_ms"])
+
+
+@pytest.mark.full
+@pytest.mark.kafka
+def test_texts_are_measured_beside_transformers_and_every_one_is_checked(kafka: KafkaNode, tmp_path: Path) -> None:
+    write_tiny_model(tmp_path / "model")
+    few = ["--requests", "40", "--versions", "2", "--connections", "4", "--tokens", "8", "--alone", "4"]
+    model = ["--task", "llm", "--model", str(tmp_path / "model"), "--limit", "120"]
+    where = ["--bootstrap", kafka.bootstrap_servers, "--output", str(tmp_path)]
+    assert main(["serve", *few, *model, *where]) == 0
+    found = json.loads((tmp_path / "serve-llm.json").read_text())
+    alone, still, moving = found["results"]
+    assert [row["answers"] for row in (alone, still, moving)] == [4, 4, 40]
+    assert [row["versions"] for row in (alone, still)] == [1, 1]
+    for row in (alone, still, moving):
+        assert (row["dropped"], row["mixed"]) == (0, 0)
+        assert row["ratio"] == pytest.approx(row["tokens_per_second"] / row["generate_per_second"])
+    assert len(found["swap_ms"]) == moving["versions"] - 1 <= 2  # a quick machine has asked all before they are there
+    assert len(found["idle_ms"]) == 3
+    assert min(found["swap_ms"] + found["idle_ms"]) > 0
 
 
 @pytest.mark.kafka

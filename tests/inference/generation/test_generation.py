@@ -1,6 +1,7 @@
 """A language model, asked by OpenAI's own client: answers, streams, swaps, refusals."""
 
 import asyncio
+import itertools
 import threading
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
@@ -9,6 +10,7 @@ from typing import Any
 
 import httpx
 import openai
+import orjson
 import pytest
 from torch import Tensor
 
@@ -94,37 +96,34 @@ async def test_together_they_answer_as_each_alone(versions: Versions, caplog: py
 
 
 @pytest.mark.full
-async def test_ten_versions_come_under_streams_and_no_answer_is_dropped_or_of_two(
+async def test_a_thousand_streams_meet_ten_versions_and_none_is_dropped_or_of_two(
     versions: Versions, caplog: pytest.LogCaptureFixture
 ) -> None:
-    count, tokens = 10, 24
+    requests, count, tokens = 1000, 10, 4
     expected = {f"{NAME}:{version}": greedy(versions, version, _PROMPT, tokens) for version in range(1, count + 1)}
     assert len(set(expected.values())) == count
-    answers: list[tuple[str, str]] = []
-    done = asyncio.Event()
+    turns, answers = itertools.count(), list[tuple[str, str]]()
+    asked = {"model": NAME, "prompt": _PROMPT, "max_tokens": tokens, "temperature": 0, "stream": True}
+    comes = {requests * (version - 1) // count: version for version in range(2, count + 1)}
     async with generating(versions, caplog, max_batch=8, keep=1) as here:
         here.pool.publish(versions.loaded(1))
 
         async def ask() -> None:
-            while not done.is_set():
-                stream = await here.client.completions.create(
-                    model=NAME, prompt=_PROMPT, max_tokens=tokens, temperature=0, stream=True
-                )
-                chunks = [chunk async for chunk in stream]
-                (model,) = {chunk.model for chunk in chunks}
-                assert chunks[-1].choices[0].finish_reason is not None
-                answers.append((model, "".join(chunk.choices[0].text for chunk in chunks)))
+            while next(turns) < requests:
+                async with here.http.stream("POST", "/v1/completions", json=asked) as stream:
+                    lines = [line async for line in stream.aiter_lines() if line]
+                assert lines.pop() == "data: [DONE]"
+                chunks = [orjson.loads(line.removeprefix("data: ")) for line in lines]
+                (model,) = {chunk["model"] for chunk in chunks}
+                assert chunks[-1]["choices"][0]["finish_reason"] is not None
+                answers.append((model, "".join(chunk["choices"][0]["text"] for chunk in chunks)))
+                if (version := comes.get(len(answers))) is not None:
+                    here.pool.publish(versions.loaded(version))
 
-        asking = [asyncio.create_task(ask()) for _ in range(6)]
-        for version in range(2, count + 1):
-            seen = len(answers)
-            await until(lambda seen=seen: len(answers) > seen or any(one.done() for one in asking))  # type: ignore[misc]
-            here.pool.publish(versions.loaded(version))
-        await until(lambda: answers[-1][0] == f"{NAME}:{count}" or any(one.done() for one in asking))
-        done.set()
-        await asyncio.gather(*asking)
+        await asyncio.gather(*(ask() for _ in range(12)))
+    assert len(answers) == requests
     assert all(text == expected[model] for model, text in answers)
-    assert len({model for model, _ in answers}) == count
+    assert {model for model, _ in answers} == set(expected)
 
 
 async def test_the_same_seed_gives_the_same_answer(versions: Versions, caplog: pytest.LogCaptureFixture) -> None:
