@@ -54,7 +54,7 @@ _MAY: dict[str, tuple[set[str], set[str]]] = {
         _LOG | {"registry", "reporting", "web"},
     ),
     "testing": ({"torch", "orjson", "tokenizers", "transformers"}, _LOG | {"roles", "training"}),
-    "scenarios": ({"torch", "numpy"}, _BASE | {"codec", "core", "training"}),
+    "scenarios": ({"torch", "numpy"}, _BASE | {"training", "simulation"}),
     "scaffold": ({"numpy"}, {"errors"}),
     "simulation": (
         {"torch", "numpy", "pydantic", "orjson", "pandas", "pyarrow"},

@@ -37,6 +37,12 @@ def add(commands: Commands) -> None:
     parser.add_argument("--seeds", type=int, default=10, help="with how many seeds each arm runs (default: 10)")
     parser.add_argument("--first-seed", type=int, default=0, help="the first of them (default: 0)")
     parser.add_argument("--seconds", type=float, help="how long the federation runs, in the scenario's clock")
+    parser.add_argument(
+        "--rows",
+        choices=("test", "validation"),
+        default="test",
+        help="which rows of the sites the table is about: choose settings by validation (default: test)",
+    )
     parser.add_argument("--report", type=file_path, metavar="FILE", help="write a page, with the course of each arm")
 
 
@@ -61,7 +67,9 @@ def _run(arguments: argparse.Namespace, _settings: Settings) -> int:
     use_threads(settings.runtime)
     seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
     with err().status(f"{scenario.name}: beginning ...") as status:
-        study = run_study(scenario, settings, seeds, lambda text: status.update(f"{scenario.name}: {text}"))
+        study = run_study(
+            scenario, settings, seeds, lambda text: status.update(f"{scenario.name}: {text}"), arguments.rows
+        )
     if arguments.json:
         print_json(as_json(study) | {"report": None if path is None else str(path)})
     else:

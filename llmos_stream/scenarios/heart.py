@@ -49,7 +49,8 @@ class Heart(SiteTask):
     """Logistic regression: 22 numbers a patient, 12 with the option `rows=complete`.
 
     That leaves `slope`, `ca` and `thal` out, and every patient of whom anything else is missing: the 740 rows that
-    FLamby has (Ogier du Terrail et al. 2022).
+    FLamby has (Ogier du Terrail et al. 2022). With `scaling=site` each hospital scales numbers by the mean and the
+    spread of its own training rows, in place of constants that all agree on.
     """
 
     name = "heart"
@@ -57,18 +58,20 @@ class Heart(SiteTask):
 
     def __init__(self, task: TaskSettings, client: ClientSettings) -> None:
         super().__init__(task, client)
-        self._rows = str(self.options.get("rows", "all"))
-        if self._rows not in ("all", "complete") or self.options.keys() - {"rows"}:
-            raise TaskError("task.options: rows=all or rows=complete")
+        rows, scaling = str(self.options.get("rows", "all")), str(self.options.get("scaling", "constants"))
+        known = rows in ("all", "complete") and scaling in ("constants", "site")
+        if not known or self.options.keys() - {"rows", "scaling"}:
+            raise TaskError("task.options: rows=all or rows=complete; scaling=constants or scaling=site")
+        self._complete, self._by_site = rows == "complete", scaling == "site"
 
     def model(self) -> nn.Module:
         return nn.Linear(len(self.example()), 2, dtype=torch.float32, device="cpu")
 
     def split(self, site: str) -> Split:
-        return _split(site, self.settings.seed, complete=self._rows == "complete")
+        return _split(site, self.settings.seed, complete=self._complete, by_site=self._by_site)
 
     def example(self) -> Tensor:
-        columns = _columns(complete=self._rows == "complete")
+        columns = _columns(complete=self._complete)
         return zeros(sum(len(_KINDS.get(column, ("",))) for column in columns))
 
 
@@ -77,18 +80,18 @@ def _columns(*, complete: bool) -> list[str]:
 
 
 @cache
-def _split(site: str, seed: int, *, complete: bool) -> Split:
+def _split(site: str, seed: int, *, complete: bool, by_site: bool) -> Split:
     columns = _columns(complete=complete)
     rows = [row for row in read_table("heart") if row["site"] == site]
     if complete:
         rows = [row for row in rows if all(row[column] for column in columns)]
     ill = np.array([row["num"] != "0" for row in rows], np.int64)
     parts = drawn(ill, _VALIDATION, _TEST, derive_seed(seed, f"split of {site}"))
-    inputs = np.concatenate([_features(rows, column, parts[0]) for column in columns], axis=1)
+    inputs = np.concatenate([_features(rows, column, parts[0], by_site=by_site) for column in columns], axis=1)
     return Split(*(examples(inputs[part], ill[part]) for part in parts))
 
 
-def _features(rows: Sequence[Row], column: str, known: NDArray[np.int64]) -> NDArray[np.float64]:
+def _features(rows: Sequence[Row], column: str, known: NDArray[np.int64], *, by_site: bool) -> NDArray[np.float64]:
     """A column as numbers (N, K), its gaps filled with what the rows of `known` hold."""
     if column in _KINDS:
         values = np.array([row[column] for row in rows])
@@ -102,4 +105,6 @@ def _features(rows: Sequence[Row], column: str, known: NDArray[np.int64]) -> NDA
         numbers[numbers == 0] = np.nan
     measured = numbers[known][~np.isnan(numbers[known])]
     filled = np.where(np.isnan(numbers), np.median(measured) if len(measured) else mean, numbers)
+    if by_site and len(measured):
+        mean, spread = float(filled[known].mean()), float(filled[known].std()) or 1.0
     return ((filled - mean) / spread)[:, None]

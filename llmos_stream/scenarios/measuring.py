@@ -1,28 +1,31 @@
 """How good models are at the sites, and which of the versions that were made is taken: by validation rows alone."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from llmos_stream.scenarios.site import Place
-from llmos_stream.scenarios.site_task import Examples, joined
+from llmos_stream.scenarios.site_task import Examples, Split, joined
+from llmos_stream.simulation.scene import Scene
 from llmos_stream.training import Task
 from llmos_stream.training.local import evaluate
+from llmos_stream.training.personal import load_personal
+from llmos_stream.training.states import load_state, state_with
 
+Rows = Literal["test", "validation"]
 Models = Sequence[nn.Module]
 """A model for each site, or one for all of them."""
 
 
-class Measuring:
-    """Measures models on what the sites hold back."""
+class HeldBack:
+    """What the sites do not train on. Metrics are those over the test rows, unless other `rows` are asked for."""
 
-    def __init__(self, task: Task, places: Sequence[Place]) -> None:
+    def __init__(self, task: Task, splits: Sequence[Split], rows: Rows) -> None:
         self._task = task
-        self._tests = [place.test for place in places]
-        self._validations = [place.validation for place in places]
-        self._test, self._validation = joined(self._tests), joined(self._validations)
+        self._validations = [split.validation for split in splits]
+        self._shown = [split.test for split in splits] if rows == "test" else self._validations
+        self._all_shown, self._validation = joined(self._shown), joined(self._validations)
 
     def validation_loss(self, models: Models) -> float:
         """The loss over the validation rows of all sites, each measured with its own model."""
@@ -32,13 +35,13 @@ class Measuring:
         """The loss over the validation rows of one site."""
         return self._measured([model], [], self._validations[site])["loss"]
 
-    def at_home(self, models: Models) -> Mapping[str, float]:
-        """The metrics over the test rows of all sites together, each site's measured with its own model."""
-        return self._measured(models, self._tests, self._test)
+    def at_home(self, models: Models) -> dict[str, float]:
+        """The metrics over the rows of all sites together, each site's measured with its own model."""
+        return self._measured(models, self._shown, self._all_shown)
 
-    def everywhere(self, models: Models) -> Mapping[str, float]:
-        """The metrics of one model over the test rows of all sites; the mean over the models."""
-        found = [self._measured([model], [], self._test) for model in models]
+    def everywhere(self, models: Models) -> dict[str, float]:
+        """The metrics of one model over the rows of all sites; the mean over the models."""
+        found = [self._measured([model], [], self._all_shown) for model in models]
         return {name: sum(one[name] for one in found) / len(found) for name in found[0]}
 
     def _measured(self, models: Models, parts: Sequence[Examples], whole: Examples) -> dict[str, float]:
@@ -56,33 +59,42 @@ def _outputs(model: nn.Module, inputs: Tensor) -> Tensor:
     return found
 
 
-@dataclass(frozen=True, slots=True)
-class Point:
-    """A version: when it was there, and what the metrics over the test rows were."""
+class Best:
+    """Of the models that it is shown, those whose loss over the validation rows is least, and what they reach."""
 
-    seconds: float
-    metrics: Mapping[str, float]
-
-
-class Course:
-    """The versions of one run; `best` is the one whose loss over the validation rows is least."""
-
-    def __init__(self, measuring: Measuring) -> None:
-        self._measuring = measuring
+    def __init__(self, held: HeldBack) -> None:
+        self._held = held
         self._least = float("inf")
-        self.points: list[Point] = []
         self.at_home: Mapping[str, float] = {}
         self.everywhere: Mapping[str, float] = {}
 
-    def note(self, seconds: float, models: Models) -> None:
-        """A version is there, as these models."""
-        at_home = self._measuring.at_home(models)
-        self.points.append(Point(seconds, at_home))
-        loss = self._measuring.validation_loss(models)
+    def show(self, models: Models) -> dict[str, float]:
+        """Take the next models into account; what they reach at home."""
+        at_home = self._held.at_home(models)
+        loss = self._held.validation_loss(models)
         if loss < self._least:
             self._least, self.at_home = loss, at_home
-            self.everywhere = self._measuring.everywhere(models) if len(models) > 1 else at_home
+            self.everywhere = self._held.everywhere(models) if len(models) > 1 else at_home
+        return at_home
 
-    def reaches(self, metric: str, target: float) -> float | None:
-        """When a version first had this much of a metric; None: never."""
-        return next((point.seconds for point in self.points if point.metrics[metric] >= target), None)
+
+class AtSites:
+    """Measures the versions of a simulated federation (see `simulation.measuring`) at its sites.
+
+    Where each site keeps a part of the model, its version is measured with that part.
+    """
+
+    def __init__(self, best: Best, scene: Scene, sites: int) -> None:
+        self._best, self._scene = best, scene
+        self._models = [scene.task.model() for _ in range(sites if scene.trainer.own(0) else 1)]
+
+    def measure(self, version: int, weights: Tensor) -> Mapping[str, float]:
+        own = self._scene.trainer.own
+        for site, model in enumerate(self._models):
+            load_state(model, state_with(model, self._scene.layout, weights))
+            if len(self._models) > 1:
+                load_personal(model, self._scene.task.share, own(site))
+        return self._best.show(self._models)
+
+    def at_sites(self, weights: Tensor) -> dict[str, float]:
+        return {}

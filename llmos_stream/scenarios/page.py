@@ -8,6 +8,10 @@ from llmos_stream.scenarios.summary import lines
 
 _WIDTH, _HEIGHT, _EDGE = 760, 320, 44
 _STEPS = 100
+_ROWS = {
+    "test": "Test rows, by which no version was chosen",
+    "validation": "Validation rows, by which versions were chosen",
+}
 _COLOURS = ("#0072b2", "#d55e00", "#009e73")
 _STYLE = (
     "body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}"
@@ -29,7 +33,7 @@ def render_page(study: Study) -> str:
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(scenario.title)}</title>'
         f"<style>{_STYLE}</style></head><body><h1>{escape(scenario.title)}</h1>"
-        f"<p>Test rows, by which no version was chosen; mean over {len(study.seeds)} seeds, with intervals of 95 %.</p>"
+        f"<p>{_ROWS[study.rows]}; mean over {len(study.seeds)} seeds, with intervals of 95 %.</p>"
         f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
         f"<h2>{escape(scenario.metric)} by seconds of the scenario's clock</h2>{_curves(study)}</body></html>\n"
     )

@@ -4,33 +4,40 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import nn
 
-from llmos_stream.config import Settings
+from llmos_stream.config import AggregationSettings, ServerOptimizerSettings, Settings, StalenessSettings
 from llmos_stream.errors import ConfigError
 from llmos_stream.scenarios.catalogue import Scenario
-from llmos_stream.scenarios.measuring import Course, Measuring, Point
-from llmos_stream.scenarios.site import Place, Site, local_model
+from llmos_stream.scenarios.measuring import AtSites, Best, HeldBack, Rows
 from llmos_stream.scenarios.site_task import Split, joined
-from llmos_stream.scenarios.virtual import run_asynchronous, run_synchronous
-from llmos_stream.training import load_task
+from llmos_stream.simulation import simulate
+from llmos_stream.simulation.experiment import Arm
+from llmos_stream.simulation.results import Point
+from llmos_stream.simulation.settings import (
+    DataSettings,
+    PopulationSettings,
+    RunSettings,
+    SimulationSettings,
+    SpeedSettings,
+)
+from llmos_stream.training import LocalTrainer, Task, load_task
+from llmos_stream.training.hooks import hooks_of
 from llmos_stream.training.seeds import derive_seed
 from llmos_stream.training.tensor_task import Batches
 
 POOLED, ALONE, SYNCHRONOUS, ASYNCHRONOUS, PERSONAL = "pooled", "alone", "synchronous", "asynchronous", "personalised"
-
-
-_MEASURED = 100
-"""How many versions of a run are measured at most: the first, and each that comes this part of the run later."""
+_NO_LIMIT = 10**9
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """What an arm came to with one seed.
 
-    at_home: the metrics over all test rows, each site's measured with the model that the site has. everywhere: those of
-    one model over all test rows; where each site has its own, the mean over the sites. reached: when it was near
-    pooled training, in seconds of the scenario's clock. points: all versions.
+    at_home: the metrics over the test rows of all sites, each site's measured with the model that the site has.
+    everywhere: those of one model over all test rows; where each site has its own, the mean over the sites. reached:
+    when it was near pooled training, in seconds of the scenario's clock. updates: how many were folded. points: the
+    versions.
     """
 
     at_home: Mapping[str, float]
@@ -42,16 +49,21 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Study:
-    """What all arms came to: by arm, one outcome a seed."""
+    """What all arms came to: by arm, one outcome a seed. Measured on these rows of the sites."""
 
     scenario: Scenario
     settings: Settings
     seeds: Sequence[int]
+    rows: Rows
     outcomes: Mapping[str, Sequence[Outcome]]
 
 
 def run_study(
-    scenario: Scenario, settings: Settings, seeds: Sequence[int], progress: Callable[[str], object] = print
+    scenario: Scenario,
+    settings: Settings,
+    seeds: Sequence[int],
+    progress: Callable[[str], object] = print,
+    rows: Rows = "test",
 ) -> Study:
     """Run every arm with every seed; a seed is that of the split, the weights and the batches.
 
@@ -62,25 +74,44 @@ def run_study(
         raise ConfigError("client.local_steps: in a scenario every update of a site takes the same time; leave it out")
     outcomes: dict[str, list[Outcome]] = {}
     for seed in seeds:
-        for arm, outcome in _Run(scenario, settings.changed(task={"seed": seed, "entry": scenario.entry})).outcomes():
+        run = _Run(scenario, settings.changed(task={"seed": seed, "entry": scenario.entry}), rows)
+        for arm, outcome in run.outcomes():
             outcomes.setdefault(arm, []).append(outcome)
             progress(f"seed {seed}: {arm}")
-    return Study(scenario, settings, tuple(seeds), outcomes)
+    return Study(scenario, settings, tuple(seeds), rows, outcomes)
+
+
+def simulated(scenario: Scenario, settings: Settings, splits: Mapping[str, Split]) -> RunSettings:
+    """The scenario's federation as a simulation: a client for each site, as slow as the scenario says."""
+    return RunSettings(
+        **{name: getattr(settings, name) for name in Settings.model_fields},
+        simulation=SimulationSettings(
+            name=scenario.name,
+            updates=_NO_LIMIT,
+            seconds=scenario.seconds,
+            metric=scenario.metric,
+            training="loop",
+        ),
+        population=PopulationSettings(clients=len(splits)),
+        data=DataSettings(split="task", sites=tuple(splits)),
+        speed=SpeedSettings(
+            kind="trace",
+            trace=tuple(scenario.seconds_of(site, split) for site, split in splits.items()),
+            seconds=1.0,
+            jitter=0.0,
+        ),
+    )
 
 
 class _Run:
     """All arms with one seed."""
 
-    def __init__(self, scenario: Scenario, settings: Settings) -> None:
+    def __init__(self, scenario: Scenario, settings: Settings, rows: Rows) -> None:
         self._scenario, self._settings = scenario, settings
         self._task = load_task(settings.task, settings.client)
         own = scenario.task(settings.task, settings.client)
         self._splits: Mapping[str, Split] = {site: own.split(site) for site in own.sites}
-        self._places = [
-            Place(site, scenario.seconds_of(site, split), split.validation, split.test)
-            for site, split in self._splits.items()
-        ]
-        self._measuring = Measuring(self._task, self._places)
+        self._held = HeldBack(self._task, list(self._splits.values()), rows)
         self._near = float("nan")
 
     def outcomes(self) -> Sequence[tuple[str, Outcome]]:
@@ -89,12 +120,12 @@ class _Run:
         found = [
             (POOLED, pooled),
             (ALONE, self._alone()),
-            (SYNCHRONOUS, self._federated(self._settings, run_synchronous)),
-            (ASYNCHRONOUS, self._federated(self._settings, self._asynchronous)),
+            (SYNCHRONOUS, self._federated(SYNCHRONOUS, self._in_rounds())),
+            (ASYNCHRONOUS, self._federated(ASYNCHRONOUS, self._settings)),
         ]
         if self._scenario.personal is not None and self._settings.task.share == "all":
             own = self._settings.changed(task={"share": self._scenario.personal})
-            found.append((PERSONAL, self._federated(own, self._asynchronous)))
+            found.append((PERSONAL, self._federated(PERSONAL, own)))
         return found
 
     def _pooled(self) -> Outcome:
@@ -102,52 +133,56 @@ class _Run:
         rows = joined([split.train for split in self._splits.values()])
         seed = derive_seed(self._settings.task.seed, "pooled batches")
         batches = Batches(*rows, self._settings.client.batch_size, seed)
-        trainer = local_model(self._task, self._settings).trainer
-        course = Course(self._measuring)
-        for epoch in range(self._scenario.pooled_epochs):
+        trainer, best = _trainer(self._task, self._settings), Best(self._held)
+        for _ in range(self._scenario.pooled_epochs):
             trainer.run_epoch(batches)
-            course.note(float(epoch + 1), [trainer.model])
-        return Outcome(course.at_home, course.everywhere)
+            best.show([trainer.model])
+        return Outcome(best.at_home, best.everywhere)
 
     def _alone(self) -> Outcome:
         """A model for each site, trained on its rows alone; each site takes its best by its own validation rows."""
-        models = [self._alone_at(number, place) for number, place in enumerate(self._places)]
-        return Outcome(self._measuring.at_home(models), self._measuring.everywhere(models))
+        models = [self._alone_at(number, site) for number, site in enumerate(self._splits)]
+        return Outcome(self._held.at_home(models), self._held.everywhere(models))
 
-    def _alone_at(self, number: int, place: Place) -> nn.Module:
-        site = Site(self._settings, place)
-        best, least = copy.deepcopy(site.model), float("inf")
+    def _alone_at(self, number: int, site: str) -> nn.Module:
+        client = self._settings.client.model_copy(update={"data": site})
+        task = load_task(self._settings.task, client)
+        trainer, batches = _trainer(task, self._settings), task.train_batches()
+        best, least = copy.deepcopy(trainer.model), float("inf")
         for _ in range(self._scenario.pooled_epochs):
-            site.train_on()
-            loss = self._measuring.loss_at(site.model, number)
+            trainer.run_epoch(batches)
+            loss = self._held.loss_at(trainer.model, number)
             if loss < least:
-                best, least = copy.deepcopy(site.model), loss
+                best, least = copy.deepcopy(trainer.model), loss
         return best
 
-    def _federated(self, settings: Settings, run: Callable[..., int]) -> Outcome:
-        sites = [Site(settings, place) for place in self._places]
-        shown = Site(settings, self._places[0]).local
-        course = Course(self._measuring)
-        between, due = self._scenario.seconds / _MEASURED, 0.0
+    def _in_rounds(self) -> Settings:
+        """FedAvg (McMahan et al. 2017): in each round every site trains, and all wait for the slowest."""
+        everybody = AggregationSettings(strategy="fedavg", buffer_size=len(self._splits), clip_multiple=0, max_share=1)
+        plain = {
+            "aggregation": everybody,
+            "staleness": StalenessSettings(),
+            "server_optimizer": ServerOptimizerSettings(),
+        }
+        patient = {"wait_seconds": 2 * self._scenario.seconds}
+        return self._settings.model_copy(update=plain).changed(client=patient)
 
-        def observe(seconds: float, _version: int, weights: Tensor) -> None:
-            nonlocal due
-            if seconds < due:
-                return
-            due = seconds + between
-            if settings.task.share == "all":
-                shown.load(weights)
-                course.note(seconds, [shown.model])
-                return
-            for site in sites:  # what a site keeps is in its model
-                site.local.load(weights)
-            course.note(seconds, [site.model for site in sites])
+    def _federated(self, arm: str, settings: Settings) -> Outcome:
+        simulation = simulated(self._scenario, settings, self._splits)
+        best = Best(self._held)
+        result = simulate(
+            Arm(arm, simulation, {}),
+            settings.task.seed,
+            measuring=lambda _, scene: AtSites(best, scene, len(self._splits)),
+        )
+        reached = result.reached(self._near, simulation.simulation)
+        return Outcome(
+            best.at_home, best.everywhere, None if reached is None else reached.seconds, result.folded, result.points
+        )
 
-        updates = run(sites, self._scenario.seconds, observe)
-        reached = course.reaches(self._scenario.metric, self._near)
-        return Outcome(course.at_home, course.everywhere, reached, updates, course.points)
 
-    def _asynchronous(
-        self, sites: Sequence[Site], seconds: float, observe: Callable[[float, int, Tensor], None]
-    ) -> int:
-        return run_asynchronous(sites, self._settings, seconds, observe)
+def _trainer(task: Task, settings: Settings) -> LocalTrainer:
+    """A new model of the task, with its optimiser, loss and hooks."""
+    model = task.model()
+    hooks = (*task.hooks(), *hooks_of(settings.client, settings.task.share))
+    return LocalTrainer(model, task.optimizer(model), task.loss, hooks)

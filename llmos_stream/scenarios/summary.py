@@ -86,6 +86,7 @@ def as_json(study: Study) -> dict[str, Any]:
     return {
         "scenario": scenario.name,
         "metric": scenario.metric,
+        "rows": study.rows,
         "near": scenario.near,
         "seconds": scenario.seconds,
         "seeds": list(study.seeds),

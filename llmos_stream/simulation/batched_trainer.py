@@ -3,7 +3,7 @@
 Those on different versions go together, too. The result is that of one after the other, up to the rounding of sums.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -83,6 +83,9 @@ class BatchedTrainer:
 
     def timed(self, job: Job, seconds: float) -> None:
         pass  # nothing adapts to it
+
+    def own(self, client: int) -> Mapping[str, Tensor]:
+        return {}
 
     def train(self, jobs: Sequence[Job]) -> None:
         # Those with most steps first: whoever is done leaves at the end.

@@ -55,6 +55,10 @@ class Trainer(Protocol):
         """How long the training takes on the client's device."""
         ...
 
+    def own(self, client: int) -> Mapping[str, Tensor]:
+        """The tensors that a client keeps to itself, by name; none where all are shared."""
+        ...
+
     def train(self, jobs: Sequence[Job]) -> None:
         """Fill in the jobs."""
         ...

@@ -6,10 +6,11 @@ from typing import Any
 from torch import Tensor
 
 from llmos_stream.codec import Layout
-from llmos_stream.config import Settings
 from llmos_stream.errors import TaskError
 from llmos_stream.simulation.data import SplitData
 from llmos_stream.simulation.job import Job
+from llmos_stream.simulation.settings import RunSettings
+from llmos_stream.simulation.sites import load_site
 from llmos_stream.training import LocalTrainer, Task, task_errors
 from llmos_stream.training.hooks import hooks_of
 from llmos_stream.training.local_steps import LocalSteps
@@ -19,17 +20,17 @@ from llmos_stream.types import LOCAL_STEPS
 
 
 class LoopTrainer:
-    """See `Trainer`. `data` is None where the task has sites of its own."""
+    """See `Trainer`. `data` is None where the task has sites of its own: each is loaded as its client would."""
 
     batches = False
 
-    def __init__(self, task: Task, settings: Settings, data: SplitData | None, how: str) -> None:
+    def __init__(self, task: Task, settings: RunSettings, data: SplitData | None, how: str) -> None:
         self.how = how
-        self._task = task
+        self._task, self._settings = task, settings
         self._entry, self._share, self._client = settings.task.entry, task.share, settings.client
         self._data = data
         self._adapts = settings.client.local_steps == "auto"
-        self._shards = settings.task.shards
+        self._sites: dict[int, Task] = {}
         self._steps: dict[int, LocalSteps] = {}
         self._ahead: dict[tuple[int, int], Sequence[Iterable[Any]]] = {}
         with task_errors(self._entry):
@@ -47,7 +48,9 @@ class LoopTrainer:
         if self._data is not None and not self._adapts:
             return self._data.seen(job.client, job.number), 1.0
         if not self._adapts:
-            return (self._task.num_train_examples(self._shard(job.client)) or 1) * self._client.epochs, 1.0
+            with task_errors(self._entry):
+                many = self._site(job.client).num_train_examples(self._shard(job.client))
+            return (many or 1) * self._client.epochs, 1.0
         # How much a client does that adapts its steps is known once it has the batches.
         passes = [list(batches) for batches in self._steps_of(job.client).passes(job.fastest)]
         self._ahead[job.client, job.number] = passes
@@ -60,6 +63,9 @@ class LoopTrainer:
         if self._adapts:
             steps = sum(len(list(batches)) for batches in self._ahead[job.client, job.number])
             job.metrics = self._steps_of(job.client).done(steps, seconds)
+
+    def own(self, client: int) -> Mapping[str, Tensor]:
+        return self._kept.get(client, self._own)
 
     def train(self, jobs: Sequence[Job]) -> None:
         for job in jobs:
@@ -94,12 +100,26 @@ class LoopTrainer:
 
     def _steps_of(self, client: int) -> LocalSteps:
         if client not in self._steps:
-            batches = self._task.train_batches(self._shard(client)) if self._data is None else _Own(self._data, client)
+            with task_errors(self._entry):
+                batches = self._batches_of(client)
             self._steps[client] = LocalSteps(batches, self._client.epochs, self._client.local_steps)
         return self._steps[client]
 
+    def _batches_of(self, client: int) -> Iterable[Any]:
+        if self._data is not None:
+            return _Own(self._data, client)
+        return self._site(client).train_batches(self._shard(client))
+
+    def _site(self, client: int) -> Task:
+        if not (count := len(self._settings.data.sites)):
+            return self._task
+        number = client % count
+        if number not in self._sites:
+            self._sites[number] = load_site(self._settings, number)
+        return self._sites[number]
+
     def _shard(self, client: int) -> int:
-        return client % self._shards
+        return 0 if self._settings.data.sites else client % self._settings.task.shards
 
 
 class _Own:

@@ -11,6 +11,21 @@ from llmos_stream.training.seeds import derive_seed
 
 Numbers = NDArray[np.float32]
 _BITS_PER_MBIT = 1e6
+_DRAWN = 4096
+
+
+class Chance:
+    """Numbers from 0 to 1 for all that happens by chance in one run, drawn many at a time."""
+
+    def __init__(self, seed: int) -> None:
+        self._generator = np.random.default_rng(derive_seed(seed, "simulation.events"))
+        self._drawn: list[float] = []
+
+    def next(self) -> float:
+        """The next one."""
+        if not self._drawn:
+            self._drawn = self._generator.random(_DRAWN).tolist()
+        return self._drawn.pop()
 
 
 class Population:
@@ -83,6 +98,8 @@ class Population:
 
 
 def _trace(speed: SpeedSettings) -> Numbers:
+    if isinstance(speed.trace, tuple):
+        return np.asarray(speed.trace, np.float32)
     try:
         values = np.loadtxt(str(speed.trace), dtype=np.float32, ndmin=1)
     except (OSError, ValueError) as error:

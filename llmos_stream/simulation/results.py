@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from llmos_stream.simulation.aggregator import Taken
 from llmos_stream.simulation.settings import SimulationSettings
 
 _POINTS = 2048
@@ -116,7 +117,25 @@ class Tally:
         self.points = [point for at, point in enumerate(self.points) if at % 2 == 0 or point is met]
         self._keep_every *= 2
 
-    def stale(self, tau: int) -> None:
+    def refuse(self, client: int, why: str) -> None:
+        """Note an update that a client could not send, or that came to nothing."""
+        self.sent_by[client] += 1
+        self.refused[why] += 1
+
+    def taken(self, taken: Taken) -> None:
+        """Note what became of an update, and of the version that it completed."""
+        if taken.refused is not None:
+            self.refused[str(taken.refused)] += 1  # a plain one, as JSON wants it
+        if (item := taken.folded) is not None:
+            self.folded += 1
+            self._stale(item.staleness)
+            self.folded_by[int(item.client_id[1:])] += 1
+        for client_id in taken.lost:
+            self.folded -= 1
+            self.folded_by[int(client_id[1:])] -= 1
+            self.refused["unsafe_version"] += 1
+
+    def _stale(self, tau: int) -> None:
         """Note the staleness of an update that was folded; beyond 4096 roughly."""
         if tau > 4096:
             tau = tau >> (tau.bit_length() - 8) << (tau.bit_length() - 8)

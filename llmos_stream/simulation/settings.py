@@ -64,6 +64,9 @@ class DataSettings(Section):
     """dirichlet: each class is dealt out by shares of a Dirichlet distribution. even: alike for all. drawn: each
     client draws examples anew by shares of classes of its own, for more clients than there are examples. task: by the
     task's own sites."""
+    sites: tuple[str, ...] = ()
+    """What each client has as `client.data` (task), from the beginning again where there are more clients. Unset: all
+    have shards of the task."""
     alpha: Positive = 0.3
     """Concentration of the Dirichlet distribution: a smaller value skews classes more (dirichlet, drawn)."""
     size_sigma: Spread = 0.0
@@ -75,6 +78,8 @@ class DataSettings(Section):
     def _agree(self) -> Self:
         if self.size_sigma and self.split not in ("even", "drawn"):
             raise ValueError(f"size_sigma: needs split even or drawn; {self.split} has sizes of its own")
+        if self.sites and self.split != "task":
+            raise ValueError("sites: needs split task")
         return self
 
 
@@ -87,8 +92,8 @@ class SpeedSettings(Section):
     """Sigma of the lognormal distribution."""
     classes: tuple[tuple[Fraction, Positive], ...] = ()
     """Kinds of devices: [share of the clients, slowness] each."""
-    trace: FilePath | None = None
-    """A file of numbers, one a line: the slowness of each client, from the top again where there are more clients."""
+    trace: tuple[Positive, ...] | FilePath | None = None
+    """The slowness of each client, or a file with one a line; from the top again where there are more clients."""
     seconds: Seconds = 1.0
     """What each training takes at slowness 1."""
     seconds_per_example: Seconds = 0.0
@@ -100,8 +105,8 @@ class SpeedSettings(Section):
     def _named(self) -> Self:
         if self.kind == "classes" and abs(sum(share for share, _ in self.classes) - 1) > 1e-6:
             raise ValueError("classes: [share, slowness] each, with shares that sum to 1")
-        if self.kind == "trace" and self.trace is None:
-            raise ValueError("trace: name the file")
+        if self.kind == "trace" and not self.trace:
+            raise ValueError("trace: name the file, or a number for each client")
         if not self.seconds and not self.seconds_per_example:
             raise ValueError("seconds: a training must take time")
         return self

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from llmos_stream.config import Settings
 from llmos_stream.scenarios import SCENARIOS, Scenario, Study, run_study
+from llmos_stream.scenarios.measuring import Rows
 
 
 def settings_of(name: str) -> Settings:
@@ -14,5 +15,5 @@ def small(name: str) -> Scenario:
     return replace(SCENARIOS[name], seconds={"heart": 100.0, "lending": 20.0}[name], pooled_epochs=4)
 
 
-def studied(name: str, seeds: int = 1, settings: Settings | None = None) -> Study:
-    return run_study(small(name), settings or settings_of(name), range(seeds), lambda _: None)
+def studied(name: str, seeds: int = 1, settings: Settings | None = None, rows: Rows = "test") -> Study:
+    return run_study(small(name), settings or settings_of(name), range(seeds), lambda _: None, rows)

@@ -9,8 +9,11 @@ import pytest
 from llmos_stream.errors import ConfigError, TaskError
 from llmos_stream.scenarios import SCENARIOS, Study
 from llmos_stream.scenarios.page import render_page
+from llmos_stream.scenarios.study import simulated
 from llmos_stream.scenarios.summary import as_json, estimate, lines
-from tests.scenarios.small import settings_of, studied
+from llmos_stream.simulation import simulate
+from llmos_stream.simulation.experiment import Arm
+from tests.scenarios.small import settings_of, small, studied
 
 
 @cache
@@ -67,6 +70,27 @@ def test_an_interval_is_that_of_student() -> None:
     assert estimate([1.0]).half_width is None
     assert estimate([1.0, math.nan]).mean == 1.0
     assert math.isnan(estimate([]).mean)
+
+
+def test_a_federation_is_what_the_simulator_makes_of_its_sites() -> None:
+    study, scenario = _once("heart"), small("heart")
+    settings = settings_of("heart").changed(task={"seed": 0, "entry": scenario.entry})
+    own = scenario.task(settings.task, settings.client)
+    arm = Arm("", simulated(scenario, settings, {site: own.split(site) for site in own.sites}), {})
+    points = simulate(arm, 0).points  # measured by the product's evaluator, on the test rows of all sites
+    shown = study.outcomes["asynchronous"][0].points
+    assert [(one.seconds, one.version) for one in points] == [(one.seconds, one.version) for one in shown]
+    assert [one.metrics["accuracy"] for one in points] == [one.metrics["accuracy"] for one in shown]
+
+
+def test_settings_are_chosen_by_other_rows_than_the_table_is_about() -> None:
+    chosen, shown = studied("heart", rows="validation"), _once("heart")
+    for arm, (outcome,) in chosen.outcomes.items():
+        (other,) = shown.outcomes[arm]
+        assert outcome.updates == other.updates
+        assert outcome.at_home["loss"] != other.at_home["loss"]
+    assert "Validation rows" in render_page(chosen)
+    assert (as_json(chosen)["rows"], as_json(shown)["rows"]) == ("validation", "test")
 
 
 def test_what_a_clock_does_not_know_is_refused() -> None:

@@ -71,3 +71,16 @@ def test_complete_rows_are_those_that_flamby_has() -> None:
 
 def test_lenders_have_fifty_loans_or_more() -> None:
     assert len(_task("lending").sites) == 37
+
+
+def test_a_hospital_may_scale_by_its_own_rows() -> None:
+    task = _task("heart", scaling="site")
+    for site in task.sites:
+        columns = task.split(site).train.inputs[:, :4]  # no gap is left in them; Switzerland has no cholesterol
+        measured = [column for column in columns.T if column.std() > 0]
+        assert len(measured) >= 3
+        for column in measured:
+            assert abs(float(column.mean())) < 1e-5
+            assert float(column.std(correction=0)) == pytest.approx(1.0, abs=1e-4)
+    with pytest.raises(TaskError, match="scaling=constants or scaling=site"):
+        _task("heart", scaling="none")

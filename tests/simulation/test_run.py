@@ -3,6 +3,7 @@ from typing import Any
 
 import pytest
 
+from llmos_stream.errors import ConfigError
 from llmos_stream.simulation import Result, simulate
 from tests.simulation.aids import devices
 
@@ -95,6 +96,28 @@ def test_sites_of_the_tasks_own() -> None:
     assert found.final is not None
     assert found.final > 0.8
     assert found.sites["worst"] > 0.5
+
+
+def test_sites_with_data_and_speeds_of_their_own() -> None:
+    hospitals = ("Cleveland", "Hungary", "VA Long Beach", "Switzerland")
+    sections: dict[str, dict[str, Any]] = {
+        "task": {"entry": "llmos_stream.scenarios.heart:Heart"},
+        "data": {"split": "task", "sites": hospitals},
+        "population": {"clients": 4, "concurrency": None},
+        "speed": {"kind": "trace", "trace": (1, 1, 5, 20), "jitter": 0.0},
+        "simulation": {"updates": 45, "seconds": 20.0},
+        "client": {"batch_size": 16, "lr": 0.02},
+        "aggregation": {"buffer_size": 1},
+    }
+    found = _run(**sections)
+    assert found.updates == 20 + 20 + 4 + 1
+    assert found.seconds == 20.0
+    assert found.sites["worst"] > 0.5, "each site is measured on what it holds back"
+    other = _run(**{**sections, "data": {"split": "task", "sites": hospitals[::-1]}})
+    assert other.updates == found.updates
+    assert other.digest != found.digest, "the slow ones have other data"
+    with pytest.raises(ConfigError, match="sites: needs split task"):
+        devices(data={"sites": hospitals})
 
 
 def test_a_run_ends_by_the_stop_settings() -> None:
