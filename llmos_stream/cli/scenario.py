@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from llmos_stream.scenarios import Study
 
 _NAMES = ("heart", "lending")
+_ARMS = ("pooled", "alone", "synchronous", "asynchronous", "personalised")
 
 
 def add(commands: Commands) -> None:
@@ -43,7 +44,15 @@ def add(commands: Commands) -> None:
         default="test",
         help="which rows of the sites the table is about: choose settings by validation (default: test)",
     )
+    parser.add_argument("--arms", type=_arms, metavar="ARM,ARM", help="these and pooled training alone; default: all")
     parser.add_argument("--report", type=file_path, metavar="FILE", help="write a page, with the course of each arm")
+
+
+def _arms(text: str) -> tuple[str, ...]:
+    arms = tuple(name.strip() for name in text.split(","))
+    if unknown := set(arms) - set(_ARMS):
+        raise argparse.ArgumentTypeError(f"there is no {', '.join(sorted(unknown))}, but {', '.join(_ARMS)}")
+    return arms
 
 
 def _run(arguments: argparse.Namespace, _settings: Settings) -> int:
@@ -68,7 +77,12 @@ def _run(arguments: argparse.Namespace, _settings: Settings) -> int:
     seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
     with err().status(f"{scenario.name}: beginning ...") as status:
         study = run_study(
-            scenario, settings, seeds, lambda text: status.update(f"{scenario.name}: {text}"), arguments.rows
+            scenario,
+            settings,
+            seeds,
+            lambda text: status.update(f"{scenario.name}: {text}"),
+            arguments.rows,
+            arguments.arms or _ARMS,
         )
     if arguments.json:
         print_json(as_json(study) | {"report": None if path is None else str(path)})

@@ -1,7 +1,7 @@
 """A scenario, each arm with each seed: pooled, every site alone, synchronous, asynchronous, personalised."""
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -27,6 +27,7 @@ from llmos_stream.training.seeds import derive_seed
 from llmos_stream.training.tensor_task import Batches
 
 POOLED, ALONE, SYNCHRONOUS, ASYNCHRONOUS, PERSONAL = "pooled", "alone", "synchronous", "asynchronous", "personalised"
+ARMS = (POOLED, ALONE, SYNCHRONOUS, ASYNCHRONOUS, PERSONAL)
 _NO_LIMIT = 10**9
 
 
@@ -64,8 +65,11 @@ def run_study(
     seeds: Sequence[int],
     progress: Callable[[str], object] = print,
     rows: Rows = "test",
+    arms: Sequence[str] = ARMS,
 ) -> Study:
     """Run every arm with every seed; a seed is that of the split, the weights and the batches.
+
+    Pooled training is run whatever `arms` says, since the others are told by how near they come to it.
 
     Raises:
         ConfigError: The settings ask for what a scenario's clock does not know.
@@ -75,7 +79,7 @@ def run_study(
     outcomes: dict[str, list[Outcome]] = {}
     for seed in seeds:
         run = _Run(scenario, settings.changed(task={"seed": seed, "entry": scenario.entry}), rows)
-        for arm, outcome in run.outcomes():
+        for arm, outcome in run.outcomes(arms):
             outcomes.setdefault(arm, []).append(outcome)
             progress(f"seed {seed}: {arm}")
     return Study(scenario, settings, tuple(seeds), rows, outcomes)
@@ -114,19 +118,19 @@ class _Run:
         self._held = HeldBack(self._task, list(self._splits.values()), rows)
         self._near = float("nan")
 
-    def outcomes(self) -> Sequence[tuple[str, Outcome]]:
+    def outcomes(self, arms: Sequence[str]) -> Iterator[tuple[str, Outcome]]:
         pooled = self._pooled()
         self._near = pooled.at_home[self._scenario.metric] - self._scenario.near
-        found = [
-            (POOLED, pooled),
-            (ALONE, self._alone()),
-            (SYNCHRONOUS, self._federated(SYNCHRONOUS, self._in_rounds())),
-            (ASYNCHRONOUS, self._federated(ASYNCHRONOUS, self._settings)),
-        ]
-        if self._scenario.personal is not None and self._settings.task.share == "all":
+        yield POOLED, pooled
+        if ALONE in arms:
+            yield ALONE, self._alone()
+        if SYNCHRONOUS in arms:
+            yield SYNCHRONOUS, self._federated(SYNCHRONOUS, self._in_rounds())
+        if ASYNCHRONOUS in arms:
+            yield ASYNCHRONOUS, self._federated(ASYNCHRONOUS, self._settings)
+        if PERSONAL in arms and self._scenario.personal is not None and self._settings.task.share == "all":
             own = self._settings.changed(task={"share": self._scenario.personal})
-            found.append((PERSONAL, self._federated(PERSONAL, own)))
-        return found
+            yield PERSONAL, self._federated(PERSONAL, own)
 
     def _pooled(self) -> Outcome:
         """One model, trained on the rows of all sites in one place."""

@@ -29,9 +29,22 @@ def test_it_prints_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert 0.5 < said["arms"]["asynchronous"]["at_home"]["accuracy"]["mean"] <= 1.0
 
 
+def test_it_runs_the_arms_that_are_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--arms", "asynchronous,alone", "--rows", "validation", "--json"]
+    assert main(["scenario", "heart", *_SMALL, *words]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert list(said["arms"]) == ["pooled", "alone", "asynchronous"]
+    assert said["rows"] == "validation"
+
+
 @pytest.mark.parametrize(
     ("words", "why"),
-    [(["--seeds", "0"], "--seeds"), (["--seconds", "0"], "--seconds"), (["--task.options", "rows=few"], "rows=all")],
+    [
+        (["--seeds", "0"], "--seeds"),
+        (["--seconds", "0"], "--seconds"),
+        (["--task.options", "rows=few"], "rows=all"),
+        (["--arms", "best"], "pooled"),
+    ],
 )
 def test_what_makes_no_sense_is_one_line(words: list[str], why: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["scenario", "heart", "--seeds", "1", *words]) != 0
