@@ -100,7 +100,7 @@ def test_sites_of_the_tasks_own() -> None:
 
 def test_sites_with_data_and_speeds_of_their_own() -> None:
     hospitals = ("Cleveland", "Hungary", "VA Long Beach", "Switzerland")
-    sections: dict[str, dict[str, Any]] = {
+    sections: dict[str, Any] = {
         "task": {"entry": "llmos_stream.scenarios.heart:Heart"},
         "data": {"split": "task", "sites": hospitals},
         "population": {"clients": 4, "concurrency": None},
