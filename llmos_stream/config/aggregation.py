@@ -82,6 +82,11 @@ class AggregationSettings(Section):
         return self
 
 
+def fedavg_of(clients: int) -> AggregationSettings:
+    """FedAvg (McMahan et al. 2017): a round is an update of each of so many clients, weighed by its examples alone."""
+    return AggregationSettings(strategy="fedavg", buffer_size=clients, clip_multiple=0, max_share=1)
+
+
 class ServerOptimizerSettings(Section):
     name: ServerOptimizerName = "sgd"
     """How the server applies the pseudo-gradient (FedOpt); sgd with lr 1 is FedAvg. fadas and delayed_nesterov are made

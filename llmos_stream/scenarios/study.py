@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from llmos_stream.config import AggregationSettings, ServerOptimizerSettings, Settings, StalenessSettings
+from llmos_stream.config import ServerOptimizerSettings, Settings, StalenessSettings
+from llmos_stream.config.aggregation import fedavg_of
 from llmos_stream.errors import ConfigError
 from llmos_stream.scenarios.catalogue import Scenario
 from llmos_stream.scenarios.measuring import AtSites, Best, HeldBack, Rows
@@ -162,9 +163,8 @@ class _Run:
 
     def _in_rounds(self) -> Settings:
         """FedAvg (McMahan et al. 2017): in each round every site trains, and all wait for the slowest."""
-        everybody = AggregationSettings(strategy="fedavg", buffer_size=len(self._splits), clip_multiple=0, max_share=1)
         plain = {
-            "aggregation": everybody,
+            "aggregation": fedavg_of(len(self._splits)),
             "staleness": StalenessSettings(),
             "server_optimizer": ServerOptimizerSettings(),
         }
