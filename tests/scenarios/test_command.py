@@ -43,12 +43,17 @@ def test_it_runs_the_arms_that_are_asked_for(capsys: pytest.CaptureFixture[str])
         (["--seeds", "0"], "--seeds"),
         (["--seconds", "0"], "--seconds"),
         (["--task.options", "rows=few"], "rows=all"),
-        (["--arms", "best"], "pooled"),
     ],
 )
 def test_what_makes_no_sense_is_one_line(words: list[str], why: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["scenario", "heart", "--seeds", "1", *words]) != 0
     assert why in capsys.readouterr().err
+
+
+def test_an_arm_that_there_is_not_is_refused_by_name(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["scenario", "heart", "--arms", "alone,best"])
+    assert "there is no best, but pooled, alone" in capsys.readouterr().err
 
 
 def _pages_commands() -> list[str]:
