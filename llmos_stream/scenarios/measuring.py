@@ -10,8 +10,9 @@ from llmos_stream.scenarios.site_task import Examples, Split, joined
 from llmos_stream.simulation.scene import Scene
 from llmos_stream.training import Task
 from llmos_stream.training.local import evaluate
-from llmos_stream.training.personal import load_personal
-from llmos_stream.training.states import load_state, state_with
+from llmos_stream.training.personal import personal_tensors
+from llmos_stream.training.sharing import shared_tensors
+from llmos_stream.training.states import load_
 
 Rows = Literal["test", "validation"]
 Models = Sequence[nn.Module]
@@ -87,13 +88,15 @@ class AtSites:
     def __init__(self, best: Best, scene: Scene, sites: int) -> None:
         self._best, self._scene = best, scene
         self._models = [scene.task.model() for _ in range(sites if scene.trainer.own(0) else 1)]
+        share = scene.task.share
+        self._shared = [shared_tensors(model, share) for model in self._models]
+        self._own = [personal_tensors(model, share) for model in self._models] if len(self._models) > 1 else []
 
     def measure(self, version: int, weights: Tensor) -> Mapping[str, float]:
-        own = self._scene.trainer.own
-        for site, model in enumerate(self._models):
-            load_state(model, state_with(model, self._scene.layout, weights))
-            if len(self._models) > 1:
-                load_personal(model, self._scene.task.share, own(site))
+        for tensors in self._shared:
+            load_(tensors, self._scene.layout.views(weights))
+        for site, tensors in enumerate(self._own):
+            load_(tensors, self._scene.trainer.own(site))
         return self._best.show(self._models)
 
     def at_sites(self, weights: Tensor) -> dict[str, float]:

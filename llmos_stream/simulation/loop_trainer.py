@@ -14,8 +14,9 @@ from llmos_stream.simulation.sites import load_site
 from llmos_stream.training import LocalTrainer, Task, task_errors
 from llmos_stream.training.hooks import hooks_of
 from llmos_stream.training.local_steps import LocalSteps
-from llmos_stream.training.personal import load_personal, personal_tensors
+from llmos_stream.training.personal import personal_tensors
 from llmos_stream.training.shared_model import LocalModel
+from llmos_stream.training.states import load_
 from llmos_stream.types import LOCAL_STEPS
 
 
@@ -37,8 +38,9 @@ class LoopTrainer:
             model = task.model()
             hooks = (*task.hooks(), *hooks_of(settings.client, self._share))
             self.local = LocalModel(LocalTrainer(model, task.optimizer(model), task.loss, hooks), self._share)
-        # What is not shared stays with each client.
-        self._own = {name: tensor.clone() for name, tensor in personal_tensors(model, self._share).items()}
+        # What is not shared stays with each client. These are the model's live tensors.
+        self._live = personal_tensors(model, self._share)
+        self._own = {name: tensor.clone() for name, tensor in self._live.items()}
         self._kept: dict[int, Mapping[str, Tensor]] = {}
 
     def begin(self) -> tuple[Layout, Tensor]:
@@ -77,14 +79,11 @@ class LoopTrainer:
     def _train(self, job: Job) -> None:
         trainer, model = self.local.trainer, self.local.trainer.model
         with task_errors(self._entry):
-            if self._own:
-                load_personal(model, self._share, self._kept.get(job.client, self._own))
+            load_(self._live, self._kept.get(job.client, self._own))
             trainer.optimizer = self._task.optimizer(model)  # momentum of another client is none of this one's
             trained = self.local.train(job.base, job.version, self._passes(job))
-        if self._own:
-            self._kept[job.client] = {
-                name: tensor.clone() for name, tensor in personal_tensors(model, self._share).items()
-            }
+        if self._live:
+            self._kept[job.client] = {name: tensor.clone() for name, tensor in self._live.items()}
         job.delta, job.buffers = trained.delta, trained.buffers
         job.num_examples = (
             self._steps_of(job.client).weight(trained.num_examples) if self._adapts else trained.num_examples
