@@ -135,6 +135,8 @@ def spec_of(settings: CodecSettings) -> CodecSpec:
 
 def delta_codec(settings: VersionSettings) -> CodecSpec:
     """How delta versions are written."""
+    if settings.codec == "topk2":
+        return CodecSpec(CodecId.TOPK2, {"chunk": settings.chunk, "keep": settings.keep})
     return CodecSpec(CodecId[settings.codec.upper()], {"block": settings.block, "stochastic": 0})
 
 

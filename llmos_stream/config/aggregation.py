@@ -111,10 +111,21 @@ class VersionSettings(Section):
     full_every: Annotated[int, Field(ge=1, le=4096)] = 16
     """Every n-th version is written in full, lossless; those between as a quantised delta on what readers hold. 1:
     every version is full."""
-    codec: Literal["int8", "int4"] = "int4"
-    """Codec of the versions between; what it leaves out of one goes into the next."""
+    codec: Literal["int8", "int4", "topk2"] = "int4"
+    """Codec of the versions between; what it leaves out of one goes into the next. topk2: for updates of topk2, of
+    which a version moves few elements."""
     block: Annotated[int, Field(ge=32, le=1024), AfterValidator(power_of_two)] = 256
-    """Elements of a version that share a scale; a power of two."""
+    """Elements of a version that share a scale (int8, int4); a power of two."""
+    chunk: Annotated[int, Field(ge=64, le=65536), AfterValidator(power_of_two)] = 4096
+    """Elements of a chunk, of which topk2 keeps the largest; a power of two."""
+    keep: Count = 256
+    """How many elements of a chunk topk2 keeps. All that K updates have moved, with K times their codec.keep."""
+
+    @model_validator(mode="after")
+    def _keeps_no_more_than_there_is(self) -> Self:
+        if self.keep > self.chunk:
+            raise ValueError(f"keep: {self.keep} is more than a chunk has ({self.chunk})")
+        return self
 
 
 class StopSettings(Section):

@@ -59,6 +59,9 @@ class LlmOptions(Section):
     """Share of a round's steps in which the learning rate rises to client.lr."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """AdamW's weight decay."""
+    keep_optimizer: bool = False
+    """Go on with AdamW's moments in the next round, as DiLoCo does, and do not begin anew. They take twice the memory
+    of what is trained, also while a client waits. A client that starts again begins anew."""
     holdout: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Share of a site's sequences that it holds back, to measure versions on."""
     test: str | None = None

@@ -41,15 +41,16 @@ def write_tiny_model(folder: Path | str, texts: Iterable[str] = (), seed: int = 
         )
         with quietly():
             LlamaForCausalLM(config).save_pretrained(folder)
-    _tokenizer(texts).save_pretrained(folder)
+    byte_pairs(texts).save_pretrained(folder)
 
 
-def _tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
+def byte_pairs(texts: Iterable[str], tokens: int = _TOKENS) -> PreTrainedTokenizerFast:
+    """A byte-pair tokenizer of at most so many tokens, made on `texts`, with a chat template."""
     inner = Tokenizer(models.BPE())
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=_TOKENS,
+        vocab_size=tokens,
         special_tokens=[_BEGIN, _END],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,

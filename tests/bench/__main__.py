@@ -24,6 +24,7 @@ NAMES = (
     "resnet",
     "simulate",
     "llm",
+    "speeches",
 )
 
 

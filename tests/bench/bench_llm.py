@@ -94,7 +94,8 @@ def run(options: argparse.Namespace) -> None:
     if options.data is None or not options.data.exists():
         raise NotHere("name the speeches by --data")
     with tempfile.TemporaryDirectory() as folder:
-        files = [str(path) for path in _by_speaker(options.data, Path(folder), options.sites, options.most)]
+        texts = [text[: options.most] for text in speeches_of(options.data)[: options.sites]]
+        files = list(_write(texts, Path(folder)))
         sizes = {name: getattr(options, name) for name in ("rounds", "steps", "batch", "sequence", "rank", "lr")}
         work = Work(model, files, codec=options.codec, seed=options.seed, **sizes)
         found = [_in_a_process(way, work, options.threads) for way in options.ways]
@@ -118,16 +119,21 @@ def run(options: argparse.Namespace) -> None:
     write_json(options.output, "llm", {"reached": [asdict(one) for one in found], "work": asdict(work) | {"files": []}})
 
 
-def _by_speaker(data: Path, folder: Path, sites: int, most: int) -> Iterator[Path]:
+def speeches_of(data: Path) -> list[str]:
+    """The text of each speaker, by the order of their names."""
     texts: dict[str, str] = defaultdict(str)
     content = gzip.decompress(data.read_bytes()) if data.suffix == ".gz" else data.read_bytes()
     for line in content.decode().splitlines():
         record = json.loads(line)
         texts[record["speaker"]] += record["text"] + "\n"
-    for place, speaker in enumerate(sorted(texts)[:sites]):
+    return [texts[speaker] for speaker in sorted(texts)]
+
+
+def _write(texts: Sequence[str], folder: Path) -> Iterator[str]:
+    for place, text in enumerate(texts):
         path = folder / f"{place}.txt"
-        path.write_text(texts[speaker][:most], encoding="utf-8")
-        yield path
+        path.write_text(text, encoding="utf-8")
+        yield str(path)
 
 
 def _in_a_process(way: str, work: Work, threads: int) -> Reached:

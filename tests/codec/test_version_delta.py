@@ -12,6 +12,7 @@ SPECS = [
     CodecSpec(CodecId.INT4, {"block": 256, "stochastic": 0}),
     CodecSpec(CodecId.INT8, {"block": 64, "stochastic": 0}),
 ]
+SPARSE = CodecSpec(CodecId.TOPK2, {"chunk": 256, "keep": 16})
 NUMELS = [1, 7, 5000, SLICE + 3]
 
 
@@ -23,7 +24,7 @@ def _owed(residual: Residual, numel: int) -> Tensor:
     return decode(residual.parts, residual.codec, numel)
 
 
-@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("spec", [*SPECS, SPARSE])
 @pytest.mark.parametrize("numel", NUMELS)
 def test_a_reader_gets_the_very_bytes_through_a_whole_chain(spec: CodecSpec, numel: int) -> None:
     reader = _noise(numel, 0)
@@ -55,6 +56,30 @@ def test_what_readers_have_and_are_owed_is_what_was_meant(spec: CodecSpec) -> No
     assert (published + _owed(residual, numel) - meant).abs().max() < 0.6 * one_step
     add_residual(published, residual)
     assert (published - meant).abs().max() < 0.6 * one_step
+
+
+def test_a_sparse_delta_moves_few_elements_and_owes_the_rest() -> None:
+    """What it leaves out is 29 deltas' worth, and is still known but for the rounding of the residual."""
+    numel, updates = 4096, CodecSpec(CodecId.TOPK2, {"chunk": 256, "keep": 4})
+    meant = _noise(numel, 0)
+    published, residual = meant.clone(), None
+    for number in range(1, 30):
+        delta = _noise(numel, number, 0.01)
+        meant += delta
+        before, target = published, published + delta
+        parts, residual = encode_delta(before, target, residual, SPARSE)
+        published = target
+        assert int((published != before).sum()) <= numel // 16
+        assert 8 * sum(map(len, parts)) < 0.75 * numel
+    assert residual is not None
+    assert (published - meant).norm() > delta.norm()
+    assert (published + _owed(residual, numel) - meant).norm() < 0.05 * (published - meant).norm()
+    # Four updates of 4 in 256 move no more than 16 in 256: all but the rounding of the values arrives at once.
+    sent = sum((decode(list(encode(_noise(numel, one), updates)), updates, numel) for one in range(4)), torch.zeros(1))
+    target = published + sent
+    encode_delta(published, target, None, SPARSE)
+    assert (target - published - sent).norm() < 0.1 * sent.norm()
+    assert torch.equal(target != published, sent != 0)
 
 
 def test_without_a_residual_settling_changes_nothing() -> None:

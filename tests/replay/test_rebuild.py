@@ -51,6 +51,20 @@ async def test_every_version_is_rebuilt_bit_for_bit(
         assert residuals == ({1, 2, 3, 5, 6} if full_every == 4 else set())
 
 
+async def test_a_chain_of_sparse_deltas_is_rebuilt_bit_for_bit(federation: str) -> None:
+    """What they leave out is in the snapshots, in a codec of its own."""
+    broker = MemoryBroker()
+    versions = {"full_every": 4, "codec": "topk2", "chunk": 64, "keep": 4}
+    settings = await write_random(broker, federation, "nesterov", versions=versions)
+    async with replay_log(broker, settings) as log:
+        verdicts = await verdicts_of(log)
+        assert outcomes(verdicts) == [RebuildOutcome.INITIAL] + [RebuildOutcome.MATCH] * 6
+        codecs = [log.index.versions[number].head.codec.id for number in range(7)]
+        assert [codec == CodecId.TOPK2 for codec in codecs] == [number % 4 > 0 for number in range(7)]
+        told = await WhatIf(log, Change(settings={"server_optimizer": {"epsilon": 0.5}})).run(log.index.numbers)
+        assert told.digest == told.original_digest
+
+
 @pytest.mark.parametrize(
     "codec", [FLOAT32, CodecSpec(CodecId.INT8, {"block": 32, "stochastic": 0})], ids=["f32", "int8"]
 )

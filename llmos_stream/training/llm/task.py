@@ -52,6 +52,7 @@ class LlmTask(Task):
         if self.llm.lora.rank and task.share != "all":
             raise TaskError("task.share: what of an adapter is shared follows from options.lora; leave it out")
         self._read: dict[str, Sequences] = {}
+        self._moments: Mapping[Tensor, Any] = {}
 
     @property
     def share(self) -> str:
@@ -106,6 +107,9 @@ class LlmTask(Task):
         lr = self.client.lr if "lr" in self.client.model_fields_set else _LR
         trained = [one for one in model.parameters() if one.requires_grad]
         made = AdamW(trained, lr=lr, weight_decay=self.llm.weight_decay)
+        if self.llm.keep_optimizer:
+            made.state.update((one, self._moments[one]) for one in trained if one in self._moments)
+            self._moments = made.state
         if self.llm.warmup or self.llm.schedule != "constant":
             _schedule(made, lr, self.llm, self._steps())
         return made

@@ -12,11 +12,10 @@ from llmos_stream.config import Settings
 from llmos_stream.errors import TaskError
 from llmos_stream.roles.aggregator import Initial
 from llmos_stream.testing import quick_settings, running_federation
-from llmos_stream.training import Task, load_task
+from llmos_stream.training import load_task
 from llmos_stream.training.llm.adapters import NAME, adapted_layers
-from llmos_stream.training.local import LocalTrainer, evaluate
-from llmos_stream.training.shared_model import LocalModel, Trained
-from tests.training.llm.aids import llm_settings, llm_task, write_texts
+from llmos_stream.training.local import evaluate
+from tests.training.llm.aids import Site, llm_settings, llm_task, write_texts
 
 _MODES = ("ffa", "alternate", "exact", "separate")
 _RIGHT = _MODES[:3]
@@ -26,38 +25,14 @@ def _settings(tiny: Path, data: str, mode: str, **lora: Any) -> Settings:
     return llm_settings(tiny, data, lora={"aggregation": mode, "rank": 2} | lora)
 
 
-class _Site:
-    """One client's model, without any log."""
-
-    def __init__(self, settings: Settings) -> None:
-        self.task: Task = load_task(settings.task, settings.client)
-        model = self.task.model()
-        trainer = LocalTrainer(model, self.task.optimizer(model), self.task.loss, self.task.hooks())
-        self.local = LocalModel(trainer, self.task.share)
-
-    def train(self, weights: Tensor, version: int) -> Trained:
-        self.local.trainer.optimizer = self.task.optimizer(self.local.model)
-        return self.local.train(weights, version, [self.task.train_batches()])
-
-    def products(self, weights: Tensor) -> dict[str, Tensor]:
-        """What each adapted layer multiplies by at these weights, in float64; with E it is that."""
-        self.local.load(weights)
-        found = {}
-        for name, layer in adapted_layers(self.local.model):
-            base = layer.get_base_layer().weight.detach().double()
-            a, b = (matrix[NAME].weight.detach().double() for matrix in (layer.lora_A, layer.lora_B))
-            found[name] = base if hasattr(layer, "_exact") else base + layer.scaling[NAME] * b @ a
-        return found
-
-
-def _two_sites(tiny: Path, tmp_path: Path, mode: str) -> list[_Site]:
+def _two_sites(tiny: Path, tmp_path: Path, mode: str) -> list[Site]:
     return [
-        _Site(_settings(tiny, write_texts(tmp_path / f"{place}.jsonl", 12 + 8 * place, skip=place), mode))
+        Site(_settings(tiny, write_texts(tmp_path / f"{place}.jsonl", 12 + 8 * place, skip=place), mode))
         for place in range(2)
     ]
 
 
-def _moved(site: _Site, weights: Tensor, version: int, rounds: int) -> Tensor:
+def _moved(site: Site, weights: Tensor, version: int, rounds: int) -> Tensor:
     """Somewhere on the way, so that neither A nor B is what it was at first."""
     for _ in range(rounds):
         trained = site.train(weights, version)
@@ -180,7 +155,7 @@ def test_what_makes_no_sense_is_told_in_one_line(tiny: Path) -> None:
 
 
 def test_dora_learns_and_shares_its_lengths(tiny: Path, tmp_path: Path) -> None:
-    site = _Site(_settings(tiny, write_texts(tmp_path / "a.jsonl"), "ffa", dora=True))
+    site = Site(_settings(tiny, write_texts(tmp_path / "a.jsonl"), "ffa", dora=True))
     names = {
         spec.name.split(".")[-2] if "magnitude" not in spec.name else "length" for spec in site.local.layout.tensors
     }

@@ -19,7 +19,7 @@ from llmos_stream.training.llm.task import LlmTask, share_of_lr
 from llmos_stream.training.local import LocalTrainer, evaluate
 from llmos_stream.training.model_evaluator import ModelEvaluator
 from llmos_stream.training.shared_model import LocalModel
-from tests.training.llm.aids import llm_settings, llm_task, write_lines, write_texts
+from tests.training.llm.aids import Site, llm_settings, llm_task, write_lines, write_texts
 
 _FULL = pytest.mark.full
 
@@ -138,6 +138,20 @@ def test_the_rate_is_its_own_where_none_is_set(tiny: Path) -> None:
     settings = load({"task": {"entry": "llm", "options": {"model": str(tiny)}}})
     task = load_task(settings.task, settings.client)
     assert task.optimizer(task.model()).param_groups[0]["lr"] == 2e-4
+
+
+def test_the_optimizer_goes_on_from_round_to_round_where_that_is_asked_for(tiny: Path, tmp_path: Path) -> None:
+    path = write_texts(tmp_path / "a.jsonl")
+    for keep, expected in ((False, [1, 1, 1]), (True, [1, 2, 3])):
+        site, taken = Site(llm_settings(tiny, path, keep_optimizer=keep, schedule="linear")), list[float]()
+        weights, batch = site.local.weights(), next(iter(site.task.train_batches()))
+        for version in range(3):
+            site.local.trainer.optimizer = site.task.optimizer(site.local.model)
+            weights = weights + site.local.train(weights, version, [[batch]]).delta
+            states = list(site.local.trainer.optimizer.state.values())
+            assert site.local.trainer.optimizer.param_groups[0]["lr"] == 0.01  # the schedule is that of a round
+            taken.append({float(one["step"]) for one in states}.pop())
+        assert taken == expected
 
 
 def test_in_bfloat16_adapters_stay_in_float32_and_learn(tiny: Path, tmp_path: Path) -> None:

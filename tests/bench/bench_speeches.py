@@ -1,0 +1,264 @@
+"""A transformer of 3 million parameters learns eight presidents' speeches from nothing: DiLoCo, SparseLoCo, central.
+
+Every way sees as many tokens from the same first weights. The federations run with the package's own presets, in rounds
+of all sites, by the real roles on the in-process broker. Central training takes a step where the sites take one each,
+on as many sequences as all of them together (data parallel). The loss is that of the end of each speaker's text, which
+no way learns. Bits are those of the updates and the versions in the log, without their heads.
+
+The speeches are a JSON object a line, with `speaker` and `text`.
+"""
+
+import argparse
+import asyncio
+import math
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import torch
+from transformers import LlamaConfig
+
+from llmos_stream.config import Settings, load
+from llmos_stream.federated.embedded import run_embedded
+from llmos_stream.runtime import Shutdown, configure_logging
+from llmos_stream.simulation.summary import Estimate, estimate
+from llmos_stream.testing.language_models import byte_pairs
+from llmos_stream.training import LocalTrainer, load_task
+from llmos_stream.training.local import evaluate
+from llmos_stream.training.local_steps import LocalSteps
+from llmos_stream.training.shared_model import LocalModel
+from llmos_stream.types import Event, EventKind
+from tests.bench.bench_llm import speeches_of
+from tests.bench.children import BenchmarkFailed, NotHere
+from tests.bench.common import add_flags, show, write_json
+
+CENTRAL = "central"
+REFERENCE = "diloco"
+_TOPK2: Mapping[str, object] = {"name": "topk2", "feedback_decay": 0.95}
+FEDERATED: Mapping[str, Mapping[str, Mapping[str, object]]] = {
+    REFERENCE: {"federation": {"preset": "diloco"}, "versions": {"full_every": 1}},
+    "sparseloco": {"federation": {"preset": "sparseloco"}},
+    "diloco-topk2": {"federation": {"preset": "diloco"}, "codec": _TOPK2},
+}
+"""Versions of the reference are whole, in float32; those of the others as they are by default."""
+WAYS = (CENTRAL, *FEDERATED)
+_LENGTH = 64
+_NEVER = 86_400.0
+
+
+@dataclass(frozen=True)
+class Work:
+    """What each way is given. In `folder` are the model, and the texts to learn and to measure on."""
+
+    folder: str
+    sites: int
+    rounds: int
+    steps: int
+    batch: int
+    lr: float
+    keep_optimizer: bool
+    server: Mapping[str, object]
+
+
+@dataclass(frozen=True)
+class Reached:
+    """Of one run: the held-out loss, tokens learnt, bits a parameter of an update and of a version, CPU seconds."""
+
+    way: str
+    seed: int
+    before: float
+    loss: float
+    tokens: int
+    parameters: int
+    bits_up: float
+    bits_down: float
+    seconds: float
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_flags(parser)
+    parser.add_argument("--data", type=Path, help="the speeches, as .jsonl or .jsonl.gz")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS, help="which (default: all)")
+    parser.add_argument("--seeds", type=int, default=3, help="runs of each way, seeds 0, 1, ... (default 3)")
+    parser.add_argument("--sites", type=int, default=8, help="how many speakers (default 8)")
+    parser.add_argument("--rounds", type=int, default=60, help="versions (default 60)")
+    parser.add_argument("--steps", type=int, default=4, help="steps of a site in a round (default 4)")
+    parser.add_argument("--batch", type=int, default=2, help=f"sequences of {_LENGTH} tokens in a step (default 2)")
+    parser.add_argument("--width", type=int, default=256, help="of the transformer, a multiple of 32 (default 256)")
+    parser.add_argument("--depth", type=int, default=4, help="its layers (default 4)")
+    parser.add_argument("--vocabulary", type=int, default=1024, help="byte pairs (default 1024)")
+    parser.add_argument("--held", type=int, default=3000, help="characters of each text to measure on (default 3000)")
+    parser.add_argument("--lr", type=float, default=1e-3, help="learning rate of all (default 0.001)")
+    parser.add_argument("--new-optimizer", action="store_true", help="begin AdamW anew with each round")
+    parser.add_argument("--server-lr", type=float, help="in place of the preset's")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Print a table and write `speeches.json`. Raises BenchmarkFailed when a run does not count."""
+    if options.data is None or not options.data.exists():
+        raise NotHere("name the speeches by --data")
+    torch.set_num_threads(options.threads)
+    server = {} if options.server_lr is None else {"lr": options.server_lr}
+    sizes = {name: getattr(options, name) for name in ("sites", "rounds", "steps", "batch", "lr")}
+    found: list[Reached] = []
+    with tempfile.TemporaryDirectory() as folder:
+        _write(Path(folder), options)
+        work = Work(folder, keep_optimizer=not options.new_optimizer, server=server, **sizes)
+        for seed in range(options.seeds):
+            for way in options.ways:
+                found.append(reach(way, work, seed))
+                print(found[-1], file=sys.stderr, flush=True)
+    show(
+        f"{found[0].parameters:,} parameters from nothing, {work.sites} sites, {options.seeds} seeds",
+        [
+            "way",
+            "held-out loss",
+            "beside central %",
+            f"beside {REFERENCE} %",
+            "bits up",
+            "bits down",
+            "tokens",
+            "CPU s",
+        ],
+        [_row(way, found) for way in options.ways],
+        f"{work.rounds} rounds of {work.steps} steps of {work.batch} x {_LENGTH} tokens, lr {work.lr:g}; loss before: "
+        f"{mean(one.before for one in found):.3f}; ±: 95 %, of the seeds; beside: the mean of the differences with the "
+        "same seed; bits: of a parameter in an update and in a version; s: CPU time",
+    )
+    arguments = {name: value for name, value in asdict(work).items() if name != "folder"}
+    write_json(options.output, "speeches", {"reached": [asdict(one) for one in found], "work": arguments})
+
+
+def reach(way: str, work: Work, seed: int) -> Reached:
+    """Train in one way."""
+    settings = _settings(work, way, seed)
+    configure_logging(settings.runtime)
+    task = load_task(settings.task, settings.client)
+    trainer = LocalTrainer(model := task.model(), task.optimizer(model), task.loss, task.hooks())
+    local = LocalModel(trainer, task.share)
+    held = task.test_batches(settings.evaluator.batch_size) or ()
+    before = evaluate(model, held, task.loss)["loss"]
+    begin = time.process_time()
+    if way == CENTRAL:
+        steps = LocalSteps(task.train_batches(), 1, work.rounds * work.steps)
+        done = local.train(local.weights(), 0, steps.passes(0))
+        loss, tokens, up, down = evaluate(model, held, task.loss)["loss"], done.num_examples, 0.0, 0.0
+    else:
+        loss, tokens, up, down = _federate(work, settings)
+    bits = 8 / local.layout.numel
+    seconds = time.process_time() - begin
+    return Reached(way, seed, before, loss, tokens, local.layout.numel, up * bits, down * bits, seconds)
+
+
+def _federate(work: Work, settings: Settings) -> tuple[float, int, float, float]:
+    """The loss of the last version, the tokens in it, and the mean bytes of an update and of a version."""
+    events: list[Event] = []
+    clients = [
+        settings.changed(client={"id": f"site-{site}", "data": f"{work.folder}/learn/{site}.txt"})
+        for site in range(work.sites)
+    ]
+    asyncio.run(run_embedded(settings, clients, events.append, Shutdown()))
+    folded, published, evaluated = (
+        [dict(event.data) for event in events if event.kind is kind]
+        for kind in (EventKind.UPDATE_FOLDED, EventKind.VERSION_PUBLISHED, EventKind.EVALUATION)
+    )
+    if len(folded) != work.rounds * work.sites or evaluated[-1]["version"] != work.rounds:
+        raise BenchmarkFailed(f"{len(folded)} updates in version {evaluated[-1]['version']}")
+    return (
+        evaluated[-1]["metrics"]["loss"],
+        sum(one["num_examples"] for one in folded),
+        mean(one["payload_bytes"] for one in folded),
+        mean(one["payload_bytes"] for one in published[1:]),
+    )
+
+
+def _settings(work: Work, way: str, seed: int) -> Settings:
+    central = way == CENTRAL
+    options = {
+        "model": f"{work.folder}/model",
+        "sequence": _LENGTH,
+        "holdout": 0.0,
+        "test": f"{work.folder}/held",
+        "lora": {"rank": 0},
+        "keep_optimizer": work.keep_optimizer,
+    }
+    client = {
+        "data": f"{work.folder}/learn",
+        "batch_size": work.batch * (work.sites if central else 1),
+        "lr": work.lr,
+        "local_steps": work.steps,
+        "wait_seconds": _NEVER,
+    }
+    given: dict[str, Any] = {} if central else {section: dict(fields) for section, fields in FEDERATED[way].items()}
+    if not central and work.server:
+        given["server_optimizer"] = dict(work.server)
+    return load(
+        {
+            **given,
+            "task": {"entry": "llm", "options": options, "seed": seed},
+            "client": client,
+            "aggregation": {"strategy": "fedavg", "buffer_size": work.sites, "deadline_seconds": _NEVER},
+            "evaluator": {"every": work.rounds},
+            "stop": {"max_versions": work.rounds},
+            "runtime": {"torch_threads": torch.get_num_threads(), "workers": 1, "log_level": "error"},
+        }
+    )
+
+
+def _write(folder: Path, options: argparse.Namespace) -> None:
+    """The texts of each speaker, to learn and to measure on, and a configuration with a tokenizer of what is learnt."""
+    learnt = []
+    for name in ("learn", "held", "model"):
+        (folder / name).mkdir()
+    for site, text in enumerate(speeches_of(options.data)[: options.sites]):
+        learnt.append(text[: -options.held])
+        (folder / "learn" / f"{site}.txt").write_text(learnt[-1], encoding="utf-8")
+        (folder / "held" / f"{site}.txt").write_text(text[-options.held :], encoding="utf-8")
+    config = LlamaConfig(
+        architectures=["LlamaForCausalLM"],
+        vocab_size=options.vocabulary,
+        hidden_size=options.width,
+        intermediate_size=8 * options.width // 3 // 16 * 16,
+        num_hidden_layers=options.depth,
+        num_attention_heads=options.width // 32,
+        max_position_embeddings=_LENGTH,
+        tie_word_embeddings=True,
+        bos_token_id=0,
+        eos_token_id=1,
+    )
+    config.save_pretrained(folder / "model")
+    byte_pairs(learnt, options.vocabulary).save_pretrained(folder / "model")
+
+
+def _row(way: str, found: Sequence[Reached]) -> list[str]:
+    own = [one for one in found if one.way == way]
+
+    def beside(other: str) -> str:
+        losses = {one.seed: one.loss for one in found if one.way == other}
+        differences = [100 * (one.loss / losses[one.seed] - 1) for one in own if one.seed in losses]
+        return "-" if way == other else _shown(estimate(differences), "+.2f")
+
+    def bits(values: Sequence[float]) -> str:
+        return f"{mean(values):.3f}" if any(values) else "-"
+
+    return [
+        way,
+        _shown(estimate([one.loss for one in own]), ".4f"),
+        beside(CENTRAL),
+        beside(REFERENCE),
+        bits([one.bits_up for one in own]),
+        bits([one.bits_down for one in own]),
+        f"{mean(one.tokens for one in own):,.0f}",
+        f"{mean(one.seconds for one in own):.0f}",
+    ]
+
+
+def _shown(found: Estimate | None, form: str) -> str:
+    if found is None:
+        return "-"
+    return f"{found.mean:{form}}" + ("" if math.isnan(found.half) else f" ± {found.half:{form.lstrip('+')}}")
