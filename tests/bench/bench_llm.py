@@ -37,7 +37,7 @@ from llmos_stream.roles.aggregator import Initial
 from llmos_stream.testing import running_federation
 from llmos_stream.training import LocalTrainer, Task, load_task
 from llmos_stream.training.batches import Batch
-from llmos_stream.training.llm.base import load_base, load_tokenizer, source_of
+from llmos_stream.training.llm.base import load_base, load_tokenizer, quietly, source_of
 from llmos_stream.training.local import evaluate
 from llmos_stream.training.local_steps import LocalSteps
 from llmos_stream.training.shared_model import LocalModel
@@ -128,7 +128,7 @@ def run(options: argparse.Namespace) -> None:
         sizes = {name: getattr(options, name) for name in ("rounds", "steps", "batch", "sequence", "rank", "lr")}
         unpacked = _unpacked(model, folder / "model")
         work = Work(unpacked, files, codec=options.codec, servers=servers, seed=options.seed, **sizes)
-        found = []
+        found: list[Reached] = []
         for way in options.ways:
             found.append(_in_a_process(way, work, options.threads, measure_before=not found))
             print(way, f"{found[-1].loss:.4f}", file=sys.stderr, flush=True)
@@ -167,7 +167,8 @@ def _unpacked(model: str, folder: Path) -> str:
     source = source_of(model)
     if source.gguf is None:
         return model
-    load_base(source, torch.float32).save_pretrained(folder)
+    with quietly():
+        load_base(source, torch.float32).save_pretrained(folder)
     load_tokenizer(source).save_pretrained(folder)
     return str(folder)
 
@@ -244,7 +245,8 @@ class _Sites:
         self.local.load(weights)
         loss = self._tasks[0].loss
         held = [batch for one in self._tasks for batch in one.validation_batches() or ()]
-        return [Held(evaluate(self.local.model, [batch], loss)["loss"], len(batch[1])) for batch in held]
+        found = [evaluate(self.local.model, [batch], loss) for batch in held]
+        return [Held(one["loss"], int(one["num_examples"])) for one in found]
 
     def central(self, weights: Tensor) -> Tensor:
         """All sites' steps with one optimiser, a step of each in turn."""

@@ -182,7 +182,7 @@ def _federate(work: Work, settings: Settings) -> tuple[float, int, float, float]
     ]
     asyncio.run(run_embedded(settings, clients, events.append, Shutdown()))
     folded, published, evaluated = (
-        [dict(event.data) for event in events if event.kind is kind]
+        [_data(event) for event in events if event.kind is kind]
         for kind in (EventKind.UPDATE_FOLDED, EventKind.VERSION_PUBLISHED, EventKind.EVALUATION)
     )
     if len(folded) != work.rounds * work.sites or evaluated[-1]["version"] != work.rounds:
@@ -193,6 +193,10 @@ def _federate(work: Work, settings: Settings) -> tuple[float, int, float, float]
         mean(one["payload_bytes"] for one in folded),
         mean(one["payload_bytes"] for one in published[1:]),
     )
+
+
+def _data(event: Event) -> dict[str, Any]:
+    return dict(event.data)
 
 
 def _settings(work: Work, way: str, seed: int) -> Settings:
