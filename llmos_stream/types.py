@@ -10,6 +10,8 @@ Number = int | float
 
 LOCAL_STEPS = "local_steps"
 """The metric of an update that says of how many steps it is."""
+TOKENS = "tokens"
+"""The metric of an update that says on how many tokens it was trained, where the task counts tokens."""
 
 
 @unique

@@ -16,6 +16,8 @@ from llmos_stream.wire.events import metrics, whole
 
 _POINTS = 400
 _CLIENTS = 1000
+_SHOWN = (*CHARTED, "perplexity")
+"""What is shown of each version."""
 _SCORES = 400
 _SILENT_MS = 15_000
 
@@ -95,7 +97,7 @@ class FederationView:
         is_central = event.kind is EventKind.EVALUATION and site_of(event) is None
         if is_central and (version := whole(event.data["version"])) is not None:
             found = metrics(event.data["metrics"]) or {}
-            self._scores.setdefault(version, {name: found[name] for name in CHARTED if name in found})
+            self._scores.setdefault(version, {name: found[name] for name in _SHOWN if name in found})
             if len(self._scores) > _SCORES:
                 del self._scores[min(self._scores)]
         self.changes += 1

@@ -16,7 +16,7 @@ from llmos_stream.reporting.history.clients import ClientStatus
 from llmos_stream.reporting.history.fold import History
 from llmos_stream.reporting.history.records import ClientRow, RejectedUpdate
 from llmos_stream.reporting.history.sites import MOST_METRICS
-from llmos_stream.reporting.history.totals import CHARTED
+from llmos_stream.reporting.history.totals import CHARTED, Tokens
 from llmos_stream.reporting.notices import notices
 from llmos_stream.reporting.site_charts import SiteRow, model_table, said_metrics, said_model, site_rows
 from llmos_stream.telemetry.process_metrics import passed_over
@@ -63,6 +63,8 @@ def _headline(view: FederationView, states: Counter[ClientStatus]) -> Json:
         "paused": control.paused,
         "accuracy": last.get("accuracy"),
         "loss": last.get("loss"),
+        "perplexity": None if history.scores.last is None else _rounded(history.scores.last.others.get("perplexity")),
+        "tokens": _tokens(history.tokens),
         "best": None if best is None else [best.metrics["accuracy"], best.version],
         "per_second": round(history.rate.per_second(finish.time_ms if finish else view.now_ms), 2),
         "folded": history.folded,
@@ -78,6 +80,13 @@ def _headline(view: FederationView, states: Counter[ClientStatus]) -> Json:
         "broadcast": _sum(history.traffic.broadcast),
         "saved_percent": _rounded(history.traffic.saved_percent),
     }
+
+
+def _tokens(tokens: Tokens) -> list[object] | None:
+    """How many, how many a second, and the bytes sent for each; None where no update counts tokens."""
+    if not tokens.trained:
+        return None
+    return [_sum(tokens.trained), _rounded(tokens.per_second), _rounded(tokens.bytes_each)]
 
 
 def _client(row: ClientRow) -> Json:
@@ -168,6 +177,7 @@ def _version(view: FederationView, logged: LoggedHead[VersionHead]) -> Json:
         "digest": head.weights_digest.hex(),
         "accuracy": score.get("accuracy"),
         "loss": score.get("loss"),
+        "perplexity": _rounded(score.get("perplexity")),
     }
 
 

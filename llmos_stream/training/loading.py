@@ -88,6 +88,7 @@ class _LoadedTask(Task):
     def __init__(self, made: Any, task: TaskSettings, client: ClientSettings) -> None:
         super().__init__(task, client)
         self.name = getattr(made, "name", None) or type(made).__name__
+        self.counts_tokens = getattr(made, "counts_tokens", False) is True
         self._made = made
 
     @property

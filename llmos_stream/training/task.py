@@ -42,6 +42,9 @@ class Task(ABC):
     name: str = "Task"
     """What it is called: the class's name, unless it has one of its own."""
 
+    counts_tokens: bool = False
+    """Whether the examples that are counted (`num_examples`) are tokens."""
+
     def __init__(self, task: TaskSettings, client: ClientSettings) -> None:
         self.settings = task
         self.client = client

@@ -1,5 +1,6 @@
 """The state behind the page: what it says, and that it stays of one size."""
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -98,6 +99,23 @@ def test_the_headline_of_a_run() -> None:
         assert now[name] == expected[of], name
     assert now["refused"] == sum(count for _, count in shown["quarantine"]["reasons"])
     assert [chart["name"] for chart in shown["charts"]] == ["scores-version", "staleness", "weights", "flow", "traffic"]
+
+
+def test_tokens_and_perplexity_of_a_language_model() -> None:
+    view = FederationView("trial", clock=lambda: NOW)
+    view.add_event(event(EventKind.VERSION_PUBLISHED, version=0))
+    shown: Any = page_state(view, False)
+    assert (shown["headline"]["tokens"], shown["headline"]["perplexity"]) == (None, None)
+    for sequence, tokens in enumerate((3000.0, 1000.0, math.nan, -1.0)):
+        sent = {"train_seconds": 2.0, "sent_bytes": 500, "metrics": {"loss": 3.0, "tokens": tokens}}
+        view.add_event(event(EventKind.UPDATE_SENT, client_id="a", sequence=sequence, **sent))
+    view.add_event(event(EventKind.EVALUATION, version=0, metrics={"loss": 3.0, "perplexity": math.exp(3.0)}))
+    shown = page_state(view, False)
+    assert shown["headline"]["tokens"] == [4000, 1000.0, 0.25]
+    assert shown["headline"]["perplexity"] == 20.09
+    assert view.score(0)["perplexity"] == math.exp(3.0)
+    summary = view.history.summary()
+    assert (summary["tokens"], summary["tokens_per_second"], summary["bytes_per_token"]) == (4000, 1000.0, 0.25)
 
 
 def test_waiting_training_silent_and_finished() -> None:

@@ -25,13 +25,23 @@ function clients(now) {
   return states.length ? states.join(", ") : "none is slow, late or gone";
 }
 
+function lossNote(now) {
+  return now.perplexity === null ? "of the last version evaluated" : `perplexity ${number(now.perplexity)}`;
+}
+
+function tokens(now) {
+  if (now.tokens === null) return [];
+  const [trained, perSecond, bytes] = now.tokens;
+  return [["tokens trained", count(trained), `${told(perSecond, number)} a second of training, ${told(bytes, number)} bytes sent for each`]];
+}
+
 function figures(now) {
   const present = now.training + now.slow + now.done;
   const saved = now.saved_percent;
   const behind = now.lag === null ? "" : now.lag ? "records to read" : "nothing waits";
   return [
     ["accuracy", told(now.accuracy, fixed(3)), now.best ? `best ${now.best[0].toFixed(3)} at version ${now.best[1]}` : "not evaluated"],
-    ["loss", told(now.loss, number), now.loss === null ? "" : "of the last version evaluated"],
+    ["loss", told(now.loss, number), now.loss === null ? "" : lossNote(now)],
     ["newest version", told(now.version, count), now.promoted === null ? "none is promoted" : `version ${now.promoted} is promoted`],
     ["updates a second", number(now.per_second), `${count(now.folded)} folded, staleness ${told(now.staleness, fixed(1))}`],
     ["lag", told(now.lag, count), now.pace_seconds ? `${behind}; pace ${duration(now.pace_seconds)}` : behind],
@@ -41,6 +51,7 @@ function figures(now) {
       now.raw ? `${size(now.sent)} sent, float32 takes ${size(now.raw)}` : "nothing uploaded",
     ],
     ["refused", count(now.refused), `and ${plural(now.duplicates, "duplicate")} dropped`],
+    ...tokens(now),
   ];
 }
 

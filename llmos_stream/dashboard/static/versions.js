@@ -19,7 +19,7 @@ const table = new Table(place, {
     { name: "version", left: true, text: (row) => `${row.number}${row.number === promoted ? " promoted" : ""}`, value: (row) => row.number },
     { name: "time", left: true, text: (row) => time(row.time_ms), value: (row) => row.time_ms },
     { name: "accuracy", text: (row) => told(row.accuracy, fixed(3)), value: (row) => row.accuracy },
-    { name: "loss", text: (row) => told(row.loss, number), value: (row) => row.loss },
+    { name: "loss", text: (row) => told(row.loss, number) + perplexity(row), value: (row) => row.loss },
     {
       name: "made of", value: (row) => row.contributions,
       text: (row) => (row.contributions ? `${plural(row.contributions, "update")} of ${plural(row.clients, "client")}` : made(row)),
@@ -29,6 +29,10 @@ const table = new Table(place, {
     { name: "weights", left: true, text: (row) => row.digest.slice(0, 12), value: (row) => row.digest, kind: () => "digest", title: (row) => row.digest },
   ],
 });
+
+function perplexity(row) {
+  return row.perplexity === null ? "" : ` (perplexity ${number(row.perplexity)})`;
+}
 
 export function versions(state) {
   promoted = state.headline.promoted;

@@ -21,8 +21,8 @@ from llmos_stream.reporting.history.records import (
 )
 from llmos_stream.reporting.history.series import Bins, Mean, Rate, Thinned, TimeRange, Window, Windows
 from llmos_stream.reporting.history.sites import ModelPoint, Sites
-from llmos_stream.reporting.history.totals import Rejections, Scores, Traffic
-from llmos_stream.types import Event, EventKind
+from llmos_stream.reporting.history.totals import Rejections, Scores, Tokens, Traffic
+from llmos_stream.types import TOKENS, Event, EventKind
 from llmos_stream.wire.evaluations import site_report
 from llmos_stream.wire.events import amount, fault_of, metrics, text, whole
 
@@ -41,6 +41,7 @@ class History:
         self.scores = Scores(limit)
         self.sites = Sites(self._contributes, limit=min(limit, 1000), site_limit=client_limit)
         self.traffic = Traffic(limit)
+        self.tokens = Tokens()
         self.lag: int | None = None
         self.rejections = Rejections()
         self.rate = Rate()
@@ -162,6 +163,9 @@ class History:
             "bytes_sent": self.traffic.sent,
             "bytes_raw": self.traffic.raw,
             "bytes_saved_percent": self.traffic.saved_percent,
+            "tokens": self.tokens.trained,
+            "tokens_per_second": self.tokens.per_second,
+            "bytes_per_token": self.tokens.bytes_each,
             "broadcast_bytes": self.traffic.broadcast,
             "seconds": self.seconds,
             "updates_per_second": self.updates_per_second,
@@ -193,7 +197,10 @@ class History:
         client.last_sent_ms = max(time_ms, client.last_sent_ms or 0)
         client.sent += 1
         client.bytes_sent += sent
-        client.train_seconds.add(amount(data.get("train_seconds")))
+        seconds = amount(data.get("train_seconds"))
+        client.train_seconds.add(seconds)
+        if tokens := amount((metrics(data.get("metrics")) or {}).get(TOKENS)):
+            self.tokens.add(int(tokens), seconds or 0.0, sent)
         self.sent += 1
         self.traffic.add(self._time_range.plausible(time_ms), sent=sent, raw=raw)
 

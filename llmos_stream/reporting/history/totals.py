@@ -72,6 +72,30 @@ class Traffic:
         return 100 * (1 - self.sent / self.raw) if self.raw else None
 
 
+class Tokens:
+    """Tokens that updates were trained on, of those that say so: how many, in which training time, in which bytes."""
+
+    def __init__(self) -> None:
+        self.trained = 0
+        self._seconds = 0.0
+        self._sent = 0
+
+    def add(self, tokens: int, seconds: float, sent: int) -> None:
+        self.trained += tokens
+        self._seconds += seconds
+        self._sent += sent
+
+    @property
+    def per_second(self) -> float | None:
+        """Of a client while it trains: the mean over all."""
+        return self.trained / self._seconds if self._seconds else None
+
+    @property
+    def bytes_each(self) -> float | None:
+        """Bytes sent for a token; None where none was trained on."""
+        return self._sent / self.trained if self.trained else None
+
+
 class Rejections:
     """Rejected updates: counts of at most 64 reasons, details of the newest 200."""
 

@@ -27,6 +27,7 @@ from llmos_stream.training.local_steps import LocalSteps
 from llmos_stream.training.personal import check_head_epochs
 from llmos_stream.training.shared_model import LocalModel, Trained
 from llmos_stream.training.site_evaluator import SiteEvaluator, ValidationData
+from llmos_stream.types import TOKENS
 
 logger = logging.getLogger(__name__)
 
@@ -185,6 +186,8 @@ class _TrainingClient:
             await self._federation.run(self._personal.keep, local.trainer.model)
         share = self._steps.share(trained.steps)
         told = self._steps.done(trained.steps, train_seconds(self._settings.client, trained.seconds, share))
+        if self._task.counts_tokens:
+            told[TOKENS] = float(trained.num_examples)
         weight = self._steps.weight(trained.num_examples)
         return replace(trained, num_examples=weight, metrics={**trained.metrics, **told}, share=share)
 

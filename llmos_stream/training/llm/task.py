@@ -42,6 +42,7 @@ class LlmTask(Task):
     """
 
     name = "llm"
+    counts_tokens = True
 
     def __init__(self, task: TaskSettings, client: ClientSettings) -> None:
         super().__init__(task, client)

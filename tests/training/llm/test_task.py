@@ -1,5 +1,6 @@
 """The task `llm` from its settings to a run of several sites on the in-process broker."""
 
+import asyncio
 import json
 import math
 from pathlib import Path
@@ -11,6 +12,8 @@ from safetensors.torch import load_file
 
 from llmos_stream.config import load
 from llmos_stream.errors import ConfigError, TaskError
+from llmos_stream.federated.embedded import run_embedded
+from llmos_stream.runtime import Shutdown
 from llmos_stream.testing import run_sites
 from llmos_stream.testing.language_models import write_tiny_model
 from llmos_stream.training import load_task
@@ -19,6 +22,7 @@ from llmos_stream.training.llm.task import LlmTask, share_of_lr
 from llmos_stream.training.local import LocalTrainer, evaluate
 from llmos_stream.training.model_evaluator import ModelEvaluator
 from llmos_stream.training.shared_model import LocalModel
+from llmos_stream.types import Event, EventKind
 from tests.training.llm.aids import Site, llm_settings, llm_task, write_lines, write_texts
 
 _FULL = pytest.mark.full
@@ -51,6 +55,18 @@ def test_sites_learn_together(mode: str, tiny: Path, tmp_path: Path) -> None:
     before = evaluate(task.model(), batches, task.loss)
     after = evaluate(run_sites(settings, sites), batches, task.loss)
     assert after["loss"] < before["loss"] - 0.08
+
+
+def test_an_update_says_on_how_many_tokens_it_was_trained(tiny: Path, tmp_path: Path) -> None:
+    path = write_texts(tmp_path / "a.jsonl", 6)
+    settings = llm_settings(tiny, path, lora={"rank": 2}, holdout=0).changed(
+        client={"id": "a"}, aggregation={"buffer_size": 1}, stop={"max_versions": 1}
+    )
+    events: list[Event] = []
+    asyncio.run(run_embedded(settings, [settings], events.append, Shutdown()))
+    sent: dict[str, Any] = dict(next(event.data for event in events if event.kind is EventKind.UPDATE_SENT))
+    task = load_task(settings.task, settings.client)
+    assert sent["metrics"]["tokens"] == task.num_train_examples()
 
 
 def test_a_whole_model_is_trained_and_shared_without_an_adapter(tiny: Path, tmp_path: Path) -> None:
