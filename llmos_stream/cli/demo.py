@@ -4,20 +4,17 @@ import argparse
 import os
 import platform
 from collections.abc import Mapping
-from contextlib import ExitStack
-from datetime import UTC, datetime
 from pathlib import Path
-from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from llmos_stream import __version__
-from llmos_stream.cli.common import Commands, add_command, err, note, print_json, say, show_table
+from llmos_stream.cli.common import Commands, add_command, print_json, say, show_table
 from llmos_stream.cli.export import check_page
 from llmos_stream.cli.flags import file_path
+from llmos_stream.cli.watched import named, run_watched
 from llmos_stream.config import SECTIONS, Settings
 from llmos_stream.errors import ConfigError
-from llmos_stream.runtime import ExitCode, Shutdown, run_process
-from llmos_stream.telemetry.tracing import traced
+from llmos_stream.runtime import ExitCode
 
 if TYPE_CHECKING:
     from llmos_stream.reporting import History
@@ -72,11 +69,8 @@ def add(commands: Commands) -> None:
 
 
 def _run(arguments: argparse.Namespace, settings: Settings) -> int:
-    from llmos_stream.broker import LocalKafka
-    from llmos_stream.cli.progress import ProgressDisplay
-    from llmos_stream.demo import ClientMix, make_scenario, run_processes
-    from llmos_stream.federated.embedded import run_embedded
-    from llmos_stream.reporting import History, final_table, require_plotly
+    from llmos_stream.demo import ClientMix, make_scenario
+    from llmos_stream.reporting import final_table, require_plotly
 
     mix = ClientMix.fitting(arguments.clients, arguments.slow, arguments.late, arguments.leaving)
     report = None if arguments.no_report else arguments.report or Path("report.html")
@@ -84,65 +78,36 @@ def _run(arguments: argparse.Namespace, settings: Settings) -> int:
         require_plotly()
         check_page("--report", report)
     on_kafka = (arguments.broker or ("kafka" if settings.broker.bootstrap_servers else "embedded")) == "kafka"
-    console = err()
-    history = History()
     lasting = on_kafka and settings.broker.bootstrap_servers is not None
     settings = _named(settings, lasting, arguments.resume)
-    with ExitStack() as stack:
-        if not on_kafka:
-            settings = settings.changed(broker={"bootstrap_servers": None})
-        elif settings.broker.bootstrap_servers is None:
-            with console.status("starting a Kafka for the demo (the first time it is fetched by Maven) ..."):
-                kafka = stack.enter_context(LocalKafka())
-            settings = settings.changed(broker={"bootstrap_servers": kafka.bootstrap_servers})
-        scenario = make_scenario(settings, mix)
-
-        async def run_roles(shutdown: Shutdown) -> None:
-            if on_kafka:
-                await run_processes(scenario, progress.take, shutdown, resume=arguments.resume)
-            else:
-                await run_embedded(scenario.settings, scenario.clients, progress.take, shutdown)
-
-        where = f"Kafka at {settings.broker.bootstrap_servers}" if on_kafka else "embedded broker"
-        facts = {"role": _NAME, "federation": settings.federation.name, "version": __version__}
-        begun = monotonic()
-        stack.enter_context(traced(settings.tracing, facts))
-        with ProgressDisplay(history, console, f"{mix.clients} clients, {where}") as progress:
-            code = run_process(run_roles)
-        seconds = monotonic() - begun
-    if code is ExitCode.DONE:
+    watched = run_watched(
+        _NAME, lambda own: make_scenario(own, mix), settings, on_kafka=on_kafka, resume=arguments.resume
+    )
+    history = watched.history
+    if watched.code is ExitCode.DONE:
         broker = "kafka" if on_kafka else "embedded"
-        summary = history.summary() | {"broker": broker, "seconds": round(seconds, 2)}
+        summary = history.summary() | {"broker": broker, "seconds": round(watched.seconds, 2)}
         summary["report"] = None if report is None else str(report)
         if arguments.json:
             print_json(summary)
         else:
             show_table(final_table(history))
         if report is not None:
-            _write_report(report, settings, history, broker)
+            _write_report(report, watched.settings, history, broker)
             if not arguments.json:
                 say(f"wrote {report}: open it in a browser")
-    return code
+    return watched.code
 
 
 def _named(settings: Settings, lasting: bool, resume: bool) -> Settings:
-    """With the name that is given, or else one for this demonstration. `lasting`: its log outlives it."""
+    """See `named`; and what --resume needs."""
     given = "name" in settings.federation.model_fields_set
     if resume and not (lasting and given):
         raise ConfigError(
             "--resume: only a demonstration on a Kafka that stays has left a log; name both, with "
             "--broker.bootstrap-servers and --federation.name"
         )
-    if given:
-        return settings
-    return settings.changed(federation={"name": _new_name() if lasting else _NAME})
-
-
-def _new_name() -> str:
-    """A Kafka that stays remembers the last demonstration, and a federation that has ended takes no updates."""
-    name = f"{_NAME}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
-    note(f"federation {name}; afterwards: llmos-stream versions list --federation.name {name}")
-    return name
+    return named(settings, _NAME, lasting=lasting)
 
 
 def _write_report(path: Path, settings: Settings, history: "History", broker: str) -> None:

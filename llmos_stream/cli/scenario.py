@@ -26,16 +26,21 @@ def add(commands: Commands) -> None:
         "scenario",
         _run,
         text="compare a federation with its sites alone, on real data that ship with the package",
-        sections=("task", "client", "aggregation", "staleness", "server_optimizer", "runtime"),
+        sections=(
+            *("task", "client", "aggregation", "staleness", "server_optimizer", "runtime"),
+            *("federation", "broker", "codec", "stop"),
+        ),
+        shown={"federation": {"name": "scenario"}},
         examples=(
             "  llmos-stream scenario heart\n"
             "  llmos-stream scenario heart --task.options rows=complete   # the rows that FLamby has\n"
             "  llmos-stream scenario lending --seeds 3 --report lending.html\n"
-            "  llmos-stream scenario lending --aggregation.buffer-size 1 --json"
+            "  llmos-stream scenario lending --aggregation.buffer-size 1 --json\n"
+            "  llmos-stream scenario heart --broker kafka                 # a process for each hospital"
         ),
     )
     parser.add_argument("name", choices=_NAMES, help="which one")
-    parser.add_argument("--seeds", type=int, default=10, help="with how many seeds each arm runs (default: 10)")
+    parser.add_argument("--seeds", type=int, help="with how many seeds each arm runs (default: 10)")
     parser.add_argument("--first-seed", type=int, default=0, help="the first of them (default: 0)")
     parser.add_argument("--seconds", type=float, help="how long the federation runs, in the scenario's clock")
     parser.add_argument(
@@ -45,6 +50,18 @@ def add(commands: Commands) -> None:
         help="which rows of the sites the table is about: choose settings by validation (default: test)",
     )
     parser.add_argument("--arms", type=_arms, metavar="ARM,ARM", help="these and pooled training alone; default: all")
+    parser.add_argument(
+        "--broker",
+        choices=("embedded", "kafka"),
+        help="run the asynchronous arm once for real: with all roles in this process, or each in one of its own on "
+        "broker.bootstrap-servers or on a Kafka that is started for it (Java 17 and Maven)",
+    )
+    parser.add_argument(
+        "--tick",
+        type=float,
+        default=0.1,
+        help="how long a second of the clock lasts with --broker, in s (default: 0.1)",
+    )
     parser.add_argument("--report", type=file_path, metavar="FILE", help="write a page, with the course of each arm")
 
 
@@ -58,11 +75,13 @@ def _arms(text: str) -> tuple[str, ...]:
 def _run(arguments: argparse.Namespace, _settings: Settings) -> int:
     from dataclasses import replace
 
+    from llmos_stream.cli.scenario_live import run_live
     from llmos_stream.scenarios import SCENARIOS, run_study
     from llmos_stream.scenarios.summary import as_json
     from llmos_stream.training import use_threads
 
-    if arguments.seeds < 1 or arguments.first_seed < 0:
+    many = 10 if arguments.seeds is None else arguments.seeds
+    if many < 1 or arguments.first_seed < 0:
         raise ConfigError("--seeds: 1 or more; --first-seed: 0 or more")
     path: Path | None = arguments.report
     if path is not None:
@@ -73,8 +92,10 @@ def _run(arguments: argparse.Namespace, _settings: Settings) -> int:
             raise ConfigError("--seconds: more than 0")
         scenario = replace(scenario, seconds=arguments.seconds)
     settings = load(given_settings(arguments), arguments.config, _defaults(scenario.defaults))
+    if arguments.broker is not None:
+        return run_live(scenario, settings, arguments)
     use_threads(settings.runtime)
-    seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
+    seeds = range(arguments.first_seed, arguments.first_seed + many)
     with err().status(f"{scenario.name}: beginning ...") as status:
         study = run_study(
             scenario,
@@ -95,7 +116,7 @@ def _run(arguments: argparse.Namespace, _settings: Settings) -> int:
 
 def _defaults(own: Any) -> dict[str, Any]:
     # Models this small are slower with several threads; and sums come out the same wherever it runs.
-    return {**own, "runtime": {"torch_threads": 1}}
+    return {**own, "runtime": {"log_level": "error", "torch_threads": 1}}
 
 
 def _table(study: "Study") -> "Table":

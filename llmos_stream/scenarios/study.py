@@ -89,7 +89,7 @@ def run_study(
 def simulated(scenario: Scenario, settings: Settings, splits: Mapping[str, Split]) -> RunSettings:
     """The scenario's federation as a simulation: a client for each site, as slow as the scenario says."""
     return RunSettings(
-        **{name: getattr(settings, name) for name in Settings.model_fields},
+        **{name: getattr(settings, name) for name in Settings.model_fields if name != "stop"},  # the clock ends it
         simulation=SimulationSettings(
             name=scenario.name,
             updates=_NO_LIMIT,

@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 
 from llmos_stream.cli.main import main
+from tests.cli.aids import Start
 from tests.docs.pages import DOCS, blocks_of, commands_in
 
 _SMALL = ("--seeds", "1", "--seconds", "40")
+_UNTIL_TWENTY = ("--seconds", "1e6", "--stop.max-versions", "20")
 
 
 def test_it_prints_a_table_and_writes_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -29,6 +31,26 @@ def test_it_prints_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert 0.5 < said["arms"]["asynchronous"]["at_home"]["accuracy"]["mean"] <= 1.0
 
 
+def test_it_runs_for_real_in_this_process(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--broker", "embedded", "--tick", "0.02", *_UNTIL_TWENTY, "--first-seed", "2", "--json"]
+    assert main(["scenario", "heart", *words]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert (said["scenario"], said["broker"], said["finished"]) == ("heart", "embedded", "max_versions")
+    assert (said["clients"], said["version"]) == (4, 20)
+    assert 0.5 < said["metrics"]["accuracy"] <= 1.0
+
+
+@pytest.mark.kafka
+@pytest.mark.full
+@pytest.mark.usefixtures("on_kafka")
+def test_it_runs_as_a_process_for_each_site(start: Start) -> None:
+    done = start("scenario", "heart", "--broker", "kafka", *_UNTIL_TWENTY, "--json").wait()
+    assert done.status == 0, done
+    said = done.json()
+    assert (said["broker"], said["clients"], said["finished"]) == ("kafka", 4, "max_versions")
+    assert said["metrics"]["accuracy"] > 0.5
+
+
 def test_it_runs_the_arms_that_are_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--arms", "asynchronous,alone", "--rows", "validation", "--json"]
     assert main(["scenario", "heart", *_SMALL, *words]) == 0
@@ -40,6 +62,8 @@ def test_it_runs_the_arms_that_are_asked_for(capsys: pytest.CaptureFixture[str])
 @pytest.mark.parametrize(
     ("words", "why"),
     [
+        (["--broker", "embedded", "--arms", "alone"], "--arms"),
+        (["--broker", "embedded", "--rows", "validation"], "--rows"),
         (["--seeds", "0"], "--seeds"),
         (["--seconds", "0"], "--seconds"),
         (["--task.options", "rows=few"], "rows=all"),
@@ -65,7 +89,7 @@ def _pages_commands() -> list[str]:
 def test_the_pages_commands_run(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     words = shlex.split(command, comments=True)[1:]
-    assert main([*words, "--seeds", "1", "--seconds", "10"]) == 0
+    assert main([*words, "--seconds", "10", *([] if "--broker" in words else ["--seeds", "1"])]) == 0
 
 
 def test_the_page_has_a_command_for_each_scenario() -> None:
