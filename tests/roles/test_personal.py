@@ -1,6 +1,7 @@
 """What is not shared: kept at the site over restarts, never sent, never measured centrally, served on request."""
 
 import logging
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from llmos_stream.broker import Broker
+from llmos_stream.broker import Broker, MemoryBroker
 from llmos_stream.cli.serve import _settle_personal
 from llmos_stream.config import Settings
 from llmos_stream.errors import ConfigError, StateError, TaskError
@@ -28,6 +29,7 @@ from tests.roles.aids import settings_for
 
 _FEDREP, _FEDBN = "body.*", "no-norm"
 _made: list["_Model"] = []
+_as_made: list["_Model"] = []  # likewise, but never trained
 
 
 class _Model(nn.Module):
@@ -44,6 +46,7 @@ class _Model(nn.Module):
 class Personal(Task):
     def model(self) -> nn.Module:
         _made.append(_Model())
+        _as_made.append(deepcopy(_made[-1]))
         return _made[-1]
 
     def train_batches(self, shard: int = 0) -> list[Batch]:
@@ -84,6 +87,7 @@ async def _live(running: RunningFederation, folder: Path) -> nn.Module:
     """A client's life on `folder`, two updates long. Returns its model."""
     settings = running.settings
     _made.clear()
+    _as_made.clear()
     async with Offload(2) as offload:
         with ClientState("north", folder) as state:
             await run_client(running.broker, settings, _task(settings), state, offload, Shutdown())
@@ -117,6 +121,30 @@ async def test_it_survives_a_restart_and_never_travels(
     assert int(learnt["norm.num_batches_tracked"]) == 4
     for version in await _versions(broker, settings):
         assert not {spec.name.partition(".")[0] for spec in version.layout.tensors} & own
+
+
+async def test_a_client_trains_its_own_part_first_and_then_what_is_shared_alone(
+    federation: str, tmp_path: Path
+) -> None:
+    """FedRep (`client.head_epochs`), against a loop that is written by hand; the second life goes on from the first."""
+    settings = _settings(federation, _FEDREP).changed(client={"head_epochs": 3, "epochs": 2, "max_updates": 1})
+    ((inputs, targets),) = _task(settings).train_batches(0)
+    async with running_federation(_Model(), settings, MemoryBroker()) as running:
+        first = await _live(running, tmp_path)
+        expected = _as_made.pop()
+        for life, trained in enumerate([first, await _live(running, tmp_path)]):
+            version = await running.version(life)
+            expected.load_state_dict(version.layout.unflatten(version.weights), strict=False)
+            optimizer = _task(settings).optimizer(expected)
+            for epoch in range(5):
+                for name, parameter in expected.named_parameters():
+                    parameter.requires_grad_(name.startswith("body.") is (epoch >= 3))
+                optimizer.zero_grad()
+                nn.functional.cross_entropy(expected(inputs), targets).backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+            for name, tensor in trained.state_dict().items():
+                torch.testing.assert_close(tensor, expected.state_dict()[name])
+            assert all(parameter.requires_grad for parameter in trained.parameters())
 
 
 def test_what_was_kept_is_put_into_a_new_model(tmp_path: Path) -> None:
