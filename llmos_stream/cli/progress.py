@@ -10,7 +10,7 @@ from llmos_stream.config import Settings
 from llmos_stream.log.events import follow_events
 from llmos_stream.reporting import History, line, render
 from llmos_stream.runtime import Shutdown
-from llmos_stream.types import Event
+from llmos_stream.types import Event, TopicKind
 
 _LINE_SECONDS = 2.0
 _FRAMES_PER_SECOND = 4
@@ -48,7 +48,8 @@ class ProgressDisplay:
 
 
 async def show_progress(broker: Broker, settings: Settings, console: Console) -> None:
-    """Follow the federation of this process's aggregator until cancelled."""
+    """Follow the federation of this process's aggregator, which reads two topics too, until cancelled."""
     with ProgressDisplay(History(), console, f"federation {settings.federation.name}") as progress:
         topics = Topics(settings.federation.name)
-        await follow_events(broker, topics, progress.take, Shutdown(), has_control=True)
+        counted = {TopicKind.CONTROL, TopicKind.EVALUATIONS}
+        await follow_events(broker, topics, progress.take, Shutdown(), counted=counted)

@@ -16,7 +16,7 @@ from llmos_stream.log.events import follow_events
 from llmos_stream.log.pausing import set_paused
 from llmos_stream.registry import promote
 from llmos_stream.runtime import Offload, Shutdown, run_all
-from llmos_stream.types import Event
+from llmos_stream.types import Event, TopicKind
 from llmos_stream.web.addresses import ListenAddress
 from llmos_stream.web.server import serve_http
 
@@ -75,7 +75,7 @@ class LivePage:
         self._broker = broker
         self._view.mark_reached()
         await run_all(
-            follow_events(broker, topics, take_both, shutdown, has_control=True),
+            follow_events(broker, topics, take_both, shutdown, counted={TopicKind.CONTROL}),
             follow(broker, topics, self._view, shutdown),
         )
 

@@ -14,7 +14,7 @@ from llmos_stream.roles.evaluator import run_evaluator
 from llmos_stream.runtime import Offload, Shutdown, run_all
 from llmos_stream.training import load_task, use_threads
 from llmos_stream.training.model_evaluator import is_measurable
-from llmos_stream.types import Event
+from llmos_stream.types import Event, TopicKind
 
 
 async def run_embedded(
@@ -51,4 +51,5 @@ async def run_embedded(
                 over.request()
 
         topics = Topics(settings.federation.name)
-        await run_all(roles(), follow_events(broker, topics, take, over, has_control=True))
+        counted = {TopicKind.CONTROL, TopicKind.EVALUATIONS}  # by the aggregator
+        await run_all(roles(), follow_events(broker, topics, take, over, counted=counted))

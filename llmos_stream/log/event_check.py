@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from llmos_stream.broker import Topics
 from llmos_stream.log.control import ControlView
-from llmos_stream.log.stream import PlacedEvent, foreign
+from llmos_stream.log.stream import OnForeign, PlacedEvent, foreign
 from llmos_stream.runtime import Clock
 from llmos_stream.types import Event, EventKind
 from llmos_stream.wire.evaluations import LARGEST, site_fault, site_of
@@ -36,9 +36,10 @@ class EventCheck:
     sums up what happened by version gets the same, whether live or afterwards.
     """
 
-    def __init__(self, topics: Topics, clock: Clock) -> None:
+    def __init__(self, topics: Topics, clock: Clock, on_foreign: OnForeign = foreign) -> None:
         self._topics = topics
         self._clock = clock
+        self._on_foreign = on_foreign
         self._held: deque[_Held] = deque()
         self._first_ms: dict[str, int] = {}  # by topic: they are read side by side
 
@@ -47,7 +48,7 @@ class EventCheck:
         now = self._clock.monotonic()
         for placed in found:
             if fault := self._fault(placed):
-                foreign(placed.topic, placed.offset, fault)
+                self._on_foreign(placed.topic, placed.offset, fault)
             else:
                 self._held.append(_Held(placed, now))
         passed = self._pass(control, now)
@@ -64,7 +65,7 @@ class EventCheck:
             if unknown is None and topic not in stopped:
                 passed.append(held.placed.event)
             elif unknown is not None and (now - held.since > _PATIENCE_SECONDS or too_many > 0):
-                foreign(topic, offset, unknown)
+                self._on_foreign(topic, offset, unknown)
             else:
                 waiting.append(held)
                 stopped.add(topic)

@@ -1,19 +1,19 @@
 """`<f>.events` and `<f>.evaluations`: how a role writes to them, and how they are followed."""
 
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import AsyncExitStack
 from dataclasses import asdict
 
 from llmos_stream.broker import Broker, Producer, Reader, TopicPartition, Topics
 from llmos_stream.log.control import ControlView, open_control
 from llmos_stream.log.event_check import EventCheck
-from llmos_stream.log.stream import EventStream, event_key, go_on
+from llmos_stream.log.stream import EventStream, event_key, foreign, go_on
 from llmos_stream.log.topics import missing_topics, wait_for_topics
 from llmos_stream.runtime import SYSTEM_CLOCK, Shutdown
 from llmos_stream.runtime.retry import keep_trying, until_stop
 from llmos_stream.telemetry.event_metrics import OWN
-from llmos_stream.types import Contribution, Event, VersionHead
+from llmos_stream.types import Contribution, Event, TopicKind, VersionHead
 from llmos_stream.wire import dump_event
 
 logger = logging.getLogger(__name__)
@@ -68,17 +68,22 @@ async def follow_events(
     take: Callable[[Event], object],
     shutdown: Shutdown,
     *,
-    has_control: bool = False,
+    counted: Collection[TopicKind] = (),
     after: Callable[[], Awaitable[object]] | None = None,
 ) -> None:
     """Give every event that can be of this run, from the oldest kept, to `take`, each once; until a stop is asked for.
 
     What is in the log when the stop comes is still handed on. While the broker does not answer it keeps trying.
-    `has_control`: this process follows the control topic anyway, so foreign records of it are counted there.
+    `counted`: topics that this process reads anyway, for another purpose, and whose foreign records it counts there.
     `after` is awaited each time that events were read, or none came for a moment: meanwhile no more are read.
     """
     positions: dict[TopicPartition, int] = {}
-    check = EventCheck(topics, SYSTEM_CLOCK)
+
+    def pass_over(topic: str, offset: int, why: str) -> None:
+        if topic.rpartition(".")[2] not in counted:
+            foreign(topic, offset, why)
+
+    check = EventCheck(topics, SYSTEM_CLOCK, pass_over)
 
     async def follow() -> None:
         if await wait_for_topics(broker, [topics.events, topics.control], shutdown):
@@ -90,12 +95,12 @@ async def follow_events(
         async with AsyncExitStack() as stack:
             opening = stack.enter_async_context(await until_stop(_reader(broker, topics), shutdown))
             reader = await until_stop(opening, shutdown)
-            stream = EventStream(reader, on_gap=go_on("events"))
+            stream = EventStream(reader, on_gap=go_on("events"), on_foreign=pass_over)
             is_old = len(reader.partitions) == 1
             for at, offset in positions.items():
                 stream.seek(at, offset)
             opening = stack.enter_async_context(broker.reader([topics.control], start="earliest"))
-            control = ControlView(await until_stop(opening, shutdown), is_second=has_control)
+            control = ControlView(await until_stop(opening, shutdown), is_second=TopicKind.CONTROL in counted)
             await until_stop(control.catch_up(), shutdown)
             while not (shutdown.requested and await until_stop(stream.at_end(), shutdown)):
                 if is_old and control.evaluations_moved is not None:

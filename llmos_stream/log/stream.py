@@ -30,6 +30,8 @@ _POLL_SECONDS = 1.0
 
 _CUT = "the topic was deleted and made anew, or its brokers have lost records; start this again"
 
+OnForeign = Callable[[str, int, str], object]
+"""Told of a record that no writer of this federation wrote: its topic, its offset, and why that is known."""
 OnGap = Callable[[OffsetGone, Mapping[TopicPartition, int]], object]
 """Told that retention deleted what was to be read next, and where reading goes on instead: with the oldest left."""
 
@@ -159,6 +161,17 @@ class PlacedEvent(NamedTuple):
 class EventStream(RecordStream):
     """Follows `<f>.events`, `<f>.evaluations` or both."""
 
+    def __init__(
+        self,
+        reader: Reader,
+        *,
+        clock: Clock = SYSTEM_CLOCK,
+        on_gap: OnGap | None = None,
+        on_foreign: OnForeign = foreign,
+    ) -> None:
+        super().__init__(reader, clock=clock, on_gap=on_gap)
+        self._on_foreign = on_foreign
+
     async def events(self, seconds: float) -> list[PlacedEvent]:
         """Those that come within this time, as soon as there are some. Raises as `poll` does.
 
@@ -171,10 +184,10 @@ class EventStream(RecordStream):
             try:
                 event = load_event(value_of(record))
             except Rejected as error:
-                foreign(record.topic, record.offset, error.detail)
+                self._on_foreign(record.topic, record.offset, error.detail)
                 continue
             if record.key != event_key(event):
-                foreign(record.topic, record.offset, "its key is not that of who it tells of")
+                self._on_foreign(record.topic, record.offset, "its key is not that of who it tells of")
             else:
                 found.append(PlacedEvent(record.topic, record.offset, event))
         return found

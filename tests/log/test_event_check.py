@@ -1,5 +1,7 @@
 """What anybody writes among the events: what cannot be of the run is counted and passed over, all else handed on."""
 
+import asyncio
+import io
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -7,11 +9,13 @@ from typing import Any
 import orjson
 import pytest
 from prometheus_client import REGISTRY
+from rich.console import Console
 
 from llmos_stream.broker import Broker, MemoryBroker, Record, Topics
+from llmos_stream.cli.progress import ProgressDisplay, show_progress
 from llmos_stream.log.events import follow_events, read_events
 from llmos_stream.runtime import Shutdown, run_all
-from llmos_stream.types import Event
+from llmos_stream.types import Event, TopicKind
 from tests.roles.aids import aggregator, delta_of, settings_for, update
 
 _DAYS_MS = 3 * 24 * 3_600_000
@@ -148,10 +152,29 @@ async def test_a_control_record_counts_once_where_its_process_follows_the_topic_
         before = _passed_over("control")
         await _write(broker, (b"paused", b"rubbish"), topic=running.topics.control)
         await running.until(lambda: _passed_over("control") == before + 1)
-        await follow_events(broker, running.topics, found.append, over, has_control=True)
+        await follow_events(broker, running.topics, found.append, over, counted={TopicKind.CONTROL})
         assert _passed_over("control") == before + 1
         await follow_events(broker, running.topics, found.append, over)
         assert _passed_over("control") == before + 2
+
+
+async def test_an_evaluation_counts_once_where_an_aggregator_and_its_display_read_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shown: list[Event] = []
+    monkeypatch.setattr(ProgressDisplay, "take", lambda _, event: shown.append(event))
+    settings, before = settings_for("watched", stop={"target_accuracy": 0.9}), _passed_over("evaluations")
+    foreign = [_NO_EVALUATIONS[name] for name in ("an accuracy above one", "no key", "rubbish", "no examples")]
+    honest = (b"evaluator", _record("evaluation", "evaluator", version=0, metrics={"accuracy": 0.95}))
+    async with MemoryBroker() as broker, aggregator(broker, settings) as running:
+        display = asyncio.create_task(show_progress(broker, settings, Console(file=io.StringIO())))
+        await running.version(0)
+        await _write(broker, *foreign, honest, topic=running.topics.evaluations)
+        await running.until(lambda: any(event.kind == "evaluation" for event in shown))
+        assert (await running.task) is not None  # so it has read them, too
+        display.cancel()
+        await asyncio.wait([display])
+    assert _passed_over("evaluations") == before + len(foreign)
 
 
 async def test_what_is_heard_before_its_version_is_known_is_handed_on_once_it_is() -> None:
