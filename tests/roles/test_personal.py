@@ -129,6 +129,7 @@ async def test_a_client_trains_its_own_part_first_and_then_what_is_shared_alone(
     """FedRep (`client.head_epochs`), against a loop that is written by hand; the second life goes on from the first."""
     settings = _settings(federation, _FEDREP).changed(client={"head_epochs": 3, "epochs": 2, "max_updates": 1})
     ((inputs, targets),) = _task(settings).train_batches(0)
+    assert isinstance(targets, Tensor)
     async with running_federation(_Model(), settings, MemoryBroker()) as running:
         first = await _live(running, tmp_path)
         expected = _as_made.pop()
