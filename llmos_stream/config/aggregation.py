@@ -69,6 +69,9 @@ class AggregationSettings(Section):
     for 3 times the median at least. 1: for all that it claims."""
     max_num_examples: Count = 1_000_000_000
     """An update that claims more examples than this is refused."""
+    one_of_a_client: bool | None = None
+    """Take one update of each client for a version, and refuse a second. Unset: yes where a few hostile clients are
+    stood, so that none has several votes; else no. fedavg always does."""
     max_step: Positive | None = None
     """A version that would move the parameters by more than this part of their L2 norm is not published, and the
     updates that it was made of are refused. Unset: no limit."""

@@ -19,8 +19,10 @@ Krum tolerates f of K >= 2 f + 3; with fewer no version is made, not even at the
 median norm is the one of Nguyen et al. 2022 (FLAME, section 4.3); a fixed one (Sun et al. 2019) is
 `aggregation.clip_norm`, which every strategy takes.
 
-The sources assume one update a client. Here a client that sends twice before a version is made holds two of its K
-places, and so has two votes: f, and beta K, must allow for the updates of the hostile clients, not for their number.
+The sources assume one update a client, and so it is here (`aggregation.one_of_a_client`): f, and beta K, allow for so
+many hostile clients. One that sends a second update before a version is made has that refused, and so occupies the
+memory of one. Where the setting is false, or a version's record is from before it came, a client may have several
+places, and as many votes.
 
 Memory: the quantized forms of `aggregation.buffer_size` updates (1 byte a parameter each for int8 and int4), the result
 (4), and 8 MiB.
@@ -43,7 +45,15 @@ from llmos_stream.core.strategy import Holding, Stretch, sum_of
 from llmos_stream.types import Contribution
 
 
-class _ByCoordinate(Holding):
+class _Robust(Holding):
+    """Gives each client one vote."""
+
+    @property
+    def one_of_a_client(self) -> bool:
+        return self.aggregation.one_of_a_client is not False
+
+
+class _ByCoordinate(_Robust):
     """Makes each coordinate of the values s(tau) Delta there, and each entry of a buffer of the values sent."""
 
     combines_values = True
@@ -83,7 +93,7 @@ class TrimmedMean(_ByCoordinate):
         return sum_of(ordered[away : count - away], stretch.out).div_(divisor(count - 2 * away, stretch.out))
 
 
-class Krum(Holding):
+class Krum(_Robust):
     """The one update that has the nearest neighbours."""
 
     Options: ClassVar[type[Any]] = KrumOptions
@@ -139,7 +149,7 @@ class MultiKrum(Krum):
         return most if self.options.m is None else min(self.options.m, most)
 
 
-class NormBound(Holding):
+class NormBound(_Robust):
     """FedBuff of deltas that are brought within a bound, which follows the median of their norms."""
 
     Options = NormBoundOptions

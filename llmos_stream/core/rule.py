@@ -65,8 +65,8 @@ S = TypeVar("S", bound=Section)
 
 _LATER: Mapping[str, object] = {"max_step": None, "quorum": None, "nesterov": False}
 """Settings that came later than records of rules, and what they are where nobody uses them."""
-_BEFORE_LIMITS = {"clip_multiple": 0.0, "max_share": 1.0}
-"""What holds in records from before these settings came."""
+_BEFORE = {"clip_multiple": 0.0, "max_share": 1.0, "one_of_a_client": False}
+"""What holds in records from before these settings came, and where they leave them out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +148,9 @@ class Rule:
             # What nobody uses is left out: releases that do not know it read these rules too.
             unused = {name for name, default in _LATER.items() if getattr(settings, name, default) == default}
             unused |= {"grace_seconds"} if "quorum" in unused else set()
-            fields = settings.model_dump(mode="json", exclude={"options", "history", *unused})
+            fields = settings.model_dump(mode="json", exclude={"options", "history", "one_of_a_client", *unused})
+            if section == "aggregation" and self.strategy().one_of_a_client:
+                fields["one_of_a_client"] = True
             found[section] = fields | ({"options": options} if options else {})
             if plugin.package is not None:
                 packages[section] = [plugin.package.name, plugin.package.version]
@@ -297,7 +299,7 @@ def _section(kind: type[S], name: str, recorded: Mapping[str, object], changes: 
     try:
         fields: dict[str, Any] = dict(found) if isinstance(found, Mapping) else {}
         if fields and kind is AggregationSettings:
-            fields = {**_BEFORE_LIMITS, **fields}
+            fields = {**_BEFORE, **fields}
         settings = kind.model_validate(fields)
     except ValueError:
         raise Rejected(Reason.UNSUPPORTED, f"this release does not understand the recorded rule's {name}") from None

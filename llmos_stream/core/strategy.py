@@ -72,8 +72,6 @@ class Strategy:
     """Whether the result is a pseudo-gradient, which the server optimiser applies; else it is the new weights."""
     counts_steps: ClassVar[bool] = False
     """Whether contributions say of how many local steps they are."""
-    one_of_a_client: ClassVar[bool] = False
-    """Whether a version takes one update of each client: a second one is refused."""
 
     def __init__(self, options: Any, aggregation: AggregationSettings) -> None:
         """Raises ValueError for options that do not go with `aggregation`."""
@@ -106,9 +104,14 @@ class Strategy:
         return self.aggregation.history if self.needs_history else None
 
     @property
+    def one_of_a_client(self) -> bool:
+        """Whether a version takes one update of each client: a second one is refused."""
+        return self.aggregation.one_of_a_client is True
+
+    @property
     def usual_refusals(self) -> Set[Reason]:
         """Why updates are refused in the course of things here: that is counted and told, not warned of and kept."""
-        return frozenset()
+        return {Reason.ONE_A_ROUND} if self.one_of_a_client else frozenset()
 
     def weigh(self, num_examples: int, discount: float) -> float:
         """The weight that the manifest records; `discount` is s(tau), from 0 to 1. Finite and not negative."""

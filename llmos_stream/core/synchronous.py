@@ -24,7 +24,6 @@ class FedAvg(Strategy):
 
     Options = FedAvgOptions
     formula = "sum_i n_i c_i Delta_i / sum_i n_i, over one update of each of K clients on the newest version"
-    one_of_a_client = True
 
     def __init__(self, options: FedAvgOptions, aggregation: AggregationSettings) -> None:
         super().__init__(options, aggregation)
@@ -41,6 +40,10 @@ class FedAvg(Strategy):
     @property
     def most_stale(self) -> int:
         return 0
+
+    @property
+    def one_of_a_client(self) -> bool:
+        return True
 
     @property
     def usual_refusals(self) -> Set[Reason]:

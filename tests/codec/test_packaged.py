@@ -127,7 +127,8 @@ def test_where_it_is_not_installed_its_updates_are_refused_and_its_name_is_unkno
 @pytest.mark.usefixtures("package")
 @pytest.mark.parametrize("strategy", ["fedbuff", "median"])
 async def test_updates_in_it_are_folded_and_replayed(federation: str, strategy: str) -> None:
-    broker, settings = MemoryBroker(), settings_for(federation, aggregation={"strategy": strategy, "buffer_size": 2})
+    aggregation = {"strategy": strategy, "buffer_size": 2, "one_of_a_client": False}
+    broker, settings = MemoryBroker(), settings_for(federation, aggregation=aggregation)
     async with aggregator(broker, settings) as running:
         for number, value in enumerate((0.01, -0.01, 0.01, 0.01)):
             await running.send(update(delta_of(value), sequence=number, base_version=number // 2, written=SPEC))

@@ -104,7 +104,7 @@ def test_fedasync_mixes_in_by_its_rate() -> None:
 def test_a_robust_rule_is_robust_in_buffers_too(strategy: str, expected: float) -> None:
     options = {"beta": 0.2} if strategy == "trimmed_mean" else {}
     state = _begin(
-        AggregationSettings(strategy=strategy, buffer_size=5, options=options),
+        AggregationSettings(strategy=strategy, buffer_size=5, options=options, one_of_a_client=False),
         ServerOptimizerSettings(),
         StalenessSettings(),
     )
@@ -243,7 +243,8 @@ def test_buffers_stay_in_the_hull_of_what_was_sent(
     kind: str,
     sent: Sequence[tuple[list[float], int, int, float]],
 ) -> None:
-    aggregation = AggregationSettings(strategy=strategy, buffer_size=1 if strategy == "fedbuff" else 5)
+    size = 1 if strategy == "fedbuff" else 5
+    aggregation = AggregationSettings(strategy=strategy, buffer_size=size, one_of_a_client=False)
     state = _begin(aggregation, optimizer, StalenessSettings(kind=kind, maximum=5))
     first = _buffers(state.weights)
     hull = Hull(first.clone(), first.clone())
@@ -267,7 +268,7 @@ def test_buffers_stay_in_the_hull_of_what_was_sent(
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_a_replay_under_the_same_rule_gives_the_same_bytes(strategy: str) -> None:
-    rule = rule_of(AggregationSettings(strategy=strategy, buffer_size=5))
+    rule = rule_of(AggregationSettings(strategy=strategy, buffer_size=5, one_of_a_client=False))
     state = _begin(rule.aggregation, rule.server_optimizer, rule.staleness)
     replay = Replay(0, state.weights.clone(), buffers=LAYOUT.buffers)
     replay.follow(rule)
@@ -302,7 +303,7 @@ def _run(strategy: str) -> Iterator[Tensor]:
     specs = (TensorSpec("var", (count,), "float32", TensorKind.BUFFER),)
     state = start(
         torch.ones(count + 1),
-        aggregation=AggregationSettings(strategy=strategy, buffer_size=3),
+        aggregation=AggregationSettings(strategy=strategy, buffer_size=3, one_of_a_client=False),
         buffers=specs,
     )
     for sequence in range(6):

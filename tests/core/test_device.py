@@ -63,7 +63,7 @@ def test_a_gpu_gives_the_same_buffers_bit_for_bit(strategy: str) -> None:
     found: list[list[torch.Tensor]] = []
     for device in ("cpu", "cuda"):
         generator = torch.Generator().manual_seed(5)
-        settings = AggregationSettings(strategy=strategy, buffer_size=3)
+        settings = AggregationSettings(strategy=strategy, buffer_size=3, one_of_a_client=False)
         state = start(torch.ones(NUMEL), LAYOUT, aggregation=settings, buffers=specs, device=device)
         found.append([])
         for number in range(6):

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from llmos_stream.config import AggregationSettings, ServerOptimizerSettings, StalenessSettings
-from llmos_stream.core import Folded, NewVersion, State, Update, step, tick
+from llmos_stream.core import Duplicate, Folded, NewVersion, Refused, Rule, State, Update, step, tick
 from llmos_stream.core.flat import ROW
 from llmos_stream.core.replay import Replay
-from llmos_stream.errors import ConfigError
+from llmos_stream.errors import ConfigError, Reason, Rejected
+from llmos_stream.types import Contribution
 from tests.core import oracles
 from tests.core.builders import head, rule_of, same_bytes, start, tensors_in, update, versions
 
@@ -30,6 +31,7 @@ Sent = tuple[Vector, int, int]
 
 def settings(strategy: str, size: int, clip: float | None = None, **options: Any) -> AggregationSettings:
     fields = {"strategy": strategy, "buffer_size": size, "clip_norm": clip, "options": options}
+    fields["one_of_a_client"] = False  # most updates here are of one client
     return AggregationSettings.model_validate(fields)
 
 
@@ -233,6 +235,63 @@ def test_nothing_is_held_once_a_version_is_made(strategy: str) -> None:
         assert len(tensors_in(state)) == 1 + i
         state, _ = step(state, update(flat(i), i), 0.0)
     assert len(tensors_in(state)) == 1
+
+
+def voting(strategy: str, size: int = 4) -> AggregationSettings:
+    return AggregationSettings.model_validate({"strategy": strategy, "buffer_size": size})
+
+
+@pytest.mark.parametrize("strategy", RULES)
+def test_a_client_has_one_vote_and_the_room_of_one_update(strategy: str) -> None:
+    state = start(torch.ones(NUMEL), aggregation=voting(strategy))
+    for name in ("a", "b", "c"):
+        state, (folded,) = step(state, update(flat(ord(name)), client=name), 0.0)
+        assert isinstance(folded, Folded)
+    held = len(tensors_in(state))
+    for sequence in range(1, 9):
+        state, (refused,) = step(state, update(flat(0), sequence, client="a"), 0.0)
+        assert isinstance(refused, Refused)
+        assert refused.reason is Reason.ONE_A_ROUND
+    assert len(tensors_in(state)) == held
+    state, (again,) = step(state, update(flat(0), client="a"), 0.0)
+    assert isinstance(again, Duplicate)  # as one is that waits and is read again
+    state, effects = step(state, update(flat(1), client="d"), 0.0)
+    version = effects[-1]
+    assert isinstance(version, NewVersion)
+    assert [item.client_id for item in version.manifest] == ["a", "b", "c", "d"]
+    state, (folded,) = step(state, update(flat(2), 9, 1, client="a"), 0.0)
+    assert isinstance(folded, Folded)
+
+
+@pytest.mark.parametrize("strategy", RULES)
+def test_a_version_says_whether_its_clients_had_one_vote_each(strategy: str) -> None:
+    rule = rule_of(voting(strategy))
+    record: Any = rule.record()
+    assert record["aggregation"]["one_of_a_client"] is True
+    assert Rule.of(record).strategy().one_of_a_client
+    assert Rule.of(record).record() == record
+    # One from before that was said lets a client hold several places, and a replay of it does so too.
+    old = {**record, "aggregation": {k: v for k, v in record["aggregation"].items() if k != "one_of_a_client"}}
+    assert Rule.of(old).record() == old == rule_of(settings(strategy, 4)).record()
+    replay = Replay(0, torch.zeros(3))
+    replay.follow(Rule.of(old))
+    for i in range(4):
+        item = update([float(i), 0.0, 1.0], i)
+        replay.fold(Contribution("ann", i, 0, i, 1, 0, 1.0, 1.0, bytes(32)), item, 0)
+    assert replay.full
+    replay.flush()
+    replay.follow(Rule.of(record))
+    replay.fold(Contribution("ann", 4, 0, 4, 1, 0, 1.0, 1.0, bytes(32)), update([1.0, 0.0, 1.0], 4), 0)
+    with pytest.raises(Rejected, match="waits for this version already"):
+        replay.fold(Contribution("ann", 5, 0, 5, 1, 0, 1.0, 1.0, bytes(32)), update([1.0, 0.0, 1.0], 5), 0)
+
+
+@pytest.mark.parametrize("strategy", ["fedbuff", "fedasync", "fednova"])
+def test_other_rules_are_recorded_as_before(strategy: str) -> None:
+    record: Any = rule_of(voting(strategy)).record()
+    assert "one_of_a_client" not in record["aggregation"]
+    asked: Any = rule_of(AggregationSettings(strategy=strategy, one_of_a_client=True)).record()
+    assert Rule.of(asked).strategy().one_of_a_client
 
 
 def test_a_server_optimiser_applies_what_a_robust_rule_makes() -> None:

@@ -38,8 +38,8 @@ RULES: dict[str, dict[str, Any]] = {
     "adam": {"aggregation": {"buffer_size": 2}, "server_optimizer": {"name": "adam", "lr": 0.1}},
     "momentum": {"aggregation": {"buffer_size": 2}, "server_optimizer": {"momentum": 0.9}},
     "fedasync": {"aggregation": {"strategy": "fedasync"}},
-    "median": {"aggregation": {"strategy": "median", "buffer_size": 3}},
-    "norm_bound": {"aggregation": {"strategy": "norm_bound", "buffer_size": 3}},
+    "median": {"aggregation": {"strategy": "median", "buffer_size": 3, "one_of_a_client": False}},
+    "norm_bound": {"aggregation": {"strategy": "norm_bound", "buffer_size": 3, "one_of_a_client": False}},
 }
 
 

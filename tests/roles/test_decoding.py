@@ -98,7 +98,7 @@ async def test_versions_do_not_depend_on_how_updates_are_decoded(
     offload: Offload, strategy: str, clip: float | None
 ) -> None:
     aggregation = AggregationSettings.model_validate(
-        {"strategy": strategy, "buffer_size": len(SPECS), "clip_norm": clip}
+        {"strategy": strategy, "buffer_size": len(SPECS), "clip_norm": clip, "one_of_a_client": False}
     )
     digests = set()
     for room in (None, AMPLE, 2 * SLICE):
@@ -162,9 +162,8 @@ async def test_k_updates_held_take_k_bytes_a_parameter(offload: Offload) -> None
     """And a walk through all of them takes little more, however many there are."""
     held, count, spec = [], 8, SPECS["int8"]
     decoder = Decoder(NUMEL, offload, AMPLE)
-    state = start(
-        torch.zeros(NUMEL), bytes(32), rule=Rule(AggregationSettings(strategy="median", buffer_size=count + 1))
-    )
+    aggregation = AggregationSettings(strategy="median", buffer_size=count + 1, one_of_a_client=False)
+    state = start(torch.zeros(NUMEL), bytes(32), rule=Rule(aggregation))
     for number in range(count):
         update = await decoder.decode(message(encoded(spec, number % 3), spec, number))
         state, _ = step(state, update, 0.0)

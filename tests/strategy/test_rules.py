@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from llmos_stream.broker import MemoryBroker
+from llmos_stream.broker import Broker, MemoryBroker
 from llmos_stream.config import AggregationSettings, StalenessSettings, StopSettings
 from llmos_stream.config.plugins import SERVER_OPTIMIZERS, STALENESS, STOP_RULES, STRATEGIES, Kind
 from llmos_stream.core import NewVersion, Rule, make_stop_rule, staleness, start, step, stopping
@@ -97,13 +97,32 @@ async def test_what_was_held_when_it_was_killed_is_read_again(federation: str, s
     async with aggregator(broker, settings) as running:
         await running.version(0)
         for number in range(2):
-            await running.send(update(delta_of(1.0 + number), sequence=number))
+            await running.send(update(delta_of(1.0 + number), client_id=f"c{number}", sequence=number))
         await running.kill()
     async with aggregator(broker, settings) as running:
-        await running.send(update(delta_of(9.0), sequence=2))
+        await running.send(update(delta_of(9.0), client_id="c2", sequence=2))
         version = await running.version(1)
     assert [item.sequence for item in version.head.manifest] == [0, 1, 2]
     assert torch.equal(version.weights, delta_of(2.0 if strategy == "median" else 1.0))
+
+
+@pytest.mark.parametrize("asked", [None, False])
+async def test_a_client_has_one_place_in_a_version_unless_the_settings_say_otherwise(
+    broker: Broker, federation: str, asked: bool | None
+) -> None:
+    aggregation = {"strategy": "median", "buffer_size": 2, "one_of_a_client": asked}
+    settings = settings_for(federation, aggregation=aggregation)
+    async with aggregator(broker, settings) as running:
+        await running.version(0)
+        for sequence in range(2):
+            await running.send(update(delta_of(4.0), client_id="a", sequence=sequence))
+        await running.send(update(delta_of(2.0), client_id="b"))
+        version = await running.version(1)
+    taken = [(item.client_id, item.sequence) for item in version.head.manifest]
+    assert taken == ([("a", 0), ("b", 0)] if asked is None else [("a", 0), ("a", 1)])
+    assert torch.equal(version.weights, delta_of(3.0 if asked is None else 4.0))
+    async with replay_log(broker, settings) as log:
+        assert outcomes(await verdicts_of(log)) == [RebuildOutcome.INITIAL, RebuildOutcome.MATCH]
 
 
 @pytest.mark.parametrize(
