@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 
 from llmos_stream.config import Settings, settings_of
 from llmos_stream.errors import ConfigError, TaskError
+from llmos_stream.federated.beside import Beside, GivenTask
 from llmos_stream.federated.member import Member, Updates
 from llmos_stream.federated.membership import kept_in
 from llmos_stream.federated.update import Update
@@ -32,7 +33,7 @@ from llmos_stream.training.local_steps import LocalSteps
 from llmos_stream.training.metrics import Metric
 from llmos_stream.training.model_evaluator import Evaluation
 from llmos_stream.training.personal import check_head_epochs, training_only
-from llmos_stream.training.shared_model import SharedModel
+from llmos_stream.training.shared_model import LocalModel, SharedModel
 from llmos_stream.training.site_evaluator import SiteEvaluator, ValidationData
 from llmos_stream.training.states import load_state
 
@@ -54,13 +55,13 @@ class FederatedLearning(Member):
     before it is trained on, and the federation told what came out, with what `metrics` give beside the loss and the
     accuracy (see `training.metrics`). What is not shared (`task.share`) is kept in the client's state folder, and is in
     `model` again after a restart. `hooks` are called at fixed points of the training (see `training.hooks`);
-    the settings `client.proximal_mu`, `client.max_grad_norm`, `client.local_steps` and `client.head_epochs` hold for
-    `train`. `federation`
-    and `broker` are short for the settings `federation.name` and `broker.bootstrap_servers`. `settings` are some by
-    section, as in `{"codec": {"name": "int4"}}`, or a TOML file; the others are read from the environment and
-    `$LLMOS_CONFIG`. A whole `Settings` takes the place of all three. Where it is alone, version 0 has the weights of
-    the safetensors file `init`, or of the version `init_from` of the registry (`NAME` or `NAME:VERSION`), in place of
-    those of `model`.
+    the settings `client.proximal_mu`, `client.max_grad_norm`, `client.local_steps`, `client.head_epochs` and
+    `client.train_alone` (with a copy of the optimizer) hold for `train`. With `client.share_local` the model serves to
+    measure what other sites have trained, before an update begins in it. `federation` and `broker` are short for the
+    settings `federation.name` and `broker.bootstrap_servers`. `settings` are some by section, as in
+    `{"codec": {"name": "int4"}}`, or a TOML file; the others are read from the environment and `$LLMOS_CONFIG`. A whole
+    `Settings` takes the place of all three. Where it is alone, version 0 has the weights of the safetensors file
+    `init`, or of the version `init_from` of the registry (`NAME` or `NAME:VERSION`), in place of those of `model`.
 
     Raises ConfigError for settings that make no sense, TaskError for a model or batches that cannot be used, and
     BrokerUnavailable when no broker answers; `train` raises NotWanted where the operator does not want this client.
@@ -103,11 +104,20 @@ class FederatedLearning(Member):
         personal.restore(model)
         if (why := why_not_copied(model)) is not None:
             logger.warning("%s", why)
-        held_back = None if validation is None else reiterable(validation)
-        super().__init__(self._settings, self._local, partial(Initial.of, model, share))
-        self._joined.keep = partial(personal.keep, model)
-        if held_back is not None:
+        data: ValidationData | None = None
+        if validation is not None:
+            held_back = reiterable(validation)
             data = ValidationData(lambda: held_back, lambda: metrics or {})
+        beside = None
+        if client.train_alone or client.share_local:
+            alone: tuple[GivenTask, LocalModel] | None = None
+            if client.train_alone and data_loader is not None and optimizer is not None and data is not None:
+                given = GivenTask(self._settings, model, data_loader, optimizer, loss)
+                alone = given, given.trained_by(hooks)
+            beside = Beside(self._settings, self._local, loss, data, alone)
+        super().__init__(self._settings, self._local, partial(Initial.of, model, share), beside)
+        self._joined.keep = partial(personal.keep, model)
+        if data is not None:
             self._joined.evaluator = SiteEvaluator(self._local, loss, data, client.evaluate_every)
 
     def train(self, epoch: int) -> dict[str, float | int | str]:
@@ -132,9 +142,12 @@ class FederatedLearning(Member):
             over, measured = update.finished, _of_validation(update.evaluation)
             if over:
                 return {"epoch": epoch, **measured, "version": update.version, "finished": over}
+            base = update.start
             done = self._trained(trainer, steps)
             update.num_examples = steps.weight(done.num_examples)
             update.metrics = done.metrics | steps.done(done.steps, done.seconds)
+        if base is not None and not update.finished:
+            self._membership.run(self._membership.train_alone(base.version))
         told: dict[str, float | int | str] = {
             "epoch": epoch,
             **measured,

@@ -7,6 +7,7 @@ from typing import Self
 
 from llmos_stream import __version__
 from llmos_stream.config import Settings
+from llmos_stream.federated.beside import Beside
 from llmos_stream.federated.membership import Membership
 from llmos_stream.federated.update import Joined, Shared, Update
 from llmos_stream.roles.aggregator import Initial
@@ -16,13 +17,15 @@ from llmos_stream.telemetry.tracing import Tracer, open_tracer, tracing_to
 class Member:
     """One client of a federation, from its construction until `close`. Not for two threads at once."""
 
-    def __init__(self, settings: Settings, shared: Shared, initial: Callable[[], Initial]) -> None:
+    def __init__(
+        self, settings: Settings, shared: Shared, initial: Callable[[], Initial], beside: Beside | None = None
+    ) -> None:
         """`initial` gives version 0 where the federation is embedded in this process."""
         facts = {"role": "client", "federation": settings.federation.name, "version": __version__}
         tracer = open_tracer(settings.tracing, facts)
         try:
             with tracing_to(tracer):
-                self._membership = Membership(settings, shared.layout, initial, type(self).__name__)
+                self._membership = Membership(settings, shared.layout, initial, type(self).__name__, beside=beside)
         except BaseException:
             _close_tracer(tracer)
             raise

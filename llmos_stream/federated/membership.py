@@ -15,7 +15,8 @@ from typing import Any, TypeVar
 from llmos_stream.broker import Broker, MemoryBroker, Topics, connect
 from llmos_stream.codec import Layout
 from llmos_stream.config import ClientSettings, Settings
-from llmos_stream.errors import BrokerError, BrokerUnavailable, Closed, LlmosError
+from llmos_stream.errors import BrokerError, BrokerUnavailable, Closed, FederationFinished, LlmosError, Rejected
+from llmos_stream.federated.beside import Beside
 from llmos_stream.log.federation import Federation
 from llmos_stream.log.record_tracing import update_span
 from llmos_stream.log.versions import Version
@@ -57,11 +58,13 @@ class Membership:
         initial: Callable[[], Initial],
         owner: str,
         clock: Clock = SYSTEM_CLOCK,
+        beside: Beside | None = None,
     ) -> None:
         """`initial` gives version 0, where the federation is embedded: its weights are not held here.
 
-        `owner` is the class that users know.
+        `owner` is the class that users know. `beside` is what is done beside the updates.
         """
+        self._beside = beside
         self.clock = clock
         self._owner = owner
         if settings.broker.bootstrap_servers is None:
@@ -130,7 +133,7 @@ class Membership:
         Raises as `newest` does, and NotWanted where the operator does not want this client.
         """
         _ = self._joined
-        return self._known(self._next_version)
+        return self._known(self._next_measured)
 
     def update_span(self, base: Version) -> AbstractContextManager[Span]:
         """See `record_tracing.update_span`."""
@@ -145,6 +148,10 @@ class Membership:
         """
         _ = self._joined
         return self._publish(trained)
+
+    def train_alone(self, version: Version) -> Coroutine[Any, Any, None]:
+        """Train the model of this site alone, where there is one, as the update on `version` was trained."""
+        return self._train_alone(self._joined, version)
 
     def tell(self, evaluation: Evaluation) -> Coroutine[Any, Any, None]:
         """Tell the federation what a version reached on this client's own validation data."""
@@ -188,11 +195,19 @@ class Membership:
             self._make_client = lambda: Client(
                 self._federation, client_id, self._layout, settings.codec, state, settings.client
             )
+            if self._beside is not None:
+                self._beside.begin(self._federation)
             await stack.enter_async_context(self._entered)
-            client = await self._entered.enter_async_context(self._make_client())
+            client = await self._enter()
             await self._join(client)
             self._client = client
             self._stack = stack.pop_all()
+
+    async def _enter(self) -> Client:
+        client = await self._entered.enter_async_context(self._make_client())
+        if self._beside is not None:
+            await self._entered.enter_async_context(self._beside.connected())
+        return client
 
     async def _join(self, client: Client) -> None:
         try:
@@ -252,16 +267,39 @@ class Membership:
             client.require_wanted()
         return await self._newest(client)
 
+    async def _next_measured(self, client: Client) -> Version | None:
+        version = await self._next_version(client)
+        if version is not None and self._beside is not None:
+            await self._beside.received(client, version, is_last=client.finished is not None)
+        return version
+
+    async def _train_alone(self, client: Client, version: Version) -> None:
+        if self._beside is not None:
+            await self._beside.train_alone(client, version)
+
     async def _known(self, ask: Callable[[Client], Coroutine[Any, Any, Version | None]]) -> Version:
         if (version := await self._asked(ask)) is None:
             raise BrokerUnavailable(f"federation {self._federation.name} published no version; is it running?")
         return version
 
     async def _publish(self, trained: Trained) -> Published:
-        published = await self._asked(lambda client: self._participation.publish(client, trained))
+        published = await self._asked(lambda client: self._publish_by(client, trained))
         if published is None:
             self._joined.require_wanted()
             raise Closed(f"this {self._owner} object was closed before the update was sent")
+        return published
+
+    async def _publish_by(self, client: Client, trained: Trained) -> Published | None:
+        beside, version = self._beside, self._participation.version
+        if beside is None or version is None:
+            return await self._participation.publish(client, trained)
+        await beside.trained(client, version, trained)
+        try:
+            published = await self._participation.publish(client, trained)
+        except (Rejected, FederationFinished):
+            await beside.sent()
+            raise
+        await beside.sent()
         return published
 
     async def _asked(self, ask: Callable[[Client], Coroutine[Any, Any, T | None]]) -> T | None:
@@ -281,7 +319,7 @@ class Membership:
         """The client, opened anew if its readers have broken off. Updates and their sequences are in its state."""
         if self._in_trouble:
             await self._entered.aclose()
-            self._client = await self._entered.enter_async_context(self._make_client())
+            self._client = await self._enter()
             self._participation.resume()
             self._in_trouble = False
         return self._joined
