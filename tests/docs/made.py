@@ -139,23 +139,21 @@ def _fields(kind: EventKind) -> Iterator[str]:
 
 
 def measured(file: Path) -> str:
-    """The tables of a benchmark's JSON file, and what they were measured on."""
+    """The tables of a benchmark's JSON file, and what they were measured on, where it says so."""
     results = json.loads(file.read_text())
-    machine = results["machine"]
-    return "\n\n".join(
-        [
-            *(_markdown(table) for table in results["tables"]),
-            f"Measured on {machine['cpu']}, Python {machine['python']}, torch {machine['torch']}.",
-        ]
-    )
+    tables = [_markdown(table) for table in results["tables"]]
+    if machine := results.get("machine"):
+        tables.append(f"Measured on {machine['cpu']}, Python {machine['python']}, torch {machine['torch']}.")
+    return "\n\n".join(tables)
 
 
 def _markdown(table: Mapping[str, Any]) -> str:
     lines = [table["columns"], ["---"] * len(table["columns"]), *table["rows"]]
     rows = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     caption = str(table["caption"])
+    title = [f"{table['title']}:"] if table["title"] else []
     said = [f"{caption[0].upper()}{caption[1:]}."] if caption else []
-    return "\n\n".join([f"{table['title']}:", rows, *said])
+    return "\n\n".join([*title, rows, *said])
 
 
 TABLES: Mapping[str, Callable[[], str]] = {
