@@ -70,6 +70,9 @@ def test_messages_say_where_and_what_to_do() -> None:
     assert "host:1" in str(translate(theirs.KafkaConnectionError("x"), "host:1"))
     assert "ACLs" in str(translate(theirs.GroupAuthorizationFailedError("g"), "host:1"))
     assert "topics create" in str(translate(theirs.UnknownTopicOrPartitionError(), "host:1", topic="t"))
+    assert "of t: fewer of its replicas are in sync" in str(
+        translate(theirs.NotEnoughReplicasError(), "host:1", topic="t")
+    )
     assert "TRANSACTION_TIMEOUT" in str(translate(theirs.ProducerFenced(), "host:1", producer="id"))
 
 

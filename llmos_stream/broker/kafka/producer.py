@@ -7,10 +7,12 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, Self, TypeVar
 
+import aiokafka.errors as theirs
 from aiokafka import AIOKafkaProducer
 from aiokafka import TopicPartition as TheirPartition
 
 from llmos_stream.broker.kafka.connection import Connection
+from llmos_stream.broker.kafka.quiet import has_too_few_replicas
 from llmos_stream.broker.kafka.quirks import close_producer, uninterrupted, writer_error
 from llmos_stream.broker.kafka.translate import AIOKAFKA_ERRORS, translate
 from llmos_stream.broker.kafka.tuning import produce_options
@@ -161,7 +163,8 @@ class KafkaProducer(BaseProducer):
 
     async def _while_there(self, topic: str, work: Callable[[], Awaitable[T]]) -> T:
         """Await `work`, which may be cancelled and called again. Raises TopicMissing where `topic` goes meanwhile."""
-        deadline = time.monotonic() + self._seconds
+        begun = time.monotonic()
+        deadline = begun + self._seconds
         while (left := deadline - time.monotonic()) > 0:
             waiting = asyncio.timeout(min(left, _LOOK_SECONDS))
             try:
@@ -172,6 +175,8 @@ class KafkaProducer(BaseProducer):
                     raise
             with suppress(BrokerUnavailable):
                 await self._connection.check_there([topic])
+        if has_too_few_replicas(topic, begun):
+            raise theirs.NotEnoughReplicasError
         raise TimeoutError(f"no acknowledgement in {self._seconds:g} s")
 
     def _refuse_lost(self) -> None:

@@ -9,10 +9,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
+import aiokafka.errors as theirs
+
 _INTERVAL_SECONDS = 30.0
 _FIRST_CONNECTION = 'Unable connect to "%s:%s": %s'
+_NOT_WRITTEN = "Got error produce response on topic-partition"
 _SAID_ELSEWHERE = (
-    "Got error produce response on topic-partition",
+    _NOT_WRITTEN,
     "Group Coordinator Request failed",
     "Unexpected error during InitProducerIdRequest",
     "Topic %s not found in cluster metadata",
@@ -40,6 +43,8 @@ class _Calm(logging.Filter):
     def __init__(self) -> None:
         super().__init__()
         self._last: dict[str, float] = {}
+        self.too_few: dict[str, float] = {}
+        """When a record of a topic was refused last because too few of its replicas are in sync."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         if record.levelno < logging.WARNING:
@@ -51,6 +56,7 @@ class _Calm(logging.Filter):
             reasons += record.args[2:] if isinstance(record.args, tuple) else ()
             return False
         if str(record.msg).startswith(_SAID_ELSEWHERE):
+            self._note(record)
             return False
         now = time.monotonic()
         if now - self._last.get(record.msg, -_INTERVAL_SECONDS) < _INTERVAL_SECONDS:
@@ -58,8 +64,22 @@ class _Calm(logging.Filter):
         self._last[record.msg] = now
         return True
 
+    def _note(self, record: logging.LogRecord) -> None:
+        match record.args:
+            case (at, error) if record.msg.startswith(_NOT_WRITTEN) and error in _TOO_FEW:
+                self.too_few[getattr(at, "topic", "")] = time.monotonic()
 
+
+_TOO_FEW = (theirs.NotEnoughReplicasError, theirs.NotEnoughReplicasAfterAppendError)
 _calm = _Calm()
+
+
+def has_too_few_replicas(topic: str, since: float) -> bool:
+    """Whether Kafka has refused a record of the topic for that, after `since` on the monotonic clock.
+
+    aiokafka tries again for ever then, and says it in its log alone.
+    """
+    return _calm.too_few.get(topic, since) > since
 
 
 def calm_aiokafka() -> None:

@@ -62,6 +62,11 @@ def translate(
             )
         case _ if producer is not None and isinstance(error, _TRANSACTION_LOST):
             translated = TransactionAborted(f"Kafka at {address} gave up the transaction; open a new producer ({said})")
+        case theirs.NotEnoughReplicasError() if topic is not None:
+            translated = BrokerUnavailable(
+                f"Kafka at {address} takes no record of {topic}: fewer of its replicas are in sync than its "
+                "min.insync.replicas asks for; start the brokers that are away, or have that lowered"
+            )
         case _ if isinstance(error, _NO_ANSWER) or getattr(error, "retriable", False):
             translated = BrokerUnavailable(f"no answer from Kafka at {address} ({said})")
         case _:
