@@ -65,9 +65,8 @@ def _staleness(state: State, head: UpdateHead) -> int:
 def _contribution(state: State, update: Update, expected: Expected) -> Contribution:
     head = update.head
     tau = _staleness(state, head)
-    # First: an update that waits, and is read again, is no second one.
-    check_sequence(head.sequence, state.sequences.of(head.client_id))
     state.pipeline.check_turn(head.client_id)
+    check_sequence(head.sequence, state.sequences.of(head.client_id))
     clip = state.pipeline.check(update.delta, update.buffers, state.weights)
     if state.adapts and not state.pipeline.pending():  # nothing is refused any more
         state.pipeline.expect(*expected)
