@@ -163,7 +163,7 @@ async def test_an_evaluation_counts_once_where_an_aggregator_and_its_display_rea
 ) -> None:
     shown: list[Event] = []
     monkeypatch.setattr(ProgressDisplay, "take", lambda _, event: shown.append(event))
-    settings, before = settings_for("watched", stop={"target_accuracy": 0.9}), _passed_over("evaluations")
+    settings, before = settings_for("watched", stop={"target": 0.9}), _passed_over("evaluations")
     foreign = [_NO_EVALUATIONS[name] for name in ("an accuracy above one", "no key", "rubbish", "no examples")]
     honest = (b"evaluator", _record("evaluation", "evaluator", version=0, metrics={"accuracy": 0.95}))
     async with MemoryBroker() as broker, aggregator(broker, settings) as running:
