@@ -40,7 +40,7 @@ def _told(fl: FederatedLearning) -> list[dict[str, Any]]:
     federation = fl._membership._federation
 
     async def read() -> list[dict[str, Any]]:
-        found = []
+        found: list[Any] = []
         async with federation.broker.reader([federation.topics.evaluations], start="earliest") as reader:
             while await reader.lag() > 0:
                 found += [load_event(value_of(record)).data for record in await reader.poll(1.0)]
