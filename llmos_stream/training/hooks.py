@@ -61,7 +61,16 @@ class ClippedGradients(Hook):
         self._max_norm = max_norm
 
     def before_step(self, model: nn.Module) -> None:
-        torch.nn.utils.clip_grad_norm_(model.parameters(), self._max_norm)
+        gradients = [one.grad for one in model.parameters() if one.grad is not None]
+        if not any(one.is_sparse for one in gradients):
+            torch.nn.utils.clip_grad_norm_(model.parameters(), self._max_norm)
+            return
+        # torch has no norm of a sparse gradient (nn.Embedding's and nn.EmbeddingBag's): it is that of what it holds.
+        held = [one.coalesce().values() if one.is_sparse else one for one in gradients]
+        norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(one) for one in held]))
+        factor = min(1.0, self._max_norm / (float(norm) + 1e-6))
+        for one in gradients:
+            one.mul_(factor)
 
 
 def hooks_of(settings: ClientSettings, share: str) -> Sequence[Hook]:

@@ -54,8 +54,18 @@ class SharedModel:
         self.layout = shared_layout(model, share)
 
     def weights(self) -> Tensor:
-        """The shared tensors as they are now: a new flat float32 vector."""
-        return self.layout.flatten(self._shared())
+        """The shared tensors as they are now: a new flat float32 vector.
+
+        Raises:
+            TaskError: They are others than those that joined.
+        """
+        tensors = self._shared()
+        if (changed := _changed(self.layout, tensors)) is not None:
+            raise TaskError(
+                f"{changed} since the model joined: let it see a batch before it joins, so that observers and the like "
+                "have their shapes, or leave it out of task.share"
+            )
+        return self.layout.flatten(tensors)
 
     def load(self, weights: Tensor) -> Tensor:
         """Copy a flat vector into the model, in place, and return what the model made of it: `weights`, where it can.
@@ -144,6 +154,17 @@ class LocalModel(SharedModel):
             stopped=last.stopped,
             buffers=buffers,
         )
+
+
+def _changed(layout: Layout, tensors: Mapping[str, Tensor]) -> str | None:
+    """Which tensor is not as the layout says, if any."""
+    shapes = {spec.name: spec.shape for spec in layout.tensors}
+    for name in [*shapes, *tensors]:
+        if name not in tensors or name not in shapes:
+            return f"{name} has {'come' if name in tensors else 'gone'}"
+        if (now := tuple(tensors[name].shape)) != shapes[name]:
+            return f"{name} has become of shape {now}, from {shapes[name]},"
+    return None
 
 
 def _same_bits(tensor: Tensor, value: Tensor) -> bool:

@@ -50,6 +50,25 @@ def _by_hand(mu: float, held: tuple[str, ...]) -> tuple[nn.Module, float]:
     return model, plain
 
 
+class _Words(nn.Module):
+    def __init__(self, *, sparse: bool) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.words, self.linear = nn.EmbeddingBag(9, 3, sparse=sparse), nn.Linear(3, 1)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        found: Tensor = self.linear(self.words(inputs.abs().mul(3).long().clamp(max=8)))
+        return found
+
+
+@pytest.mark.parametrize("max_norm", [0.01, 1e6])
+def test_gradients_are_clipped_that_are_sparse(max_norm: float) -> None:
+    sparse, dense = (_trained([ClippedGradients(max_norm)], model=_Words(sparse=kind))[0] for kind in (True, False))
+    for one, other in zip(sparse.parameters(), dense.parameters(), strict=True):
+        torch.testing.assert_close(one, other)
+
+
 @pytest.mark.parametrize(("share", "held"), [("all", ("0", "1")), ("1.*", ("1",))])
 def test_fedprox_is_its_formula_over_what_is_shared(share: str, held: tuple[str, ...]) -> None:
     expected, plain_loss = _by_hand(0.7, held)
