@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from llmos_stream.codec import is_finite
+from llmos_stream.codec import Layout, is_finite
 from llmos_stream.errors import TaskError
 from llmos_stream.training.batches import Batch
 from llmos_stream.training.changes import change_of, first_marked

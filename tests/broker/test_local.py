@@ -1,6 +1,7 @@
 """A developer's Kafka: what happens around it. That it serves is shown by every test against Kafka."""
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ import pytest
 from llmos_stream.broker import LocalKafka
 from llmos_stream.broker.local import files, jars
 from llmos_stream.broker.local.leash import Leashed
-from llmos_stream.errors import BrokerError
+from llmos_stream.errors import BrokerError, ConfigError
 from tests.broker.helpers import PATIENCE_SECONDS
 from tests.conftest import KafkaNode
 
@@ -147,3 +148,14 @@ def test_one_node_keeps_one_copy_and_three_keep_three(tmp_path: Path) -> None:
     assert second["node.id"] == "2"
     assert second["controller.quorum.voters"] == "1@127.0.0.1:30001,2@127.0.0.1:30002,3@127.0.0.1:30003"
     assert (second["offsets.topic.replication.factor"], second["min.insync.replicas"]) == ("3", "2")
+
+
+def test_the_folder_of_its_log_is_written_as_java_reads_it(tmp_path: Path) -> None:
+    folder = tmp_path / "z\u00fcrich 1\\a \U0001f600"
+    files.write(place := files.Place(1, folder, 20_001, 30_001), [place], {})
+    text = (folder / "server.properties").read_bytes().decode("latin-1")
+    (written,) = [line.removeprefix("log.dirs=") for line in text.splitlines() if line.startswith("log.dirs=")]
+    units = re.sub(r"\\u([0-9a-f]{4})", lambda found: chr(int(found[1], 16)), written)
+    assert units.encode("utf-16", "surrogatepass").decode("utf-16") == str(folder.resolve() / "log")
+    with pytest.raises(ConfigError, match="a comma separates folders"):
+        files.write(files.Place(1, tmp_path / "a,b", 20_001, 30_001), [], {})

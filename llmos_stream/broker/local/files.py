@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from llmos_stream.errors import ConfigError
+
 # A node that was killed cannot come back before its old session has timed out, so that is short.
 _SERVER = """\
 process.roles=broker,controller
@@ -67,13 +69,26 @@ def write(place: Place, nodes: Sequence[Place], more: Mapping[str, str]) -> None
         port=place.port,
         controller_port=place.controller_port,
         voters=",".join(f"{node.number}@127.0.0.1:{node.controller_port}" for node in nodes),
-        folder=place.folder.resolve(),
+        folder=_as_java_reads(place.folder.resolve()),
         replicas=len(nodes),
         in_sync=max(len(nodes) - 1, 1),
     )
     text += "".join(f"{name}={value}\n" for name, value in more.items())  # the last one of a name counts
-    (place.folder / "server.properties").write_text(text)
+    (place.folder / "server.properties").write_text(text, encoding="latin-1")
     (place.folder / "log4j2.xml").write_text(_LOGGING)
+
+
+def _as_java_reads(folder: Path) -> str:
+    """A path as a properties file has it: Java reads those as Latin-1, and takes a backslash for an escape.
+
+    Raises:
+        ConfigError: It has a comma, which separates several folders for Kafka.
+    """
+    if "," in str(folder):
+        raise ConfigError(f"Kafka cannot keep its log in {folder}: a comma separates folders for it; take another one")
+    units = str(folder).encode("utf-16-be", "surrogatepass")
+    codes = [int.from_bytes(units[at : at + 2], "big") for at in range(0, len(units), 2)]
+    return "".join(chr(code) if 32 <= code < 127 and code != 92 else f"\\u{code:04x}" for code in codes)
 
 
 def formatted(folder: Path) -> bool:
