@@ -98,6 +98,8 @@ def explain(error: ValidationError, known: Iterable[str] | None = None) -> str:
                 reason = f"there is no such setting{did_you_mean(name, known)}"
             case "model_type" if known is not None:
                 reason = "this is a section, which takes its settings by name"
+            case "string_pattern_mismatch" if NAME_PATTERN in item["msg"]:
+                reason = "1 to 128 ASCII letters, digits, dots, underscores and hyphens; the first a letter or a digit"
             case _:
                 reason = item["msg"].removeprefix("Value error, ")
         lines.append(f"{name}: {reason}" if name else reason)

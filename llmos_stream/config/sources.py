@@ -82,8 +82,10 @@ def read_toml(path: Path) -> Values:
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
         raise ConfigError(f"settings file {path} is not UTF-8 (line {line}); save it as UTF-8") from None
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"settings file {path} is not TOML: {error}") from None
+    except RecursionError:
+        raise ConfigError(f"settings file {path} is nested too deeply") from None
+    except ValueError as error:  # TOMLDecodeError; or an integer of thousands of digits
+        raise ConfigError(f"settings file {path} is not TOML: {str(error).partition('; use sys')[0]}") from None
 
 
 def _is_ours(name: str, text: str) -> bool:

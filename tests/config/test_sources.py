@@ -159,6 +159,29 @@ def test_a_byte_order_mark_and_the_line_ends_of_windows_are_read_over(tmp_path: 
     assert load(file=file).codec.name == "int4"
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a = " + "[" * 5000 + "]" * 5000, "is nested too deeply"),
+        ("a = " + "{a = " * 5000 + "1" + "}" * 5000, "is nested too deeply"),
+        (f"[task]\nseed = {'9' * 5000}", "is not TOML: Exceeds the limit (4300 digits) for integer string conversion"),
+        ('[codec]\rname = "int4"\r', "is not TOML: Expected newline"),
+        ('[client]\nid = "\0"', "is not TOML: Found invalid character"),
+    ],
+)
+def test_what_the_parser_of_toml_stumbles_over_is_one_line(tmp_path: Path, text: str, said: str) -> None:
+    file = tmp_path / "llmos.toml"
+    file.write_bytes(text.encode())
+    assert _refused(file=file).startswith(f"settings file {file} {said}")
+
+
+@pytest.mark.parametrize("name", ["Zürich-1", "\U0001f600", "a b", "a\r\nb", ".a", "x" * 129])
+def test_a_name_that_none_can_have_is_told_what_a_name_is(name: str) -> None:
+    for section, field in (("client", "id"), ("federation", "name")):
+        said = f"{section}.{field}: 1 to 128 ASCII letters, digits, dots, underscores and hyphens; the first a letter"
+        assert _refused({section: {field: name}}).startswith(said)
+
+
 def test_a_folder_is_no_settings_file(tmp_path: Path) -> None:
     assert _refused(file=tmp_path) == f"settings file {tmp_path}: Is a directory"
 
