@@ -7,9 +7,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.nn.utils import prune
 
 from llmos_stream.errors import TaskError
-from llmos_stream.training import load_, shared_layout, shared_tensors
+from llmos_stream.training import LocalTrainer, load_, shared_layout, shared_tensors
+from llmos_stream.training.shared_model import LocalModel
 
 
 class HomemadeRMSNorm(nn.Module):
@@ -215,3 +217,37 @@ def test_a_layout_knows_the_further_names_of_what_is_shared() -> None:
     untied = Tied()
     untied.head.weight = nn.Parameter(untied.embed.weight.detach().clone())
     assert shared_layout(untied, "all").tied == {}
+
+
+class _Remembering(nn.Module):
+    """Its buffer takes its shape from the batches, as an observer's of quantisation does."""
+
+    memory: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 2)
+        self.register_buffer("memory", torch.zeros(0, 3))
+
+    def forward(self, inputs: Tensor) -> Any:
+        self.memory = torch.cat([self.memory, inputs])
+        return self.linear(inputs)
+
+
+def test_a_tensor_whose_shape_training_changes_is_named() -> None:
+    model = _Remembering()
+    local = LocalModel(LocalTrainer(model, torch.optim.SGD(model.parameters(), lr=0.1)), "all")
+    batches = [(torch.ones(4, 3), torch.tensor([0, 1, 1, 0]))]
+    with pytest.raises(TaskError, match=r"memory has become of shape \(4, 3\), from \(0, 3\), since the model joined"):
+        local.train(local.weights(), 0, [batches])
+    model = _Remembering()
+    local = LocalModel(LocalTrainer(model, torch.optim.SGD(model.parameters(), lr=0.1)), "linear.*")
+    assert local.train(local.weights(), 0, [batches]).num_examples == 4
+
+
+def test_a_tensor_that_goes_in_training_is_named() -> None:
+    model = nn.Sequential(nn.Linear(3, 2))
+    local = LocalModel(LocalTrainer(model, torch.optim.SGD(model.parameters(), lr=0.1)), "all")
+    prune.l1_unstructured(model[0], "weight", 0.5)  # type: ignore[no-untyped-call]  # torch leaves it without types
+    with pytest.raises(TaskError, match=r"0\.weight has gone since the model joined"):
+        local.weights()

@@ -83,6 +83,29 @@ class _Recurrent(nn.Module):
         return self.linear(self.lstm(inputs.unsqueeze(2))[0][:, -1])
 
 
+class _Attending(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide = nn.Linear(1, 4)
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=True, add_bias_kv=True)
+        self.linear = nn.Linear(4, CLASSES)
+
+    def forward(self, inputs: Tensor) -> Any:
+        wide = self.wide(inputs.unsqueeze(2))
+        return self.linear(self.attention(wide, wide, wide)[0].mean(1))
+
+
+class _Words(nn.Module):
+    """Whose gradients are sparse."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.linear = nn.EmbeddingBag(9, 3, sparse=True), nn.Linear(3, CLASSES)
+
+    def forward(self, inputs: Tensor) -> Any:
+        return self.linear(self.words(inputs.abs().mul(3).long().clamp(max=8)))
+
+
 class _Locked(_Around):
     def __init__(self) -> None:
         super().__init__()
@@ -163,11 +186,14 @@ KINDS: dict[str, Kind] = {
     "weight_norm, as a parametrization": Kind(lambda: _first(_plain(), parametrizations.weight_norm)),
     "spectral_norm, by hooks": Kind(lambda: _first(_plain(), nn.utils.spectral_norm)),
     "spectral_norm, as a parametrization": Kind(lambda: _first(_plain(), parametrizations.spectral_norm)),
+    "orthogonal, as a parametrization": Kind(lambda: _first(_plain(), parametrizations.orthogonal)),
     "pruned": Kind(lambda: _first(_plain(), _pruned)),
     "tied weights": Kind(_Tied),
     "a trained parameter without dimensions": Kind(lambda: _Scaled(scale=nn.Parameter(torch.tensor(2.0)))),
     "an empty parameter": Kind(lambda: _Around(empty=nn.Parameter(torch.empty(0, 3)))),
     "LSTM": Kind(_Recurrent),
+    "MultiheadAttention": Kind(_Attending),
+    "EmbeddingBag with sparse gradients": Kind(_Words),
     "Conv2d, channels last": Kind(
         lambda: nn.Sequential(nn.Unflatten(1, (1, 2, 2)), nn.Conv2d(1, CLASSES, 2), nn.Flatten()).to(
             memory_format=torch.channels_last
