@@ -243,8 +243,8 @@ def test_buffers_stay_in_the_hull_of_what_was_sent(
     kind: str,
     sent: Sequence[tuple[list[float], int, int, float]],
 ) -> None:
-    size = 1 if strategy == "fedbuff" else 5
-    aggregation = AggregationSettings(strategy=strategy, buffer_size=size, one_of_a_client=False)
+    at_once = 1 if strategy == "fedbuff" else 5
+    aggregation = AggregationSettings(strategy=strategy, buffer_size=at_once, one_of_a_client=False)
     state = _begin(aggregation, optimizer, StalenessSettings(kind=kind, maximum=5))
     first = _buffers(state.weights)
     hull = Hull(first.clone(), first.clone())
