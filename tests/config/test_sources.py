@@ -172,7 +172,8 @@ def test_a_byte_order_mark_and_the_line_ends_of_windows_are_read_over(tmp_path: 
 def test_what_the_parser_of_toml_stumbles_over_is_one_line(tmp_path: Path, text: str, said: str) -> None:
     file = tmp_path / "llmos.toml"
     file.write_bytes(text.encode())
-    assert _refused(file=file).startswith(f"settings file {file} {said}")
+    # A parser that bounds the depth by itself says so as it says all else.
+    assert _refused(file=file).startswith((f"settings file {file} {said}", f"settings file {file} is not TOML: "))
 
 
 @pytest.mark.parametrize("name", ["Zürich-1", "\U0001f600", "a b", "a\r\nb", ".a", "x" * 129])
