@@ -36,7 +36,7 @@ def test_the_file_may_be_named_by_the_environment(tmp_path: Path, monkeypatch: p
         ("aggregation", "deadline_seconds", "soon", "valid number"),
         ("staleness", "a", -1, "greater than 0"),
         ("wire", "chunk_bytes", 2_000_000, "less than or equal to 1000000"),
-        ("federation", "name", "a/b", "pattern"),
+        ("federation", "name", "a/b", "letters, digits"),
         ("client", "id", "../x", "pattern"),
         ("client", "lr", "nan", "finite"),
         ("stop", "target", "inf", "finite"),
