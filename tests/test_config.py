@@ -37,7 +37,7 @@ def test_the_file_may_be_named_by_the_environment(tmp_path: Path, monkeypatch: p
         ("staleness", "a", -1, "greater than 0"),
         ("wire", "chunk_bytes", 2_000_000, "less than or equal to 1000000"),
         ("federation", "name", "a/b", "letters, digits"),
-        ("client", "id", "../x", "pattern"),
+        ("client", "id", "../x", "letters, digits"),
         ("client", "lr", "nan", "finite"),
         ("stop", "target", "inf", "finite"),
         ("runtime", "workers", 0, "greater than or equal to 1"),
