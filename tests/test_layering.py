@@ -215,6 +215,7 @@ _FACES = {
     "evaluate_once",
     "run_archiver",
     "run_inference",
+    "run_deployer",
     "run_shadow",
     "running_federation",
 }

@@ -14,6 +14,7 @@ from llmos_stream.cli import (
     broker,
     clients,
     demo,
+    deploy,
     docs,
     evaluations,
     finish,
@@ -41,9 +42,8 @@ from llmos_stream.runtime.process import ExitCode, exit_code, exit_process
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 
 _EPILOG = """\
-start here:
-  llmos-stream demo                     eight clients train one model here
-  llmos-stream COMMAND --help           what a command does, with examples
+start with llmos-stream demo, which trains one model with eight clients here;
+llmos-stream COMMAND --help says what a command does, with examples
 """
 _STEPS = """start here:
   llmos-stream demo                     eight clients train one model here;
@@ -60,6 +60,7 @@ a federation on your Kafka:
   llmos-stream report                   what has happened so far, as a page
   llmos-stream evaluations              what versions reached, also by site
   llmos-stream serve                    answers predictions over HTTP
+  llmos-stream deploy                   keeps vLLM or LoRAX at what is promoted
   llmos-stream archive                  keeps versions past retention
   llmos-stream versions list            what the log holds
   llmos-stream replay                   rebuild every version, compare
@@ -139,6 +140,7 @@ _COMMANDS = (
     report,
     evaluations,
     serve,
+    deploy,
     registry,
     topics,
     pausing,

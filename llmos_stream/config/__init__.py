@@ -20,7 +20,7 @@ from llmos_stream.config.load import load, origins, settings_of, to_environment
 from llmos_stream.config.names import did_you_mean
 from llmos_stream.config.operations import OperationsSettings, RuntimeSettings, TracingSettings
 from llmos_stream.config.participation import ParticipationSettings
-from llmos_stream.config.serving import DashboardSettings, InferenceSettings, RegistrySettings
+from llmos_stream.config.serving import DashboardSettings, DeploySettings, InferenceSettings, RegistrySettings
 from llmos_stream.config.settings import SECTIONS, Settings
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "ClientSettings",
     "CodecSettings",
     "DashboardSettings",
+    "DeploySettings",
     "EvaluatorSettings",
     "FederationSettings",
     "GuardSettings",

@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, SecretStr, model_validator
 
-from llmos_stream.config.base import Count, Host, Section, expanded, no_secret, none_where_empty
+from llmos_stream.config.base import Count, Host, Positive, Section, expanded, no_secret, none_where_empty
 
 Hosts = Annotated[str | None, Field(pattern=r"^(\*|[\w.-]+( *, *[\w.-]+)*)?$")]
 
@@ -69,6 +69,44 @@ class RegistrySettings(Section):
     most: Count | None = None
     """How many archived versions are kept, beside the promoted one and the one promoted before it; the oldest are
     deleted. Unset: all."""
+
+
+def _addresses(urls: str) -> str:
+    for url in _split(urls):
+        if not url.startswith(("http://", "https://")):
+            raise ValueError(f"{url!r} is no address such as http://gpu1:8000")
+        no_secret(url)
+    return urls
+
+
+def _split(urls: str) -> list[str]:
+    """The addresses, each once."""
+    return list(dict.fromkeys(url.strip().rstrip("/") for url in urls.split(",") if url.strip()))
+
+
+class DeploySettings(Section):
+    server: Literal["vllm", "lorax"] = "vllm"
+    """What answers with the adapters. vllm: its load and unload endpoints. lorax: requests that name a folder."""
+    urls: Annotated[str, AfterValidator(_addresses)] = ""
+    """Addresses of the servers, separated by commas, as in http://gpu1:8000,http://gpu2:8000. Each is brought to the
+    promoted version by itself."""
+    token: Annotated[SecretStr | None, AfterValidator(none_where_empty)] = None
+    """Bearer token that the servers ask for (vLLM: --api-key)."""
+    folder: Annotated[Path, AfterValidator(expanded)] = Path("adapters")
+    """Where adapters are written, a folder each. The servers must be able to read it."""
+    seen_as: str | None = None
+    """The path of deploy.folder on the servers, where it is another one there. Unset: the same."""
+    rank: Count | None = None
+    """Rank of adapters that lora.aggregation = exact has made, which are no products. Unset: lora.rank."""
+    timeout_seconds: Positive = 120.0
+    """How long a server may take to answer."""
+    check_seconds: Positive = 10.0
+    """How often each server is asked whether it still has the adapter: one that was restarted has forgotten it."""
+
+    @property
+    def addresses(self) -> list[str]:
+        """The servers' addresses."""
+        return _split(self.urls)
 
 
 class DashboardSettings(Section):

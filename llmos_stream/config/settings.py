@@ -20,7 +20,7 @@ from llmos_stream.config.guard import GuardSettings
 from llmos_stream.config.operations import OperationsSettings, RuntimeSettings, TracingSettings
 from llmos_stream.config.participation import ParticipationSettings
 from llmos_stream.config.presets import over_preset
-from llmos_stream.config.serving import DashboardSettings, InferenceSettings, RegistrySettings
+from llmos_stream.config.serving import DashboardSettings, DeploySettings, InferenceSettings, RegistrySettings
 
 
 class Settings(Section):
@@ -44,6 +44,7 @@ class Settings(Section):
     evaluator: EvaluatorSettings = EvaluatorSettings()
     inference: InferenceSettings = InferenceSettings()
     registry: RegistrySettings = RegistrySettings()
+    deploy: DeploySettings = DeploySettings()
     dashboard: DashboardSettings = DashboardSettings()
     runtime: RuntimeSettings = RuntimeSettings()
     operations: OperationsSettings = OperationsSettings()

@@ -37,7 +37,12 @@ def test_no_broker_at_the_address(llmos: Run, nobody: str, command: list[str]) -
     assert "Traceback" not in done.err
 
 
-_ELSEWHERE = (["archive", "--registry.url", "memory://"], ["monitor"], ["serve", "--task.entry", "blobs"])
+_ELSEWHERE = (
+    ["archive", "--registry.url", "memory://"],
+    ["monitor"],
+    ["serve", "--task.entry", "blobs"],
+    ["deploy", "--task.entry", "llm", "--deploy.urls", "http://127.0.0.1:9"],
+)
 
 
 @pytest.mark.parametrize(
@@ -57,6 +62,20 @@ def test_a_role_waits_for_its_broker_and_can_be_stopped(start: Start, nobody: st
     assert done.status == 0, done
     assert "Traceback" not in done.err
     assert all(value in (0, None, [], {}, "stopped") for value in done.json().values()), done
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--task.entry", "llm"], "deploy.urls: name the servers, as in --deploy.urls http://gpu1:8000"),
+        (["--deploy.urls", "http://gpu1:8000", "--task.entry", "blobs"], "deploy needs versions of the task llm"),
+        (["--deploy.urls", "gpu1:8000"], "'gpu1:8000' is no address such as http://gpu1:8000"),
+    ],
+)
+def test_a_deployer_needs_servers_and_a_language_model(llmos: Run, flags: list[str], said: str) -> None:
+    done = llmos("deploy", *flags)
+    assert (done.status, done.out) == (2, "")
+    assert said in done.err
 
 
 @pytest.mark.parametrize(("command", "status"), [("client", 130), ("aggregator", 130), ("monitor", 0)])

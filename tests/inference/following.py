@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import httpx
@@ -73,6 +73,6 @@ def task_of(settings: Settings) -> tuple[Task, Initial]:
     return task, initial_of(task, settings)
 
 
-async def promote_in_log(running: RunningFederation, version: int) -> None:
+async def promote_in_log(running: RunningFederation, version: int, before: Sequence[int] = ()) -> None:
     async with running.broker.producer() as producer:
-        await producer.send(running.topics.control, dump_setting(Promotion(version, (), 0)), key=PROMOTED)
+        await producer.send(running.topics.control, dump_setting(Promotion(version, tuple(before), 0)), key=PROMOTED)

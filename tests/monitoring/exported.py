@@ -3,6 +3,7 @@
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 from prometheus_client.metrics import MetricWrapperBase
 
+from llmos_stream.inference.deployment import deployer
 from llmos_stream.inference.generation.metrics import GenerationMetrics
 from llmos_stream.inference.metrics import InferenceMetrics
 from llmos_stream.registry import archiver
@@ -36,7 +37,7 @@ def everything(registry: CollectorRegistry) -> CollectorRegistry:
     EventMetrics("llmos", registry)
     InferenceMetrics(registry)
     GenerationMetrics(registry)
-    for module in (process_metrics, archiver):
+    for module in (process_metrics, archiver, deployer):
         for value in vars(module).values():
             if isinstance(value, MetricWrapperBase):
                 registry.register(value)
