@@ -5,6 +5,7 @@ vLLM    POST /v1/load_lora_adapter {lora_name, lora_path}, POST /v1/unload_lora_
 LoRAX   loads what a request names: POST /generate {inputs, parameters: {adapter_id, adapter_source: "local"}}
 """
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
 from http.client import HTTPException
@@ -16,6 +17,8 @@ import orjson
 
 from llmos_stream.config import DeploySettings
 from llmos_stream.errors import LlmosError
+
+logger = logging.getLogger(__name__)
 
 _MOST_BYTES = 1 << 20
 _TOLD = 300
@@ -106,6 +109,7 @@ class Vllm(Server):
                     f"{error}; start vLLM with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True", error.status
                 ) from None
             raise
+        logger.info("%s has loaded %s from %s", self.url, adapter.name, adapter.path)
         return adapter.name
 
     def drop(self, prefix: str, keep: Collection[str]) -> None:

@@ -90,7 +90,10 @@ async def test_what_is_promoted_is_loaded_and_what_nobody_goes_back_to_is_let_go
         assert seen == len(_loads(server)[:3]) + 1  # and one was unloaded
 
 
-async def test_a_server_that_has_forgotten_all_gets_it_again(federation: str, tiny: Path, tmp_path: Path) -> None:
+async def test_a_server_that_has_forgotten_all_gets_it_again_and_the_log_says_so(
+    federation: str, tiny: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
     server = StandInVllm()
     async with _deploying(MemoryBroker(), federation, tiny, tmp_path, server) as here, here.deployer() as wait:
         await _promote(here, 0)
@@ -98,6 +101,7 @@ async def test_a_server_that_has_forgotten_all_gets_it_again(federation: str, ti
         server.restart()
         await wait(server.names)
     assert len(_loads(server)) == 2
+    assert caplog.text.count(f"{server.url} has loaded {federation}:0 from {tmp_path}") == 2
 
 
 async def test_one_that_refuses_is_asked_again_and_holds_up_no_other(
