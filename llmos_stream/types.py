@@ -80,9 +80,34 @@ class TensorSpec(NamedTuple):
         return [*row, self.kind.value] if self.kind is TensorKind.BUFFER else row
 
 
+class Fragment(NamedTuple):
+    """A stretch of the flat vector, of whole tensors, that travels and moves by itself: elements `begin` to `end`.
+
+    `digest` is that of its tensors as a layout of their own, `buffers` are those at its end.
+    """
+
+    begin: int
+    end: int
+    digest: bytes
+    buffers: tuple[TensorSpec, ...] = ()
+
+    @property
+    def range(self) -> tuple[int, int]:
+        """Its first element, and the one after its last."""
+        return self.begin, self.end
+
+    @property
+    def numel(self) -> int:
+        """How many elements it has."""
+        return self.end - self.begin
+
+
 @dataclass(frozen=True, slots=True)
 class UpdateHead:
-    """What an update says about its payload. Identity is `(client_id, sequence)`."""
+    """What an update says about its payload. Identity is `(client_id, sequence)`.
+
+    One of a fragment names its `range` in the flat vector, and the fragment's own layout.
+    """
 
     client_id: str
     sequence: int
@@ -93,6 +118,7 @@ class UpdateHead:
     payload_size: int
     payload_digest: bytes
     metrics: Mapping[str, float] = field(default_factory=dict)
+    range: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,15 +144,19 @@ class Contribution:
 
 @unique
 class VersionKind(StrEnum):
-    """Whether a version's payload is the whole model or a delta on its parent."""
+    """Whether a version's payload is the whole model, a delta on its parent, or a delta on one range of its parent."""
 
     FULL = "full"
     DELTA = "delta"
+    FRAGMENT = "fragment"
 
 
 @dataclass(frozen=True, slots=True)
 class VersionHead:
     """A global version. `tensors` is its layout, present where `kind` is full.
+
+    `range` says which elements moved, where those were not all: in a fragment always, and in a full one that was made
+    of a fragment's updates. Its other numbers are those of the whole model.
 
     `weights_digest` is SHA-256 over the resulting float32 weights in layout order, little endian.
     `rule` is the aggregation settings in force and `build` the torch build and CPU type, so that a
@@ -151,6 +181,7 @@ class VersionHead:
     parent_digest: bytes | None = None
     """That of the parent's prelude (see `wire.head_digest`); zeros where there is no parent. None: from before these
     digests came."""
+    range: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)

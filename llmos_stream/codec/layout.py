@@ -9,17 +9,18 @@ tensors are parameters. A tied tensor travels once; its further names are not in
 import hashlib
 import json
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from bisect import bisect_left
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import chain
+from itertools import accumulate, chain, pairwise
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from llmos_stream.errors import Reason, Rejected
-from llmos_stream.types import TensorKind, TensorSpec
+from llmos_stream.types import Fragment, TensorKind, TensorSpec
 
 DTYPES: Mapping[str, torch.dtype] = {
     "float16": torch.float16,
@@ -102,6 +103,35 @@ class Layout:
         """Views of the parameters and of the buffers in a flat vector."""
         check_flat(flat, self.numel)
         return flat[: self.parameters], flat[self.parameters :]
+
+    def fragments(self, count: int) -> tuple[Fragment, ...]:
+        """The flat vector cut into so many stretches of whole tensors, of nearly as many parameters each.
+
+        Each is a layout of its own. Buffers are the end of the last one, as they are of the flat vector.
+
+        Raises:
+            ValueError: There are fewer tensors of parameters than that.
+        """
+        if count == 1:
+            return (Fragment(0, self.numel, self.digest, self.buffers),)
+        begins = list(accumulate((spec.numel for spec in self.tensors), initial=0))
+        borders = sorted({at for at in begins if 0 < at < self.parameters})
+        if count - 1 > len(borders):
+            raise ValueError(f"{count} fragments of a model that has {len(borders) + 1} tensors of parameters")
+        ends, taken = [0], 0
+        for done in range(1, count):
+            # As many borders are left over as the fragments behind need.
+            free = range(taken, len(borders) - (count - 1 - done))
+            taken = min(free, key=lambda place: abs(borders[place] * count - done * self.parameters)) + 1
+            ends.append(borders[taken - 1])
+        ends.append(self.numel)
+        return tuple(self._fragment(begins, begin, end) for begin, end in pairwise(ends))
+
+    def _fragment(self, begins: Sequence[int], begin: int, end: int) -> Fragment:
+        # A tensor without elements belongs to the one that begins where it lies.
+        first, last = bisect_left(begins, begin), len(self.tensors) if end == self.numel else bisect_left(begins, end)
+        layout = Layout(self.tensors[first:last])
+        return Fragment(begin, end, layout.digest, layout.buffers)
 
     def has_tensors_of(self, other: "Layout") -> bool:
         """Whether both have the same tensors, in whatever order and of whatever kinds."""

@@ -45,7 +45,12 @@ def _update(head: UpdateHead) -> dict[str, object]:
         "base_version": head.base_version,
         "num_examples": head.num_examples,
         "metrics": _numbers(head.metrics),
+        **_range(head),
     }
+
+
+def _range(head: UpdateHead | VersionHead) -> dict[str, object]:
+    return {} if head.range is None else {"range": list(head.range)}
 
 
 def _version(head: VersionHead, full: bool) -> dict[str, object]:
@@ -56,6 +61,7 @@ def _version(head: VersionHead, full: bool) -> dict[str, object]:
         "parent_digest": None if head.parent_digest is None else head.parent_digest.hex(),
         "weights_digest": head.weights_digest.hex(),
         "time": (_EPOCH + timedelta(milliseconds=head.time_ms)).isoformat(timespec="milliseconds"),
+        **_range(head),
     }
     if not full:
         return found | {

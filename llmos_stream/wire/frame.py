@@ -25,7 +25,7 @@ integer within 64 signed bits (a bool is none), `digest` a bin of 32 bytes, `nam
 of 1 to 64 characters. Fields marked * may be left out.
 
     all kinds
-    layout     digest     digest of the layout
+    layout     digest     digest of the layout; in an update with a range, of the tensors in that range alone
     codec      int >= 0   codec id
     params *   map        codec parameters: at most 16, name to int or float
     size       int >= 0   bytes of the payload
@@ -37,11 +37,15 @@ of 1 to 64 characters. Fields marked * may be left out.
     base       int >= 0   version the delta starts from
     n          int        examples it was trained on (the core judges the number)
     metrics *  map        at most 64, name to float, finite or not
+    range *    array      [begin, end): elements of the flat vector that the payload holds, where those are not
+                          all (see `aggregation.fragments`). A release that does not know this key refuses the
+                          update, since its layout is not the model's
 
     version
     number     int >= 0
     parent *   int or nil version before this one, below `number`; a delta must have one
-    kind       string     "full" or "delta"
+    kind       string     "full", "delta", or "fragment": a delta on one range of the parent, which releases that
+                          know the others alone refuse
     weights    digest     SHA-256 over the resulting float32 weights, little endian, layout order
     time       int >= 0   server time, milliseconds since the epoch, up to the year 9999
     manifest * array      one array for each contribution, in folding order:
@@ -54,6 +58,8 @@ of 1 to 64 characters. Fields marked * may be left out.
     tied *     array      beside `tensors`, where the model has a tensor under more than one name: one array for
                           each further name, [further name, name in `tensors`]
     before *   digest     SHA-256 over what a signature of the parent covers; zeros where there is no parent
+    range *    array      [begin, end): elements of the flat vector that moved, where those are not all: a fragment
+                          must have it, a delta must not; the payload of a fragment holds these alone
     rule *     map        aggregation settings: what JSON can say, at most 8 levels
     build *    map        strings to strings: what computed this version
 

@@ -27,9 +27,10 @@ MAX_METRICS = 64
 
 _TENSOR = ("name", "shape", "dtype")
 _TIED = ("further", "name")
+_RANGE = ("begin", "end")
 _LISTS = frozenset({"manifest", "tensors", "tied"})
 _LONGEST = f.MAX_TENSOR_NAME_CHARS
-_OPTIONAL = frozenset({"tensors", "tied", "before"})
+_OPTIONAL = frozenset({"tensors", "tied", "before", "range"})
 
 K = TypeVar("K", VersionKind, TensorKind)
 
@@ -47,7 +48,7 @@ def pack_head(head: Head) -> bytes:
         packed["manifest"] = [_contribution_row(item) for item in head.manifest]
         packed["tensors"] = None if head.tensors is None else [spec.row for spec in head.tensors]
         packed["tied"] = [list(pair) for pair in head.tied.items()] if head.tied else None
-        packed = {key: value for key, value in packed.items() if value is not None or key not in _OPTIONAL}
+    packed = {key: value for key, value in packed.items() if value is not None or key not in _OPTIONAL}
     return bytes(msgpack.packb(packed, use_bin_type=True, default=_as_dict))
 
 
@@ -83,10 +84,20 @@ def _parent_digest(found: f.Fields, key: str) -> bytes | None:
     return f.digest(found, key) if key in found else None
 
 
+def _range(found: f.Fields, key: str) -> tuple[int, int] | None:
+    if key not in found:
+        return None
+    ends = f.row(found[key], _RANGE, key)
+    begin = f.count(ends, "begin")
+    return begin, f.integer(ends, "end", low=begin + 1)
+
+
 def _version_kind(found: f.Fields, key: str) -> VersionKind:
     kind = _one_of(VersionKind, f.name(found, key), "version")
-    if kind is VersionKind.DELTA and found.get("parent") is None:
+    if kind is not VersionKind.FULL and found.get("parent") is None:
         raise f.malformed("a delta names no parent")
+    if (kind is VersionKind.FRAGMENT and "range" not in found) or (kind is VersionKind.DELTA and "range" in found):
+        raise f.malformed("a fragment has a range, and a delta has none")
     if kind is VersionKind.FULL and "tensors" not in found:
         raise f.malformed("a full version names no tensors")
     return kind
@@ -165,6 +176,7 @@ _TABLES: dict[type[Head], _Table] = {
         "n": ("num_examples", f.integer),
         **_PAYLOAD,
         "metrics": ("metrics", _metrics),
+        "range": ("range", _range),
     },
     VersionHead: {
         "number": ("number", f.count),
@@ -179,6 +191,7 @@ _TABLES: dict[type[Head], _Table] = {
         "tensors": ("tensors", _tensors),
         "tied": ("tied", _tied),
         "before": ("parent_digest", _parent_digest),
+        "range": ("range", _range),
     },
     SnapshotHead: {"version": ("version", f.count), "tensor": ("tensor", f.name), **_PAYLOAD},
     LocalModelHead: {

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from llmos_stream.codec import Layout
 from llmos_stream.codec.layout import MAX_NUMEL
 from llmos_stream.errors import Reason, Rejected
-from llmos_stream.types import TensorKind, TensorSpec
+from llmos_stream.types import Fragment, TensorKind, TensorSpec
 from tests.codec.samples import generator, normal
 
 
@@ -229,3 +229,69 @@ def test_any_layout_round_trips(shapes: dict[str, tuple[list[int], torch.dtype]]
     assert Layout.from_specs(layout.tensors).digest == layout.digest
     back = layout.unflatten(layout.flatten(named))
     assert all(torch.equal(back[name], tensor) and back[name].dtype == tensor.dtype for name, tensor in named.items())
+
+
+def test_one_fragment_is_the_whole_layout() -> None:
+    layout = Layout.of(_named(), ["scale"])
+    assert layout.fragments(1) == (Fragment(0, 9, layout.digest, layout.buffers),)
+
+
+def test_fragments_are_whole_tensors_of_nearly_as_many_parameters_each() -> None:
+    sizes = [5, 1, 4, 2, 3, 5]
+    layout = Layout.of({f"w{place}": torch.zeros(size) for place, size in enumerate(sizes)})
+    assert [part.range for part in layout.fragments(2)] == [(0, 10), (10, 20)]
+    assert [part.range for part in layout.fragments(4)] == [(0, 5), (5, 10), (10, 15), (15, 20)]
+    thirds = layout.fragments(3)
+    assert [part.range for part in thirds] == [(0, 6), (6, 12), (12, 20)]
+    assert [part.digest for part in thirds] == [
+        Layout(layout.tensors[first:last]).digest for first, last in ((0, 2), (2, 4), (4, 6))
+    ]
+
+
+def test_a_tensor_as_large_as_all_others_leaves_something_for_every_fragment() -> None:
+    layout = Layout.of({"large": torch.zeros(90), "a": torch.zeros(1), "b": torch.zeros(1)})
+    assert [part.range for part in layout.fragments(3)] == [(0, 90), (90, 91), (91, 92)]
+    layout = Layout.of({"a": torch.zeros(1), "b": torch.zeros(1), "large": torch.zeros(90)})
+    assert [part.range for part in layout.fragments(3)] == [(0, 1), (1, 2), (2, 92)]
+
+
+def test_buffers_travel_with_the_last_fragment() -> None:
+    layout = Layout.of({**_named(), "more": torch.zeros(3)}, ["scale", "half"])
+    first, last = layout.fragments(2)
+    assert (first, last) == (
+        Fragment(0, 6, Layout(layout.tensors[:1]).digest),
+        Fragment(6, 12, Layout(layout.tensors[1:]).digest, layout.buffers),
+    )
+    assert [spec.name for spec in last.buffers] == ["scale", "half"]
+
+
+def test_there_are_no_more_fragments_than_tensors_of_parameters() -> None:
+    layout = Layout.of(_named(), ["half"])
+    assert len(layout.fragments(2)) == 2
+    with pytest.raises(ValueError, match="3 fragments of a model that has 2 tensors"):
+        layout.fragments(3)
+
+
+@given(st.lists(st.integers(0, 40), min_size=1, max_size=12), st.integers(1, 12), st.integers(0, 3))
+def test_fragments_hold_every_tensor_once(sizes: list[int], count: int, buffers: int) -> None:
+    named = {f"w{place}": torch.zeros(size) for place, size in enumerate(sizes)}
+    extra = {f"b{place}": torch.zeros(2) for place in range(buffers)}
+    layout = Layout.of({**named, **extra}, list(extra))
+    try:
+        parts = layout.fragments(count)
+    except ValueError:
+        assert count > max(1, sum(size > 0 for size in sizes))
+        return
+    assert len(parts) == count
+    assert [part.begin for part in parts] == [0, *(part.end for part in parts[:-1])]
+    assert parts[-1].range[1] == layout.numel
+    assert parts[-1].buffers == layout.buffers
+    assert count == 1 or all(part.numel > sum(spec.numel for spec in part.buffers) for part in parts)
+    at, cuts = 0, []
+    for part in parts:  # a digest is of the tensors in order, so these are all of them
+        last = next(
+            last for last in range(at, len(layout.tensors) + 1) if Layout(layout.tensors[at:last]).digest == part.digest
+        )
+        cuts.append(last)
+        at = last
+    assert cuts[-1] == len(layout.tensors)

@@ -98,6 +98,7 @@ contributions = st.builds(
     Contribution, client_ids, ints, ints, ints, any_ints, ints, finite, finite, digests, counts_of_steps
 )
 tensors = st.builds(TensorSpec, names, st.lists(ints, max_size=6).map(tuple), names, st.sampled_from(TensorKind))
+ranges = st.tuples(ints, ints).filter(lambda ends: ends[0] < ends[1])
 updates = st.builds(
     UpdateHead,
     client_id=client_ids,
@@ -109,6 +110,7 @@ updates = st.builds(
     payload_size=ints,
     payload_digest=digests,
     metrics=st.dictionaries(names, st.floats(allow_nan=False), max_size=64),
+    range=st.none() | ranges,
 )
 
 snapshots = st.builds(
@@ -139,9 +141,10 @@ def _versions(draw: st.DrawFn) -> VersionHead:
     number = draw(st.integers(1, 2**63 - 1))
     parents = st.integers(0, number - 1)
     laid_out = st.lists(tensors, max_size=4).map(tuple)
+    moved = {VersionKind.FULL: st.none() | ranges, VersionKind.DELTA: st.none(), VersionKind.FRAGMENT: ranges}
     return VersionHead(
         number=number,
-        parent=draw(parents if kind is VersionKind.DELTA else st.none() | parents),
+        parent=draw(st.none() | parents if kind is VersionKind.FULL else parents),
         kind=kind,
         layout_digest=draw(digests),
         codec=draw(codecs),
@@ -154,6 +157,7 @@ def _versions(draw: st.DrawFn) -> VersionHead:
         tied=draw(st.none() | st.dictionaries(names, names, min_size=1, max_size=3)),
         rule=draw(st.dictionaries(st.text(max_size=10), json_like, max_size=4)),
         build=draw(st.dictionaries(st.text(max_size=10), st.text(max_size=20), max_size=4)),
+        range=draw(moved[kind]),
     )
 
 

@@ -32,6 +32,11 @@ def test_update() -> None:
     }
 
 
+def test_the_range_of_a_fragment() -> None:
+    assert describe(update(range=(6, 9))) == {**describe(UPDATE), "range": [6, 9]}
+    assert describe(version(range=(6, 9)), full=False)["range"] == [6, 9]
+
+
 def test_version() -> None:
     assert describe(VERSION, signature=b"\xab\xcd") == {
         "kind": "full version",
@@ -73,7 +78,7 @@ def _described(head: Head) -> dict[str, Any]:
 
 def test_every_field_is_there() -> None:
     for head in (UPDATE, VERSION):
-        expected = {field.name for field in fields(head)} - {"time_ms"}
+        expected = {field.name for field in fields(head)} - {"time_ms", "range"}
         assert expected <= set(describe(head))
     (item,) = _described(VERSION)["manifest"]
     named = {field.name for field in fields(Contribution)}

@@ -221,11 +221,31 @@ def test_samples_set_every_field() -> None:
         named = {field.name for field in fields(sample)}
         assert bare <= named
         assert all(getattr(sample, name) for name in bare)
-    assert len(fields(UpdateHead)) == 9
-    assert len(fields(VersionHead)) == 15
+    assert len(fields(UpdateHead)) == 10
+    assert len(fields(VersionHead)) == 16
     assert len(fields(SnapshotHead)) == 6
     assert len(fields(LocalModelHead)) == 7
     assert len(fields(Contribution)) == 10
+
+
+def test_a_range_is_read_back_and_left_out_where_there_is_none() -> None:
+    one, moved = update(range=(6, 9)), version(kind=VersionKind.FRAGMENT, tensors=None, range=(6, 9))
+    whole = version(range=(0, 6))
+    for head in (one, moved, whole):
+        assert read(pack_prelude(head)) == head
+    assert read(frame(update_map(range=[6, 9]))) == one
+    assert read(frame(update_map(range=[6, 9, "later"]))) == one
+    assert b"range" not in pack_prelude(UPDATE) + pack_prelude(VERSION)
+    for ends in (None, True, 6, [], [6], [6, 6], [9, 6], [-1, 6], [True, 6], [6, 2**63], [6.0, 9], {"a": 1}):
+        assert refused(frame(update_map(range=ends))) is Reason.MALFORMED
+        assert refused(frame(version_map(range=ends), kind=2)) is Reason.MALFORMED
+
+
+def test_a_fragment_has_a_range_and_a_parent_and_a_delta_has_no_range() -> None:
+    bare = without(version_map(kind="fragment", range=[6, 9]), "tensors")
+    assert read(frame(bare, kind=2)) == version(kind=VersionKind.FRAGMENT, tensors=None, range=(6, 9))
+    for made in (without(bare, "range"), without(bare, "parent"), bare | {"kind": "delta"}):
+        assert refused(frame(made, kind=2)) is Reason.MALFORMED
 
 
 def test_local_steps_are_a_tenth_item_and_left_out_where_there_are_none() -> None:
