@@ -72,6 +72,10 @@ class AggregationSettings(Section):
     one_of_a_client: bool | None = None
     """Take one update of each client for a version, and refuse a second. Unset: yes where a few hostile clients are
     stood, so that none has several votes; else no. fedavg always does."""
+    fragments: Annotated[int, Field(ge=1, le=64)] = 1
+    """Into how many ranges of whole tensors the model is cut. An update carries one of them, a version moves one, and
+    both are smaller by that. Above 1 it needs a buffer_size, and a strategy that counts no rounds and keeps no
+    history."""
     max_step: Positive | None = None
     """A version that would move the parameters by more than this part of their L2 norm is not published, and the
     updates that it was made of are refused. Unset: no limit."""
@@ -80,6 +84,8 @@ class AggregationSettings(Section):
     def _buffer_size_is_enough(self) -> Self:
         if self.strategy == "fedavg" and self.buffer_size is None:
             raise ValueError("buffer_size: name how many clients' updates make a round of fedavg")
+        if self.fragments > 1 and self.buffer_size is None:
+            raise ValueError("buffer_size: name how many updates of a fragment make a version")
         if self.quorum is not None and self.quorum > (self.buffer_size or 0):
             raise ValueError(f"quorum: {self.quorum} is more than buffer_size ({self.buffer_size or 'unset'})")
         return self

@@ -46,6 +46,10 @@ class Buffer:
         """Whether an update of this client waits."""
         return any(item.client_id == client_id for item in self.contributions)
 
+    def sequences_of(self, client_id: str) -> list[int]:
+        """The sequences of a client's updates that wait."""
+        return [item.sequence for item in self.contributions if item.client_id == client_id]
+
     def deadline(self) -> float | None:
         """When it must become a version by time alone; None while there is no such time."""
         if self.opened_at is None or len(self) < self.least:

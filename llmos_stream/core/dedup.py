@@ -11,7 +11,7 @@ counts any more. That is so beyond `staleness.maximum`, and where more than CLIE
 theirs could name are refused, whoever sends them.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 
 from llmos_stream.errors import StateError
@@ -53,6 +53,23 @@ class SequenceWindow:
             self.bits = (self.bits << ahead & _MASK if ahead < WINDOW else 0) | 1
             self.highest = sequence
         self.version = version
+
+    def without(self, sequences: Iterable[int]) -> "SequenceWindow | None":
+        """This window as if these had not been added; None where nothing else was.
+
+        What lies below the present window counts as a repeat still.
+        """
+        bits = self.bits
+        for age in (self.highest - sequence for sequence in sequences):
+            if 0 <= age < WINDOW:
+                bits &= ~(1 << age)
+        down = (bits & -bits).bit_length() - 1 if bits else WINDOW
+        highest = self.highest - down
+        if highest < 0:
+            return None
+        below = ((1 << down) - 1) << (WINDOW - down)
+        there = (1 << min(highest + 1, WINDOW)) - 1  # no sequence is below 0
+        return SequenceWindow(highest, (bits >> down | below) & there, self.version)
 
     def dump(self) -> list[int]:
         """Highest, version, then the bits as unsigned 64-bit words, lowest first, without trailing zeros."""
@@ -116,11 +133,6 @@ class Sequences:
             del self._windows[client_id]
             forgotten.append(client_id)
         return forgotten
-
-    def dump_of(self, client_id: str) -> list[int] | None:
-        """One client's window, as in `dump`; None for a client that has none."""
-        window = self._windows.get(client_id)
-        return None if window is None else window.dump()
 
     def dump(self) -> dict[str, list[int]]:
         """Plain, of integers below 2^64."""

@@ -46,11 +46,11 @@ class NewVersion:
     may be the same tensor, written over; after that the state reads it.
 
     `sequences` is what must be remembered with the version so that a repeat is known after a restart:
-    the window of each client in the manifest (see `dedup.SequenceWindow.dump`), and None for a client
+    the window of each client in the manifest (see `State.window_of`), and None for a client
     that is forgotten. `moments` are the server optimiser's (see `Pipeline.state_tensors`): the live tensors
     (copies, where a GPU folds), to be written out before the next step. `limits` are those that
     its updates were held to (see `limits`). `buffer_size` is the number of updates at which it was to be made, where
-    that adapts to who takes part.
+    that adapts to who takes part. `range` says which elements have moved, where those are one fragment's.
     """
 
     number: int
@@ -61,6 +61,7 @@ class NewVersion:
     moments: Mapping[str, Tensor] = field(default_factory=dict)
     limits: Mapping[str, float] = field(default_factory=dict)
     buffer_size: int | None = None
+    range: tuple[int, int] | None = None
 
 
 Effect = Folded | Duplicate | Refused | NewVersion

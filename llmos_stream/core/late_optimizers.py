@@ -59,6 +59,7 @@ class DelayedNesterov(ServerOptimizer):
     """SGD whose Nesterov momentum is renewed once in `period` versions."""
 
     Options: ClassVar[type[Any]] = DelayedNesterovOptions
+    counts_versions: ClassVar[bool] = True
 
     def __init__(self, options: Any, settings: ServerOptimizerSettings, numel: int, device: torch.device) -> None:
         super().__init__(options, settings, numel, device)

@@ -36,6 +36,8 @@ class ServerOptimizer(ABC):
 
     Options: ClassVar[type[Any]] = NoOptions
     """The pydantic model of `server_optimizer.options`."""
+    counts_versions: ClassVar[bool] = False
+    """Whether a step depends on which version it makes: then every version has to move the whole model."""
 
     def __init__(self, options: Any, settings: ServerOptimizerSettings, numel: int, device: torch.device) -> None:
         """Raises ConfigError for an `lr` outside float32."""
@@ -59,14 +61,16 @@ class ServerOptimizer(ABC):
         self.version = version
         self.stalest = max((item.staleness for item in manifest if item.weight), default=0)
 
-    def apply(self, weights: Tensor, delta: Tensor, examples: float | None = None) -> Tensor:
+    def apply(self, weights: Tensor, delta: Tensor, examples: float | None = None, begin: int = 0) -> Tensor:
         """The new weights, written over `delta`, which is theirs from now on. `weights` are only read.
 
-        `examples` is what `delta` is still to be divided by: done block by block with the rest, it costs no pass.
+        Both may be a range of the flat vector, from element `begin`: no other moments change. `examples` is what
+        `delta` is still to be divided by: done block by block with the rest, it costs no pass.
         """
         by = None if examples is None else divisor(examples, delta)
         room, more = scratch(delta), scratch(delta)
-        for x, d, *moments in blocks(weights, delta, *self.tensors.values()):
+        moving = [tensor[begin : begin + delta.numel()] for tensor in self.tensors.values()]
+        for x, d, *moments in blocks(weights, delta, *moving):
             if by is not None:
                 d.div_(by)
             self.move(x, d, moments, room[: d.numel()], more[: d.numel()])

@@ -10,6 +10,9 @@
 
 Parameters go through all of them, buffers through none but the check, weights and a mean of their own (see `buffers`).
 
+Where a model is cut into fragments (Streaming DiLoCo, Douillard et al. 2025), each has a pipeline of its own, which
+sees its range of the flat vector and nothing else.
+
 The pipeline may be driven by `step`, or by a replay that takes each contribution from a manifest.
 """
 
@@ -34,7 +37,7 @@ from llmos_stream.core.staleness import Discount, discounted
 from llmos_stream.core.strategy import Strategy, Stretch
 from llmos_stream.core.validate import check_and_clip, check_head
 from llmos_stream.errors import Reason, Rejected, StateError
-from llmos_stream.types import LOCAL_STEPS, Contribution, TensorSpec, UpdateHead
+from llmos_stream.types import LOCAL_STEPS, Contribution, Fragment, TensorSpec, UpdateHead
 
 MOST_STEPS = 1e9
 """Nobody makes more local steps for an update."""
@@ -74,6 +77,9 @@ class Pipeline:
 
     Everything lies on `device`, as weights and moments must. `history` maps versions to their weights, where the
     strategy needs them; the caller may change it between two versions. The end of the weights is `buffers`.
+
+    With a `fragment` all this is of its range alone, except that weights are given and returned whole, and that moments
+    are those of the whole model.
     """
 
     def __init__(
@@ -86,12 +92,14 @@ class Pipeline:
         device: torch.device,
         stages: Stages | None = None,
         buffers: Sequence[TensorSpec] = (),
+        fragment: Fragment | None = None,
     ) -> None:
         self.strategy = strategy
+        self.fragment = fragment
         self.stages = stages or Stages()
         self.history: dict[int, Tensor] = {}
+        self.optimizer = optimizer
         self._discount = discount
-        self._optimizer = optimizer
         self._aggregation = aggregation
         self._staleness = staleness
         self._device = device
@@ -110,8 +118,32 @@ class Pipeline:
         self._held: list[Delta] = []
         self._values: list[Tensor] = []
 
+    def on(self, fragment: Fragment) -> "Pipeline":
+        """A pipeline like this one, for a fragment of its model, with the same server optimiser."""
+        return Pipeline(
+            self.strategy,
+            self._discount,
+            self.optimizer,
+            self._aggregation,
+            self._staleness,
+            self._device,
+            self.stages,
+            fragment.buffers,
+            fragment,
+        )
+
+    @property
+    def range(self) -> tuple[int, int] | None:
+        """The elements of the flat vector that it moves; None for all."""
+        return None if self.fragment is None else self.fragment.range
+
     def admit(self, head: UpdateHead, version: int, layout_digest: bytes) -> int:
-        """All that can be told of an update without payload and base. Returns its staleness. Raises Rejected."""
+        """All that can be told of an update without payload and base. Returns its staleness. Raises Rejected.
+
+        `layout_digest` is that of the whole model.
+        """
+        if self.fragment is not None:
+            layout_digest = self.fragment.digest
         return self.stages.admit(
             head,
             version=version,
@@ -137,11 +169,12 @@ class Pipeline:
 
     def check(self, delta: Tensor | Delta, buffers: Tensor | None, weights: Tensor) -> float:
         """The clip factor of an update that is sound, at these `weights`. Raises Rejected."""
+        own = self._own(weights)
         if self._behind or buffers is not None:
-            check_buffers(buffers, self._parts(weights)[1].cpu(), self.buffers)
+            check_buffers(buffers, self._parts(own)[1].cpu(), self.buffers)
         fixed, recent = self._aggregation.clip_norm, self.limits.norm
         limit = fixed if recent is None else recent if fixed is None else min(fixed, recent)
-        clip = self.stages.check(delta, weights.numel() - self._behind, limit)
+        clip = self.stages.check(delta, own.numel() - self._behind, limit)
         if self.limits.measures:
             self._norm = as_delta(delta).norm() * clip
         return clip
@@ -196,6 +229,10 @@ class Pipeline:
         """When `due` turns true by time alone, if it does."""
         return self._buffer.deadline()
 
+    def sequences_of(self, client_id: str) -> list[int]:
+        """The sequences of a client's updates that wait."""
+        return self._buffer.sequences_of(client_id)
+
     def pending(self) -> int:
         """How many updates wait."""
         return len(self._buffer)
@@ -214,12 +251,12 @@ class Pipeline:
             if not recorded:
                 held.manifest = list(self.strategy.judge(held))
             manifest = tuple(held.manifest)
-            vector = self._combine(held, version, weights)
+            vector = self._combine(held, version, self._own(weights))
         else:
             vector = self._sum.drain()
-        if self._optimizer is not None:
-            self._optimizer.prepare(version + 1, manifest)
-        new = self._apply(weights, vector, manifest)
+        if self.optimizer is not None:
+            self.optimizer.prepare(version + 1, manifest)
+        new = self._whole(weights, self._apply(self._own(weights), vector, manifest))
         self.limits.renew()
         if self.strategy.needs_history:
             self.history[version + 1] = new
@@ -254,8 +291,9 @@ class Pipeline:
         (parameters, current), (room, behind) = self._parts(weights), self._parts(vector)
         combined = self.stages.privatise(Combined(room, self.strategy.divisor(manifest)))
         new, by = combined.vector, combined.divisor
-        if self._optimizer is not None:
-            new = self._optimizer.apply(parameters, new, by)
+        if self.optimizer is not None:
+            begin = 0 if self.fragment is None else self.fragment.begin
+            new = self.optimizer.apply(parameters, new, by, begin)
         elif by is not None:
             new.div_(divisor(by, new))
         if not self._behind:
@@ -281,6 +319,18 @@ class Pipeline:
             mean.add(sent, item.weight)
         return mean.mixed_into(current, self.strategy.mixing(manifest))
 
+    def _own(self, weights: Tensor) -> Tensor:
+        """What of the flat vector moves here, as a view."""
+        return weights if self.fragment is None else weights[self.fragment.begin : self.fragment.end]
+
+    def _whole(self, weights: Tensor, moved: Tensor) -> Tensor:
+        """`weights` with what has moved in its place, in a tensor of their own."""
+        if self.fragment is None:
+            return moved
+        whole = weights.clone()
+        self._own(whole).copy_(moved)
+        return whole
+
     def _parts(self, flat: Tensor) -> tuple[Tensor, Tensor]:
         """Its parameters and its buffers, as views."""
         if not self._behind:
@@ -290,14 +340,24 @@ class Pipeline:
 
     def state_tensors(self) -> dict[str, Tensor]:
         """What a snapshot must hold, by name: the live tensors, which the next flush overwrites."""
-        return {} if self._optimizer is None else self._optimizer.state_tensors()
+        return {} if self.optimizer is None else self.optimizer.state_tensors()
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Copy in what `state_tensors` gave. Raises StateError if it does not fit."""
-        if self._optimizer is not None:
-            self._optimizer.load(tensors)
+        if self.optimizer is not None:
+            self.optimizer.load(tensors)
         elif tensors:
             raise StateError(f"this strategy has no server optimiser, the snapshot has {sorted(tensors)}")
+
+
+def pipeline_of(pipelines: Sequence[Pipeline], elements: tuple[int, int] | None) -> Pipeline:
+    """The one that moves these elements (None: all). Raises Rejected(WRONG_LAYOUT) where none does."""
+    for pipeline in pipelines:
+        if pipeline.range == elements:
+            return pipeline
+    what = "the whole model" if elements is None else "elements {} to {}".format(*elements)
+    cut = "is not cut into fragments" if len(pipelines) == 1 else f"is cut into {len(pipelines)} others"
+    raise Rejected(Reason.WRONG_LAYOUT, f"an update of {what}, where the model {cut}")
 
 
 def capacity_of(strategy: Strategy) -> int:

@@ -1,21 +1,26 @@
 """Aggregation driven by manifests: the recorded rule again, or the same updates under another one."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from torch import Tensor
 
-from llmos_stream.core.pipeline import Pipeline
+from llmos_stream.core.pipeline import Pipeline, pipeline_of
 from llmos_stream.core.rule import Rule
 from llmos_stream.core.validate import Update
-from llmos_stream.types import Contribution, TensorSpec
+from llmos_stream.types import Contribution, Fragment, TensorSpec, UpdateHead
+
+
+def _uncut(count: int) -> Sequence[Fragment]:
+    return ()
 
 
 class Replay:
     """Folds the updates of a run again, under rules that may differ from the recorded ones.
 
     Stands at a version (`version`, `weights`: flat, never written to) with an empty buffer. Time plays no
-    part: a buffer is flushed when it is full or when the caller says so.
+    part: a buffer is flushed when it is full or when the caller says so. `cut` gives the fragments of the model, where
+    a rule has more than one.
     """
 
     def __init__(
@@ -24,22 +29,27 @@ class Replay:
         weights: Tensor,
         moments: Mapping[str, Tensor] | None = None,
         buffers: Sequence[TensorSpec] = (),
+        cut: Callable[[int], Sequence[Fragment]] = _uncut,
     ) -> None:
         self.version = version
         self.weights = weights
+        self.moved: tuple[int, int] | None = None
+        """The elements that the newest version has moved, where those were one fragment's."""
         self._buffers = buffers
+        self._cut = cut
         self._moments: Mapping[str, Tensor] = moments or {}
         self._rule: Rule | None = None
-        self._pipeline: Pipeline
+        self._pipelines: Sequence[Pipeline] = ()
+        self._newest: Pipeline | None = None  # which has folded last
 
     @property
     def pending(self) -> int:
         """Updates that are buffered."""
-        return 0 if self._rule is None else self._pipeline.pending()
+        return sum(pipeline.pending() for pipeline in self._pipelines)
 
     @property
     def full(self) -> bool:
-        return self._rule is not None and self._pipeline.due(0.0)
+        return any(pipeline.due(0.0) for pipeline in self._pipelines)
 
     def follows(self, rule: Rule) -> bool:
         return rule == self._rule
@@ -53,22 +63,30 @@ class Replay:
             return True
         if self.pending:
             raise ValueError("flush before the rule changes")
-        if self._rule is not None and self._pipeline.strategy.adapts and rule.resized_as(self._rule) == self._rule:
+        if self._rule is not None and self._known.strategy.adapts and rule.resized_as(self._rule) == self._rule:
             self._rule = rule
-            self._pipeline.expect(rule.capacity)
+            for pipeline in self._pipelines:
+                pipeline.expect(rule.capacity)
             return True
         if self._rule is not None:
-            self._moments = self._pipeline.state_tensors()
-        self._rule, self._pipeline = rule, rule.pipeline(self.version, self.weights, buffers=self._buffers)
-        kept = self._pipeline.state_tensors().keys() == self._moments.keys()
+            self._moments = self._known.state_tensors()
+        count = rule.aggregation.fragments
+        fragments = self._cut(count) if count > 1 else ()
+        self._rule, self._newest = rule, None
+        self._pipelines = rule.pipelines(self.version, self.weights, buffers=self._buffers, fragments=fragments)
+        kept = self._known.state_tensors().keys() == self._moments.keys()
         if kept and self._moments:
-            self._pipeline.load(self._moments)
+            self._known.load(self._moments)
         self._moments = {}
         return kept
 
-    def stale(self, update: Update, base_version: int, layout_digest: bytes) -> int:
-        """The staleness of an update on `base_version`. Raises Rejected where the rule refuses it. Changes nothing."""
-        return self._known.admit(replace(update.head, base_version=base_version), self.version, layout_digest)
+    def stale(self, update: Update, base_version: int, layout_digest: bytes, ago: int = 0) -> int:
+        """The staleness of an update on `base_version`. Raises Rejected where the rule refuses it. Changes nothing.
+
+        It was folded so many versions `ago`: while it waits for its own, other fragments may move.
+        """
+        version = min(max(self.version - ago, base_version), self.version)
+        return self._of(update.head).admit(replace(update.head, base_version=base_version), version, layout_digest)
 
     def fold(self, contribution: Contribution, update: Update, staleness: int, base: Tensor | None = None) -> None:
         """Take an update in, with weight and clip factor as the rule has them.
@@ -76,7 +94,7 @@ class Replay:
         `base` is the weights of its base version, where they are needed (`needs_base`). Raises Rejected as a `step`
         would.
         """
-        pipeline = self._known
+        pipeline = self._newest = self._of(update.head)
         pipeline.check_turn(contribution.client_id)
         clip = pipeline.check(update.delta, update.buffers, self.weights)
         num_examples = pipeline.limits.counted(update.head.num_examples)
@@ -95,7 +113,8 @@ class Replay:
     def fold_again(self, contribution: Contribution, update: Update, base: Tensor | None = None) -> None:
         """Take an update in as its manifest has it. See `fold` for `base`."""
         self._hold(base, self.version - contribution.staleness)
-        self._known.fold(contribution, update.delta, 0.0, update.buffers)
+        self._newest = self._of(update.head)
+        self._newest.fold(contribution, update.delta, 0.0, update.buffers)
 
     def _hold(self, base: Tensor | None, version: int) -> None:
         if self.needs_base:
@@ -109,10 +128,18 @@ class Replay:
     def flush(self, *, recorded: bool = False) -> None:
         """Make a version of what is buffered: where that is `recorded`, as its manifest has it.
 
+        Of several fragments the one moves that an update was folded into last, or else the first that one waits for.
         Raises ValueError when there is nothing.
         """
-        self.weights, _ = self._known.flush(self.version, self.weights, recorded=recorded)
+        waiting = [pipeline for pipeline in self._pipelines if pipeline.pending()]
+        pipeline = self._newest if self._newest in waiting else next(iter(waiting), self._known)
+        self.moved, self._newest = pipeline.range, None
+        self.weights, _ = pipeline.flush(self.version, self.weights, recorded=recorded)
         self.version += 1
+
+    def _of(self, head: UpdateHead) -> Pipeline:
+        """The pipeline of an update. Raises Rejected(WRONG_LAYOUT)."""
+        return self._known if self._known.range == head.range else pipeline_of(self._pipelines, head.range)
 
     @property
     def needs_base(self) -> bool:
@@ -123,4 +150,4 @@ class Replay:
     def _known(self) -> Pipeline:
         if self._rule is None:
             raise ValueError("no rule to follow yet")
-        return self._pipeline
+        return self._pipelines[0]

@@ -37,7 +37,7 @@ from llmos_stream.core.robust import Krum, Median, MultiKrum, NormBound, Trimmed
 from llmos_stream.core.strategy import Strategy
 from llmos_stream.core.synchronous import FedAvg
 from llmos_stream.errors import ConfigError, Reason, Rejected
-from llmos_stream.types import TensorSpec
+from llmos_stream.types import Fragment, TensorSpec
 
 Changes = Mapping[str, Mapping[str, object]]
 """Settings in place of the recorded ones: section, field, value."""
@@ -63,7 +63,7 @@ _ADAPTED = "adapted"
 
 S = TypeVar("S", bound=Section)
 
-_LATER: Mapping[str, object] = {"max_step": None, "quorum": None, "nesterov": False}
+_LATER: Mapping[str, object] = {"max_step": None, "quorum": None, "nesterov": False, "fragments": 1}
 """Settings that came later than records of rules, and what they are where nobody uses them."""
 _BEFORE = {"clip_multiple": 0.0, "max_share": 1.0, "one_of_a_client": False}
 """What holds in records from before these settings came, and where they leave them out."""
@@ -187,6 +187,41 @@ class Rule:
         if strategy.needs_history:
             pipeline.history = history_of(version, weights, history, staleness)
         return pipeline
+
+    def pipelines(
+        self,
+        version: int,
+        weights: Tensor,
+        history: Mapping[int, Tensor] | None = None,
+        buffers: Sequence[TensorSpec] = (),
+        fragments: Sequence[Fragment] = (),
+    ) -> tuple[Pipeline, ...]:
+        """One pipeline for each of the `fragments` of `weights`, or one for the whole where there is but one.
+
+        They share the server optimiser, whose moments are as long as the model, so that what a snapshot holds does not
+        depend on their number. Each has all else of its own: buffer, deadline, sum, limits.
+
+        Raises:
+            ValueError: As `pipeline`.
+            ConfigError: As `pipeline`; or there are not as many fragments as the rule says, or the strategy or the
+                optimiser takes none.
+        """
+        if max(len(fragments), 1) != self.aggregation.fragments:
+            cut = f"is cut into {len(fragments)}" if fragments else "moves as a whole here"
+            self._fail("aggregation", "fragments", f"{self.aggregation.fragments} are wanted, and the model {cut}")
+        whole = self.pipeline(version, weights, history, buffers)
+        if self.aggregation.fragments == 1:
+            return (whole,)
+        self._check_fragments(whole)
+        return tuple(whole.on(fragment) for fragment in fragments)
+
+    def _check_fragments(self, pipeline: Pipeline) -> None:
+        strategy = pipeline.strategy
+        if strategy.needs_history or strategy.one_of_a_client:
+            what = "mixes whole models" if strategy.needs_history else "makes rounds of whole models"
+            self._fail("aggregation", "fragments", f"{self.aggregation.strategy} {what}; leave it at 1")
+        if pipeline.optimizer is not None and pipeline.optimizer.counts_versions:
+            self._fail("aggregation", "fragments", f"{self.server_optimizer.name} counts versions; leave it at 1")
 
     @property
     def capacity(self) -> int:

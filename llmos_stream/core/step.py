@@ -6,9 +6,12 @@ one or a duplicate leaves the state bit for bit as it was (a delta that is decod
 walked through for that: see `delta.Delta`). The state given is consumed (see `state.State`).
 """
 
+import math
+
 from llmos_stream.core.client_sequences import check_sequence
 from llmos_stream.core.effects import Duplicate, Effect, Folded, NewVersion, Refused
 from llmos_stream.core.participants import MOST, Expected
+from llmos_stream.core.pipeline import Pipeline
 from llmos_stream.core.state import State
 from llmos_stream.core.validate import Update
 from llmos_stream.errors import Reason, Rejected
@@ -34,43 +37,51 @@ def step(state: State, update: Update, now: float, expected: Expected = _MANY) -
         contribution = _contribution(state, update, expected)
     except Rejected as rejected:
         return state, (Refused(rejected.reason, rejected.detail, head, update.partition, update.offset),)
-    state.pipeline.fold(contribution, update.delta, now, update.buffers)
-    state.pipeline.note(contribution)
+    pipeline = state.pipeline_of(head)
+    pipeline.fold(contribution, update.delta, now, update.buffers)
+    pipeline.note(contribution)
     state.sequences.add(head.client_id, head.sequence, state.version)
     folded = Folded(contribution)
-    return state, (folded, _publish(state)) if state.pipeline.due(now) else (folded,)
+    return state, (folded, _publish(state, pipeline)) if pipeline.due(now) else (folded,)
 
 
 def tick(state: State, now: float) -> tuple[State, tuple[Effect, ...]]:
-    """Let time pass: NewVersion if the deadline of a buffer that is not empty has come, else no effect."""
-    return state, (_publish(state),) if state.pipeline.due(now) else ()
+    """Let time pass: NewVersion if the deadline of a buffer that is not empty has come, else no effect.
+
+    Of several fragments that are due, the one whose deadline came first moves; another call moves the next.
+    """
+    due = [pipeline for pipeline in state.pipelines if pipeline.due(now)]
+    if not due:
+        return state, ()
+    return state, (_publish(state, min(due, key=lambda pipeline: pipeline.deadline() or -math.inf)),)
 
 
 def next_deadline(state: State) -> float | None:
     """When `tick` has something to do, on the clock of `now`; None while it has nothing to wait for."""
-    return state.pipeline.deadline()
+    deadlines = (pipeline.deadline() for pipeline in state.pipelines)
+    return min((deadline for deadline in deadlines if deadline is not None), default=None)
 
 
-def _staleness(state: State, head: UpdateHead) -> int:
-    tau = state.pipeline.admit(head, state.version, state.layout_digest)
+def _staleness(state: State, pipeline: Pipeline, head: UpdateHead) -> int:
+    tau = pipeline.admit(head, state.version, state.layout_digest)
     if head.base_version < state.floor:
         raise Rejected(
             Reason.TOO_STALE,
             f"base version {head.base_version}: what was folded before version {state.floor} is forgotten by now",
         )
-    state.pipeline.check_base(head.base_version)
+    pipeline.check_base(head.base_version)
     return tau
 
 
 def _contribution(state: State, update: Update, expected: Expected) -> Contribution:
-    head = update.head
-    tau = _staleness(state, head)
-    state.pipeline.check_turn(head.client_id)
+    head, pipeline = update.head, state.pipeline_of(update.head)
+    tau = _staleness(state, pipeline, head)
+    pipeline.check_turn(head.client_id)
     check_sequence(head.sequence, state.sequences.of(head.client_id))
-    clip = state.pipeline.check(update.delta, update.buffers, state.weights)
-    if state.adapts and not state.pipeline.pending():  # nothing is refused any more
-        state.pipeline.expect(*expected)
-    num_examples = state.pipeline.limits.counted(head.num_examples)
+    clip = pipeline.check(update.delta, update.buffers, state.weights)
+    if state.adapts and not pipeline.pending():  # nothing is refused any more
+        pipeline.expect(*expected)
+    num_examples = pipeline.limits.counted(head.num_examples)
     return Contribution(
         client_id=head.client_id,
         sequence=head.sequence,
@@ -78,17 +89,17 @@ def _contribution(state: State, update: Update, expected: Expected) -> Contribut
         offset=update.offset,
         num_examples=num_examples,
         staleness=tau,
-        weight=state.pipeline.weigh(num_examples, tau),
+        weight=pipeline.weigh(num_examples, tau),
         clip=clip,
         payload_digest=head.payload_digest,
-        steps=state.pipeline.steps_of(head),
+        steps=pipeline.steps_of(head),
     )
 
 
-def _publish(state: State) -> NewVersion:
-    parent, limits = state.version, state.pipeline.limits.record()
-    buffer_size = state.pipeline.capacity if state.adapts else None
-    state.weights, manifest = state.pipeline.flush(parent, state.weights)
+def _publish(state: State, pipeline: Pipeline) -> NewVersion:
+    parent, limits = state.version, pipeline.limits.record()
+    buffer_size = pipeline.capacity if state.adapts else None
+    state.weights, manifest = pipeline.flush(parent, state.weights)
     state.version = parent + 1
     # It never falls, whatever becomes of staleness.maximum in later runs: what is forgotten stays forgotten.
     oldest = state.version - state.rule.admitted.maximum
@@ -97,7 +108,8 @@ def _publish(state: State) -> NewVersion:
     sequences: dict[str, list[int] | None] = dict.fromkeys(forgotten)
     # One that this very version made old is forgotten already.
     kept = {item.client_id for item in manifest} - sequences.keys()
-    sequences |= {client_id: state.sequences.dump_of(client_id) for client_id in sorted(kept)}
+    sequences |= {client_id: state.window_of(client_id) for client_id in sorted(kept)}
     # On the CPU these are the tensors themselves; a GPU gives them up in one copy a version.
-    moments = {name: tensor.cpu() for name, tensor in state.pipeline.state_tensors().items()}
-    return NewVersion(state.version, parent, state.weights.cpu(), manifest, sequences, moments, limits, buffer_size)
+    moments = {name: tensor.cpu() for name, tensor in pipeline.state_tensors().items()}
+    weights = state.weights.cpu()
+    return NewVersion(state.version, parent, weights, manifest, sequences, moments, limits, buffer_size, pipeline.range)

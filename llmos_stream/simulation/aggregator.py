@@ -130,7 +130,7 @@ class Aggregator:
             self.state.pipeline.guard(parent, weights, self._layout.tensors)
         except Rejected:
             self._chain.take_back()
-            self.state = take_back(self.state, parent, self._moments)
+            self.state = take_back(self.state, parent, self._moments, new.range)
             return Taken(folded, lost=[item.client_id for item in new.manifest])
         self._chain.commit()
         self.state = release(self.state, weights)

@@ -115,7 +115,7 @@ class Committing:
                 records[key] = dump_running(pointer.version)
             elif key != STATE:
                 client_id = key.removeprefix(SEQUENCES).decode(errors="replace")
-                records[key] = dump_sequences(state.sequences.dump_of(client_id))
+                records[key] = dump_sequences(state.window_of(client_id))
             elif checkpoint is not None:
                 records[key] = dump_setting(checkpoint)
         await self._publisher.write_control(records)
@@ -185,7 +185,7 @@ class Committing:
         kept = Kept({}, None) if checkpoint is None else await kept_state(self._federation, checkpoint, self._layout)
         weights, full = before
         self._chain.take_back(weights, kept.residual, full)
-        state = await self._federation.run(take_back, state, weights, kept.moments)
+        state = await self._federation.run(take_back, state, weights, kept.moments, new.range)
         offsets = self._source.committable_offsets()
         await self._publisher.commit(offsets)
         self._source.committed(offsets)
