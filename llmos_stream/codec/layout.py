@@ -104,6 +104,18 @@ class Layout:
         check_flat(flat, self.numel)
         return flat[: self.parameters], flat[self.parameters :]
 
+    def moving(self, flat: Tensor, elements: tuple[int, int] | None) -> tuple[Tensor, Tensor]:
+        """Views of those parameters and buffers that lie in a range of a flat vector (None: in all of it).
+
+        Raises:
+            ValueError: The range ends beyond the model, or has no parameters, or some of the buffers.
+        """
+        check_flat(flat, self.numel)
+        begin, end = elements or (0, self.numel)
+        if elements is not None and not (begin < self.parameters and (end <= self.parameters or end == self.numel)):
+            raise ValueError(f"elements {begin} to {end} are no fragment of a model of {self.numel}")
+        return flat[begin : min(end, self.parameters)], flat[self.parameters : end]
+
     def fragments(self, count: int) -> tuple[Fragment, ...]:
         """The flat vector cut into so many stretches of whole tensors, of nearly as many parameters each.
 

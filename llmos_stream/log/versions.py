@@ -80,22 +80,38 @@ class Origin:
 
 
 def encode_version(
-    number: int, weights: Tensor, layout: Layout, origin: Origin, store: Store | None = None
+    number: int,
+    weights: Tensor,
+    layout: Layout,
+    origin: Origin,
+    store: Store | None = None,
+    fragment: tuple[int, int] | None = None,
 ) -> tuple[VersionHead, Parts]:
-    """A full version's head and payload, kept in `store` (None: in memory).
+    """A full version's head and payload, kept in `store` (None: in memory). It may have moved one `fragment` alone.
 
     Lossless: every reader gets the bytes the digest names.
     """
     payload = spooled(encode(weights, FULL_CODEC), MemoryStore() if store is None else store)
-    return _head(number, VersionKind.FULL, weights, layout, origin, FULL_CODEC, payload), payload.parts
+    return _head(number, VersionKind.FULL, weights, layout, origin, FULL_CODEC, payload, fragment), payload.parts
 
 
 def delta_version(
-    number: int, weights: Tensor, layout: Layout, origin: Origin, codec: CodecSpec, frames: Iterable[bytes]
+    number: int,
+    weights: Tensor,
+    layout: Layout,
+    origin: Origin,
+    codec: CodecSpec,
+    frames: Iterable[bytes],
+    fragment: tuple[int, int] | None = None,
 ) -> tuple[VersionHead, Parts]:
-    """The head and the payload of a delta version: `frames` make the parameters of `weights` of its parent's."""
-    payload = spooled(with_buffers(frames, layout.parts(weights)[1]), MemoryStore())
-    return _head(number, VersionKind.DELTA, weights, layout, origin, codec, payload), payload.parts
+    """The head and the payload of a delta version: `frames` make the parameters of `weights` of its parent's.
+
+    Where it is of one `fragment`, they are of its range alone.
+    """
+    moved = layout.moving(weights, fragment)[1]
+    payload = spooled(with_buffers(frames, moved), MemoryStore())
+    kind = VersionKind.DELTA if fragment is None else VersionKind.FRAGMENT
+    return _head(number, kind, weights, layout, origin, codec, payload, fragment), payload.parts
 
 
 def _head(
@@ -106,6 +122,7 @@ def _head(
     origin: Origin,
     codec: CodecSpec,
     payload: Spooled,
+    fragment: tuple[int, int] | None,
 ) -> VersionHead:
     return VersionHead(
         number=number,
@@ -123,6 +140,7 @@ def _head(
         rule=origin.rule,
         build=build(),
         parent_digest=origin.parent_digest,
+        range=fragment,
     )
 
 
@@ -153,12 +171,16 @@ def layout_of(head: VersionHead) -> Layout:
 def apply_version(before: Version, head: VersionHead, parts: Iterable[Part]) -> Version:
     """Verify a delta version and make it of its parent, whose weights are overwritten, and spoilt by an error.
 
-    Raises Rejected where it is no delta on `before`, and for anything its digests do not confirm.
+    A fragment is written over its range alone. Raises Rejected where it is no delta on `before`, and for anything its
+    digests do not confirm.
     """
-    if head.kind is not VersionKind.DELTA or head.parent != before.head.number:
+    if head.kind is VersionKind.FULL or head.parent != before.head.number:
         raise Rejected(Reason.MALFORMED, f"version {head.number} is no delta on version {before.head.number}")
     _check_payload(head, parts)
-    parameters, buffers = before.layout.parts(before.weights)
+    try:
+        parameters, buffers = before.layout.moving(before.weights, head.range)
+    except ValueError as error:
+        raise Rejected(Reason.WRONG_LAYOUT, f"version {head.number}: {error}") from None
     apply_delta(parameters, parts, head.codec, buffers)
     _check_weights(head, before.weights)
     return Version(head, before.layout, before.weights)
