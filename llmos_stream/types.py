@@ -101,6 +101,16 @@ class Fragment(NamedTuple):
         """How many elements it has."""
         return self.end - self.begin
 
+    @property
+    def buffer_elements(self) -> int:
+        """How many of them are buffers'."""
+        return sum(spec.numel for spec in self.buffers)
+
+    @property
+    def parameters(self) -> int:
+        """How many of them are parameters'."""
+        return self.numel - self.buffer_elements
+
 
 @dataclass(frozen=True, slots=True)
 class UpdateHead:
@@ -182,6 +192,11 @@ class VersionHead:
     """That of the parent's prelude (see `wire.head_digest`); zeros where there is no parent. None: from before these
     digests came."""
     range: tuple[int, int] | None = None
+
+
+def elements_in(head: UpdateHead | VersionHead, numel: int) -> int:
+    """How many elements of a model of `numel` an update carries, or a version has moved."""
+    return numel if head.range is None else head.range[1] - head.range[0]
 
 
 @dataclass(frozen=True, slots=True)

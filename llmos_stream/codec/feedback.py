@@ -64,9 +64,19 @@ class ErrorFeedback:
         return self._pending
 
     def frames(
-        self, delta: Tensor, spec: CodecSpec, *, level: int = 1, generator: Generator | None = None, decay: float = 1.0
+        self,
+        delta: Tensor,
+        spec: CodecSpec,
+        *,
+        level: int = 1,
+        generator: Generator | None = None,
+        decay: float = 1.0,
+        elements: tuple[int, int] | None = None,
     ) -> Iterator[bytes]:
         """The payload of `delta` (a flat vector) plus `decay` times the residual, each frame made when it is asked for.
+
+        Where only some `elements` (begin, end) are sent, what the others have in `delta` is forgotten, and their
+        residual stays as it is.
 
         The new residual is there to commit once all frames have been drawn. It is `delta`, written over as the frames
         are drawn, whatever comes of them; before, and after an error, the old residual is as it was.
@@ -80,18 +90,29 @@ class ErrorFeedback:
         total = check_flat(delta, self._numel).detach()
         if self._residual is not None and self._numel and total.data_ptr() == self._residual.data_ptr():
             raise ValueError("this delta was encoded before, and holds what that left out")
-        frames = encode(total, spec, level=level, generator=generator, residual=total)
-        return self._drawn(total, frames, decay, passes_all=spec.id in _PASS_ALL)
+        begin, end = elements or (0, self._numel)
+        sent = total[begin:end]
+        frames = encode(sent, spec, level=level, generator=generator, residual=sent)
+        return self._drawn(total, (begin, end), frames, decay, passes_all=spec.id in _PASS_ALL)
 
-    def _drawn(self, total: Tensor, frames: Iterator[bytes], decay: float, *, passes_all: bool) -> Iterator[bytes]:
+    def _drawn(
+        self, total: Tensor, elements: tuple[int, int], frames: Iterator[bytes], decay: float, *, passes_all: bool
+    ) -> Iterator[bytes]:
         """Add to each slice of `total` just before its frame is made of it, so that it is in the cache by then."""
-        for begin in range(0, self._numel, SLICE):
-            values = total[begin : begin + SLICE]
+        begin, end = elements
+        for at in range(begin, end, SLICE):
+            here = slice(at, min(at + SLICE, end))
+            values = total[here]
             if self._residual is not None:
-                values.add_(self._residual[begin : begin + SLICE], alpha=decay)
+                values.add_(self._residual[here], alpha=decay)
             if passes_all and not is_finite(values):
                 raise ValueError("the delta holds NaN or infinity")
             yield next(frames)
+        for rest in (slice(0, begin), slice(end, None)):
+            if self._residual is None:
+                total[rest].zero_()
+            else:
+                total[rest].copy_(self._residual[rest])
         self._pending = total
 
     def commit(self) -> None:

@@ -139,6 +139,13 @@ class Layout:
         ends.append(self.numel)
         return tuple(self._fragment(begins, begin, end) for begin, end in pairwise(ends))
 
+    def digest_of(self, elements: tuple[int, int] | None) -> bytes | None:
+        """The digest of a fragment as a layout of its own (None: of all); None where it is no stretch of tensors."""
+        if elements is None:
+            return self.digest
+        begins = list(accumulate((spec.numel for spec in self.tensors), initial=0))
+        return self._fragment(begins, *elements).digest if set(elements) <= set(begins) else None
+
     def _fragment(self, begins: Sequence[int], begin: int, end: int) -> Fragment:
         # A tensor without elements belongs to the one that begins where it lies.
         first, last = bisect_left(begins, begin), len(self.tensors) if end == self.numel else bisect_left(begins, end)

@@ -28,8 +28,12 @@ class UpdateEncoding:
         if self.feedback is None and has_residual(settings):
             self.feedback = ErrorFeedback(self._parameters)
 
-    def frames(self, delta: Tensor, buffers: Tensor, sequence: int) -> Iterator[bytes]:
+    def frames(
+        self, delta: Tensor, buffers: Tensor, sequence: int, elements: tuple[int, int] | None = None
+    ) -> Iterator[bytes]:
         """The payload of the update of this number, frame by frame. `delta` may be written over.
+
+        It is of all parameters, or of some `elements` (begin, end) alone.
 
         Raises:
             ValueError: The delta holds NaN or infinity.
@@ -37,8 +41,11 @@ class UpdateEncoding:
         generator, level = _generator(self._client_id, sequence), self.settings.zstd_level
         if self.feedback is not None:
             decay = self.settings.feedback_decay
-            frames = self.feedback.frames(delta, self.spec, level=level, generator=generator, decay=decay)
+            frames = self.feedback.frames(
+                delta, self.spec, level=level, generator=generator, decay=decay, elements=elements
+            )
         else:
+            delta = delta if elements is None else delta[slice(*elements)]
             frames = _if_finite(delta, encode(delta, self.spec, level=level, generator=generator))
         return with_buffers(frames, buffers)
 

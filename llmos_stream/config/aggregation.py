@@ -15,6 +15,8 @@ from llmos_stream.config.rules import (
     StrategyName,
 )
 
+MOST_FRAGMENTS = 32
+"""So many snapshots fit beside the moments (see `wire.control.Checkpoint`)."""
 _VERSION_NAME = re.compile(NAME_PATTERN.removesuffix("$") + r"(:\d{1,18})?$")
 
 
@@ -72,7 +74,7 @@ class AggregationSettings(Section):
     one_of_a_client: bool | None = None
     """Take one update of each client for a version, and refuse a second. Unset: yes where a few hostile clients are
     stood, so that none has several votes; else no. fedavg always does."""
-    fragments: Annotated[int, Field(ge=1, le=64)] = 1
+    fragments: Annotated[int, Field(ge=1, le=MOST_FRAGMENTS)] = 1
     """Into how many ranges of whole tensors the model is cut. An update carries one of them, a version moves one, and
     both are smaller by that. Above 1 it needs a buffer_size, and a strategy that counts no rounds and keeps no
     history."""

@@ -28,6 +28,7 @@ from llmos_stream.core.buffer import Buffer, Quorum
 from llmos_stream.core.buffers import BufferMean, check_buffers, within
 from llmos_stream.core.delta import Delta, as_delta
 from llmos_stream.core.flat import divisor, require_flat
+from llmos_stream.core.fragments import moves_nowhere
 from llmos_stream.core.guard import check_version
 from llmos_stream.core.held import Held
 from llmos_stream.core.limits import Limits
@@ -117,6 +118,7 @@ class Pipeline:
         self._norm = 0.0  # of the update that was checked last, clipped
         self._held: list[Delta] = []
         self._values: list[Tensor] = []
+        self._oldest: int | None = None  # base version of what waits
 
     def on(self, fragment: Fragment) -> "Pipeline":
         """A pipeline like this one, for a fragment of its model, with the same server optimiser."""
@@ -179,8 +181,9 @@ class Pipeline:
             self._norm = as_delta(delta).norm() * clip
         return clip
 
-    def note(self, contribution: Contribution) -> None:
+    def note(self, contribution: Contribution, base_version: int) -> None:
         """The update that was checked last is folded as this contribution: later limits take it into account."""
+        self._oldest = base_version if self._oldest is None else min(self._oldest, base_version)
         self.limits.note(contribution.client_id, self._norm, contribution.num_examples)
 
     def weigh(self, num_examples: int, tau: int) -> float:
@@ -225,6 +228,14 @@ class Pipeline:
         """Whether what waits must become a version. Never when nothing waits."""
         return self._buffer.due(now)
 
+    def is_overdue(self, version: int, fragments: int) -> bool:
+        """Whether what waits becomes too stale before each of so many fragments has moved once more.
+
+        A crash would lose it then: it is read again, and refused.
+        """
+        waits = self._oldest is not None and self.pending() >= self.strategy.least
+        return waits and version - (self._oldest or 0) > self._staleness.maximum - fragments
+
     def deadline(self) -> float | None:
         """When `due` turns true by time alone, if it does."""
         return self._buffer.deadline()
@@ -245,7 +256,7 @@ class Pipeline:
         `weights` are those of `version` and only read. `recorded` says that the contributions are a manifest's, so
         that what it says of them stands. Raises ValueError when nothing waits.
         """
-        manifest = self._buffer.drain()
+        manifest, self._oldest = self._buffer.drain(), None
         if self.strategy.holds:
             held, self._held = Held(manifest, self._held), []
             if not recorded:
@@ -355,9 +366,7 @@ def pipeline_of(pipelines: Sequence[Pipeline], elements: tuple[int, int] | None)
     for pipeline in pipelines:
         if pipeline.range == elements:
             return pipeline
-    what = "the whole model" if elements is None else "elements {} to {}".format(*elements)
-    cut = "is not cut into fragments" if len(pipelines) == 1 else f"is cut into {len(pipelines)} others"
-    raise Rejected(Reason.WRONG_LAYOUT, f"an update of {what}, where the model {cut}")
+    raise moves_nowhere(elements, len(pipelines))
 
 
 def capacity_of(strategy: Strategy) -> int:

@@ -80,13 +80,10 @@ class Replay:
         self._moments = {}
         return kept
 
-    def stale(self, update: Update, base_version: int, layout_digest: bytes, ago: int = 0) -> int:
-        """The staleness of an update on `base_version`. Raises Rejected where the rule refuses it. Changes nothing.
-
-        It was folded so many versions `ago`: while it waits for its own, other fragments may move.
-        """
-        version = min(max(self.version - ago, base_version), self.version)
-        return self._of(update.head).admit(replace(update.head, base_version=base_version), version, layout_digest)
+    def stale(self, update: Update, base_version: int, layout_digest: bytes) -> int:
+        """The staleness of an update on `base_version`. Raises Rejected where the rule refuses it. Changes nothing."""
+        head = replace(update.head, base_version=base_version)
+        return self._of(head).admit(head, self.version, layout_digest)
 
     def fold(self, contribution: Contribution, update: Update, staleness: int, base: Tensor | None = None) -> None:
         """Take an update in, with weight and clip factor as the rule has them.
@@ -108,7 +105,7 @@ class Replay:
             steps=pipeline.steps_of(update.head),
         )
         pipeline.fold(again, update.delta, 0.0, update.buffers)
-        pipeline.note(again)
+        pipeline.note(again, update.head.base_version)
 
     def fold_again(self, contribution: Contribution, update: Update, base: Tensor | None = None) -> None:
         """Take an update in as its manifest has it. See `fold` for `base`."""

@@ -217,11 +217,18 @@ class Rule:
 
     def _check_fragments(self, pipeline: Pipeline) -> None:
         strategy = pipeline.strategy
-        if strategy.needs_history or strategy.one_of_a_client:
+        if strategy.needs_history or strategy.most_stale == 0:
             what = "mixes whole models" if strategy.needs_history else "makes rounds of whole models"
             self._fail("aggregation", "fragments", f"{self.aggregation.strategy} {what}; leave it at 1")
         if pipeline.optimizer is not None and pipeline.optimizer.counts_versions:
             self._fail("aggregation", "fragments", f"{self.server_optimizer.name} counts versions; leave it at 1")
+        if pipeline.strategy.counts_steps:
+            what = "counts the local steps of one training, and a fragment is learnt in several"
+            self._fail("aggregation", "fragments", f"{self.aggregation.strategy} {what}; leave it at 1")
+        least = 2 * self.aggregation.fragments
+        if self.admitted.maximum < least:
+            what = f"they take turns, and staleness.maximum is {self.admitted.maximum}; raise it to {least} at least"
+            self._fail("aggregation", "fragments", what)
 
     @property
     def capacity(self) -> int:

@@ -61,6 +61,21 @@ class State:
         kept = None if window is None else window.without(waiting)
         return None if kept is None else kept.dump()
 
+    def dump_limits(self) -> dict[str, object]:
+        """What its limits come from (see `Limits.dump`), of fragments by their place."""
+        if len(self.pipelines) == 1:
+            return {**self.pipeline.limits.dump()}
+        return {str(place): pipeline.limits.dump() for place, pipeline in enumerate(self.pipelines)}
+
+    def load_limits(self, dumped: Mapping[str, object]) -> None:
+        """Go on from what `dump_limits` gave; what is none of it is left out."""
+        if len(self.pipelines) == 1:
+            self.pipeline.limits.load(dumped)
+            return
+        for place, pipeline in enumerate(self.pipelines):
+            if isinstance(its := dumped.get(str(place)), Mapping):
+                pipeline.limits.load(its)
+
     @property
     def adapts(self) -> bool:
         """Whether versions are made of as many updates as clients take part, where the caller of `step` says so."""

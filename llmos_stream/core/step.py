@@ -39,7 +39,7 @@ def step(state: State, update: Update, now: float, expected: Expected = _MANY) -
         return state, (Refused(rejected.reason, rejected.detail, head, update.partition, update.offset),)
     pipeline = state.pipeline_of(head)
     pipeline.fold(contribution, update.delta, now, update.buffers)
-    pipeline.note(contribution)
+    pipeline.note(contribution, head.base_version)
     state.sequences.add(head.client_id, head.sequence, state.version)
     folded = Folded(contribution)
     return state, (folded, _publish(state, pipeline)) if pipeline.due(now) else (folded,)
@@ -50,16 +50,25 @@ def tick(state: State, now: float) -> tuple[State, tuple[Effect, ...]]:
 
     Of several fragments that are due, the one whose deadline came first moves; another call moves the next.
     """
-    due = [pipeline for pipeline in state.pipelines if pipeline.due(now)]
+    due = [pipeline for pipeline in state.pipelines if pipeline.due(now) or _is_overdue(state, pipeline)]
     if not due:
         return state, ()
-    return state, (_publish(state, min(due, key=lambda pipeline: pipeline.deadline() or -math.inf)),)
+    return state, (_publish(state, min(due, key=lambda pipeline: _deadline(state, pipeline) or -math.inf)),)
 
 
 def next_deadline(state: State) -> float | None:
     """When `tick` has something to do, on the clock of `now`; None while it has nothing to wait for."""
-    deadlines = (pipeline.deadline() for pipeline in state.pipelines)
+    deadlines = (_deadline(state, pipeline) for pipeline in state.pipelines)
     return min((deadline for deadline in deadlines if deadline is not None), default=None)
+
+
+def _deadline(state: State, pipeline: Pipeline) -> float | None:
+    return -math.inf if _is_overdue(state, pipeline) else pipeline.deadline()
+
+
+def _is_overdue(state: State, pipeline: Pipeline) -> bool:
+    fragments = len(state.pipelines)
+    return fragments > 1 and pipeline.is_overdue(state.version, fragments)
 
 
 def _staleness(state: State, pipeline: Pipeline, head: UpdateHead) -> int:

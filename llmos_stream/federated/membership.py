@@ -12,6 +12,8 @@ from contextlib import AbstractContextManager, AsyncExitStack
 from pathlib import Path
 from typing import Any, TypeVar
 
+from torch import Tensor
+
 from llmos_stream.broker import Broker, MemoryBroker, Topics, connect
 from llmos_stream.codec import Layout
 from llmos_stream.config import ClientSettings, Settings
@@ -134,6 +136,10 @@ class Membership:
         """
         _ = self._joined
         return self._known(self._next_measured)
+
+    def start_from(self, version: Version) -> Coroutine[Any, Any, Tensor]:
+        """The weights to train from, where this is the newest version. See `Client.start_from`."""
+        return self._joined.start_from(version)
 
     def update_span(self, base: Version) -> AbstractContextManager[Span]:
         """See `record_tracing.update_span`."""

@@ -128,23 +128,23 @@ class Update:
         membership = self._joined.membership
         with self._beginning():
             version = self._context.run(membership.run, membership.next_version())
-            base = self._joined.shared.begin(version.weights, version.head.number)
             self.evaluation = self._joined.measure(version, is_last=membership.finished is not None)
             if self.evaluation is not None:
                 self._context.run(membership.run, membership.tell(self.evaluation))
-            self._take(version, base)
+            start = membership.run(membership.start_from(version))
+            self._take(version, self._joined.shared.begin(start, version.head.number))
 
     async def abegin(self) -> None:
         """As `begin`, for callers in an event loop."""
         membership, joined = self._joined.membership, self._joined
         with self._beginning():
             version = await self._context.run(membership.awaited, membership.next_version())
-            base = await asyncio.to_thread(joined.shared.begin, version.weights, version.head.number)
             is_last = membership.finished is not None
             self.evaluation = await asyncio.to_thread(joined.measure, version, is_last=is_last)
             if self.evaluation is not None:
                 await self._context.run(membership.awaited, membership.tell(self.evaluation))
-            self._take(version, base)
+            start = await membership.awaited(membership.start_from(version))
+            self._take(version, await asyncio.to_thread(joined.shared.begin, start, version.head.number))
 
     def send(self) -> None:
         """Send the difference between the model and the version. The context manager calls it, unless you have.

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from llmos_stream.codec import Layout, apply_delta, decode, encode, weights_digest, with_buffers
 from llmos_stream.config import Settings, WireSettings
+from llmos_stream.config.aggregation import MOST_FRAGMENTS
 from llmos_stream.core import Rule
 from llmos_stream.errors import Reason, Rejected
 from llmos_stream.log.admission import check_payload_size, head_of, topic_assembler
@@ -55,6 +56,13 @@ def started_from(head: VersionHead) -> Mapping[str, object] | None:
     """Where the weights of the run's version 0 are from; None: the task."""
     found = head.rule.get(STARTED_FROM)
     return found if isinstance(found, Mapping) else None
+
+
+def fragments_of(rule: Mapping[str, object]) -> int:
+    """Into how many fragments the model is cut, by the rule of a version; it came from the log: it may be anything."""
+    aggregation = rule.get("aggregation")
+    count = aggregation.get("fragments", 1) if isinstance(aggregation, Mapping) else 1
+    return count if isinstance(count, int) and not isinstance(count, bool) and 1 <= count <= MOST_FRAGMENTS else 1
 
 
 def initial_weights(head: VersionHead) -> str:

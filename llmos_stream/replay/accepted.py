@@ -6,7 +6,6 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import replace
 
 from llmos_stream.broker import Reader, TopicPartition
-from llmos_stream.codec import Layout
 from llmos_stream.config import WireSettings
 from llmos_stream.core import Update
 from llmos_stream.errors import OffsetGone
@@ -14,7 +13,7 @@ from llmos_stream.log.scan import HeadStream
 from llmos_stream.replay.index import UpdateMissing
 from llmos_stream.replay.updates import RecordedUpdates, decode_recorded
 from llmos_stream.runtime import Offload
-from llmos_stream.types import Contribution, VersionHead
+from llmos_stream.types import Contribution, Fragment, VersionHead
 from llmos_stream.wire import Refusal
 
 logger = logging.getLogger(__name__)
@@ -36,12 +35,13 @@ class AcceptedUpdates:
     contributions that were folded before are recognised as repeats.
     """
 
-    def __init__(self, models: Reader, updates: Reader, layout: Layout, wire: WireSettings, offload: Offload) -> None:
+    def __init__(
+        self, models: Reader, updates: Reader, fragments: Sequence[Fragment], wire: WireSettings, offload: Offload
+    ) -> None:
         self._models = models
         self._at = models.partitions[0]
         self._heads = HeadStream(models, VersionHead, on_gap=self._overtaken)
-        self._updates = RecordedUpdates(updates, (), layout, wire)
-        self._layout = layout
+        self._updates = RecordedUpdates(updates, (), fragments, wire)
         self._offload = offload
         self._began = 0
         self._version = 0
@@ -83,10 +83,14 @@ class AcceptedUpdates:
         self._out = head = self._waiting.popleft()
         for number, item in enumerate(head.manifest, start=1):
             self._out_last = number == len(head.manifest)
+            # Of a fragment it is newer than the update's own where others have moved while it waited: the live run has
+            # not counted those, and they do not come between here.
             base = (head.parent or 0) - item.staleness
             try:
                 message = await self._updates.take(item)
-                update = await self._offload.run(decode_recorded, message, item, base, self._layout)
+                update = await self._offload.run(
+                    decode_recorded, message, item, head.parent or 0, self._updates.fragments
+                )
             except UpdateMissing as missing:
                 logger.error("left out: %s", missing)
                 self.release(item.partition, item.offset)

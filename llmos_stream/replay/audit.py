@@ -6,10 +6,12 @@ from enum import StrEnum, unique
 
 from llmos_stream.core import Rule
 from llmos_stream.errors import Rejected
+from llmos_stream.log.admission import head_of
+from llmos_stream.log.versions import fragments_of
 from llmos_stream.replay.index import Entry, UpdateMissing
 from llmos_stream.replay.replay_log import ReplayLog
 from llmos_stream.replay.updates import RecordedUpdates
-from llmos_stream.types import Contribution, VersionHead
+from llmos_stream.types import Contribution, UpdateHead, VersionHead
 from llmos_stream.wire import payload_digest
 
 
@@ -24,10 +26,14 @@ class Presence(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class AuditedContribution:
-    """A contribution. `share` is None where the rule defines none, or is not understood here."""
+    """A contribution. `share` is None where the rule defines none, or is not understood here.
+
+    `base_version` is None where the update is gone that would tell: one of a fragment, which may have waited while
+    others moved.
+    """
 
     contribution: Contribution
-    base_version: int
+    base_version: int | None
     share: float | None
     presence: Presence
     detail: str
@@ -57,22 +63,25 @@ async def audit(log: ReplayLog, number: int) -> Audit:
     rule, share = _rule(log, head), None
     if head.manifest and head.parent is not None:
         shares, share = _shares(rule, head)
-        source = await log.updates(head.manifest, log.index.layout(number))
+        cut = fragments_of(head.rule) > 1
+        source = await log.updates(head.manifest, number)
         for item, part in zip(head.manifest, shares, strict=True):
-            presence, detail = await _presence(log, source, item)
-            items.append(AuditedContribution(item, head.parent - item.staleness, part, presence, detail))
+            base, presence, detail = await _presence(log, source, item)
+            if not cut:
+                base = head.parent - item.staleness
+            items.append(AuditedContribution(item, base, part, presence, detail))
     kept = bool(log.index.moments(number)) if rule is not None and rule.moments else None
     return Audit(entry, items, share, kept)
 
 
-async def _presence(log: ReplayLog, source: RecordedUpdates, item: Contribution) -> tuple[Presence, str]:
+async def _presence(log: ReplayLog, source: RecordedUpdates, item: Contribution) -> tuple[int | None, Presence, str]:
     try:
         message = await source.take(item)
     except UpdateMissing as missing:
-        return Presence.GONE if missing.gone else Presence.DIFFERS, str(missing)
+        return None, Presence.GONE if missing.gone else Presence.DIFFERS, str(missing)
     if await log.offload.run(payload_digest, message.parts) != item.payload_digest:
-        return Presence.DIFFERS, "its payload does not match its digest"
-    return Presence.PRESENT, ""
+        return None, Presence.DIFFERS, "its payload does not match its digest"
+    return head_of(UpdateHead, message).base_version, Presence.PRESENT, ""
 
 
 def _rule(log: ReplayLog, head: VersionHead) -> Rule | None:

@@ -10,8 +10,9 @@ from llmos_stream.errors import LlmosError, TopicMissing
 from llmos_stream.log import Pointer
 from llmos_stream.log.index import version_index
 from llmos_stream.log.scan import read_heads
-from llmos_stream.log.snapshots import RESIDUAL
-from llmos_stream.types import SnapshotHead, VersionHead
+from llmos_stream.log.snapshots import is_residual, residual_name
+from llmos_stream.log.versions import fragments_of
+from llmos_stream.types import Fragment, SnapshotHead, VersionHead
 
 
 class Missing(LlmosError):
@@ -51,11 +52,19 @@ class Index:
 
     def moments(self, number: int) -> dict[str, int]:
         """Return where the moments kept with a version begin; empty where the log has none."""
-        return {name: offset for name, offset in self.snapshots.get(number, {}).items() if name != RESIDUAL}
+        return {name: offset for name, offset in self.snapshots.get(number, {}).items() if not is_residual(name)}
 
-    def residual(self, number: int) -> int | None:
-        """Return where the residual after a version begins; None where the log has none."""
-        return self.snapshots.get(number, {}).get(RESIDUAL)
+    def residuals(self, number: int) -> dict[str, int] | None:
+        """Return where what is owed after a version begins, by name: empty after a full one, None where a part is gone.
+
+        Each range is owed for that a version since the full one has moved.
+        """
+        full = self.entry(number).at.beginning.version
+        kept_between = (self.versions.get(one) for one in range(full + 1, number + 1))
+        moved = {entry.head.range for entry in kept_between if entry is not None}
+        kept = self.snapshots.get(number, {})
+        names = sorted(map(residual_name, moved))
+        return {name: kept[name] for name in names} if kept.keys() >= set(names) else None
 
     def entry(self, number: int) -> Entry:
         """Return a version.
@@ -82,6 +91,17 @@ class Index:
         if full.tensors is None or full.layout_digest != self.entry(number).head.layout_digest:
             raise Missing(f"version {number} does not stand on a full version of its layout")
         return Layout.from_specs(full.tensors, full.tied)
+
+    def fragments(self, number: int) -> tuple[Fragment, ...]:
+        """Return the fragments of a version's model; one where it moves as a whole.
+
+        Raises:
+            Missing: As `layout`; or the model cannot be cut as the version's rule says.
+        """
+        try:
+            return self.layout(number).fragments(fragments_of(self.entry(number).head.rule))
+        except ValueError as error:
+            raise Missing(f"version {number}: {error}") from None
 
 
 async def read_index(broker: Broker, topics: Topics) -> Index:

@@ -8,11 +8,12 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
-from llmos_stream.codec import Layout, Residual, add_residual, encode_delta, weights_digest
+from llmos_stream.codec import Layout, encode_delta, weights_digest
 from llmos_stream.core import Rule
 from llmos_stream.core.flat import l2_norm
 from llmos_stream.core.replay import Replay
 from llmos_stream.errors import Rejected
+from llmos_stream.log.snapshots import Owed, pay
 from llmos_stream.log.versions import Version, initial_weights, rolled_back_to, started_from
 from llmos_stream.replay.index import Missing
 from llmos_stream.replay.replay_log import ReplayLog
@@ -66,7 +67,7 @@ class Rebuilder:
         self._log = log
         self._numbers = numbers
         self._replay: Replay | None = None  # at the version whose moments it has
-        self._residual: tuple[int, Residual] | None = None  # of a version: what its delta left out
+        self._owed: tuple[int, Owed] | None = None  # of a version: what it and those before it left out
         self._source: RecordedUpdates
 
     async def verdicts(self) -> AsyncIterator[Verdict]:
@@ -76,7 +77,7 @@ class Rebuilder:
         walk = range(self._first(), self._numbers.stop)
         index = self._log.index
         ahead = (item for number in walk if number in index.versions for item in index.versions[number].head.manifest)
-        self._source = await self._log.updates(ahead, index.layout(index.numbers[-1]))
+        self._source = await self._log.updates(ahead, index.numbers[-1])
         for number in walk:
             verdict = await self._verdict(number)
             if number in self._numbers:
@@ -117,7 +118,7 @@ class Rebuilder:
                 return Verdict(number, RebuildOutcome.INITIAL, 0, seconds, digest, digest, source)
             equals = rolled_back_to(head)
             if equals is not None:  # its moments start anew, and lie in the log
-                self._replay = self._residual = None
+                self._replay = self._owed = None
                 rebuilt = await self._log.weights(equals)
             else:
                 rebuilt = await self._rebuild(head, head.parent)
@@ -135,13 +136,13 @@ class Rebuilder:
         except (Missing, Rejected) as missing:
             for item in head.manifest:
                 self._source.drop(item)
-            self._replay = self._residual = None
+            self._replay = self._owed = None
             return Verdict(number, RebuildOutcome.GONE, count, perf_counter() - begun, digest, detail=str(missing))
         # Moments carried through a difference differ too: recorded ones are better, where there are any.
         if differs and self._log.index.moments(number):
             self._replay = None
         if differs:
-            self._residual = None
+            self._owed = None
         other = self._log.rule(head).other_packages() if differs else None
         self.last = Version(head, self._log.index.layout(number), rebuilt)
         seconds = perf_counter() - begun
@@ -159,32 +160,35 @@ class Rebuilder:
         layout = self._log.index.layout(head.number)
         replay = await self._replay_at(parent, weights, rule, layout)
         for item in head.manifest:
-            update = await self._log.take(self._source, item, parent - item.staleness, layout)
+            update = await self._log.take(self._source, item, parent)
             base = await self._log.weights(parent - item.staleness) if replay.needs_base else None
             await self._log.offload.run(replay.fold_again, item, update, base)
         await self._log.offload.run(replay.flush, recorded=True)
-        await self._round(head, parent, layout.parts(weights)[0], layout.parts(replay.weights)[0])
+        if replay.pending or replay.moved != head.range:
+            raise Missing(f"version {head.number} names contributions of another fragment than it has moved")
+        await self._round(head, layout, parent, weights, replay.weights)
         return replay.weights
 
-    async def _round(self, head: VersionHead, parent: int, before: Tensor, weights: Tensor) -> None:
+    async def _round(self, head: VersionHead, layout: Layout, parent: int, before: Tensor, weights: Tensor) -> None:
         """Round parameters in place to what was published, as the aggregator did."""
-        carried = self._residual
-        residual = carried[1] if carried is not None and carried[0] == parent else await self._log.residual(parent)
+        carried, offload = self._owed, self._log.offload
+        owed = carried[1] if carried is not None and carried[0] == parent else await self._log.owed(parent)
         if head.kind is VersionKind.FULL:
-            await self._log.offload.run(add_residual, weights, residual)
-        else:
-            try:
-                delta = await self._log.offload.run(encode_delta, before, weights, residual, head.codec)
-            except ValueError as error:
-                raise Missing(f"version {head.number} is no delta that can be made again: {error}") from None
-            self._residual = (head.number, delta.residual)
+            await offload.run(pay, weights, layout, owed)
+            return
+        here, there = layout.moving(before, head.range)[0], layout.moving(weights, head.range)[0]
+        try:
+            delta = await offload.run(encode_delta, here, there, owed.get(head.range), head.codec)
+        except ValueError as error:
+            raise Missing(f"version {head.number} is no delta that can be made again: {error}") from None
+        self._owed = (head.number, {**owed, head.range: delta.residual})
 
     async def _replay_at(self, parent: int, weights: Tensor, rule: Rule, layout: Layout) -> Replay:
         """Return a replay that stands where the parent had been published, under `rule`."""
         replay, self._replay = self._replay, None
         if replay is None or replay.version != parent:
             moments = await self._log.moments(parent) if rule.moments else None
-            replay = Replay(parent, weights, moments, layout.buffers)
+            replay = Replay(parent, weights, moments, layout.buffers, layout.fragments)
         replay.weights = weights
         if not replay.follow(rule) and self._had_moments(parent, rule):
             raise Missing(f"the moments of the server optimiser at version {parent} are not in the log")
@@ -193,8 +197,7 @@ class Rebuilder:
 
     def _lacks_residual(self, parent: int) -> bool:
         """Say whether the parent is a delta whose residual is not in the log."""
-        index = self._log.index
-        return index.entry(parent).head.kind is VersionKind.DELTA and index.residual(parent) is None
+        return self._log.index.residuals(parent) is None
 
     def _had_moments(self, parent: int, rule: Rule) -> bool:
         """Say whether the parent left moments that this rule goes on with; a new optimiser starts with none."""

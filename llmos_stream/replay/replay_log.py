@@ -8,16 +8,15 @@ from typing import Self
 from torch import Tensor
 
 from llmos_stream.broker import Reader, Topics
-from llmos_stream.codec import Layout, Residual
 from llmos_stream.core import Changes, Rule, Update
 from llmos_stream.errors import OffsetGone, Rejected
 from llmos_stream.log.federation import Federation
 from llmos_stream.log.replica import Replica
-from llmos_stream.log.snapshots import RESIDUAL, Kept, fetch_snapshots
+from llmos_stream.log.snapshots import Kept, Owed, fetch_snapshots
 from llmos_stream.log.versions import Version, rolled_back_to
 from llmos_stream.replay.index import Index, Missing, UpdateMissing, read_index
 from llmos_stream.replay.updates import RecordedUpdates, decode_recorded
-from llmos_stream.types import Contribution, VersionHead, VersionKind
+from llmos_stream.types import Contribution, VersionHead
 
 _FETCH_SECONDS = 120.0
 _HELD_BYTES = 256 << 20
@@ -94,21 +93,19 @@ class ReplayLog:
         """
         return (await self._kept(number, self.index.moments(number))).moments
 
-    async def residual(self, number: int) -> Residual | None:
-        """Return the error-feedback residual after a version; None after a full one.
+    async def owed(self, number: int) -> Owed:
+        """Return the error-feedback residuals after a version; none after a full one.
 
         Raises:
             Missing: It is not in the log, or is damaged.
         """
-        if self.index.entry(number).head.kind is VersionKind.FULL:
-            return None
-        if (offset := self.index.residual(number)) is None:
+        if (offsets := self.index.residuals(number)) is None:
             raise Missing(f"what version {number} left out (its residual) is not in the log")
-        return (await self._kept(number, {RESIDUAL: offset})).residual
+        return (await self._kept(number, offsets)).owed
 
     async def _kept(self, number: int, offsets: Mapping[str, int]) -> Kept:
         if not offsets:
-            return Kept({}, None)
+            return Kept({}, {})
         try:
             reader = await self._reader(self._federation.topics.snapshots)
             layout = self.index.layout(number)
@@ -117,24 +114,27 @@ class ReplayLog:
             names = " and ".join(sorted(offsets))
             raise Missing(f"the {names} of version {number} cannot be read: {error}") from None
 
-    async def updates(self, ahead: Iterable[Contribution], layout: Layout) -> RecordedUpdates:
-        """Return a reader of the updates of `ahead`, in that order. Use one at a time."""
+    async def updates(self, ahead: Iterable[Contribution], number: int) -> RecordedUpdates:
+        """Return a reader of the updates of `ahead`, in that order: of the model of version `number`.
+
+        Use one at a time.
+        """
         topics = self._federation.topics if self._live is None else Topics(self._live)
         reader = await self._reader(topics.updates)
-        source = RecordedUpdates(reader, ahead, layout, self._federation.wire)
+        source = RecordedUpdates(reader, ahead, self.index.fragments(number), self._federation.wire)
         await source.begin()
         return source
 
-    async def take(self, source: RecordedUpdates, item: Contribution, base_version: int, layout: Layout) -> Update:
-        """Return one update, verified against its contribution and decoded.
+    async def take(self, source: RecordedUpdates, item: Contribution, parent: int) -> Update:
+        """Return one update, verified against its contribution to the version after `parent`, and decoded.
 
         Raises:
             UpdateMissing: It is not in the log, or is not what the manifest names.
         """
         message = await source.take(item)
         # A shadow names its own versions in the manifest, and its updates name the live run's.
-        base = None if self._live else base_version
-        return await self.offload.run(decode_recorded, message, item, base, layout)
+        folded_at = None if self._live else parent
+        return await self.offload.run(decode_recorded, message, item, folded_at, source.fragments)
 
     async def _reader(self, topic: str) -> Reader:
         if topic not in self._readers:
@@ -156,7 +156,7 @@ async def kept_span(log: ReplayLog, numbers: range, without: Set[str]) -> tuple[
     newest = numbers.stop - 1
     index.entry(newest)
     manifests = [entry.head.manifest for number, entry in index.versions.items() if number in numbers]
-    source = await log.updates((item for items in manifests for item in items), index.layout(newest))
+    source = await log.updates((item for items in manifests for item in items), newest)
     why: str | None = None
     first = newest
     while first >= numbers.start and why is None:

@@ -19,7 +19,7 @@ from llmos_stream.replay.accepted import AcceptedUpdates
 from llmos_stream.replay.replay_log import live_of, shadow_of
 from llmos_stream.roles.aggregator.lifecycle import Aggregation
 from llmos_stream.roles.aggregator.loop import Folding
-from llmos_stream.roles.aggregator.preflight import check_fits
+from llmos_stream.roles.aggregator.preflight import check_cut, check_fits
 from llmos_stream.roles.aggregator.publisher import Publisher, group_of
 from llmos_stream.roles.aggregator.recovery import fetch_version, find_newest
 from llmos_stream.roles.aggregator.stopping import Ending
@@ -84,11 +84,12 @@ class _Shadow(Aggregation):
         live = found.pointer
         layout = (await find_newest(own, control) or found).layout
         check_fits(layout, self._settings)
+        check_cut(found.rule, self._settings, there.name)
         models = own.broker.reader([there.topics.models], start="committed", group=group_of(own.topics))
         source = AcceptedUpdates(
             await stack.enter_async_context(models),
             await stack.enter_async_context(own.broker.reader([there.topics.updates], start="earliest")),
-            layout,
+            layout.fragments(self._settings.aggregation.fragments),
             own.wire,
             own.offload,
         )

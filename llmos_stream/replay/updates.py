@@ -4,19 +4,19 @@ One pass over the topic serves many manifests: reading goes on from where it is,
 before it is wanted is kept, up to a limit. What was passed by is read again.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from llmos_stream.broker import Reader, TopicPartition
-from llmos_stream.codec import Layout
 from llmos_stream.config import WireSettings
 from llmos_stream.core import Update
+from llmos_stream.core.fragments import fragment_of
 from llmos_stream.errors import OffsetGone, Reason, Rejected
 from llmos_stream.log.admission import check_payload_size, head_of, topic_assembler
 from llmos_stream.log.stream import MessageStream
 from llmos_stream.log.updates import decode_update
 from llmos_stream.replay.index import UpdateMissing
-from llmos_stream.types import Contribution, UpdateHead
+from llmos_stream.types import Contribution, Fragment, UpdateHead
 from llmos_stream.wire import Message, Prelude, Refusal
 
 _KEEP_BYTES = 256 << 20
@@ -32,13 +32,15 @@ class _Place(NamedTuple):
 class RecordedUpdates(MessageStream):
     """Gives the messages of contributions. Open it with `begin`, and use it from one task.
 
-    `ahead` names, in order, the contributions that `take` will be asked for; nothing else is kept. `layout` bounds
-    the size of an update.
+    `ahead` names, in order, the contributions that `take` will be asked for; nothing else is kept. Updates are of
+    one of the `fragments`, which bounds their size.
     """
 
-    def __init__(self, reader: Reader, ahead: Iterable[Contribution], layout: Layout, wire: WireSettings) -> None:
+    def __init__(
+        self, reader: Reader, ahead: Iterable[Contribution], fragments: Sequence[Fragment], wire: WireSettings
+    ) -> None:
         super().__init__(reader, topic_assembler(self._admit, wire), on_gap=self._overtaken)
-        self._layout = layout
+        self.fragments = fragments
         self._asked = 0
         self._wanted: dict[_Place, int] = {}
         self._identities: dict[tuple[str, int, bytes], _Place] = {}
@@ -147,31 +149,36 @@ class RecordedUpdates(MessageStream):
         if place is None or self._alone not in (None, place):
             detail = f"update {head.client_id}/{head.sequence} with payload {head.payload_digest.hex()[:16]} is there"
             raise Rejected(Reason.UNSUPPORTED, detail)
-        check_payload_size(head, self._layout.parameters, self._layout.buffer_elements)
+        fragment = fragment_of(self.fragments, head.range)
+        check_payload_size(head, fragment.parameters, fragment.buffer_elements)
 
     def _name(self, item: Contribution) -> str:
         return f"update {item.client_id}/{item.sequence} at {self._topic}[{item.partition}] offset {item.offset}"
 
 
-def decode_recorded(message: Message, item: Contribution, base_version: int | None, layout: Layout) -> Update:
-    """Return the update of a contribution, verified and decoded, and close the message's parts.
+def decode_recorded(message: Message, item: Contribution, parent: int | None, fragments: Sequence[Fragment]) -> Update:
+    """Return the update of a contribution to the version after `parent`, verified, and close the message's parts.
 
-    `base_version` is the one that the manifest implies, where it does.
+    Its base version is the one that the manifest implies, or an older one where other fragments moved before its own.
+    None: nothing can be said of it.
 
     Raises:
         UpdateMissing: The log holds something else.
     """
     name = f"update {item.client_id}/{item.sequence}"
     try:
-        update = decode_update(message, layout.parameters, layout.buffer_elements)
+        fragment = fragment_of(fragments, head_of(UpdateHead, message).range)
+        update = decode_update(message, fragment.parameters, fragment.buffer_elements)
     except Rejected as error:
         raise UpdateMissing(f"{name}: {error}", gone=False) from None
     finally:
         message.parts.close()
     head = update.head
-    if base_version not in (None, head.base_version) or head.num_examples < item.num_examples:
+    newest = head.base_version if parent is None else parent - item.staleness
+    fits = head.base_version == newest if len(fragments) == 1 else head.base_version <= newest
+    if not fits or head.num_examples < item.num_examples:
         there = f"it names base {head.base_version} and {head.num_examples} examples"
-        raise UpdateMissing(f"{name}: {there}, the manifest {base_version} and {item.num_examples}", gone=False)
+        raise UpdateMissing(f"{name}: {there}, the manifest {newest} and {item.num_examples}", gone=False)
     return update
 
 

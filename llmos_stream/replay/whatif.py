@@ -16,11 +16,12 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
-from llmos_stream.codec import Layout, Residual, add_residual, encode_delta, fits_delta, weights_digest
+from llmos_stream.codec import Layout, encode_delta, fits_delta, weights_digest
 from llmos_stream.core import Changes, Rule, Update
 from llmos_stream.core.replay import Replay
 from llmos_stream.errors import ConfigError, NotFound, Rejected
-from llmos_stream.log.versions import Version
+from llmos_stream.log.snapshots import Owed, pay
+from llmos_stream.log.versions import Version, fragments_of
 from llmos_stream.replay.index import Missing
 from llmos_stream.replay.rebuild import Difference, difference
 from llmos_stream.replay.replay_log import ReplayLog, kept_span
@@ -84,7 +85,7 @@ class WhatIf:
         self._base_map: dict[int, int] = {}
         self._bases: Counter[int] = Counter()  # base versions that updates ahead name, where their weights are needed
         self._held: dict[int, Tensor] = {}
-        self._residual: Residual | None = None
+        self._owed: Owed = {}
         self._layout: Layout
         self._replay: Replay
         self._result: WhatIfResult
@@ -102,31 +103,32 @@ class WhatIf:
         self._check_clients(heads)
         self._count_bases(heads)
         self._layout = layout = self._log.index.layout(first)
-        source = await self._log.updates(ahead, layout)
+        source = await self._log.updates(ahead, first)
         begin, moments = await self._log.version(first), await self._log.moments(first)
         reset = begin.head.parent is not None and not moments and bool(self._rule(heads[0]).moments)
         self._result = WhatIfResult(first, numbers.stop - 1, deleted, reset, begin)
-        self._replay = Replay(first, begin.weights, moments, layout.buffers)
+        self._replay = Replay(first, begin.weights, moments, layout.buffers, layout.fragments)
         with suppress(Missing):
-            self._residual = await self._log.residual(first)
+            self._owed = await self._log.owed(first)
         for head in heads:
             parent = head.number - 1
             recorded, rule = self._log.rule(head), self._rule(head)
             if not self._replay.follows(rule):
-                await self._flush()
+                await self._flush_all()
                 self._replay.follow(rule)
             for item in head.manifest:
                 if item.client_id in self._change.without:
                     self._result.removed += 1
                     continue
-                base = parent - item.staleness
-                await self._fold(item, await self._log.take(source, item, base, layout), base, head.layout_digest)
+                update = await self._log.take(source, item, parent)
+                # Of a fragment this is newer than the update's own base where others have moved while it waited.
+                await self._fold(item, update, parent - item.staleness, head.layout_digest)
                 if not _by_boundary(recorded, rule) and self._replay.full:
                     await self._flush()
             if _by_boundary(recorded, rule):
                 await self._flush(head)
             elif head is heads[-1]:
-                await self._flush()
+                await self._flush_all()
             self._base_map[head.number] = self._replay.version
             if self._bases[head.number]:
                 self._held[head.number] = self._replay.weights
@@ -136,9 +138,12 @@ class WhatIf:
 
     def _rule(self, head: VersionHead) -> Rule:
         try:
-            return self._log.rule(head, self._change.settings)
+            rule = self._log.rule(head, self._change.settings)
         except ValueError as error:
             raise ConfigError(f"the changed settings make no rule: {error}") from None
+        if rule.aggregation.fragments != (count := fragments_of(head.rule)):
+            raise ConfigError(f"aggregation.fragments: the updates of this run are cut into {count}; leave it so")
+        return rule
 
     def _check_clients(self, heads: list[VersionHead]) -> None:
         there = {item.client_id for head in heads for item in head.manifest}
@@ -186,15 +191,22 @@ class WhatIf:
         if self._replay.pending:
             await self._log.offload.run(self._make, original)
 
+    async def _flush_all(self) -> None:
+        """Make a version of each fragment that waits."""
+        while self._replay.pending:
+            await self._flush()
+
     def _make(self, original: VersionHead | None) -> None:
-        before, _ = self._layout.parts(self._replay.weights)
+        parent = self._replay.weights
         self._replay.flush()
-        weights, _ = self._layout.parts(self._replay.weights)
-        if original is not None and original.kind is VersionKind.DELTA and fits_delta(before, weights):
-            _, self._residual = encode_delta(before, weights, self._residual, original.codec)
+        weights, moved = self._replay.weights, self._replay.moved
+        before, after = self._layout.moving(parent, moved)[0], self._layout.moving(weights, moved)[0]
+        if original is not None and original.kind is not VersionKind.FULL and fits_delta(before, after):
+            _, residual = encode_delta(before, after, self._owed.get(moved), original.codec)
+            self._owed = {**self._owed, moved: residual}
         else:
-            add_residual(weights, self._residual)
-            self._residual = None
+            pay(weights, self._layout, self._owed)
+            self._owed = {}
 
     async def _measure(self, head: VersionHead, *, final: bool) -> None:
         if self._judge is None or not (final or (self._every and head.number % self._every == 0)):

@@ -78,6 +78,11 @@ class Task(ABC):
         """Which tensors are shared: the setting `task.share`, unless the task knows better what it may mean."""
         return self.settings.share
 
+    @property
+    def whole_because(self) -> str | None:
+        """Why versions must not move one fragment of the model alone (`aggregation.fragments`); None: they may."""
+        return None
+
     @abstractmethod
     def model(self) -> nn.Module:
         """A new model. Its weights are the same in every process that has the same `task.seed`.

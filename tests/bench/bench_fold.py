@@ -33,7 +33,7 @@ from llmos_stream.core.running_sum import RunningSum
 from llmos_stream.core.validate import check_and_clip
 from llmos_stream.roles.aggregator.decoding import Decoder
 from llmos_stream.runtime import Offload
-from llmos_stream.types import CodecId, CodecSpec, UpdateHead
+from llmos_stream.types import CodecId, CodecSpec, Fragment, UpdateHead
 from llmos_stream.wire import Message, payload_digest
 from llmos_stream.wire.store import MemoryStore
 from tests.bench.common import add_flags, show, write_json
@@ -130,7 +130,7 @@ def measure(codec: str, delta: Tensor, repeats: int) -> Measurement:
 
     with asyncio.Runner() as runner:
         offload = Offload(1)
-        held, read = Decoder(numel, offload, ROOM), Decoder(numel, offload, 0)
+        held, read = (Decoder([Fragment(0, numel, bytes(32))], offload, room) for room in (ROOM, 0))
 
         def update(decoder: Decoder = held) -> Update:
             return runner.run(decoder.decode(message))

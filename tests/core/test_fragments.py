@@ -1,12 +1,13 @@
 """A model in fragments: each moves by itself, by the same rule, and nothing that waits is lost or counted twice."""
 
+import math
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
-from llmos_stream.config import AggregationSettings, ServerOptimizerSettings
+from llmos_stream.config import AggregationSettings, ServerOptimizerSettings, StalenessSettings
 from llmos_stream.core import (
     Duplicate,
     Folded,
@@ -22,6 +23,7 @@ from llmos_stream.core import (
     tick,
 )
 from llmos_stream.core.dedup import WINDOW, SequenceWindow
+from llmos_stream.core.fragments import next_fragment
 from llmos_stream.core.replay import Replay
 from llmos_stream.errors import ConfigError, Reason, Rejected
 from llmos_stream.types import Fragment, TensorKind, TensorSpec
@@ -231,8 +233,7 @@ def test_a_replay_makes_the_same_bytes_from_manifests_and_from_the_rule() -> Non
         for entry in version.manifest:
             its = sent[entry.client_id, entry.sequence]
             recorded.fold_again(entry, its)
-            ago = (version.number - 1) - its.head.base_version - entry.staleness
-            staleness = anew.stale(its, its.head.base_version, LAYOUT, ago)
+            staleness = anew.stale(its, version.number - 1 - entry.staleness, LAYOUT)
             assert staleness == entry.staleness
             anew.fold(entry, its, staleness)
         for replay in (recorded, anew):
@@ -255,6 +256,7 @@ def test_memory_and_sums_are_those_of_a_fragment() -> None:
         ({"strategy": "fedasync"}, {}, "mixes whole models"),
         ({"strategy": "fedavg"}, {}, "makes rounds"),
         ({}, {"name": "delayed_nesterov", "momentum": 0.9}, "counts versions"),
+        ({"strategy": "fednova"}, {}, "counts the local steps of one training"),
     ],
 )
 def test_rules_that_need_whole_models_say_so(
@@ -265,6 +267,12 @@ def test_rules_that_need_whole_models_say_so(
     recorded = Rule.of(rule(optimizer, **aggregation).record())
     with pytest.raises(Rejected, match=what):
         begin(recorded)
+
+
+def test_fragments_have_time_to_take_turns() -> None:
+    short = replace(rule(), staleness=StalenessSettings(maximum=5))
+    with pytest.raises(ConfigError, match=r"staleness\.maximum is 5; raise it to 6 at least"):
+        begin(short)
 
 
 def test_a_model_that_is_cut_otherwise_than_the_rule_says_is_refused() -> None:
@@ -286,3 +294,47 @@ def test_robust_rules_hold_the_updates_of_each_fragment() -> None:
 def test_how_many_make_a_version_must_be_said() -> None:
     with pytest.raises(ValueError, match="buffer_size: name how many updates of a fragment"):
         AggregationSettings(fragments=2)
+
+
+def test_who_trains_on_one_version_sends_one_fragment_and_the_next_version_gives_the_next() -> None:
+    assert next_fragment(None, [0, 0, 0]) == 0
+    assert [next_fragment(moved, [0, 1, 2]) for moved in range(3)] == [1, 2, 0]
+    assert next_fragment(0, [0]) == 0
+
+
+@pytest.mark.parametrize("rhythm", [(0,), (0, 0, 2), (1, 0)])
+def test_no_rhythm_of_a_client_leaves_a_fragment_out(rhythm: tuple[int, ...]) -> None:
+    unsent, sent = [0, 0, 0], []
+    for turn in range(60):
+        place = next_fragment(rhythm[turn % len(rhythm)], unsent)
+        unsent = [0 if other == place else count + 1 for other, count in enumerate(unsent)]
+        sent.append(place)
+        assert max(unsent) <= 3 * len(unsent)
+    assert set(sent) == {0, 1, 2}
+
+
+def test_what_waits_moves_before_it_could_be_too_stale_after_a_crash() -> None:
+    made = replace(rule(deadline_seconds=99.0), staleness=StalenessSettings(maximum=7))
+    state, _ = run(begin(made), [update(1, base=0)])
+    for number in range(1, 6):
+        place = 2 * (number % 2)
+        assert next_deadline(state) == 99.0
+        pair = [update(10 * number, number - 1, client, place) for client in ("ann", "bob")]
+        state, _ = run(state, pair)
+    assert next_deadline(state) == -math.inf
+    state, (version,) = tick(state, 0.0)
+    assert isinstance(version, NewVersion)
+    assert (version.range, [item.sequence for item in version.manifest]) == ((2, 5), [1])
+    assert state.floor == 0  # a repeat of it is known for what it is
+    assert (tick(state, 0.0)[1], next_deadline(state)) == ((), None)
+
+
+def test_limits_are_kept_for_each_fragment() -> None:
+    state, _ = run(begin(rule()), [update(number, client=client) for number in range(6) for client in ("ann", "bob")])
+    again = begin(rule())
+    again.load_limits(state.dump_limits())
+    assert [one.limits.dump() for one in again.pipelines] == [one.limits.dump() for one in state.pipelines]
+    assert all(one.limits.dump().keys() == {"ann", "bob"} for one in state.pipelines)
+    again.load_limits({"0": 7, "ann": [1.0, 1]})  # of a model that was not cut, or damaged
+    whole = start(torch.zeros(NUMEL), LAYOUT, rule=Rule(), buffers=(MEASURED,))
+    assert whole.dump_limits() == {}

@@ -80,6 +80,28 @@ def test_one_client_alone_equals_plain_local_training(optimizer: type[torch.opti
         assert _same(global_model.cpu(), local, atol=1e-6 if device == "cpu" else 1e-5)
 
 
+def test_of_a_model_in_fragments_a_client_goes_on_with_what_it_has_not_sent() -> None:
+    """One alone trains as without a federation, version after version, though it sends a fragment of it at a time."""
+    settings = load(
+        {
+            "codec": {"name": "float32"},
+            "aggregation": {"fragments": 2, "buffer_size": 1},
+            "versions": {"full_every": 1},
+        }
+    )
+    local, federated, batches = _model(), _model(), _batches()
+    plain, own = (torch.optim.SGD(model.parameters(), lr=0.05) for model in (local, federated))
+    with FederatedLearning(federated, batches, own, settings=settings) as fl:
+        for epoch in range(5):
+            _plain_epoch(local, batches, plain)
+            metrics = fl.train(epoch)
+            assert metrics["version"] == epoch
+            assert _same(federated, local)
+            whole = 4 * sum(parameter.numel() for parameter in local.parameters())
+            assert int(metrics["raw_bytes"]) < whole
+        assert not _same(fl.get_global_model(), local)  # it lacks what the client has not sent
+
+
 def test_the_seeds_loop_as_written() -> None:
     """As in the README: nothing set, a DataLoader, int8 with error feedback, no closing."""
     model, num_epochs = _model(), 5

@@ -191,7 +191,7 @@ async def test_live_versions_lost_in_a_pause_are_said_to_be(
     await broker.create_topics(topics.specs(settings.topics))
     reading = broker.reader([topics.models], start="earliest"), broker.reader([topics.updates], start="earliest")
     async with Offload(1) as offload, reading[0] as models, reading[1] as updates, broker.producer() as producer:
-        source = AcceptedUpdates(models, updates, LAYOUT, settings.wire, offload)
+        source = AcceptedUpdates(models, updates, LAYOUT.fragments(1), settings.wire, offload)
         for _ in range(10):
             await producer.send(topics.models, b"rubbish" * 1500, key=b"1")
         if paused:

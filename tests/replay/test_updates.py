@@ -83,7 +83,7 @@ async def test_interleaved_messages_are_read_in_one_pass(
     async with FaultyBroker(broker, _seven_at_once).reader([federation], start="latest") as reader:
         seek = mock.Mock(side_effect=reader.seek)
         monkeypatch.setattr(reader, "seek", seek)
-        source = RecordedUpdates(reader, items, _layout(), load().wire)
+        source = RecordedUpdates(reader, items, _layout().fragments(1), load().wire)
         await source.begin()
         assert await _taken(source, items) == list(range(8))
         assert seek.call_count == 2  # to the first of each partition
@@ -99,7 +99,7 @@ async def test_what_does_not_fit_is_sought_again(
         seek = mock.Mock(side_effect=reader.seek)
         monkeypatch.setattr(reader, "seek", seek)
         monkeypatch.setattr(updates, "_KEEP_BYTES", keep_bytes)
-        source = RecordedUpdates(reader, items, _layout(), load().wire)
+        source = RecordedUpdates(reader, items, _layout().fragments(1), load().wire)
         await source.begin()
         assert await _taken(source, items) == list(range(8))
         assert seek.call_count > 2
@@ -110,7 +110,7 @@ async def test_any_order_will_do(federation: str, monkeypatch: pytest.MonkeyPatc
     broker = MemoryBroker()
     items = await _interleaved(broker, federation, 6)
     async with broker.reader([federation], start="latest") as reader:
-        source = RecordedUpdates(reader, items, _layout(), load().wire)
+        source = RecordedUpdates(reader, items, _layout().fragments(1), load().wire)
         await source.begin()
         assert await _taken(source, items[::-1]) == [5, 4, 3, 2, 1, 0]
 
@@ -121,7 +121,7 @@ async def test_an_update_that_is_always_pushed_out_is_read_alone(federation: str
     items = await _interleaved(broker, federation, 5, numel=numel)
     wire = load({"wire": {"pending_bytes": 1 << 20}}).wire
     async with broker.reader([federation], start="latest") as reader:
-        source = RecordedUpdates(reader, items, _layout(numel), wire)
+        source = RecordedUpdates(reader, items, _layout(numel).fragments(1), wire)
         await source.begin()
         for number, item in enumerate(items):
             message = await source.take(item)
@@ -138,7 +138,7 @@ async def test_an_update_that_never_completes_is_not_waited_for(broker: Broker, 
         sent = await producer.send_all(federation, records[:-1], partition=0)
     item = _contribution(head, 0, sent.offset)
     async with broker.reader([federation], start="latest") as reader:
-        source = RecordedUpdates(reader, [item], _layout(), load().wire)
+        source = RecordedUpdates(reader, [item], _layout().fragments(1), load().wire)
         await source.begin()
         with pytest.raises(UpdateMissing, match=rf"c0/0 at {federation}\[0\] offset 0 is not complete") as caught:
             await source.take(item)
@@ -160,7 +160,7 @@ async def test_what_lies_elsewhere_or_is_another_is_said_to_be(federation: str) 
     ]
     async with broker.reader([federation], start="latest") as reader:
         for item, message in wrong:
-            source = RecordedUpdates(reader, [item], _layout(), load().wire)
+            source = RecordedUpdates(reader, [item], _layout().fragments(1), load().wire)
             await source.begin()
             with pytest.raises(UpdateMissing, match=message):
                 await source.take(item)
@@ -170,7 +170,7 @@ async def test_an_update_larger_than_the_layout_needs_is_not_collected(federatio
     broker = MemoryBroker()
     items = await _interleaved(broker, federation, 1)
     async with broker.reader([federation], start="latest") as reader:
-        source = RecordedUpdates(reader, items, _layout(10), load().wire)
+        source = RecordedUpdates(reader, items, _layout(10).fragments(1), load().wire)
         await source.begin()
         with pytest.raises(UpdateMissing, match=r"payload of .* bytes, at most"):
             await source.take(items[0])
@@ -190,7 +190,7 @@ async def test_retention_that_overtakes_the_walk_is_said(federation: str) -> Non
             items.append(_contribution(head, 0, sent.offset))
             now[0] += 50
     async with broker.reader([federation], start="latest") as reader:
-        source = RecordedUpdates(reader, items, _layout(), load().wire)
+        source = RecordedUpdates(reader, items, _layout().fragments(1), load().wire)
         await source.begin()
         broker.clean()
         with pytest.raises(UpdateMissing, match="has been deleted by retention") as caught:

@@ -61,7 +61,7 @@ async def test_every_nth_version_is_full_and_readers_have_what_the_writer_has(of
         version = follower.take(encoded.head, encoded.parts, head_digest(encoded.head))
         assert version is not None
         assert torch.equal(version.weights, weights)
-        assert (encoded.residual is not None) == (encoded.head.kind is VersionKind.DELTA) == (encoded.full is not None)
+        assert bool(encoded.residuals) == (encoded.head.kind is VersionKind.DELTA) == (encoded.full is not None)
         assert (encoded.head.tensors is None) == (encoded.head.kind is VersionKind.DELTA)
     full, delta = VersionKind.FULL, VersionKind.DELTA
     assert kinds == [full, delta, delta, delta, full, delta, delta, delta, full, delta]
@@ -97,7 +97,7 @@ async def test_weights_that_no_delta_can_say_make_a_full_version(bad: float, off
     weights[3] = bad
     encoded = await _publish(chain, 2, weights)
     assert encoded.head.kind is VersionKind.FULL
-    assert encoded.residual is None
+    assert not encoded.residuals
     assert (await _publish(chain, 3, _noise(3))).head.kind is VersionKind.FULL  # nor can a delta lead back
     assert (await _publish(chain, 4, _noise(4))).head.kind is VersionKind.DELTA
 

@@ -16,12 +16,13 @@ from llmos_stream.log.updates import decode_update
 from llmos_stream.roles.aggregator.decoding import Decoder
 from llmos_stream.runtime import Offload
 from llmos_stream.storage.spool import Spools, spooled
-from llmos_stream.types import CodecId, CodecSpec, Part, SnapshotHead, UpdateHead
+from llmos_stream.types import CodecId, CodecSpec, Fragment, Part, SnapshotHead, UpdateHead
 from llmos_stream.wire import Message, payload_digest
 from llmos_stream.wire.store import MemoryStore
 from tests.core.builders import tensors_in
 
 NUMEL = SLICE + 12_345
+WHOLE = (Fragment(0, NUMEL, bytes(32)),)
 AMPLE = 1 << 30
 SPECS = {
     "float32": CodecSpec(CodecId.FLOAT32),
@@ -76,7 +77,7 @@ async def offload() -> AsyncIterator[Offload]:
 @pytest.mark.parametrize("room", [AMPLE, 0], ids=["held", "twice"])
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
 async def test_a_delta_is_what_decode_gives(offload: Offload, spec: CodecSpec, room: int) -> None:
-    decoder = Decoder(NUMEL, offload, room)
+    decoder = Decoder(WHOLE, offload, room)
     for seed in range(2):
         parts = encoded(spec, seed)
         update = await decoder.decode(message(parts, spec))
@@ -103,7 +104,7 @@ async def test_versions_do_not_depend_on_how_updates_are_decoded(
     digests = set()
     for room in (None, AMPLE, 2 * SLICE):
         state = start(torch.zeros(NUMEL), bytes(32), rule=Rule(aggregation))
-        decoder = Decoder(NUMEL, offload, room or 0, clips=clip is not None)
+        decoder = Decoder(WHOLE, offload, room or 0, clips=clip is not None)
         published = []
         for number, spec in enumerate(SPECS.values()):
             found = message(encoded(spec, number), spec, number)
@@ -119,7 +120,7 @@ async def test_versions_do_not_depend_on_how_updates_are_decoded(
 
 async def test_an_update_takes_the_room_it_needs_and_the_next_takes_the_same(offload: Offload) -> None:
     spec = SPECS["int8"]
-    decoder = Decoder(NUMEL, offload, quantized_bytes(spec, NUMEL))
+    decoder = Decoder(WHOLE, offload, quantized_bytes(spec, NUMEL))
     first = await decoder.decode(message(encoded(spec), spec))
     before = values(first)
     await decoder.decode(message(encoded(spec, 1), spec))
@@ -129,7 +130,7 @@ async def test_an_update_takes_the_room_it_needs_and_the_next_takes_the_same(off
 @pytest.mark.parametrize("room", [AMPLE, 0], ids=["held", "twice"])
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
 async def test_what_is_kept_is_not_written_over(offload: Offload, spec: CodecSpec, room: int) -> None:
-    decoder, kept = Decoder(NUMEL, offload, room), []
+    decoder, kept = Decoder(WHOLE, offload, room), []
     for seed in range(3):
         found = message(encoded(spec, seed), spec)
         update = await decoder.decode(found)
@@ -143,7 +144,7 @@ async def test_what_is_kept_is_not_written_over(offload: Offload, spec: CodecSpe
 @pytest.mark.parametrize("room", [AMPLE, 0], ids=["held", "twice"])
 async def test_a_payload_is_given_back_unless_it_is_all_there_is_of_what_is_kept(offload: Offload, room: int) -> None:
     spools, spec = Spools(0), SPECS["int8"]
-    decoder = Decoder(NUMEL, offload, room)
+    decoder = Decoder(WHOLE, offload, room)
     for keeps in (False, True):
         found = replace(message(encoded(spec), spec), parts=spooled(encoded(spec), spools.new()).parts)
         update = await decoder.decode(found)
@@ -161,7 +162,7 @@ async def test_a_payload_is_given_back_unless_it_is_all_there_is_of_what_is_kept
 async def test_k_updates_held_take_k_bytes_a_parameter(offload: Offload) -> None:
     """And a walk through all of them takes little more, however many there are."""
     held, count, spec = [], 8, SPECS["int8"]
-    decoder = Decoder(NUMEL, offload, AMPLE)
+    decoder = Decoder(WHOLE, offload, AMPLE)
     aggregation = AggregationSettings(strategy="median", buffer_size=count + 1, one_of_a_client=False)
     state = start(torch.zeros(NUMEL), bytes(32), rule=Rule(aggregation))
     for number in range(count):
@@ -174,7 +175,7 @@ async def test_k_updates_held_take_k_bytes_a_parameter(offload: Offload) -> None
 @pytest.mark.parametrize("room", [AMPLE, 0], ids=["held", "twice"])
 async def test_what_is_no_good_update_is_refused_and_the_next_is_decoded(offload: Offload, room: int) -> None:
     spec = SPECS["int8"]
-    decoder, good = Decoder(NUMEL, offload, room), encoded(spec)
+    decoder, good = Decoder(WHOLE, offload, room), encoded(spec)
     snapshot = SnapshotHead(0, "momentum", bytes(32), spec, 0, bytes(32))
     for bad, reason in (
         (message(good, spec, digest=bytes(32)), Reason.WRONG_DIGEST),
@@ -196,7 +197,7 @@ async def test_nan_is_left_to_the_aggregation(offload: Offload) -> None:
     bad[SLICE + 3] = float("nan")
     parts = list(encode(bad, SPECS["float32"]))
     for room in (AMPLE, 0):
-        update = await Decoder(NUMEL, offload, room).decode(message(parts, SPECS["float32"]))
+        update = await Decoder(WHOLE, offload, room).decode(message(parts, SPECS["float32"]))
         assert not isinstance(update.delta, Tensor)
         assert update.delta.norm() != update.delta.norm()
 
@@ -213,7 +214,7 @@ async def test_parts_that_change_between_two_readings_are_no_refusal(offload: Of
     parts = Changing(encoded(spec))
     whole = message(encoded(spec), spec)
     found = Message(whole.head, None, parts, 0, 7, 8, None)
-    update = await Decoder(NUMEL, offload, 0).decode(found)
+    update = await Decoder(WHOLE, offload, 0).decode(found)
     parts.pop()
     with pytest.raises(StateError, match="no longer"):
         values(update)

@@ -279,6 +279,8 @@ export class Model {
       this.tensors = head.tensors;
       this.buffers = numel(head.tensors.filter((row) => row[3] === 'buffer'));
       this.weights = decodePayload(payload, head.codec, head.params ?? {}, numel(head.tensors));
+    } else if (head.kind !== 'delta') {
+      throw new Error(`version ${head.number}: this client takes no part in a federation of fragments`);
     } else {
       if (this.number !== head.parent) return false;
       const parameters = this.weights.length - this.buffers;

@@ -24,7 +24,7 @@ from llmos_stream.roles.aggregator.version_chain import Chain, Encoded
 from llmos_stream.roles.aggregator.waiting import Batch, Waiting
 from llmos_stream.storage.spool import Spools
 from llmos_stream.telemetry.tracing import span
-from llmos_stream.types import Contribution, Event, EventKind, VersionHead
+from llmos_stream.types import Contribution, Event, EventKind, VersionHead, elements_in
 from llmos_stream.wire import Parts
 from llmos_stream.wire.control import (
     LATEST,
@@ -96,7 +96,7 @@ class Committing:
         self._places.extend(found.places)
         if found.checkpoint is not None:
             self._evaluations_moved = found.checkpoint.events
-        self._chain.resume(found.newest, found.residual, found.pointer.beginning)
+        self._chain.resume(found.newest, found.owed, found.pointer.beginning)
 
     def has_published(self, pointer: Pointer) -> bool:
         """Whether a version of this aggregator is there, as far back as it remembers."""
@@ -182,9 +182,9 @@ class Committing:
             self._publisher.refuse(Refused(unsafe.reason, why, update.head, update.partition, update.offset))
             self._source.release(update.partition, update.offset)
         checkpoint = None if self._publisher.newest is None else self._publisher.newest[1]
-        kept = Kept({}, None) if checkpoint is None else await kept_state(self._federation, checkpoint, self._layout)
+        kept = Kept({}, {}) if checkpoint is None else await kept_state(self._federation, checkpoint, self._layout)
         weights, full = before
-        self._chain.take_back(weights, kept.residual, full)
+        self._chain.take_back(weights, kept.owed, full)
         state = await self._federation.run(take_back, state, weights, kept.moments, new.range)
         offsets = self._source.committable_offsets()
         await self._publisher.commit(offsets)
@@ -196,7 +196,7 @@ class Committing:
         return self._pace.interval(self._participants.count(self._clock.monotonic()))
 
     async def _snapshots(self, new: NewVersion, encoded: Encoded) -> list[EncodedSnapshot]:
-        found: list[EncodedSnapshot] = [] if encoded.residual is None else [encoded.residual]
+        found = list(encoded.residuals)
         for name, tensor in new.moments.items():
             store = self._spools.new()
             found.append(await self._federation.run(encode_snapshot, new.number, name, tensor, self._layout, store))
@@ -211,7 +211,7 @@ class Committing:
             stop=self._ending.learnt(),
             bases=self._places[0].beginning.offset if self._places else None,
             floor=state.floor,
-            limits=state.pipeline.limits.dump(),
+            limits=state.dump_limits(),
             intake=self._source.checkpoint(number),
         )
 
@@ -228,7 +228,7 @@ class Committing:
             EventKind.VERSION_PUBLISHED,
             ROLE,
             **published_data(head),
-            raw_bytes=4 * self._layout.numel,
+            raw_bytes=4 * elements_in(head, self._layout.numel),
             fold_seconds=batch.fold_seconds,
             mean_staleness=sum(item.staleness for item in head.manifest) / max(len(head.manifest), 1),
             weights_digest=head.weights_digest.hex(),
@@ -243,7 +243,7 @@ class Committing:
             ROLE,
             **folded_data(item, version),
             payload_bytes=update.head.payload_size,
-            raw_bytes=4 * self._layout.numel,
+            raw_bytes=4 * elements_in(update.head, self._layout.numel),
         )
 
 

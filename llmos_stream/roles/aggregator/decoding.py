@@ -6,7 +6,7 @@ in float32, is not held at all: it is decoded once to validate it, and again, sl
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -14,11 +14,12 @@ from torch import Tensor
 from llmos_stream.codec import Decoding, QuantizedForm, prepare_quantized, prepare_visit, quantized_bytes, slices
 from llmos_stream.core import Update
 from llmos_stream.core.flat import norm_of
+from llmos_stream.core.fragments import fragment_of
 from llmos_stream.errors import Reason, Rejected, StateError
 from llmos_stream.log.admission import head_of
 from llmos_stream.log.updates import WORTH_QUANTIZED, QuantizedDelta, RowNorms
 from llmos_stream.runtime import Offload, run_all
-from llmos_stream.types import CodecId, CodecSpec, Part, UpdateHead
+from llmos_stream.types import CodecId, CodecSpec, Fragment, Part, UpdateHead
 from llmos_stream.wire import Message, payload_digest
 
 _BOUNDED = frozenset({CodecId.INT8, CodecId.INT4, CodecId.TOPK, CodecId.TOPK2})
@@ -26,16 +27,17 @@ _BOUNDED = frozenset({CodecId.INT8, CodecId.INT4, CodecId.TOPK, CodecId.TOPK2})
 
 
 class Decoder:
-    """Decodes the updates of one model of `numel` parameters' and `buffers` buffers' elements, one at a time.
+    """Decodes the updates of the `fragments` of one model, one at a time. A model that is not cut has one.
 
     At most one decoded update is live: fold it before asking for the next, which is written over it, unless it is kept
     (see `core.Delta.keep`). `room_bytes` is how much memory it may take. `clips` says that norms will be asked for, so
     that they are taken while the values are in cache.
     """
 
-    def __init__(self, numel: int, offload: Offload, room_bytes: int, *, clips: bool = False, buffers: int = 0) -> None:
-        self._numel = numel
-        self._buffers = buffers
+    def __init__(
+        self, fragments: Sequence[Fragment], offload: Offload, room_bytes: int, *, clips: bool = False
+    ) -> None:
+        self._fragments = fragments
         self._offload = offload
         self._room_bytes = room_bytes
         self._clips = clips
@@ -46,30 +48,32 @@ class Decoder:
     async def decode(self, message: Message) -> Update:
         """The update in `message`: its digest verified, and all of it decoded once.
 
-        Raises Rejected: UNSUPPORTED, WRONG_DIGEST, or as `codec.decode` does. Cancelled, it leaves threads at work: do
-        not use this decoder again.
+        Raises Rejected: UNSUPPORTED, WRONG_DIGEST, WRONG_LAYOUT for a range that moves nowhere, or as `codec.decode`
+        does. Cancelled, it leaves threads at work: do not use this decoder again.
         """
         self._kept = False
         head = head_of(UpdateHead, message)
         found = message.digest_on_the_way or await self._offload.run(payload_digest, message.parts)
         if found != head.payload_digest:
             raise Rejected(Reason.WRONG_DIGEST, "the payload does not match its digest")
-        size = quantized_bytes(head.codec, self._numel)
-        rows = RowNorms(self._numel)
-        values = torch.empty(self._buffers, dtype=torch.float32, device="cpu")
+        fragment = fragment_of(self._fragments, head.range)
+        numel, buffers = fragment.parameters, fragment.buffer_elements
+        size = quantized_bytes(head.codec, numel)
+        rows = RowNorms(numel)
+        values = torch.empty(buffers, dtype=torch.float32, device="cpu")
         delta: _Borrowed | _Read
-        if size <= min(self._room_bytes, WORTH_QUANTIZED * self._numel):
+        if size <= min(self._room_bytes, WORTH_QUANTIZED * numel):
             if self._room.numel() < size:
                 self._room = torch.empty(
                     0, dtype=torch.uint8, device="cpu"
                 )  # the old one goes before the new one comes
                 self._room = torch.empty(size, dtype=torch.uint8, device="cpu")
             visit = rows.add if self._clips or head.codec.id not in _BOUNDED else None
-            decoding, quantized = prepare_quantized(message.parts, head.codec, self._numel, self._room, visit, values)
+            decoding, quantized = prepare_quantized(message.parts, head.codec, numel, self._room, visit, values)
             delta = _Borrowed(quantized, None if visit is None else rows, self._leave_room)
         else:
-            decoding = prepare_visit(message.parts, head.codec, self._numel, rows.add, values)
-            delta = _Read(message.parts, head.codec, rows, self._buffers, self._leave_parts)
+            decoding = prepare_visit(message.parts, head.codec, numel, rows.add, values)
+            delta = _Read(message.parts, head.codec, rows, buffers, self._leave_parts)
         await self._decode(decoding)
         return Update(head, message.partition, message.first_offset, delta, values)
 

@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from llmos_stream.broker import Reader, TopicPartition
 from llmos_stream.codec import Layout
 from llmos_stream.core import Rule, Update, check_head
+from llmos_stream.core.fragments import fragment_of
 from llmos_stream.errors import OffsetGone, Reason, Rejected
 from llmos_stream.log.admission import check_payload_size, head_of, topic_assembler
 from llmos_stream.log.federation import Federation
@@ -46,7 +47,7 @@ class Intake:
         self._reader = reader
         self._gate = gate
         self._topic = reader.partitions[0].topic
-        self._layout = layout
+        self._fragments = layout.fragments(rule.aggregation.fragments)
         self._rule = rule
         self._staleness = rule.admitted
         self._offload = federation.offload
@@ -59,9 +60,7 @@ class Intake:
         self._assembler = topic_assembler(self._admit, shared, hashes=True)
         self._offsets = SafeOffsets(self._assembler.low_water)
         clips = rule.aggregation.clip_norm is not None or rule.aggregation.clip_multiple > 0
-        self._decoder = Decoder(
-            layout.parameters, federation.offload, decode_bytes, clips=clips, buffers=layout.buffer_elements
-        )
+        self._decoder = Decoder(self._fragments, federation.offload, decode_bytes, clips=clips)
         self._stream = MessageStream(reader, self._assembler, clock=federation.clock, on_gap=self._overtaken)
         self._busy_seconds = 0.0
         self._before: dict[TopicPartition, int] = {}
@@ -159,14 +158,15 @@ class Intake:
             raise Rejected(Reason.WRONG_KEY, f"an update of client {head.client_id} under another key than that")
         if self._gate is not None:
             self._gate.check_head(head)
+        fragment = fragment_of(self._fragments, head.range)
         check_head(
             head,
             version=self._version,
-            layout_digest=self._layout.digest,
+            layout_digest=fragment.digest,
             staleness=self._staleness,
             aggregation=self._rule.aggregation,
         )
-        check_payload_size(head, self._layout.parameters, self._layout.buffer_elements)
+        check_payload_size(head, fragment.parameters, fragment.buffer_elements)
 
     async def _decode(self, message: Message) -> Update | Refusal:
         begun = self._clock.monotonic()

@@ -1,6 +1,7 @@
 """The aggregator's loop, from received updates to committed versions."""
 
 import logging
+import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 
@@ -130,7 +131,14 @@ class Folding:
         """Begin a state whose moments are new, and return the version to publish."""
         layout = self._layout
         self._state = start(
-            weights, layout.digest, version, rule=self._rule, floor=floor, buffers=layout.buffers, device=self._device
+            weights,
+            layout.digest,
+            version,
+            rule=self._rule,
+            floor=floor,
+            buffers=layout.buffers,
+            fragments=layout.fragments(self._rule.aggregation.fragments),
+            device=self._device,
         )
         moments = {name: tensor.cpu() for name, tensor in self._state.pipeline.state_tensors().items()}
         return NewVersion(version, parent, weights, (), {}, moments)
@@ -243,6 +251,7 @@ class Folding:
             async for received in updates:
                 if await self._goes_on(paused):
                     await self._take(received)
+                    await self._move_overdue()
                 del received  # as large as the model, and the next one is on its way
                 if self._is_over():
                     break  # what is left is held: it is read again
@@ -254,6 +263,11 @@ class Folding:
         if deadline is not None and deadline <= self._clock.monotonic():
             self._state, effects = await self._federation.run(tick, self._state, self._clock.monotonic())
             await self._apply(effects)
+
+    async def _move_overdue(self) -> None:
+        """Of fragments, none may wait until the next poll: what waits in one may be too stale by then."""
+        while len(self._state.pipelines) > 1 and next_deadline(self._state) == -math.inf and not self._is_over():
+            await self._tick()
 
     async def _guard(self) -> None:
         """Act on a collapse of the model. A version that goes back comes once no update waits for another one."""
@@ -345,9 +359,8 @@ class Folding:
 
     def _remind(self, client_id: str) -> None:
         """Tell a client that sends what cannot count which sequences of it were folded; the next version may do so."""
-        window = self._state.sequences.of(client_id)
-        if window is not None and not self._waiting.has_of(client_id):
-            self.publisher.remind(client_id, window.dump())
+        if (window := self._state.window_of(client_id)) is not None:
+            self.publisher.remind(client_id, window)
 
     def _refuse(self, refusal: Refusal | Refused) -> None:
         if refusal.reason in self._usual_refusals:

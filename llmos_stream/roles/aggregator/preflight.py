@@ -1,10 +1,12 @@
 """What an aggregator looks at before it begins: whether its versions can be written, kept and read."""
 
+from collections.abc import Mapping
+
 from llmos_stream.codec import Layout, delta_codec, max_payload_size
 from llmos_stream.config import ServerOptimizerSettings, Settings
 from llmos_stream.core import Rule
 from llmos_stream.errors import ConfigError
-from llmos_stream.log.versions import FULL_CODEC, build, local_rule
+from llmos_stream.log.versions import FULL_CODEC, build, fragments_of, local_rule
 from llmos_stream.storage.spool import room_in
 from llmos_stream.types import Contribution, VersionHead, VersionKind
 from llmos_stream.wire import pack_prelude
@@ -14,6 +16,7 @@ def check_fits(layout: Layout, settings: Settings) -> None:
     """Raise ConfigError when versions of this layout could not be written, not be kept, or not be read by anyone."""
     rule = local_rule(settings)
     _check_optimizer(rule)
+    _check_fragments(layout, settings)
     widest = Contribution("c" * 128, 2**63 - 1, 2**31 - 1, 2**63 - 1, 2**63 - 1, 2**31 - 1, 1.0, 1.0, bytes(32), 1.0)
     head = VersionHead(
         number=2**63 - 1,
@@ -62,6 +65,32 @@ def check_fits(layout: Layout, settings: Settings) -> None:
         raise ConfigError(
             f"wire.pending_bytes: {settings.wire.pending_bytes} is less than a version takes ({size} bytes); "
             "raise it for every role"
+        )
+
+
+def check_cut(recorded: Mapping[str, object], settings: Settings, federation: str) -> None:
+    """Raise ConfigError where the versions of a federation, by their rule, are cut otherwise than the settings say.
+
+    Clients cut their updates as the newest version says: nobody would send what could be folded.
+    """
+    count = fragments_of(recorded)
+    if count != settings.aggregation.fragments:
+        raise ConfigError(
+            f"aggregation.fragments: {settings.aggregation.fragments} are wanted, and the versions of federation "
+            f"{federation} move by {count}; leave it so, or begin a federation of another name (federation.name)"
+        )
+
+
+def _check_fragments(layout: Layout, settings: Settings) -> None:
+    count = settings.aggregation.fragments
+    try:
+        layout.fragments(count)
+    except ValueError as error:
+        raise ConfigError(f"aggregation.fragments: {error}; ask for fewer") from None
+    if count > 1 and settings.guard.on_collapse == "rollback":
+        raise ConfigError(
+            "guard.on_collapse: a version that goes back moves the whole model, and updates of its fragments may "
+            "always wait; set it to none or pause, or aggregation.fragments to 1"
         )
 
 

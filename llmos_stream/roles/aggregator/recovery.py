@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from llmos_stream.broker import TopicPartition
-from llmos_stream.codec import Layout, Residual
+from llmos_stream.codec import Layout
 from llmos_stream.core import Rule, State, start
 from llmos_stream.errors import OffsetGone, Rejected, StateError
 from llmos_stream.log.admission import head_of
@@ -22,7 +22,7 @@ from llmos_stream.log.control import ControlView
 from llmos_stream.log.federation import Federation
 from llmos_stream.log.index import version_index
 from llmos_stream.log.replica import Follower, take_message
-from llmos_stream.log.snapshots import Kept, fetch_snapshots
+from llmos_stream.log.snapshots import Kept, Owed, fetch_snapshots
 from llmos_stream.log.standing import LocatedVersion, Standing, pointer_to
 from llmos_stream.log.stream import MessageStream, foreign
 from llmos_stream.log.versions import Version, version_assembler
@@ -49,7 +49,7 @@ class Found(NamedTuple):
 class Recovered:
     """The newest version, where it is, and the state to go on from.
 
-    moments: the server optimiser's, by name. residual: what readers are owed. history: weights of past versions
+    moments: the server optimiser's, by name. owed: what readers are owed. history: weights of past versions
     that the strategy needs, and in `places` where those lie in `<f>.models` that the next version may still need.
     """
 
@@ -58,7 +58,7 @@ class Recovered:
     checkpoint: Checkpoint | None
     sequences: Mapping[str, Sequence[int]]
     moments: Mapping[str, Tensor] = field(default_factory=dict)
-    residual: Residual | None = None
+    owed: Owed = field(default_factory=dict)
     history: Mapping[int, Tensor] = field(default_factory=dict)
     places: Sequence[Pointer] = ()
 
@@ -121,8 +121,8 @@ async def recover(
         return Recovered(newest, pointer, None, sequences)
     if checkpoint.evaluations is None:
         checkpoint = await _with_evaluations_apart(federation, checkpoint)
-    moments, residual = await kept_state(federation, checkpoint, newest.layout)
-    found = Recovered(newest, pointer, checkpoint, sequences, moments, residual)
+    moments, owed = await kept_state(federation, checkpoint, newest.layout)
+    found = Recovered(newest, pointer, checkpoint, sequences, moments, owed)
     if not rule.strategy().needs_history:
         return found
     # A version that nothing older is needed with was committed before its own place was known.
@@ -142,9 +142,9 @@ async def _with_evaluations_apart(federation: Federation, checkpoint: Checkpoint
 
 
 async def kept_state(federation: Federation, checkpoint: Checkpoint, layout: Layout) -> Kept:
-    """The moments and the residual that were committed with a checkpoint, as far as retention has left them."""
+    """The moments and the residuals that were committed with a checkpoint, as far as retention has left them."""
     if not checkpoint.snapshots:
-        return Kept({}, None)
+        return Kept({}, {})
     try:
         async with federation.reader(federation.topics.snapshots, "latest", check_crcs=False) as reader:
             return await fetch_snapshots(
@@ -154,7 +154,7 @@ async def kept_state(federation: Federation, checkpoint: Checkpoint, layout: Lay
         logger.error("topics.snapshots_retention_gib: too little, the state at the newest version is gone (%s)", error)
     except Rejected as error:
         logger.error("the state at the newest version cannot be read: moments start anew (%s)", error)
-    return Kept({}, None)
+    return Kept({}, {})
 
 
 async def _with_history(federation: Federation, most_stale: int, found: Recovered, bases: int) -> Recovered:
@@ -200,6 +200,7 @@ def resumed_state(rule: Rule, device: torch.device, layout: Layout, found: Recov
         sequences=found.sequences,
         floor=floor,
         buffers=layout.buffers,
+        fragments=layout.fragments(rule.aggregation.fragments),
         device=device,
     )
     try:
@@ -209,5 +210,5 @@ def resumed_state(rule: Rule, device: torch.device, layout: Layout, found: Recov
         state = begin()
         logger.warning("%s: its moments start anew", error)
     if found.checkpoint is not None:
-        state.pipeline.limits.load(found.checkpoint.limits)
+        state.load_limits(found.checkpoint.limits)
     return state

@@ -26,7 +26,7 @@ from llmos_stream.roles.aggregator.gate import Gate, rules_of
 from llmos_stream.roles.aggregator.intake import Intake
 from llmos_stream.roles.aggregator.lifecycle import Aggregation
 from llmos_stream.roles.aggregator.loop import Folding
-from llmos_stream.roles.aggregator.preflight import check_fits
+from llmos_stream.roles.aggregator.preflight import check_cut, check_fits
 from llmos_stream.roles.aggregator.publisher import Publisher, group_of
 from llmos_stream.roles.aggregator.recovery import find_newest
 from llmos_stream.roles.aggregator.stopping import Ending
@@ -88,7 +88,13 @@ class WarmStart(Protocol):
 
 
 def initial_of(task: Task, settings: Settings) -> Initial:
-    """Version 0 of a task: the shared tensors of its freshly made model."""
+    """Version 0 of a task: the shared tensors of its freshly made model.
+
+    Raises:
+        ConfigError: Versions of this task move as a whole.
+    """
+    if settings.aggregation.fragments > 1 and (why := task.whole_because) is not None:
+        raise ConfigError(f"aggregation.fragments: {why}; leave it at 1")
     with task_errors(settings.task.entry):
         model = task.model()
     return Initial.of(model, task.share)
@@ -201,6 +207,7 @@ class _Aggregator(Aggregation):
                 "task.entry, task.share: the model does not have the tensors of the federation's versions "
                 f"({difference(self._layout, found.layout)})"
             )
+        check_cut(found.rule, self._settings, self._federation.name)
         warm, origin = self._warm_start, found.rule.get(STARTED_FROM)
         began_so = isinstance(origin, Mapping) and warm and await self._federation.run(warm.is_recorded, origin)
         if warm is not None and not began_so:

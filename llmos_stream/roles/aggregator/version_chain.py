@@ -4,17 +4,17 @@ Every `versions.full_every`-th version is full, and so is one that a delta canno
 each is a delta on its parent, so a reader needs the newest full one and all that came after it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from llmos_stream.codec import DeltaEncoding, Layout, Residual, add_residual, begin_delta, delta_codec
+from llmos_stream.codec import DeltaEncoding, Layout, begin_delta, delta_codec
 from llmos_stream.config import VersionSettings
 from llmos_stream.core import NewVersion, Rule
 from llmos_stream.core.rule import adapted
 from llmos_stream.log.own_versions import remember
-from llmos_stream.log.snapshots import EncodedSnapshot, residual_message
+from llmos_stream.log.snapshots import EncodedSnapshot, Owed, pay, residual_messages
 from llmos_stream.log.versions import (
     ROLLED_BACK_TO,
     STARTED_FROM,
@@ -35,13 +35,13 @@ from llmos_stream.wire.control import Pointer
 class Encoded:
     """A version's message, and the weights that its readers will have.
 
-    `residual` is what it leaves owed, `full` the version it stands on; None for a full one.
+    `residuals` are what is owed after it, `full` is the version it stands on; none and None for a full one.
     """
 
     head: VersionHead
     parts: Parts
     weights: Tensor
-    residual: EncodedSnapshot | None = None
+    residuals: Sequence[EncodedSnapshot] = ()
     full: Pointer | None = None
 
 
@@ -57,7 +57,7 @@ class Chain:
         self._spools = spools
         self._offload = offload
         self._weights: Tensor | None = None
-        self._residual: Residual | None = None
+        self._owed: Owed = {}
         self._full: Pointer | None = None
         self._digest = bytes(32)
 
@@ -65,15 +65,15 @@ class Chain:
         """Record with every version where the weights of version 0 are from."""
         self._started_from = origin
 
-    def resume(self, newest: Version, residual: Residual | None, full: Pointer) -> None:
+    def resume(self, newest: Version, owed: Owed, full: Pointer) -> None:
         """Go on from the newest version in the log."""
-        self._weights, self._residual, self._full, self._digest = newest.weights, residual, full, newest.digest
+        self._weights, self._owed, self._full, self._digest = newest.weights, owed, full, newest.digest
         remember(newest.digest, newest.weights)
         self.begin(started_from(newest.head))
 
-    def take_back(self, weights: Tensor, residual: Residual | None, full: Pointer | None) -> None:
+    def take_back(self, weights: Tensor, owed: Owed, full: Pointer | None) -> None:
         """Readers still have the version before the one that was encoded last, as it was."""
-        self._weights, self._residual, self._full = weights, residual, full
+        self._weights, self._owed, self._full = weights, owed, full
 
     @property
     def newest(self) -> tuple[Tensor | None, Pointer | None]:
@@ -97,13 +97,13 @@ class Chain:
             rule = {**rule, STARTED_FROM: self._started_from}
         if equals is not None:
             rule = {**rule, ROLLED_BACK_TO: equals}
-            full = self._residual = None
+            full, self._owed = None, {}
         origin = Origin(new.parent, new.manifest, rule, time_ms, self._digest)
-        after, _ = self._layout.parts(new.weights)
-        before = None if parent is None else self._layout.parts(parent)[0]
+        after, _ = self._layout.moving(new.weights, new.range)
+        before = None if parent is None else self._layout.moving(parent, new.range)[0]
         stands_on = None if full is None else full.version
         encoding = await self._offload.run(
-            begin_delta, new.number, stands_on, self._every, before, after, self._residual, self._codec
+            begin_delta, new.number, stands_on, self._every, before, after, self._owed.get(new.range), self._codec
         )
         if encoding is None:
             return await self._offload.run(self._encode_full, new, origin)
@@ -111,15 +111,16 @@ class Chain:
         return await self._offload.run(self._encode_delta, new, origin, encoding, full)
 
     def _encode_full(self, new: NewVersion, origin: Origin) -> Encoded:
-        add_residual(self._layout.parts(new.weights)[0], self._residual)
-        self._residual = self._full = None
-        message = encode_version(new.number, new.weights, self._layout, origin, self._spools.new())
+        pay(new.weights, self._layout, self._owed)
+        self._owed, self._full = {}, None
+        message = encode_version(new.number, new.weights, self._layout, origin, self._spools.new(), new.range)
         return Encoded(*message, new.weights)
 
     def _encode_delta(self, new: NewVersion, origin: Origin, encoding: DeltaEncoding, full: Pointer | None) -> Encoded:
-        parts, self._residual = encoding.finish()
-        delta = delta_version(new.number, new.weights, self._layout, origin, self._codec, parts)
-        return Encoded(*delta, new.weights, residual_message(new.number, self._residual, self._layout), full)
+        parts, residual = encoding.finish()
+        self._owed = {**self._owed, new.range: residual}
+        delta = delta_version(new.number, new.weights, self._layout, origin, self._codec, parts, new.range)
+        return Encoded(*delta, new.weights, residual_messages(new.number, self._owed, self._layout), full)
 
     def committed(self, head: VersionHead, pointer: Pointer) -> None:
         """The version encoded last lies there."""

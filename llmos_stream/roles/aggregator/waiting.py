@@ -45,10 +45,6 @@ class WaitingUpdates:
         waiting = self._updates.get((client_id, sequence))
         return waiting is not None and waiting[:2] == (partition, offset)
 
-    def has_of(self, client_id: str) -> bool:
-        """Whether any update of this client waits."""
-        return any(whose == client_id for whose, _ in self._updates)
-
     def take(self, manifest: Sequence[Contribution]) -> Batch:
         """What becomes a version with this manifest, and the time since the one before."""
         batch = Batch([self._updates.pop((item.client_id, item.sequence)) for item in manifest], self._fold_seconds)

@@ -155,6 +155,7 @@ class _TrainingClient:
             with span("client.train"):
                 settings = client.settings
                 self._steps.use(settings.epochs, settings.local_steps)
+                version = replace(version, weights=await client.start_from(version))
                 trained = await self._train(local, version, client.heard().steps_per_second)
             if trained.stopped:
                 return

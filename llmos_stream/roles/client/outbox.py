@@ -9,12 +9,15 @@ from torch import Tensor
 from llmos_stream.codec import Layout, UpdateEncoding, is_finite
 from llmos_stream.config import CodecSettings
 from llmos_stream.errors import StateError, TaskError
+from llmos_stream.roles.client.carry import Cut
 from llmos_stream.roles.client.state import ClientState, Payload, Unsent
 from llmos_stream.runtime import SYSTEM_CLOCK, Clock
 from llmos_stream.training.shared_model import Trained
 from llmos_stream.types import UpdateHead
 from llmos_stream.wire import pack_prelude
 from llmos_stream.wire.head import MAX_METRICS
+
+_NOT_FINITE = "training made weights that are not finite; lower client.lr"
 
 
 class Outbox:
@@ -42,7 +45,7 @@ class Outbox:
         """Raise StateError when what the state holds is damaged or of another model."""
         with self._state.mutex:
             unsent = self._state.unsent()
-            if unsent is not None and unsent.head.layout_digest != self._layout.digest:
+            if unsent is not None and unsent.head.layout_digest != self._layout.digest_of(unsent.head.range):
                 raise StateError(
                     f"what client {self._client_id} has not sent yet is of another model; "
                     "give this one a client.state_dir of its own"
@@ -53,8 +56,13 @@ class Outbox:
         with self._state.mutex:
             return self._state.unsent()
 
+    def start(self, weights: Tensor, cut: Cut) -> Tensor:
+        """See `Carry.start`."""
+        with self._state.mutex:
+            return self._state.carry.start(weights, cut)
+
     def put(self, trained: Trained) -> tuple[Unsent, bool]:
-        """The next update to send, durable, and whether it is that of `trained`.
+        """The next update to send, durable, and whether it is that of `trained`, as far as that is its turn.
 
         It is not while an earlier one is unsent: then nothing is done with `trained`. Raises TaskError
         when the delta is not finite, StateError when it cannot be written.
@@ -71,18 +79,28 @@ class Outbox:
     def _spool(self, trained: Trained) -> Unsent:
         begun = self._clock.monotonic()
         sequence = self._state.take_sequence()
-        metrics = _with_norm(trained)  # before the delta is written over
-        payload = self._write(trained.delta, trained.buffers, sequence)
+        carry, buffers = self._state.carry, trained.buffers
+        fragment, elements, kept = carry.turn(), None, None
+        if fragment is not None:
+            elements = fragment.begin, fragment.begin + fragment.parameters
+            carry.add_to(trained.delta)
+            if not is_finite(trained.delta):  # of what is not sent now, nobody would look at it
+                raise TaskError(_NOT_FINITE)
+            kept = carry.without(trained.delta, elements)
+            buffers = buffers if fragment.buffers else None
+        metrics = _with_norm(trained, elements)  # before the delta is written over
+        payload = self._write(trained.delta, buffers, sequence, elements)
         head = UpdateHead(
             client_id=self._client_id,
             sequence=sequence,
             base_version=trained.base_version,
             num_examples=trained.num_examples,
-            layout_digest=self._layout.digest,
+            layout_digest=self._layout.digest if fragment is None else fragment.digest,
             codec=self._encoding.spec,
             payload_size=payload.size,
             payload_digest=payload.digest,
             metrics=metrics,
+            range=None if fragment is None else fragment.range,
         )
         encode_seconds = self._clock.monotonic() - begun
         update = Unsent(head, pack_prelude(head), payload, trained.seconds, encode_seconds)
@@ -91,17 +109,19 @@ class Outbox:
         else:
             self._state.spool(update, feedback.pending)
             feedback.commit()
+        if fragment is not None and kept is not None:
+            carry.sent(fragment, kept)
         return update
 
-    def _write(self, delta: Tensor, buffers: Tensor | None, sequence: int) -> Payload:
+    def _write(self, delta: Tensor, buffers: Tensor | None, sequence: int, elements: tuple[int, int] | None) -> Payload:
         """Encode slice by slice, each written before the next is made."""
         values = torch.empty(0, dtype=torch.float32, device="cpu") if buffers is None else buffers
         self._take_residual()
         try:
-            return self._state.write(sequence, self._encoding.frames(delta, values, sequence))
+            return self._state.write(sequence, self._encoding.frames(delta, values, sequence, elements))
         except ValueError:
             if not is_finite(delta):  # error feedback looks itself, so that good deltas are looked at once
-                raise TaskError("training made weights that are not finite; lower client.lr") from None
+                raise TaskError(_NOT_FINITE) from None
             raise
 
     def _take_residual(self) -> None:
@@ -112,9 +132,10 @@ class Outbox:
                 feedback.residual = residual
 
 
-def _with_norm(trained: Trained) -> Mapping[str, float]:
-    """Its metrics, and the L2 norm of its delta where there is room for that."""
-    norm = float(torch.linalg.vector_norm(trained.delta))
+def _with_norm(trained: Trained, elements: tuple[int, int] | None) -> Mapping[str, float]:
+    """Its metrics, and the L2 norm of what is sent of its delta where there is room for that."""
+    begin, end = elements or (0, trained.delta.numel())
+    norm = float(torch.linalg.vector_norm(trained.delta[begin:end]))
     if len(trained.metrics) >= MAX_METRICS or not math.isfinite(norm):
         return trained.metrics
     return {"norm": norm, **trained.metrics}

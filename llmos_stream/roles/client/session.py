@@ -12,6 +12,8 @@ from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from typing import Self
 
+from torch import Tensor
+
 from llmos_stream.broker import Producer, Reader, Topics
 from llmos_stream.codec import Layout
 from llmos_stream.config import ClientSettings, CodecSettings
@@ -32,7 +34,8 @@ from llmos_stream.log.federation import Federation
 from llmos_stream.log.record_tracing import update_attributes
 from llmos_stream.log.replica import Replica, newest_version
 from llmos_stream.log.stream import value_of
-from llmos_stream.log.versions import Version
+from llmos_stream.log.versions import Version, fragments_of
+from llmos_stream.roles.client.carry import WHOLE, Cut
 from llmos_stream.roles.client.events import ClientEvents
 from llmos_stream.roles.client.orders import Orders
 from llmos_stream.roles.client.outbox import Outbox
@@ -41,7 +44,7 @@ from llmos_stream.roles.client.state import ClientState, Unsent
 from llmos_stream.telemetry.tracing import TraceParent, span, trace_headers
 from llmos_stream.training.differences import difference
 from llmos_stream.training.shared_model import Trained
-from llmos_stream.types import UpdateHead
+from llmos_stream.types import UpdateHead, elements_in
 from llmos_stream.wire import message_id, split
 
 logger = logging.getLogger(__name__)
@@ -247,6 +250,23 @@ class Client:
         await self._learn()
         return version
 
+    def _cut_of(self, version: Version) -> Cut:
+        if (count := fragments_of(version.head.rule)) == 1:
+            return WHOLE
+        try:
+            return Cut(self._layout.fragments(count), version.head.range)
+        except ValueError as error:
+            raise ConfigError(f"aggregation.fragments: version {version.head.number} is cut wrongly: {error}") from None
+
+    async def start_from(self, version: Version) -> Tensor:
+        """The weights to train from, where this is the newest version: its own, which are not to be written to.
+
+        Of a model in fragments, with what this client has learnt in those that it has not sent yet.
+        """
+        if self.finished is not None:
+            return version.weights
+        return await self._federation.run(self._outbox.start, version.weights, self._cut_of(version))
+
     async def _fetch(self, above: int | None) -> Version | None:
         """The newest version; None when a stop comes first, and where what was announced is none."""
         shutdown, pointer = self._federation.shutdown, self._control.latest
@@ -363,7 +383,7 @@ class Client:
             head.num_examples,
             update.sent_bytes,
         )
-        raw_bytes = 4 * self._layout.numel
+        raw_bytes = 4 * elements_in(head, self._layout.numel)
         await self.events.update_sent(update, raw_bytes=raw_bytes)
         return Published(head, update.sent_bytes, raw_bytes)
 

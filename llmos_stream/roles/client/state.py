@@ -48,6 +48,7 @@ from torch import Tensor
 
 from llmos_stream.core.client_sequences import CHANCES, next_sequence
 from llmos_stream.errors import StateError
+from llmos_stream.roles.client.carry import Carry
 from llmos_stream.roles.client.outcomes import Outcomes
 from llmos_stream.roles.client.state_files import (
     NamedFile,
@@ -96,6 +97,8 @@ class ClientState:
         self._record = StateRecord(0)
         self._is_new = True
         self.outcomes = Outcomes(client_id)
+        self.carry = Carry()
+        """What it has not sent yet of a model in fragments. In memory: a restart forgets it."""
         if folder is not None:
             with self._state_errors():
                 folder.mkdir(parents=True, exist_ok=True)

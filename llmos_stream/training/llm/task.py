@@ -103,6 +103,16 @@ class LlmTask(Task):
         kind = kinds.get(self.llm.lora.aggregation) if self.llm.lora.rank else None
         return () if kind is None else (kind(),)
 
+    @property
+    def whole_because(self) -> str | None:
+        if not self.llm.lora.rank:
+            return None
+        return {
+            "alternate": "lora.aggregation = alternate trains A and B in turn, by the number of the version",
+            "exact": "lora.aggregation = exact sends A, B and what their product adds to the weights, which belong "
+            "together",
+        }.get(self.llm.lora.aggregation)
+
     def optimizer(self, model: nn.Module) -> Optimizer:
         """AdamW, at `client.lr` (2e-4 where that is unset), with the schedule of one round."""
         lr = self.client.lr if "lr" in self.client.model_fields_set else _LR

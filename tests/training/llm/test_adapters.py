@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from llmos_stream.config import Settings
-from llmos_stream.errors import TaskError
-from llmos_stream.roles.aggregator import Initial
+from llmos_stream.errors import ConfigError, TaskError
+from llmos_stream.roles.aggregator import Initial, initial_of
 from llmos_stream.testing import quick_settings, running_federation
 from llmos_stream.training import load_task
 from llmos_stream.training.llm.adapters import NAME, adapted_layers
@@ -142,6 +142,22 @@ async def test_an_aggregator_makes_the_mean_of_the_products(mode: str, tiny: Pat
                 await running.publish(one.delta, f"site-{place}", num_examples=one.num_examples, base_version=base)
             weights.append((await running.version(number + 1)).weights.clone())
             assert _off(sites[0].products(weights[-1]), expected, start) < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("mode", "why"), [("alternate", "in turn"), ("exact", "together"), ("ffa", ""), ("separate", "")]
+)
+def test_products_that_need_a_whole_version_do_not_move_in_fragments(mode: str, why: str, tiny: Path) -> None:
+    task = llm_task(tiny, lora={"rank": 2, "aggregation": mode})
+    settings = quick_settings(aggregation={"buffer_size": 2, "fragments": 2})
+    if not why:
+        assert task.whole_because is None
+        assert len(initial_of(task, settings).layout.fragments(2)) == 2
+        return
+    says = rf"aggregation\.fragments: lora\.aggregation = {mode} .*{why}.*; leave it at 1"
+    with pytest.raises(ConfigError, match=says):
+        initial_of(task, settings)
+    assert llm_task(tiny, lora={"rank": 0, "aggregation": mode}).whole_because is None
 
 
 def test_what_makes_no_sense_is_told_in_one_line(tiny: Path) -> None:
