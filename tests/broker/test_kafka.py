@@ -19,9 +19,6 @@ from llmos_stream.broker import Broker, LocalKafka, Producer, Record, TopicParti
 from llmos_stream.broker.kafka.reader import KafkaReader
 from llmos_stream.config import BrokerSettings
 from llmos_stream.errors import BrokerError, BrokerUnavailable, ConfigError, OffsetGone, RecordTooLarge, TopicMissing
-from llmos_stream.log.producer import RetryingProducer
-from llmos_stream.runtime import Shutdown
-from llmos_stream.testing.log import until
 from tests.broker.helpers import PATIENCE_SECONDS, commit, make_topic, read_all, take, values, write_one
 from tests.conftest import IN_CI, KafkaNode, need_a_local_kafka
 
@@ -239,34 +236,6 @@ async def test_a_producer_that_kafka_refused_says_so_until_another_is_opened(kaf
     async with broker.producer() as producer:
         await producer.send(topic, b"x")
     assert values(await read_all(broker, topic)) == [b"x"]
-
-
-@pytest.mark.kafka
-@pytest.mark.full
-async def test_a_topic_with_too_few_replicas_in_sync_is_one_clear_line_and_nothing_is_lost(
-    kafka: KafkaNode, federation: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    """`min.insync.replicas` is above the brokers that live, until somebody lowers it."""
-    broker = connect(kafka.settings().model_copy(update={"request_timeout_seconds": 3.0}))
-    topic = await make_topic(broker, federation, config={"min.insync.replicas": "2"})
-    too_few = f"takes no record of {topic}: fewer of its replicas are in sync than its min.insync.replicas asks for"
-
-    async def write(producer: Producer) -> None:
-        await producer.send(topic, b"kept", key=b"a")
-
-    async with broker.producer() as producer:
-        with pytest.raises(BrokerUnavailable, match=too_few):
-            await write(producer)
-    caplog.clear()
-    with caplog.at_level(logging.WARNING):
-        async with RetryingProducer(broker, Shutdown(), 0.5) as patient:
-            delivering = asyncio.create_task(patient.deliver(write))
-            async with asyncio.timeout(60):
-                await until(lambda: too_few in caplog.text)
-                await broker.configure_topic(topic, {"min.insync.replicas": "1"})
-                await delivering
-    assert all("\n" not in record.getMessage() for record in caplog.records)
-    assert set(values(await read_all(broker, topic))) == {b"kept"}
 
 
 # Restarts and crashes
