@@ -1,15 +1,19 @@
 """Three brokers, one of which is killed while a federation runs. The run goes on without it."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from llmos_stream.broker import Topics
+from llmos_stream.broker import Producer, Topics, connect
 from llmos_stream.broker.kafka.connection import Connection, topic_partitions
 from llmos_stream.config import BrokerSettings
+from llmos_stream.log.producer import RetryingProducer
 from llmos_stream.roles.aggregator.publisher import group_of
+from llmos_stream.runtime import Shutdown
+from llmos_stream.testing import until
+from tests.broker.helpers import make_topic, read_all, values
 from tests.conftest import need_a_local_kafka
 from tests.faults.cluster import LocalCluster
 from tests.faults.plan import BROKER, Fault, Plan, Point
@@ -59,3 +63,31 @@ async def test_one_of_three_brokers_is_killed_and_the_run_goes_on(
     assert [cluster.running(number) for number in killed] == [False], "the run was over without it"
     cluster.start(killed[0])
     assert all(cluster.running(number) for number in cluster.numbers)
+
+
+@pytest.mark.full
+async def test_a_topic_that_wants_more_replicas_than_live_is_one_clear_line_and_nothing_is_lost(
+    cluster: LocalCluster, federation: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    servers = cluster.bootstrap_servers
+    broker = connect(BrokerSettings(bootstrap_servers=servers, request_timeout_seconds=5.0))
+    topic = await make_topic(broker, federation, config={"min.insync.replicas": "3"})
+    too_few = f"takes no record of {topic}: fewer of its replicas are in sync than its min.insync.replicas asks for"
+
+    def write(value: bytes) -> Callable[[Producer], Awaitable[object]]:
+        return lambda producer: producer.send(topic, value, key=b"a")
+
+    async with RetryingProducer(broker, Shutdown(), 0.5) as patient:
+        await patient.deliver(write(b"before"))
+        await asyncio.to_thread(cluster.kill, 3)
+        try:
+            delivering = asyncio.create_task(patient.deliver(write(b"after")))
+            await until(lambda: too_few in caplog.text or delivering.done(), 90.0)
+            assert not delivering.done()
+        finally:
+            await asyncio.to_thread(cluster.start, 3)
+        async with asyncio.timeout(90.0):
+            await delivering
+    assert all("\n" not in record.getMessage() for record in caplog.records if too_few in record.getMessage())
+    # Whether an attempt was written that nobody confirmed is not known: updates are told apart by their sequence.
+    assert set(values(await read_all(broker, topic))) == {b"before", b"after"}
