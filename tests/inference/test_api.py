@@ -63,7 +63,9 @@ async def test_bad_input_is_refused_with_what_was_expected(body: str, status: in
 
 
 @pytest.mark.parametrize(
-    "values", ["[]," * 2_700_000 + "[]", "0," * 4_000_000 + "0", "[[[" + "[[]]," * 1_000_000 + "0]]]"]
+    "values",
+    ["[]," * 2_700_000 + "[]", "0," * 4_000_000 + "0", "[[[" + "[[]]," * 1_000_000 + "0]]]"],
+    ids=["empty lists", "numbers", "deep lists"],
 )
 async def test_what_no_examples_have_is_refused_before_it_is_parsed(values: str) -> None:
     """Millions of empty lists fit into a body, and take a hundred times the memory of the examples that may come."""

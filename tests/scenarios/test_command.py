@@ -85,7 +85,14 @@ def _pages_commands() -> list[str]:
     return [command for block in blocks for command in commands_in(f"```bash\n{block.text}```")]
 
 
-@pytest.mark.parametrize("command", _pages_commands())
+def _once_quick() -> list[object]:
+    """The page's commands; those on lenders, 15 s each, show nothing more of the command than those on hospitals."""
+    return [
+        pytest.param(command, marks=pytest.mark.full if "lending" in command else ()) for command in _pages_commands()
+    ]
+
+
+@pytest.mark.parametrize("command", _once_quick())
 def test_the_pages_commands_run(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     words = shlex.split(command, comments=True)[1:]

@@ -14,7 +14,7 @@ from tests.conftest import KafkaNode
 from tests.docs.pages import DOCS, blocks_of, commands_in
 from tests.tracking.aids import write_run
 
-pytestmark = [pytest.mark.kafka, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.kafka, pytest.mark.full, pytest.mark.timeout(300)]
 
 _PAGE = DOCS / "tracking.md"
 
