@@ -88,7 +88,7 @@ class DeploySettings(Section):
     server: Literal["vllm", "lorax"] = "vllm"
     """What answers with the adapters. vllm: its load and unload endpoints. lorax: requests that name a folder."""
     urls: Annotated[str, AfterValidator(_addresses)] = ""
-    """Addresses of the servers, separated by commas, as in http://gpu1:8000,http://gpu2:8000. Each is brought to the
+    """Addresses of the servers, separated by commas, as in http://gpu1:8000, http://gpu2:8000. Each is brought to the
     promoted version by itself."""
     token: Annotated[SecretStr | None, AfterValidator(none_where_empty)] = None
     """Bearer token that the servers ask for (vLLM: --api-key)."""

@@ -18,6 +18,8 @@ def _another_value(setting: Setting, present: Any) -> str:
     """A value that the setting may have and does not have by default."""
     if setting.field == "security_protocol":
         return "SSL"  # the next one needs a password
+    if setting.name == "deploy.urls":
+        return "http://gpu1:8000"
     if setting.field == "endpoint":
         return "http://collector:4318/v1/traces"
     if setting.kind == "NAME=VALUE,...":
@@ -32,6 +34,7 @@ def _another_value(setting: Setting, present: Any) -> str:
 
 
 NEEDED = {
+    "aggregation.fragments": ("--aggregation.buffer-size", "3"),
     "aggregation.quorum": ("--aggregation.buffer-size", "3"),
     "aggregation.strategy": ("--aggregation.buffer-size", "3"),
     "server_optimizer.nesterov": ("--server-optimizer.momentum", "0.5"),
@@ -174,7 +177,7 @@ def test_the_table_of_settings_cuts_nothing_off(llmos: Run, monkeypatch: pytest.
 def test_every_section_is_a_flag_of_the_role_that_reads_it(capsys: pytest.CaptureFixture[str]) -> None:
     """Each section of the settings can be given by a flag of some command."""
     found = set()
-    for command in ("aggregator", "archive", "client", "evaluate", "monitor", "serve", "topics"):
+    for command in ("aggregator", "archive", "client", "deploy", "evaluate", "monitor", "serve", "topics"):
         with pytest.raises(SystemExit):
             main([command, "--help-all"])
         found |= set(re.findall(r"--([a-z-]+)\.[a-z-]+", capsys.readouterr().out))

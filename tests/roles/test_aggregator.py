@@ -51,6 +51,7 @@ async def test_a_full_buffer_becomes_a_version_with_its_manifest(broker: Broker,
             "quorum",
             "grace_seconds",
             "fragments",
+            "one_of_a_client",
         },  # recorded where they decide something
     )
     assert version.head.build["torch"] == torch.__version__

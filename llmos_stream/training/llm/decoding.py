@@ -29,7 +29,7 @@ class Decoder:
         self._takes_places = "position_ids" in takes
         self._name = "cache" if "cache" in takes else "past_key_values"  # as releases of transformers call it
         self._cache: Any = None
-        self._mask = torch.zeros(0, 0, dtype=torch.long)
+        self._mask = torch.zeros(0, 0, dtype=torch.long, device=model.device)
 
     def __len__(self) -> int:
         return len(self._mask)
@@ -37,7 +37,7 @@ class Decoder:
     def join(self, prompt: Sequence[int]) -> Tensor:
         """Take in a sequence, as the last one; return the logits [V], float32, of its next token."""
         with torch.inference_mode():
-            tokens = torch.tensor([list(prompt)])
+            tokens = torch.tensor([list(prompt)], dtype=torch.long, device=self._model.device)
             cache: Any = DynamicCache()
             found = self._pass(tokens, cache, **self._last_alone)
             mask = torch.ones_like(tokens)
@@ -54,7 +54,7 @@ class Decoder:
     def step(self, tokens: Sequence[int]) -> Tensor:
         """Continue each sequence by its token; return the logits [N, V], float32, of the next ones."""
         with torch.inference_mode():
-            last = torch.tensor(list(tokens))[:, None]
+            last = torch.tensor(list(tokens), dtype=torch.long, device=self._model.device)[:, None]
             places = {"position_ids": self._mask.sum(dim=1, keepdim=True)} if self._takes_places else {}
             mask = torch.cat([self._mask, torch.ones_like(last)], dim=1)
             found = self._pass(last, self._cache, attention_mask=mask, **places)
@@ -71,7 +71,7 @@ class Decoder:
         if len(some) == len(self):
             return
         with torch.inference_mode():
-            chosen = torch.tensor(list(some), dtype=torch.long)
+            chosen = torch.tensor(list(some), dtype=torch.long, device=self._model.device)
             mask = self._mask[chosen]
             if not some:
                 self._cache, self._mask = None, mask[:, :0]
