@@ -39,7 +39,7 @@ _ASKED = (
     "Write a line about peace.",
     "How many days has a year? Say why it is not always the same number, in a sentence.",
 )
-_NOISE = 0.5  # so that each version says something else
+_NOISE = 2.0  # so that each version says something else
 _CLIENT_SECONDS = 600.0
 
 

@@ -176,7 +176,7 @@ def test_recovery_is_measured(kafka: KafkaNode, tmp_path: Path) -> None:
 @pytest.mark.full
 @pytest.mark.kafka
 def test_predictions_are_measured_and_every_answer_is_checked(kafka: KafkaNode, tmp_path: Path) -> None:
-    few = ["--requests", "400", "--versions", "3", "--connections", "4", "--limit", "120"]
+    few = ["--requests", "400", "--versions", "3", "--connections", "4", "--limit", "500"]
     assert main(["serve", *few, "--bootstrap", kafka.bootstrap_servers, "--output", str(tmp_path)]) == 0
     found = json.loads((tmp_path / "serve.json").read_text())
     still, moving = found["results"]
@@ -189,6 +189,7 @@ def test_predictions_are_measured_and_every_answer_is_checked(kafka: KafkaNode, 
 
 @pytest.mark.full
 @pytest.mark.kafka
+@pytest.mark.timeout(600)
 def test_texts_are_measured_beside_transformers_and_every_one_is_checked(kafka: KafkaNode, tmp_path: Path) -> None:
     write_tiny_model(tmp_path / "model")
     few = ["--requests", "40", "--versions", "2", "--connections", "4", "--tokens", "8", "--alone", "4"]

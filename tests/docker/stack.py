@@ -71,7 +71,7 @@ class Stack:
     def up(self, services: Sequence[str]) -> None:
         """Start them in the order of their health; returns once all are healthy."""
         self._services = tuple(services)
-        wait = ("--wait", "--wait-timeout", "240")
+        wait = ("--wait", "--wait-timeout", "600")
         self.compose("up", "--detach", "--no-build", "--pull", "never", *wait, *services, seconds=300)
 
     def stop(self) -> None:
