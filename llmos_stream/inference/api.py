@@ -5,25 +5,21 @@ from typing import Any
 
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.responses import Response
-from fastapi_offline import FastAPIOffline
 from pydantic import ValidationError
 from torch import Tensor
 
 from llmos_stream.config import InferenceSettings, explain
 from llmos_stream.inference.answers import Answer, Models, Question, models_of, question_schema
+from llmos_stream.inference.application import guarded_app
 from llmos_stream.inference.batching import Batcher, Busy, PredictionFailed
 from llmos_stream.inference.inputs import BadInput, InputSpec, check_counts, read_inputs
 from llmos_stream.inference.metrics import InferenceMetrics
 from llmos_stream.inference.model_pool import ModelPool, NotLoaded
 from llmos_stream.inference.route_api import add_route
 from llmos_stream.runtime import Offload
-from llmos_stream.web.bodies import BodyLimit
-from llmos_stream.web.guards import HostCheck
 
 _PREDICT = "/v1/predict"
-_SMALL_BODY = 4096  # of all other paths: they are parsed before their token is looked at
 _LARGE_BODY = 1 << 16
-_HOSTS = "inference.allowed_hosts (LLMOS_INFERENCE__ALLOWED_HOSTS)"
 _ERRORS: dict[int | str, dict[str, Any]] = {
     404: {"description": "No such version is held."},
     413: {"description": "The body is too large."},
@@ -41,20 +37,8 @@ def make_app(
     offload: Offload,
 ) -> FastAPI:
     """Make the API over parts that the caller starts and stops."""
-    app: FastAPI = FastAPIOffline(
-        redoc_url=None,
-        title="llmos_stream inference",
-        version="1",
-        description="Predictions by the versions of a federation. Every answer names the version that gave it.",
-        swagger_ui_parameters={"validatorUrl": None},  # no picture from elsewhere
-    )
-    app.add_middleware(
-        BodyLimit,
-        max_bytes=min(_SMALL_BODY, settings.max_body_bytes),
-        larger={_PREDICT: settings.max_body_bytes},
-        held_bytes=settings.max_bodies_bytes,
-    )
-    app.add_middleware(HostCheck, host=settings.host, allowed=settings.allowed_hosts, setting=_HOSTS)
+    description = "Predictions by the versions of a federation. Every answer names the version that gave it."
+    app = guarded_app(settings, description, {_PREDICT: settings.max_body_bytes})
 
     @app.post(_PREDICT, response_model=Answer, responses=_ERRORS, openapi_extra={"requestBody": question_schema(spec)})
     async def predict(request: Request) -> Response:

@@ -7,11 +7,11 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response, StreamingResponse
-from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
 from llmos_stream.config import InferenceSettings
+from llmos_stream.inference.application import guarded_app
 from llmos_stream.inference.generation.answers import (
     DONE,
     Answers,
@@ -46,14 +46,11 @@ from llmos_stream.runtime import Offload
 from llmos_stream.runtime.tasks import run_while
 from llmos_stream.training.llm.prompts import BadPrompt, Prompts, context_of
 from llmos_stream.training.llm.versions import VersionedModel
-from llmos_stream.web.bodies import BodyLimit
-from llmos_stream.web.guards import Denied, HostCheck
+from llmos_stream.web.guards import Denied
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
-_SMALL_BODY = 4096
 _BYTES_A_TOKEN = 64  # of a body: as many as a long word takes with its letters escaped
 _SLACK = 1 << 16
-_HOSTS = "inference.allowed_hosts (LLMOS_INFERENCE__ALLOWED_HOSTS)"
 _GONE = 499  # what logs and metrics commonly call a client that has left
 
 
@@ -68,23 +65,10 @@ def make_app(
     offload: Offload,
 ) -> FastAPI:
     """Make the API over parts that the caller starts and stops. `name` is the federation's, and so the model's."""
-    app: FastAPI = FastAPIOffline(
-        redoc_url=None,
-        title="llmos_stream inference",
-        version="1",
-        description="Texts by the versions of a federation. Every answer names the version that gave it.",
-        swagger_ui_parameters={"validatorUrl": None},  # no picture from elsewhere
-    )
     asking = _Asking(settings, name, model, pool, generator, metrics, counts, offload)
     largest = min(settings.max_body_bytes, _BYTES_A_TOKEN * asking.context + _SLACK)
-    app.add_middleware(
-        BodyLimit,
-        max_bytes=min(_SMALL_BODY, settings.max_body_bytes),
-        larger={CHAT: largest, COMPLETIONS: largest},
-        held_bytes=settings.max_bodies_bytes,
-        shape=_denied,
-    )
-    app.add_middleware(HostCheck, host=settings.host, allowed=settings.allowed_hosts, setting=_HOSTS, shape=_denied)
+    description = "Texts by the versions of a federation. Every answer names the version that gave it."
+    app = guarded_app(settings, description, {CHAT: largest, COMPLETIONS: largest}, _denied)
     _answer_errors(app)
 
     @app.post(CHAT, openapi_extra=_takes(ChatRequest))
