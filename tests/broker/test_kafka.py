@@ -9,6 +9,7 @@ import socket
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from aiokafka import TopicPartition as TheirPartition
@@ -364,6 +365,27 @@ async def test_asking_for_a_topic_makes_none_where_kafka_creates_topics_by_itsel
         assert [topic.name for topic in await broker.list_topics(federation)] == [there]
     finally:
         await asyncio.to_thread(eager.stop)
+
+
+async def test_what_was_set_for_a_topic_is_told_by_the_time_that_it_is_set(
+    kafka: KafkaNode, federation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broker = connect(kafka.settings())
+    topic = await make_topic(broker, federation)
+    really = AIOKafkaAdminClient.describe_configs
+    asked: list[Any] = []
+
+    async def late(admin: AIOKafkaAdminClient, resources: list[Any], include_synonyms: bool = False) -> Any:
+        """As a broker answers that has not heard of it yet: twice after what is asked before it is set."""
+        answer = await really(admin, resources, include_synonyms)
+        asked.append(answer)
+        return asked[0] if len(asked) < 4 else answer
+
+    monkeypatch.setattr(AIOKafkaAdminClient, "describe_configs", late)
+    await broker.configure_topic(topic, {"retention.ms": "2000000"})
+    (info,) = await broker.list_topics(federation)
+    assert info.config == {"retention.ms": "2000000"}
+    assert len(asked) == 5
 
 
 # Credentials

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Self, Unpack
 
 import aiokafka.errors as theirs
@@ -83,6 +84,7 @@ class KafkaBroker:
                 for answer in await admin.alter_configs([resource]):
                     for code, message, *_ in answer.resources:
                         _raise_refused(code, f"topic {name} cannot be changed", "AlterConfigs", message)
+                await self._settle_config(admin, name, config)
                 return
         raise TopicMissing(topic_missing(name))
 
@@ -148,6 +150,17 @@ class KafkaBroker:
         except TimeoutError:
             where, names = f"Kafka at {self._connection.address}", ", ".join([*there, *gone])
             raise BrokerUnavailable(f"{where}: no leaders for {names} after {_SETTLE_SECONDS:g} s") from None
+
+    async def _settle_config(self, admin: AIOKafkaAdminClient, name: str, config: Mapping[str, str]) -> None:
+        """Wait a while until what was set is what is told: the controller answers before the brokers know."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_SETTLE_SECONDS):
+                while True:
+                    found = await self._infos(admin, await topic_partitions(admin, [name]))
+                    # Nothing is told to a user who may alter but not describe, nor of a topic that goes meanwhile.
+                    if all(not info.effective or config.items() <= info.effective.items() for info in found):
+                        return
+                    await asyncio.sleep(_PAUSE_SECONDS)
 
     async def _infos(self, admin: AIOKafkaAdminClient, partitions: dict[str, list[Partition]]) -> list[TopicInfo]:
         """What was set for each of these topics; nothing where the ACLs do not let us see it."""
