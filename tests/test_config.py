@@ -120,6 +120,19 @@ def test_every_setting_says_what_it_does() -> None:
             assert info.description.rstrip().endswith("."), f"{name}.{field}"
 
 
+def test_no_setting_takes_an_integer_that_nothing_can_count() -> None:
+    unbounded = [
+        f"{name}.{field}"
+        for name, section in SECTIONS.items()
+        for field, schema in section.model_json_schema()["properties"].items()
+        for one in schema.get("anyOf", [schema])
+        if one.get("type") == "integer" and not {"maximum", "exclusiveMaximum"} & one.keys()
+    ]
+    assert not unbounded
+    with pytest.raises(ConfigError, match=r"client\.epochs.*9223372036854775807"):
+        load({"client": {"epochs": 10**22}})
+
+
 def test_settings_do_not_change_during_a_run() -> None:
     settings = Settings()
     with pytest.raises(ValueError, match="frozen"):

@@ -85,7 +85,8 @@ def _differences(wanted: TopicSpec, partitions: int, values: Mapping[str, str]) 
 def _too_few_replicas(found: TopicInfo) -> Iterator[Difference]:
     needed = int(found.effective.get(_IN_SYNC, "1"))
     if needed > found.replicas:
-        yield Difference(_IN_SYNC, str(needed), str(found.replicas), "no record is taken, with so few replicas")
+        harm = "Kafka before 3.7 takes no record, with so few replicas"
+        yield Difference(_IN_SYNC, str(needed), str(found.replicas), harm)
 
 
 def _in_one_order(wanted: TopicSpec) -> bool:

@@ -5,7 +5,17 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from llmos_stream.config.base import NAME_PATTERN, Count, FilePath, Fraction, Positive, Section, power_of_two
+from llmos_stream.config.base import (
+    MOST,
+    NAME_PATTERN,
+    Count,
+    FilePath,
+    Fraction,
+    Positive,
+    Section,
+    Whole,
+    power_of_two,
+)
 from llmos_stream.config.rules import (
     NO_OPTIONS,
     Options,
@@ -33,7 +43,7 @@ class StalenessSettings(Section):
     """How fast the weight falls (polynomial, hinge)."""
     b: Annotated[float, Field(ge=0)] = 4.0
     """Staleness up to which the hinge gives full weight."""
-    maximum: Annotated[int, Field(ge=0)] = 1_000_000
+    maximum: Whole = 1_000_000
     """An update staler than this is refused. fedasync refuses what is staler than its history, too."""
     options: Options = NO_OPTIONS
     """What a function of your own takes: name=value,name=value."""
@@ -181,13 +191,13 @@ class AggregatorSettings(Section):
     """A waiting aggregator takes over when the one that leads was silent for this long."""
     utilisation: Fraction = 0.9
     """Share of its time that the aggregator means to be busy; clients are told to send less often beyond that."""
-    decode_bytes: Annotated[int, Field(ge=0)] = 1 << 30
+    decode_bytes: Whole = 1 << 30
     """How much memory a decoded update may take; a larger one is decoded twice, slice by slice, as float32 always is.
     int8 and int4 take 1 byte a parameter, float16 and bfloat16 2, topk and topk2 8 for each that they keep."""
     refusals_kept: Count = 64
     """Refused updates of one client that are written into `<f>.quarantine` and the events in a minute; more are only
     counted (`llmos_unlisted_refusals`)."""
-    refused_bytes_kept: Annotated[int, Field(ge=4096)] = 128 << 10
+    refused_bytes_kept: Annotated[int, Field(ge=4096, le=MOST)] = 128 << 10
     """Bytes of them in `<f>.quarantine`, in a minute."""
     device: Literal["cpu", "cuda", "auto"] = "cpu"
     """Where updates are folded. cuda: weights, sum and moments lie on the GPU, and the versions are the same bit for

@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, SecretStr, model_validator
 
-from llmos_stream.config.base import NAME_PATTERN, Count, FilePath, Positive, Section, host_name
+from llmos_stream.config.base import MOST, NAME_PATTERN, Count, FilePath, Positive, Section, Whole, host_name
 from llmos_stream.config.presets import PresetName
 
 
@@ -119,13 +119,13 @@ class WireSettings(Section):
     """A half-received message is dropped when no chunk of it has come for this long."""
     message_seconds: Positive = 3600.0
     """A message that is not whole this long after it began is dropped, however its chunks come."""
-    pending_bytes: Annotated[int, Field(ge=1 << 20)] = 4 << 30
+    pending_bytes: Annotated[int, Field(ge=1 << 20, le=MOST)] = 4 << 30
     """Bytes of half-received messages that are held at most; then the oldest of the client that holds most is
     dropped."""
     client_bytes: Count | None = None
     """Bytes of half-received messages that are held of one client; past that its older ones are dropped for its newest,
     which alone may have all of pending_bytes. Unset: half of pending_bytes."""
-    memory_bytes: Annotated[int, Field(ge=0)] = 4 << 20
+    memory_bytes: Whole = 4 << 20
     """How much of pending_bytes is held in memory; the rest lies in a temporary file."""
     spool_dir: FilePath | None = None
     """Folder of that temporary file, on a disk with room for pending_bytes (/tmp may be memory); the log of a

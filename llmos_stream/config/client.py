@@ -4,7 +4,17 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from llmos_stream.config.base import NAME_PATTERN, Count, FilePath, Fraction, Positive, Section, Source, power_of_two
+from llmos_stream.config.base import (
+    NAME_PATTERN,
+    Count,
+    FilePath,
+    Fraction,
+    Positive,
+    Section,
+    Source,
+    Whole,
+    power_of_two,
+)
 from llmos_stream.config.rules import NO_OPTIONS, CodecName, Options
 
 
@@ -36,14 +46,14 @@ class TaskSettings(Section):
 class ClientSettings(Section):
     id: Annotated[str, Field(pattern=NAME_PATTERN)] | None = None
     """Name of this client, unique in the federation. Unset: this host's name and the shard."""
-    shard: Annotated[int, Field(ge=0)] = 0
+    shard: Whole = 0
     """Which shard of the task's data this client holds."""
     data: Source | None = Field(default=None, repr=False)
     """Where this client's own data are, for a task of your own: a path, a URI or a DSN. A password in it is not shown,
     but process lists show flags: set it by the variable then."""
     state_dir: FilePath | None = None
     """Folder for the sequence, the residual and the unsent update. Unset: one of its own in the user's state folder."""
-    evaluate_every: Annotated[int, Field(ge=0)] = 1
+    evaluate_every: Whole = 1
     """Measure each n-th version on this site's own validation data, where the task has some, and tell the federation.
     0: never."""
     train_alone: bool = False
@@ -56,14 +66,14 @@ class ClientSettings(Section):
     """Share it at each n-th version, and measure that of each other site at most that often."""
     epochs: Count = 1
     """Local epochs between two updates."""
-    head_epochs: Annotated[int, Field(ge=0)] = 0
+    head_epochs: Whole = 0
     """FedRep: first train what is this site's own (task.share) alone for so many epochs, then what is shared alone.
     0: both at once."""
     batch_size: Count = 32
     """Examples in a batch."""
     lr: Positive = 0.05
     """Learning rate of the task's local optimiser."""
-    local_steps: Annotated[Literal["auto"] | int | None, BeforeValidator(_local_steps)] = None
+    local_steps: Annotated[Literal["auto"] | Count | None, BeforeValidator(_local_steps)] = None
     """Optimiser steps between two updates, in place of epochs. auto: those of the epochs for the fastest client, fewer
     for one that is slower, in proportion (DyLU). Unset: whole epochs."""
     proximal_mu: Annotated[float, Field(ge=0)] = 0.0

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from llmos_stream.config.base import Count, Positive, Section
+from llmos_stream.config.base import MOST, Count, Positive, Section, Whole
 
 
 def _words(value: object) -> object:
@@ -14,7 +14,7 @@ def _words(value: object) -> object:
 
 
 class LoraOptions(Section):
-    rank: Annotated[int, Field(ge=0)] = 8
+    rank: Whole = 8
     """Rows of A and columns of B. 0: no adapter; the whole model is trained and shared."""
     alpha: Positive = 16.0
     """The product BA is multiplied with alpha / rank."""
@@ -43,7 +43,7 @@ class LlmOptions(Section):
     """The adapter."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the base model. Adapters are float32."""
-    sequence: Annotated[int, Field(ge=2)] = 512
+    sequence: Annotated[int, Field(ge=2, le=MOST)] = 512
     """Tokens in a sequence."""
     packing: bool = True
     """Put several short examples into a sequence. None sees another."""

@@ -3,7 +3,7 @@
 import re
 from typing import Annotated
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator
 
 from llmos_stream.config.base import Count, Section
 
@@ -23,5 +23,5 @@ class ParticipationSettings(Section):
     """Which clients take part: ids and globs such as ward-*, with commas. *: all."""
     at_once: Count | None = None
     """At most so many clients take part at the same time: the first to come, until they fall silent. Unset: all."""
-    min_examples: Annotated[int, Field(ge=1)] = 1
+    min_examples: Count = 1
     """An update of fewer examples is refused."""

@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, model_validator
 
-from llmos_stream.config.base import Count, Positive, Section
+from llmos_stream.config.base import Count, Positive, Section, Whole
 from llmos_stream.config.plugins import CODECS, SERVER_OPTIMIZERS, STALENESS, STOP_RULES, STRATEGIES, check_installed
 
 _NAME = re.compile(r"[A-Za-z_][\w.-]{0,127}(:[A-Za-z_][\w.]{0,127})?")
@@ -62,7 +62,7 @@ class TrimmedMeanOptions(Section):
 
 
 class KrumOptions(Section):
-    f: Annotated[int, Field(ge=0)] | None = None
+    f: Whole | None = None
     """How many hostile updates of a version are tolerated. Unset: as many as the buffer allows, (K - 3) / 2."""
 
 
@@ -72,7 +72,7 @@ class MultiKrumOptions(KrumOptions):
 
 
 class FadasOptions(Section):
-    delay: Annotated[int, Field(ge=0)] = 1
+    delay: Whole = 1
     """tau_c: where the stalest update of a version is staler, the step is made smaller."""
 
 

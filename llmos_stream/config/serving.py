@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, SecretStr, model_validator
 
-from llmos_stream.config.base import Count, Host, Positive, Section, expanded, no_secret, none_where_empty
+from llmos_stream.config.base import MOST, Count, Host, Positive, Section, expanded, no_secret, none_where_empty
 
 Hosts = Annotated[str | None, Field(pattern=r"^(\*|[\w.-]+( *, *[\w.-]+)*)?$")]
 
@@ -35,7 +35,7 @@ class InferenceSettings(Section):
     wait. More than that, or than the model's context, no request may have."""
     max_body_bytes: Annotated[int, Field(ge=1024, le=1 << 30)] = 8 << 20
     """Most bytes of a request's body, which must arrive within a minute and never pause for 10 seconds."""
-    max_bodies_bytes: Annotated[int, Field(ge=1024)] = 64 << 20
+    max_bodies_bytes: Annotated[int, Field(ge=1024, le=MOST)] = 64 << 20
     """Most bytes of all bodies that are read or being answered at a time. Beyond that the one that has waited longest
     for more of itself is broken off (503)."""
     allowed_hosts: Hosts = None
