@@ -14,6 +14,7 @@ from hypothesis import settings as hypothesis_settings
 
 from llmos_stream.broker import Broker, LocalKafka, MemoryBroker, connect
 from llmos_stream.config import BrokerSettings
+from llmos_stream.runtime.logs import Sparing
 from tests.shared_kafka import SharedKafka
 
 IN_CI = bool(os.environ.get("CI"))
@@ -113,6 +114,9 @@ def _reset_logging() -> None:
     handlers, level, propagate = _LOGGING
     _PACKAGE_LOGGER.handlers, _PACKAGE_LOGGER.propagate = list(handlers), propagate
     _PACKAGE_LOGGER.setLevel(level)
+    for logger in list(logging.root.manager.loggerDict.values()):
+        if isinstance(logger, logging.Logger) and any(isinstance(one, Sparing) for one in logger.filters):
+            logger.filters = [Sparing() if isinstance(one, Sparing) else one for one in logger.filters]
 
 
 def need_a_local_kafka() -> None:
