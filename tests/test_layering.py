@@ -11,6 +11,9 @@ import pytest
 import llmos_stream
 from llmos_stream.config.plugins import STRATEGIES
 
+# One worker reads the code: each would read all of it.
+pytestmark = pytest.mark.xdist_group("code")
+
 _PACKAGE = Path(llmos_stream.__file__).parent
 _STDLIB = sys.stdlib_module_names
 _BASE = {"errors", "types", "config"}
@@ -204,7 +207,7 @@ def test_no_room_but_core_and_config_knows_a_strategy_by_name() -> None:
     for room, path in _modules():
         if room in {"core", "config"}:
             continue
-        names = {node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)}
+        names = {node.value for node in _nodes(path) if isinstance(node, ast.Constant)}
         assert not names & {"fedbuff", "fedasync", "median", "trimmed_mean", "krum", "multi_krum", "norm_bound"}, path
 
 
@@ -223,7 +226,7 @@ _FACES = {
 
 def test_broker_and_all_settings_go_together_through_the_faces_of_roles_alone() -> None:
     for room, path in _modules():
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in _nodes(path):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 arguments = (*node.args.args, *node.args.kwonlyargs)
                 # An address in a user's own words is no broker.
@@ -236,7 +239,7 @@ def test_time_comes_from_the_clock_that_a_role_is_handed() -> None:
     for room, path in _modules():
         if room not in {"roles", "log", "federated"}:
             continue
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in _nodes(path):
             if isinstance(node, ast.ImportFrom) and node.module == "time":
                 assert not {alias.name for alias in node.names} & clocks, path
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "time":

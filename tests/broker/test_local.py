@@ -112,6 +112,7 @@ def test_maven_that_fails_leaves_nothing_and_is_quoted(tmp_path: Path, monkeypat
 
 
 @pytest.mark.kafka
+@pytest.mark.full
 def test_a_start_that_fails_shows_kafkas_own_words(kafka: KafkaNode, tmp_path: Path) -> None:
     taken = int(kafka.bootstrap_servers.rpartition(":")[2])
     second = LocalKafka(tmp_path / "data", port=taken)

@@ -17,6 +17,7 @@ def _listens(port: int) -> bool:
 
 
 @pytest.mark.kafka
+@pytest.mark.full
 def test_it_says_where_it_is_until_it_is_stopped_and_keeps_its_log(start: Start, llmos: Run, tmp_path: Path) -> None:
     need_a_local_kafka()
     broker = start("broker", "--data", tmp_path / "data", new=True)

@@ -206,6 +206,7 @@ def test_what_differs_and_what_is_gone(llmos: Run, on_kafka: str, kafka: KafkaNo
     assert "begins at version 1: update " in llmos("replay", "0-3", "--staleness.a", "2", "--no-evaluation").out
 
 
+@pytest.mark.full
 def test_a_shadow_from_the_command_line(
     llmos: Run, on_kafka: str, kafka: KafkaNode, start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -77,6 +77,7 @@ def test_the_table_fits_80_columns(llmos: Run, tmp_path: Path) -> None:
     assert _is_a_report(report)
 
 
+@pytest.mark.full
 def test_ctrl_c_ends_it_with_what_there_is(start: Start, tmp_path: Path) -> None:
     endless = ("--stop.target", "none", "--stop.patience", "none", "--stop.max-seconds", "none")
     demo = start("demo", "--json", *_QUICK, *_TWO, *endless, "--report", "page.html", new=True)

@@ -2,10 +2,13 @@
 
 import ast
 import re
+from functools import cache
 
 import pytest
 
 from tests.docs.pages import DOCS, ROOT
+
+pytestmark = pytest.mark.xdist_group("code")
 
 _SAID = [
     message
@@ -14,6 +17,7 @@ _SAID = [
 ]
 
 
+@cache
 def _texts() -> list[str]:
     """Every text in the code; what is filled in is a zero character, as are `%d` and `%s` of logs."""
     found = []
@@ -27,18 +31,15 @@ def _texts() -> list[str]:
     return found
 
 
-_TEXTS = _texts()
-
-
 @pytest.mark.parametrize("message", _SAID)
 def test_a_message_that_is_explained_is_one_of_the_code(message: str) -> None:
     pattern = re.compile(".*?".join(re.escape(part.strip()) for part in message.split("...")), re.DOTALL)
-    assert any(pattern.search(text) for text in _TEXTS)
+    assert any(pattern.search(text) for text in _texts())
 
 
 def test_there_are_messages() -> None:
     assert len(_SAID) > 30
-    assert not any("no Kafka ever says this" in text for text in _TEXTS)
+    assert not any("no Kafka ever says this" in text for text in _texts())
 
 
 def test_the_tests_that_the_guarantees_name_are_there() -> None:

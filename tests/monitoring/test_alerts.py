@@ -18,6 +18,7 @@ def test_promtool_can_read_the_rules_and_the_configuration() -> None:
         assert "SUCCESS" in done.stdout
 
 
+@pytest.mark.full
 def test_every_alert_fires_when_it_should_and_not_otherwise() -> None:
     done = promtool("test", "rules", ALERTS_TEST)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -157,6 +157,7 @@ async def test_a_client_that_is_too_slow_is_told_and_starts_from_the_newest(brok
 
 @pytest.mark.kafka
 @pytest.mark.own_kafka
+@pytest.mark.full  # tests/broker has what a restart does to producers and readers
 async def test_a_restart_of_kafka_costs_time_and_nothing_else(kafka: KafkaNode, federation: str) -> None:
     node = kafka.own()
     settings = _settings(federation, stop={"target": None, "max_versions": 30}, client={"min_train_seconds": 0.1})

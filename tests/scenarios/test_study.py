@@ -15,13 +15,15 @@ from llmos_stream.simulation import simulate
 from llmos_stream.simulation.experiment import Arm
 from tests.scenarios.small import settings_of, small, studied
 
+pytestmark = pytest.mark.xdist_group("study")  # one worker computes each study
+
 
 @cache
 def _once(name: str) -> Study:
     return studied(name)
 
 
-@pytest.mark.parametrize("name", SCENARIOS)
+@pytest.mark.parametrize("name", ["heart", pytest.param("lending", marks=pytest.mark.full)])
 def test_the_federation_beats_its_sites_alone(name: str) -> None:
     study = _once(name)
     metric = study.scenario.metric
@@ -32,6 +34,7 @@ def test_the_federation_beats_its_sites_alone(name: str) -> None:
     assert together.updates > study.outcomes["synchronous"][0].updates > 0
 
 
+@pytest.mark.full
 def test_the_same_seed_gives_the_same() -> None:
     again = studied("heart", arms=["asynchronous"])
     assert list(again.outcomes) == ["pooled", "asynchronous"]

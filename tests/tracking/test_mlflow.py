@@ -11,6 +11,7 @@ from llmos_stream.tracking.sink import TrackerUnavailable
 from tests.tracking.places import FINISH, RUN, SETTINGS_GIVEN, START_MS, expected, in_steps
 
 
+@pytest.mark.full
 @pytest.mark.timeout(300)
 def test_mlflow_in_sqlite(tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"

@@ -22,6 +22,7 @@ def _wandb_rows(root: Path) -> Iterator[dict[str, Any]]:
                 yield {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items}
 
 
+@pytest.mark.full
 @pytest.mark.timeout(300)
 def test_wandb_offline(tmp_path: Path) -> None:
     in_steps(lambda: WandbOffline(tmp_path))
