@@ -9,9 +9,8 @@ from torch import Tensor, nn
 
 from llmos_stream import FederatedLearning
 from llmos_stream.errors import ConfigError
-from llmos_stream.log.stream import value_of
 from llmos_stream.training.local import evaluate
-from llmos_stream.wire import load_event
+from tests.federated.aids import told_of_trained
 
 _BATCHES = [
     (torch.tensor([[0.0, 3.0], [1.0, 5.0], [2.0, 7.0], [3.0, 9.0]]), torch.tensor([0, 0, 1, 1])),
@@ -33,20 +32,6 @@ def _learning(model: nn.Module, optimizer: torch.optim.Optimizer | None = None, 
     settings = {"client": {"id": "north", **client}, "codec": {"name": "float32"}}
     optimizer = optimizer or _optimizer(model)
     return FederatedLearning(model, _BATCHES, optimizer, validation=_HELD_BACK, settings=settings)
-
-
-def _told(fl: FederatedLearning) -> list[dict[str, Any]]:
-    """What was told of models that were trained alone."""
-    federation = fl._membership._federation
-
-    async def read() -> list[dict[str, Any]]:
-        found: list[Any] = []
-        async with federation.broker.reader([federation.topics.evaluations], start="earliest") as reader:
-            while await reader.lag() > 0:
-                found += [load_event(value_of(record)).data for record in await reader.poll(1.0)]
-        return [dict(data) for data in found if data.get("trained_by") is not None]
-
-    return fl._membership.run(read())
 
 
 def _copied(model: nn.Module) -> dict[str, Tensor]:
@@ -77,7 +62,7 @@ def test_a_model_of_ones_own_is_trained_beside_and_the_given_one_is_as_without()
             if epoch:
                 expected.append(evaluate(deepcopy(alone), _HELD_BACK))
             _trained(alone, own)
-        told = _told(fl)
+        told = told_of_trained(fl)
     assert [(data["trained_by"], data["since"], data["version"]) for data in told] == [("north", 0, 1), ("north", 0, 2)]
     for data, metrics in zip(told, expected, strict=True):
         assert data["metrics"]["loss"] == pytest.approx(metrics["loss"], rel=1e-5)
@@ -88,7 +73,7 @@ def test_a_loop_of_ones_own_trains_no_model_alone() -> None:
         for _ in range(2):
             with fl.update() as update:
                 update.num_examples = 4
-        assert _told(fl) == []
+        assert told_of_trained(fl) == []
 
 
 @pytest.mark.parametrize("alone", [False, True])
@@ -101,7 +86,7 @@ def test_what_is_trained_here_is_shared_and_measured(alone: bool) -> None:
             trained.append(deepcopy(model))
         shared = fl._membership._federation.topics.locals
         ends = fl._membership.run(_ends(fl, shared))
-        told = _told(fl)
+        told = told_of_trained(fl)
     assert ends > 0
     assert {data["trained_by"] for data in told} == {"north"}
     if alone:  # it is measured where it is trained
@@ -142,4 +127,4 @@ def test_one_that_asks_for_a_closure_is_copied_too() -> None:
     with _learning(model, torch.optim.LBFGS(model.parameters(), lr=0.1, max_iter=2), train_alone=True) as fl:
         fl.train(0)
         fl.train(1)
-        assert [data["since"] for data in _told(fl)] == [0]
+        assert [data["since"] for data in told_of_trained(fl)] == [0]

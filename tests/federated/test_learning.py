@@ -1,4 +1,4 @@
-"""`FederatedLearning`: the seed's loop, alone and as a client of a running federation."""
+"""`FederatedLearning`: the seed's loop, alone."""
 
 import asyncio
 import copy
@@ -8,76 +8,44 @@ import os
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, mse_loss
+from torch.nn.functional import mse_loss
 from torch.utils.data import DataLoader, TensorDataset
 
 from llmos_stream import FederatedLearning
-from llmos_stream.broker import Producer, connect
-from llmos_stream.codec import Layout
-from llmos_stream.config import Settings, load
-from llmos_stream.errors import BrokerUnavailable, Closed, ConfigError, StateError, TaskError
+from llmos_stream.broker import Producer
+from llmos_stream.config import load
+from llmos_stream.errors import BrokerUnavailable, Closed, ConfigError, TaskError
 from llmos_stream.log.events import emit
-from llmos_stream.roles.aggregator import Initial, run_aggregator
-from llmos_stream.runtime import Background, Offload, Shutdown
 from llmos_stream.telemetry.tracing import tracing
-from llmos_stream.training import shared_tensors
 from llmos_stream.training.local import evaluate
 from llmos_stream.training.metrics import Metric
 from llmos_stream.types import Event, EventKind
-from tests.conftest import KafkaNode
+from tests.federated.aids import batches_of, model_of, plain_epoch, same_weights
 from tests.gpu import DEVICES
 from tests.monitoring.collector import collector
-
-Batches = list[tuple[Tensor, Tensor]]
-
-
-def _model(seed: int = 0) -> nn.Sequential:
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return nn.Sequential(nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 4))
-
-
-def _batches(count: int = 8) -> Batches:
-    generator = torch.Generator().manual_seed(1)
-    inputs = torch.randn(count, 32, 16, generator=generator)
-    return [(x, (x[:, 0] > 0).long() + 2 * (x[:, 1] > 0).long()) for x in inputs]
-
-
-def _plain_epoch(model: nn.Module, batches: Batches, optimizer: torch.optim.Optimizer) -> None:
-    for inputs, targets in batches:
-        optimizer.zero_grad()
-        cross_entropy(model(inputs), targets).backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-
-
-def _same(one: nn.Module, other: nn.Module, atol: float = 1e-6) -> bool:
-    pairs = zip(one.state_dict().values(), other.state_dict().values(), strict=True)
-    return all(torch.allclose(a, b, atol=atol) for a, b in pairs)
 
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.AdamW])
 def test_one_client_alone_equals_plain_local_training(optimizer: type[torch.optim.Optimizer], device: str) -> None:
     settings = load({"codec": {"name": "float32"}, "aggregator": {"device": device}})
-    local, federated, batches = _model(), _model().to(device), _batches()
+    local, federated, batches = model_of(), model_of().to(device), batches_of()
     plain = optimizer(local.parameters(), lr=0.05)  # type: ignore[call-arg]
     own = optimizer(federated.parameters(), lr=0.05)  # type: ignore[call-arg]
     with FederatedLearning(federated, batches, own, settings=settings) as fl:
         for epoch in range(4):
-            _plain_epoch(local, batches, plain)
+            plain_epoch(local, batches, plain)
             metrics = fl.train(epoch)
             assert metrics["version"] == epoch
         global_model = fl.get_global_model()
         assert {parameter.device.type for parameter in global_model.parameters()} == {device}
-        assert _same(global_model.cpu(), local, atol=1e-6 if device == "cpu" else 1e-5)
+        assert same_weights(global_model.cpu(), local, atol=1e-6 if device == "cpu" else 1e-5)
 
 
 def test_of_a_model_in_fragments_a_client_goes_on_with_what_it_has_not_sent() -> None:
@@ -89,23 +57,23 @@ def test_of_a_model_in_fragments_a_client_goes_on_with_what_it_has_not_sent() ->
             "versions": {"full_every": 1},
         }
     )
-    local, federated, batches = _model(), _model(), _batches()
+    local, federated, batches = model_of(), model_of(), batches_of()
     plain, own = (torch.optim.SGD(model.parameters(), lr=0.05) for model in (local, federated))
     with FederatedLearning(federated, batches, own, settings=settings) as fl:
         for epoch in range(5):
-            _plain_epoch(local, batches, plain)
+            plain_epoch(local, batches, plain)
             metrics = fl.train(epoch)
             assert metrics["version"] == epoch
-            assert _same(federated, local)
+            assert same_weights(federated, local)
             whole = 4 * sum(parameter.numel() for parameter in local.parameters())
             assert int(metrics["raw_bytes"]) < whole
-        assert not _same(fl.get_global_model(), local)  # it lacks what the client has not sent
+        assert not same_weights(fl.get_global_model(), local)  # it lacks what the client has not sent
 
 
 def test_the_seeds_loop_as_written() -> None:
     """As in the README: nothing set, a DataLoader, int8 with error feedback, no closing."""
-    model, num_epochs = _model(), 5
-    data = _batches()
+    model, num_epochs = model_of(), 5
+    data = batches_of()
     dataset = TensorDataset(torch.cat([x for x, _ in data]), torch.cat([y for _, y in data]))
     data_loader = DataLoader(dataset, batch_size=32)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.2)
@@ -122,7 +90,7 @@ def test_the_seeds_loop_as_written() -> None:
 
 
 def test_an_epoch_is_one_trace_to_the_version_it_made() -> None:
-    model, batches = _model(), _batches(1)
+    model, batches = model_of(), batches_of(1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with collector() as collected:
         settings = load({"tracing": collected.settings.model_dump()})
@@ -174,10 +142,10 @@ def test_any_model_loss_and_iterable() -> None:
 
 
 def test_new_weights_come_in_under_the_optimiser() -> None:
-    model = _model()
+    model = model_of()
     parameters = [id(parameter) for parameter in model.parameters()]
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-    with FederatedLearning(model, _batches(2), optimizer) as fl:
+    with FederatedLearning(model, batches_of(2), optimizer) as fl:
         fl.train(0)
         fl.train(1)
     assert [id(parameter) for parameter in model.parameters()] == parameters
@@ -186,7 +154,7 @@ def test_new_weights_come_in_under_the_optimiser() -> None:
 
 
 def test_an_exception_in_training_leaves_it_usable() -> None:
-    model, batches = _model(), _batches(3)
+    model, batches = model_of(), batches_of(3)
 
     class Broken:
         def __init__(self) -> None:
@@ -199,8 +167,8 @@ def test_an_exception_in_training_leaves_it_usable() -> None:
                 raise RuntimeError("the disk is gone")
             yield from batches[1:]
 
-    local = _model()
-    _plain_epoch(local, batches, torch.optim.SGD(local.parameters(), lr=0.1))
+    local = model_of()
+    plain_epoch(local, batches, torch.optim.SGD(local.parameters(), lr=0.1))
     settings = load({"codec": {"name": "float32"}})
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with FederatedLearning(model, Broken(), optimizer, settings=settings) as fl:
@@ -208,11 +176,11 @@ def test_an_exception_in_training_leaves_it_usable() -> None:
             fl.train(0)
         fl.train(0)
         # The half epoch left nothing behind: training started again from version 0.
-        assert _same(fl.get_global_model(), local)
+        assert same_weights(fl.get_global_model(), local)
 
 
 def test_a_loss_that_is_not_finite_is_told_and_not_sent() -> None:
-    model = _model()
+    model = model_of()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     bad = [(torch.full((4, 16), math.nan), torch.zeros(4, dtype=torch.long))]
     with FederatedLearning(model, bad, optimizer) as fl:
@@ -223,8 +191,8 @@ def test_a_loss_that_is_not_finite_is_told_and_not_sent() -> None:
 
 def test_closing_leaves_no_thread_and_refuses_more() -> None:
     before = threading.active_count()
-    model = _model()
-    with FederatedLearning(model, _batches(1), torch.optim.SGD(model.parameters(), lr=0.1)) as fl:
+    model = model_of()
+    with FederatedLearning(model, batches_of(1), torch.optim.SGD(model.parameters(), lr=0.1)) as fl:
         fl.train(0)
     assert threading.active_count() == before
     with pytest.raises(Closed, match="make a new one"):
@@ -233,8 +201,8 @@ def test_closing_leaves_no_thread_and_refuses_more() -> None:
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_a_forked_process_is_told_to_make_its_own() -> None:
-    model = _model()
-    with FederatedLearning(model, _batches(1), torch.optim.SGD(model.parameters(), lr=0.1)) as fl:
+    model = model_of()
+    with FederatedLearning(model, batches_of(1), torch.optim.SGD(model.parameters(), lr=0.1)) as fl:
         fl.train(0)
         read, write = os.pipe()
         child = os.fork()
@@ -257,8 +225,8 @@ def test_a_forked_process_is_told_to_make_its_own() -> None:
 
 def test_the_end_of_the_run_is_told(tmp_path: Path) -> None:
     settings = load({"stop": {"max_versions": 2}})
-    model = _model()
-    with FederatedLearning(model, _batches(1), torch.optim.SGD(model.parameters(), lr=0.1), settings=settings) as fl:
+    model = model_of()
+    with FederatedLearning(model, batches_of(1), torch.optim.SGD(model.parameters(), lr=0.1), settings=settings) as fl:
         answers = [fl.train(epoch) for epoch in range(4)]
         assert fl.finished is not None
         assert fl.finished.startswith("max_versions")
@@ -267,20 +235,20 @@ def test_the_end_of_the_run_is_told(tmp_path: Path) -> None:
 
 
 def test_federation_broker_and_settings_may_be_given_in_short() -> None:
-    model = _model()
+    model = model_of()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with FederatedLearning(
-        model, _batches(1), optimizer, federation="ward", settings={"codec": {"name": "int4"}}
+        model, batches_of(1), optimizer, federation="ward", settings={"codec": {"name": "int4"}}
     ) as fl:
         assert "loss" in fl.train(0)
         assert (fl._settings.federation.name, fl._settings.codec.name) == ("ward", "int4")
     with pytest.raises(ConfigError, match="not HOST:PORT"):
-        FederatedLearning(model, _batches(1), optimizer, broker="localhost:abc")
+        FederatedLearning(model, batches_of(1), optimizer, broker="localhost:abc")
 
 
 def test_settings_that_make_no_sense_are_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLMOS_CODEC__FRACTION", "7")
-    model = _model()
+    model = model_of()
     with pytest.raises(ConfigError, match=r"codec\.fraction"):
         FederatedLearning(model, [], torch.optim.SGD(model.parameters(), lr=0.1))
 
@@ -288,7 +256,7 @@ def test_settings_that_make_no_sense_are_refused_at_once(monkeypatch: pytest.Mon
 def test_no_broker_there_is_told_within_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLMOS_BROKER__BOOTSTRAP_SERVERS", "127.0.0.1:1")
     monkeypatch.setenv("LLMOS_BROKER__CONNECT_TIMEOUT_SECONDS", "0.5")
-    model, before = _model(), threading.active_count()
+    model, before = model_of(), threading.active_count()
     with pytest.raises(BrokerUnavailable, match=r"127\.0\.0\.1:1"):
         FederatedLearning(model, [], torch.optim.SGD(model.parameters(), lr=0.1))
     assert threading.active_count() == before
@@ -296,7 +264,7 @@ def test_no_broker_there_is_told_within_seconds(monkeypatch: pytest.MonkeyPatch)
 
 def test_an_aggregator_that_cannot_run_says_why_at_once() -> None:
     settings = load({"server_optimizer": {"name": "adam", "epsilon": 1e-30}})
-    model, before = _model(), threading.active_count()
+    model, before = model_of(), threading.active_count()
     with pytest.raises(ConfigError, match="epsilon"):
         FederatedLearning(model, [], torch.optim.SGD(model.parameters(), lr=0.1), settings=settings).train(0)
     gc.collect()
@@ -305,8 +273,8 @@ def test_an_aggregator_that_cannot_run_says_why_at_once() -> None:
 
 def test_the_garbage_collector_may_close_it() -> None:
     """In a cycle it can be collected in any thread, its own among them."""
-    model = _model()
-    fl = FederatedLearning(model, _batches(1), torch.optim.SGD(model.parameters(), lr=0.1))
+    model = model_of()
+    fl = FederatedLearning(model, batches_of(1), torch.optim.SGD(model.parameters(), lr=0.1))
     membership = fl._membership
     ended = threading.Event()
 
@@ -324,8 +292,8 @@ def test_the_garbage_collector_may_close_it() -> None:
 
 def test_an_interrupt_in_the_middle_leaves_it_usable(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C while an update is on its way: the next one goes out as if nothing had been."""
-    model = _model()
-    with FederatedLearning(model, _batches(1), torch.optim.SGD(model.parameters(), lr=0.1)) as fl:
+    model = model_of()
+    with FederatedLearning(model, batches_of(1), torch.optim.SGD(model.parameters(), lr=0.1)) as fl:
         client = fl._membership._joined
         send = client._send
 
@@ -340,8 +308,8 @@ def test_an_interrupt_in_the_middle_leaves_it_usable(monkeypatch: pytest.MonkeyP
 
 
 def test_readers_that_broke_off_are_opened_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = _model()
-    with FederatedLearning(model, _batches(1), torch.optim.SGD(model.parameters(), lr=0.1)) as fl:
+    model = model_of()
+    with FederatedLearning(model, batches_of(1), torch.optim.SGD(model.parameters(), lr=0.1)) as fl:
         first = fl._membership._joined
         sequence = fl.train(0)["sequence"]
 
@@ -377,184 +345,6 @@ print(fl.train(0)["version"])
     assert done.stderr.count("Traceback") == ("mine" in ending)
 
 
-@pytest.fixture
-def running(
-    request: pytest.FixtureRequest,
-    kafka: KafkaNode,
-    federation: str,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-) -> Iterator[Settings]:
-    """A federation on Kafka with room for two updates a version, unless the parameter sets something else.
-
-    Its settings are in the environment.
-    """
-    for name, value in {
-        "BROKER__BOOTSTRAP_SERVERS": kafka.bootstrap_servers,
-        "FEDERATION__NAME": federation,
-        "CODEC__NAME": "float32",
-        "VERSIONS__FULL_EVERY": "1",
-        "CLIENT__WAIT_SECONDS": "20",
-        "AGGREGATION__BUFFER_SIZE": "2",
-        "AGGREGATION__DEADLINE_SECONDS": "600",
-        **getattr(request, "param", {}),
-    }.items():
-        monkeypatch.setenv(f"LLMOS_{name}", value)
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
-    settings = load()
-    tensors = shared_tensors(_model(), "all")
-    layout = Layout.of(tensors)
-    initial = Initial(layout, layout.flatten(tensors))
-    shutdown = Shutdown()
-
-    async def aggregate() -> None:
-        async with connect(settings.broker) as broker, Offload(1) as offload:
-            await run_aggregator(broker, settings, lambda: initial, offload, shutdown)
-
-    background = Background("aggregator")
-    future = background.start(aggregate())
-    yield settings
-    background._loop.call_soon_threadsafe(shutdown.request)
-    future.result(timeout=60)
-    background.close()
-
-
-@pytest.mark.kafka
-def test_two_clients_of_a_running_federation(running: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    models, clients = [_model(), _model()], []
-    for number, model in enumerate(models):
-        monkeypatch.setenv("LLMOS_CLIENT__ID", f"client-{number}")
-        clients.append(FederatedLearning(model, _batches(2), torch.optim.SGD(model.parameters(), lr=0.1)))
-    one, other = clients
-    expected = _model()
-    _plain_epoch(expected, _batches(2), torch.optim.SGD(expected.parameters(), lr=0.1))
-    try:
-        first = [one.train(0), other.train(0)]
-        # Both trained on version 0, on the same data: their mean is what either of them made.
-        assert _same(one.get_global_model(), expected)
-        second = [one.train(1), other.train(1)]
-        assert int(str(second[0]["sequence"])) == int(str(first[0]["sequence"])) + 1
-    finally:
-        one.close()
-        other.close()
-    assert [answer["version"] for answer in first + second] == [0, 0, 1, 1]
-
-
-@pytest.mark.kafka
-def test_two_clients_with_one_name_are_refused(running: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LLMOS_CLIENT__ID", "same")
-    model = _model()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with FederatedLearning(model, _batches(1), optimizer), pytest.raises(StateError, match="running already"):
-        FederatedLearning(model, _batches(1), optimizer)
-
-
-class _Between:
-    """Batches; something happens while they are trained on."""
-
-    def __init__(self, happens: Callable[[], object]) -> None:
-        self.happens = happens
-        self.times = 0
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        self.times += 1
-        if self.times == 1:
-            self.happens()
-        return iter(_batches(2))
-
-
-@pytest.mark.kafka
-@pytest.mark.parametrize("running", [{"AGGREGATION__BUFFER_SIZE": "1", "STALENESS__MAXIMUM": "1"}], indirect=True)
-def test_an_update_that_became_too_old_is_told_and_not_sent(running: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    fast, slow = _model(), _model()
-    monkeypatch.setenv("LLMOS_CLIENT__ID", "fast")
-    with FederatedLearning(fast, _batches(1), torch.optim.SGD(fast.parameters(), lr=0.1)) as one:
-
-        def overtake() -> None:
-            assert [one.train(epoch)["version"] for epoch in range(3)] == [0, 1, 2]
-
-        monkeypatch.setenv("LLMOS_CLIENT__ID", "slow")
-        with FederatedLearning(slow, _Between(overtake), torch.optim.SGD(slow.parameters(), lr=0.1)) as other:
-            told = other.train(0)
-            assert told["version"] == 0
-            assert str(told["rejected"]).startswith("too_stale: base version 0 is ")
-            assert "sequence" not in told
-            again = other.train(1)
-    assert int(again["version"]) >= 2
-    assert "sequence" in again
-
-
-@pytest.mark.full
-@pytest.mark.kafka
-@pytest.mark.own_kafka
-@pytest.mark.parametrize(
-    "running",
-    [{"AGGREGATION__BUFFER_SIZE": "1", "BROKER__CONNECT_TIMEOUT_SECONDS": "1", "CLIENT__WAIT_SECONDS": "3"}],
-    indirect=True,
-)
-def test_a_kafka_that_goes_between_and_during_calls_costs_time_only(running: Settings, kafka: KafkaNode) -> None:
-    node = kafka.own()
-    coming: list[threading.Thread] = []
-
-    def goes() -> None:
-        node.kill()
-        coming.append(threading.Thread(target=node.start))
-        coming[-1].start()
-
-    model = _model()
-    with FederatedLearning(model, _Between(goes), torch.optim.SGD(model.parameters(), lr=0.1)) as fl:
-        answers = [fl.train(0)]
-        coming[0].join()
-        goes()
-        answers += [fl.train(epoch) for epoch in (1, 2)]
-        coming[1].join()
-        sequences = [int(answer["sequence"]) for answer in answers]
-        assert sequences == list(range(sequences[0], sequences[0] + 3))
-        fl.get_global_model()
-
-
-@pytest.mark.kafka
-@pytest.mark.parametrize("running", [{"AGGREGATION__BUFFER_SIZE": "1"}], indirect=True)
-def test_an_update_that_an_earlier_process_left_is_sent(running: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LLMOS_CLIENT__ID", "left")
-    model = _model()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-
-    async def interrupted(*_: object) -> None:
-        raise asyncio.CancelledError
-
-    with FederatedLearning(model, _batches(1), optimizer) as fl:
-        monkeypatch.setattr(fl._membership._joined, "_send", interrupted)
-        with pytest.raises(CancelledError):
-            fl.train(0)
-    with FederatedLearning(model, _batches(1), optimizer) as fl:
-        membership = fl._membership
-        versions = [membership.run(membership.next_version()).head]  # which sends it
-        while versions[-1].number == 0:
-            versions.append(membership.run(membership.newest()).head)
-        (contribution,) = versions[-1].manifest
-        assert int(fl.train(1)["sequence"]) == contribution.sequence + 1
-
-
-@pytest.mark.full
-@pytest.mark.kafka
-@pytest.mark.own_kafka
-def test_closing_while_nobody_answers_takes_seconds(
-    running: Settings, kafka: KafkaNode, caplog: pytest.LogCaptureFixture
-) -> None:
-    node, model = kafka.own(), _model()
-    fl = FederatedLearning(model, _batches(1), torch.optim.SGD(model.parameters(), lr=0.1))
-    fl.train(0)
-    node.kill()
-    try:
-        begun = time.monotonic()
-        fl.close()
-        assert time.monotonic() - begun < 30  # a request may take 40
-    finally:
-        node.start()
-    assert "the federation was left without a farewell" in caplog.text
-
-
 def test_versions_are_measured_on_what_is_held_back(monkeypatch: pytest.MonkeyPatch) -> None:
     """Before they are trained on, in `train` and in a loop of one's own, and the federation is told."""
     told: list[Event] = []
@@ -564,11 +354,11 @@ def test_versions_are_measured_on_what_is_held_back(monkeypatch: pytest.MonkeyPa
         await emit(producer, topic, entry)
 
     monkeypatch.setattr("llmos_stream.roles.client.events.emit", noting)
-    model, held_back = _model(), _batches(3)
+    model, held_back = model_of(), batches_of(3)
     expected = evaluate(copy.deepcopy(model), held_back)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     ones: dict[str, Metric] = {"ones": lambda *_: 1.0}
-    with FederatedLearning(model, _batches(), optimizer, validation=held_back, metrics=ones) as fl:
+    with FederatedLearning(model, batches_of(), optimizer, validation=held_back, metrics=ones) as fl:
         first = fl.train(0)
         assert first["validation_loss"] == pytest.approx(expected["loss"])
         assert first["validation_ones"] == 1.0
@@ -582,7 +372,7 @@ def test_versions_are_measured_on_what_is_held_back(monkeypatch: pytest.MonkeyPa
 
 
 def test_what_is_held_back_must_be_there_for_each_version() -> None:
-    model = _model()
+    model = model_of()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     with pytest.raises(TaskError, match="once"):
-        FederatedLearning(model, _batches(), optimizer, validation=(batch for batch in _batches()))
+        FederatedLearning(model, batches_of(), optimizer, validation=(batch for batch in batches_of()))
