@@ -22,7 +22,7 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from statistics import mean, stdev
 from typing import NamedTuple
@@ -31,10 +31,11 @@ import torch
 from torch import Tensor
 
 from llmos_stream.broker import LocalKafka, connect
-from llmos_stream.codec import encode, spec_of
+from llmos_stream.codec import UpdateEncoding
 from llmos_stream.config import BrokerSettings, load
 from llmos_stream.roles.aggregator import Initial
 from llmos_stream.testing import running_federation
+from llmos_stream.testing.updates import update_head, update_records
 from llmos_stream.training import LocalTrainer, Task, load_task
 from llmos_stream.training.batches import Batch
 from llmos_stream.training.llm.base import load_base, load_tokenizer, quietly, source_of
@@ -61,9 +62,13 @@ class Work:
     steps: int
     batch: int
     sequence: int
+    holdout: float
     rank: int
     lr: float
+    server_lr: float
     codec: str
+    fraction: float
+    keep: int
     servers: str
     seed: int
 
@@ -110,9 +115,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, default=4, help="sequences in a step (default 4)")
     parser.add_argument("--sequence", type=int, default=64, help="tokens in a sequence (default 64)")
     parser.add_argument("--most", type=int, default=40_000, help="characters of a site's text that are used")
+    parser.add_argument("--holdout", type=float, default=0.1, help="part of a site's text to measure on (default 0.1)")
     parser.add_argument("--rank", type=int, default=8, help="rank of the adapters (default 8)")
     parser.add_argument("--lr", type=float, default=5e-4, help="learning rate (default 0.0005)")
-    parser.add_argument("--codec", default="int8", help="codec of the updates (default int8)")
+    parser.add_argument("--server-lr", type=float, default=1.0, help="of the mean of the updates (default 1)")
+    parser.add_argument("--codec", default="int8", help="codec of the updates, with error feedback (default int8)")
+    parser.add_argument("--fraction", type=float, default=0.1, help="what topk keeps (default 0.1)")
+    parser.add_argument("--keep", type=int, default=64, help="what topk2 keeps of 4,096 (default 64)")
     parser.add_argument("--seed", type=int, default=0)
 
 
@@ -125,9 +134,10 @@ def run(options: argparse.Namespace) -> None:
         texts = [text[: options.most] for text in speeches_of(options.data)[: options.sites]]
         files = list(_write(texts, folder))
         servers = options.bootstrap or stack.enter_context(LocalKafka()).bootstrap_servers
-        sizes = {name: getattr(options, name) for name in ("rounds", "steps", "batch", "sequence", "rank", "lr")}
+        made_here = {"model", "files", "servers"}
+        sizes = {one.name: getattr(options, one.name) for one in fields(Work) if one.name not in made_here}
         unpacked = _unpacked(model, folder / "model")
-        work = Work(unpacked, files, codec=options.codec, servers=servers, seed=options.seed, **sizes)
+        work = Work(unpacked, files, servers=servers, **sizes)
         found: list[Reached] = []
         for way in options.ways:
             found.append(_in_a_process(way, work, options.threads, measure_before=not found))
@@ -147,7 +157,8 @@ def run(options: argparse.Namespace) -> None:
     ]
     caption = (
         f"{len(files)} sites, {work.rounds} rounds of {work.steps} steps of {work.batch} x {work.sequence} tokens, lr "
-        f"{work.lr:g}; {sum(one.tokens for one in found[0].losses):,} tokens held back; before: {found[0].before:.4f}; "
+        f"{work.lr:g}, of the server {work.server_lr:g}; {sum(one.tokens for one in found[0].losses):,} tokens held "
+        f"back; before: {found[0].before:.4f}; "
         f"float32 LoRA is {found[0].lora_mb:.2f} MB"
     )
     columns = ("way", "held-out loss", "beside central", "perplexity", "MB an update", "below float32 LoRA", "peak MiB")
@@ -224,7 +235,7 @@ def _lora_bytes(model: torch.nn.Module) -> int:
 
 def _task(work: Work, mode: str, file: str) -> Task:
     lora = {"rank": work.rank, "aggregation": mode}
-    options = {"model": work.model, "sequence": work.sequence, "lora": lora}
+    options = {"model": work.model, "sequence": work.sequence, "holdout": work.holdout, "lora": lora}
     client = {"data": file, "lr": work.lr, "batch_size": work.batch}
     settings = load({"task": {"entry": "llm", "options": options, "seed": work.seed}, "client": client})
     return load_task(settings.task, settings.client)
@@ -268,10 +279,14 @@ class _Sites:
             {
                 "federation": {"name": fresh_name()},
                 "aggregation": {"strategy": "fedavg", "buffer_size": len(self._tasks), "deadline_seconds": 86_400.0},
+                "server_optimizer": {"lr": self._work.server_lr},
             }
         )
-        codec = spec_of(load({"codec": {"name": self._work.codec}}).codec)
+        names = {"name": self._work.codec, "fraction": self._work.fraction, "keep": self._work.keep}
+        codec = load({"codec": names}).codec
         initial = Initial(self.local.layout, weights)
+        parameters = self.local.layout.parameters
+        encodings = [UpdateEncoding(codec, f"site-{place}", parameters) for place in range(len(self._tasks))]
         connection = BrokerSettings(bootstrap_servers=self._work.servers)
         async with (
             connect(connection) as broker,
@@ -281,12 +296,28 @@ class _Sites:
                 weights = (await running.version(number)).weights.clone()
                 for place, task in enumerate(self._tasks):
                     self.local.trainer.optimizer = task.optimizer(self.local.model)
-                    done = self.local.train(weights, number, self._steps[place].passes(0))
-                    self.sent.append(sum(map(len, encode(done.delta, codec))))
-                    await running.publish(
-                        done.delta, f"site-{place}", num_examples=done.num_examples, base_version=number, codec=codec
+                    # Off the loop, which the aggregator and its connections to Kafka need meanwhile.
+                    done = await asyncio.to_thread(self.local.train, weights, number, self._steps[place].passes(0))
+                    payload = self._payload(encodings[place], done.delta, number)
+                    self.sent.append(sum(map(len, payload)))
+                    head = update_head(
+                        self.local.layout,
+                        payload,
+                        client_id=f"site-{place}",
+                        sequence=number,
+                        base_version=number,
+                        num_examples=done.num_examples,
+                        codec=encodings[place].spec,
                     )
+                    await running.send(update_records(head, payload), head.client_id)
             return (await running.version(self._work.rounds)).weights.clone()
+
+    def _payload(self, encoding: UpdateEncoding, delta: Tensor, sequence: int) -> list[bytes]:
+        """As a client writes it, with what its earlier updates left out."""
+        payload = list(encoding.frames(*self.local.layout.parts(delta), sequence))
+        if encoding.feedback is not None:
+            encoding.feedback.commit()
+        return payload
 
     def _train(self, weights: Tensor, place: int, batches: Sequence[Batch]) -> Tensor:
         self.local.trainer.optimizer = self._tasks[place].optimizer(self.local.model)
