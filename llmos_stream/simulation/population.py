@@ -55,9 +55,9 @@ class Population:
         return found
 
     def _slownesses(self, speed: SpeedSettings) -> Numbers:
-        if speed.kind == "lognormal":
+        if speed.source == "lognormal":
             return self._lognormal("speed", speed.sigma)
-        if speed.kind == "classes":
+        if speed.source == "classes":
             shares, values = zip(*speed.classes, strict=True)
             kinds = np.repeat(
                 np.arange(len(values)), np.diff(np.round(np.cumsum([0, *shares]) * self._count)).astype(int)

@@ -86,8 +86,9 @@ class DataSettings(Section):
 class SpeedSettings(Section):
     """A training takes slowness x (seconds + seconds_per_example x examples) x jitter."""
 
-    kind: Literal["lognormal", "classes", "trace"] = "lognormal"
-    """Where a client's slowness is from: lognormal with median 1, `classes`, or the file `trace`."""
+    kind: Literal["lognormal", "classes", "trace"] | None = None
+    """Where a client's slowness is from: lognormal with median 1, `classes`, or the file `trace`. Unset: `trace` or
+    `classes` where one of them is given, else lognormal."""
     sigma: Spread = 1.0
     """Sigma of the lognormal distribution."""
     classes: tuple[tuple[Fraction, Positive], ...] = ()
@@ -101,9 +102,16 @@ class SpeedSettings(Section):
     jitter: Annotated[float, Field(ge=0, lt=1)] = 0.2
     """One training differs from the next by up to this part, evenly."""
 
+    @property
+    def source(self) -> str:
+        """Where slowness is from: what is said, else what is given."""
+        return self.kind or ("trace" if self.trace else "classes" if self.classes else "lognormal")
+
     @model_validator(mode="after")
     def _named(self) -> Self:
-        if self.kind == "classes" and abs(sum(share for share, _ in self.classes) - 1) > 1e-6:
+        if self.kind is None and self.trace and self.classes:
+            raise ValueError("kind: say trace or classes; both are given")
+        if self.source == "classes" and abs(sum(share for share, _ in self.classes) - 1) > 1e-6:
             raise ValueError("classes: [share, slowness] each, with shares that sum to 1")
         if self.kind == "trace" and not self.trace:
             raise ValueError("trace: name the file, or a number for each client")

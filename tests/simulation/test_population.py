@@ -29,6 +29,11 @@ def test_slowness_by_classes_and_from_a_file(tmp_path: Path) -> None:
     trace = tmp_path / "speeds.txt"
     trace.write_text("1\n2.5\n4\n")
     assert _population(speed={"kind": "trace", "trace": str(trace)}).slowness[:5].tolist() == [1.0, 2.5, 4.0, 1.0, 2.5]
+    # What is given is what is meant.
+    assert _population(speed={"trace": str(trace)}).slowness[:3].tolist() == [1.0, 2.5, 4.0]
+    assert set(_population(speed={"classes": ((0.5, 1), (0.5, 3))}).slowness.tolist()) == {1.0, 3.0}
+    with pytest.raises(ConfigError, match=r"speed: kind: say trace or classes"):
+        _population(speed={"trace": (1, 2), "classes": ((0.5, 1), (0.5, 3))})
     trace.write_text("1\n-2\n")
     with pytest.raises(ConfigError, match=r"speed\.trace: .* must hold one positive number a line"):
         _population(speed={"kind": "trace", "trace": str(trace)})
