@@ -2,7 +2,7 @@
 
 from llmos_stream.codec.decoding import Decoding, prepare_quantized, prepare_visit, slices
 from llmos_stream.codec.feedback import ErrorFeedback
-from llmos_stream.codec.layout import Layout, is_finite
+from llmos_stream.codec.layout import Layout, check_flat, is_finite
 from llmos_stream.codec.payload import SLICE, decode, encode, max_payload_size, weights_digest, with_buffers
 from llmos_stream.codec.quantized_form import QuantizedForm, quantized_bytes
 from llmos_stream.codec.table import delta_codec, spec_of
@@ -31,6 +31,7 @@ __all__ = [
     "add_residual",
     "apply_delta",
     "begin_delta",
+    "check_flat",
     "decode",
     "delta_codec",
     "encode",

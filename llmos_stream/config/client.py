@@ -52,7 +52,8 @@ class ClientSettings(Section):
     """Where this client's own data are, for a task of your own: a path, a URI or a DSN. A password in it is not shown,
     but process lists show flags: set it by the variable then."""
     state_dir: FilePath | None = None
-    """Folder for the sequence, the residual and the unsent update. Unset: one of its own in the user's state folder."""
+    """Folder for the sequence, the unsent update, the residual and the carry. Unset: one of its own in the user's state
+    folder."""
     evaluate_every: Whole = 1
     """Measure each n-th version on this site's own validation data, where the task has some, and tell the federation.
     0: never."""

@@ -2,7 +2,7 @@
 
 From the outside in: `loop` is the role. `participation` does what the policy decides (`core.client_policy`). `session`
 is the connection: it takes versions in and sends updates. `outbox` encodes updates, and `state` keeps what must survive
-a crash, in files that `state_files` writes; `personal` keeps what is not shared of the model.
+a crash, in files that `state_files` and `state_vectors` write; `personal` keeps what is not shared of the model.
 """
 
 from llmos_stream.roles.client.identity import client_id_of, state_folder

@@ -51,6 +51,7 @@ class Outbox:
                     "give this one a client.state_dir of its own"
                 )
             self._take_residual()
+            self._state.restore(self._layout.parameters)
 
     def unsent(self) -> Unsent | None:
         with self._state.mutex:
@@ -80,13 +81,13 @@ class Outbox:
         begun = self._clock.monotonic()
         sequence = self._state.take_sequence()
         carry, buffers = self._state.carry, trained.buffers
-        fragment, elements, kept = carry.turn(), None, None
+        fragment, elements, carried = carry.turn(), None, None
         if fragment is not None:
             elements = fragment.begin, fragment.begin + fragment.parameters
             carry.add_to(trained.delta)
             if not is_finite(trained.delta):  # of what is not sent now, nobody would look at it
                 raise TaskError(_NOT_FINITE)
-            kept = carry.without(trained.delta, elements)
+            carried = carry.after(fragment, trained.delta, trained.base_version)
             buffers = buffers if fragment.buffers else None
         metrics = _with_norm(trained, elements)  # before the delta is written over
         payload = self._write(trained.delta, buffers, sequence, elements)
@@ -105,12 +106,10 @@ class Outbox:
         encode_seconds = self._clock.monotonic() - begun
         update = Unsent(head, pack_prelude(head), payload, trained.seconds, encode_seconds)
         if (feedback := self._encoding.feedback) is None:
-            self._state.spool(update, None)
+            self._state.spool(update, None, carried)
         else:
-            self._state.spool(update, feedback.pending)
+            self._state.spool(update, feedback.pending, carried)
             feedback.commit()
-        if fragment is not None and kept is not None:
-            carry.sent(fragment, kept)
         return update
 
     def _write(self, delta: Tensor, buffers: Tensor | None, sequence: int, elements: tuple[int, int] | None) -> Payload:

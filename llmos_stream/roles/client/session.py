@@ -253,8 +253,9 @@ class Client:
     def _cut_of(self, version: Version) -> Cut:
         if (count := fragments_of(version.head.rule)) == 1:
             return WHOLE
+        oldest = 0 if self._max_staleness is None else version.head.number - self._max_staleness
         try:
-            return Cut(self._layout.fragments(count), version.head.range)
+            return Cut(self._layout.fragments(count), version.head.range, oldest)
         except ValueError as error:
             raise ConfigError(f"aggregation.fragments: version {version.head.number} is cut wrongly: {error}") from None
 

@@ -1,4 +1,4 @@
-"""What a client must not forget: the sequences it used, its unsent update, and its error feedback's residual.
+"""What a client must not forget: the sequences it used, its unsent update, its error feedback's residual, its carry.
 
 A state folder holds
 
@@ -6,6 +6,7 @@ A state folder holds
     update-N.bin            the message of the unsent update N, as on the wire but for the order: the payload, which
                             is written slice by slice as it is encoded, then the prelude, which is known only then
     residual-N.safetensors  the error feedback's residual after update N was encoded
+    carry-N.safetensors     of a model in fragments, what update N has left to carry (see `carry`)
     lock                    held by the process that uses the folder
 
 and, of a model that is not shared as a whole, personal.safetensors (see `personal`).
@@ -19,11 +20,14 @@ and, of a model that is not shared as a whole, personal.safetensors (see `person
                             (the prelude names the payload's own digest; "payload" is its bytes, which come first)
     residual    null        none; or {"file": str, "size": int, "digest": "sums:" and eight hex digits}
                             (a checksum of the elements: it guards against damage, not against malice)
+    carry       missing     nothing is carried; or {"file", "size", "digest": as of a residual,
+                            "fragments": [hex digest], "unsent": [int], "base": int}. One that is damaged or of another
+                            model is told of and dropped. Releases that do not know this key go on without
 
-An update, its residual and the next sequence become durable together, by one replacement of
+An update, its residual, its carry and the next sequence become durable together, by one replacement of
 `state.json`: the files it names are on the disk before, the others are deleted after, but for the last
-residual, which the next is written over. A kill leaves the state before or the state after, and leftovers
-that the next opening deletes.
+residual and the last carry, which the next are written over. A kill leaves the state before or the state
+after, and leftovers that the next opening deletes.
 
 Folders of older releases are read, and become as above with the first update. In state.json of the second
 release "payload" is missing: the prelude comes first there, and the residual's digest is the hex SHA-256 of
@@ -48,22 +52,25 @@ from torch import Tensor
 
 from llmos_stream.core.client_sequences import CHANCES, next_sequence
 from llmos_stream.errors import StateError
-from llmos_stream.roles.client.carry import Carry
+from llmos_stream.roles.client.carry import Carried, Carry
 from llmos_stream.roles.client.outcomes import Outcomes
 from llmos_stream.roles.client.state_files import (
-    NamedFile,
+    CARRY,
+    RESIDUAL,
+    NamedCarry,
     Payload,
     StateRecord,
     Unsent,
     finish_update,
     keep_payload,
+    read_carry,
     read_residual,
     read_state,
     read_update,
     write_payload,
-    write_residual,
     write_state,
 )
+from llmos_stream.roles.client.state_vectors import NamedFile, write_vector
 from llmos_stream.types import Part
 from llmos_stream.wire import MemoryStore, Store
 
@@ -74,7 +81,7 @@ logger = logging.getLogger(__name__)
 _STATE, _OLD_STATE, _OLD_RESIDUAL = "state.json", "sequence.json", "residual.safetensors"
 _STARTS = 1 << 20
 _OURS = re.compile(
-    r"update-\d+\.bin|residual(-\d+)?\.safetensors|sequence\.json|(state|sequence|residual|personal)\.new"
+    r"update-\d+\.bin|(residual(-\d+)?|carry-\d+)\.safetensors|sequence\.json|(state|sequence|residual|personal)\.new"
 )
 
 
@@ -93,12 +100,13 @@ class ClientState:
         self._lock: int | None = None
         self._unsent: Unsent | None = None
         self._residual: Tensor | None = None
-        self._spare: Path | None = None  # a residual that the state no longer names
+        self._spare: dict[str, Path] = {}  # the last residual and carry, which the state no longer names
         self._record = StateRecord(0)
         self._is_new = True
         self.outcomes = Outcomes(client_id)
         self.carry = Carry()
-        """What it has not sent yet of a model in fragments. In memory: a restart forgets it."""
+        """What it has not sent yet of a model in fragments; of an earlier process, once it is `restore`d."""
+        self._is_restored = False
         if folder is not None:
             with self._state_errors():
                 folder.mkdir(parents=True, exist_ok=True)
@@ -157,6 +165,19 @@ class ClientState:
             self._residual = read_residual(path, self._record.residual)
         return self._residual
 
+    def restore(self, parameters: int) -> None:
+        """Go on with what an earlier process carried of a model of so many parameters; later calls change nothing.
+
+        What is damaged is told of and dropped: it is training that is done again.
+        """
+        named, self._is_restored, before = self._record.carry, True, self._is_restored
+        if before or self._folder is None or named is None:
+            return
+        try:
+            self.carry.take(read_carry(self._folder / named.file.file, named, parameters))
+        except StateError as error:
+            logger.warning("what was learnt and not sent yet is dropped: %s", error)
+
     def write(self, sequence: int, frames: Iterable[Part]) -> Payload:
         """Write the payload of an update to `spool`, frame after frame as they are made.
 
@@ -167,8 +188,13 @@ class ClientState:
         with self._state_errors():
             return write_payload(self._folder / f"update-{sequence}.bin", frames)
 
-    def spool(self, update: Unsent, residual: Tensor | None) -> None:
-        """Make an update (with the payload of `write`) and its residual durable in one step; None keeps the residual.
+    def spool(self, update: Unsent, residual: Tensor | None, carried: Carried | None = None) -> None:
+        """Make an update (with the payload of `write`), its residual and what it leaves to carry durable in one step.
+
+        Args:
+            update: The update.
+            residual: The residual after it; None keeps the last.
+            carried: What is carried after it; None: nothing.
 
         Raises:
             ValueError: there is an unsent update already.
@@ -182,21 +208,26 @@ class ClientState:
             with self._state_errors():
                 try:
                     written = finish_update(update.payload.file, update)
-                    kept = self._record.residual
+                    kept, carry, sequence = self._record.residual, None, update.head.sequence
                     if residual is not None:
-                        kept = self._write_residual(self._folder, update.head.sequence, residual)
-                    self._commit(self._folder, StateRecord(self._next, written, kept))
+                        kept = self._write_vector(self._folder, RESIDUAL, sequence, residual)
+                    if carried is not None:
+                        carry = NamedCarry.of(
+                            carried, self._write_vector(self._folder, CARRY, sequence, carried.learnt)
+                        )
+                    self._commit(self._folder, StateRecord(self._next, written, kept, carry))
                 except OSError:
                     self._sweep(self._folder)  # or a full disk fills up with what was tried
                     raise
         self._unsent = update
         if residual is not None:
             self._residual = residual
+        self.carry.take(carried)
 
-    def _write_residual(self, folder: Path, sequence: int, residual: Tensor) -> NamedFile:
-        spare, self._spare = self._spare, None
+    def _write_vector(self, folder: Path, name: str, sequence: int, vector: Tensor) -> NamedFile:
+        spare = self._spare.pop(name, None)
         over = spare if spare is not None and spare.exists() else None
-        return write_residual(folder / f"residual-{sequence}.safetensors", residual, over)
+        return write_vector(folder / f"{name}-{sequence}.safetensors", name, vector, over)
 
     def settle(self, sequence: int) -> None:
         """The update was acknowledged, or is given up: forget it. Does nothing when it is forgotten already."""
@@ -236,16 +267,16 @@ class ClientState:
 
     def _commit(self, folder: Path, record: StateRecord) -> None:
         write_state(folder / _STATE, self._client_id, record)
-        before, self._record = self._record, record
-        if before.residual is not None and before.residual != record.residual:
-            self._spare = folder / before.residual.file
+        before, self._record = self._record.files, record
+        for name in (RESIDUAL, CARRY):
+            if name in before and before[name] != record.files.get(name):
+                self._spare[name] = folder / before[name].file
         self._sweep(folder)
 
     def _sweep(self, folder: Path) -> None:
         """Delete what the state does not name and nothing is to be written over."""
-        named = {file.file for file in (self._record.unsent, self._record.residual) if file is not None}
-        if self._spare is not None:
-            named.add(self._spare.name)
+        named = {file.file for file in self._record.files.values()}
+        named |= {spare.name for spare in self._spare.values()}
         if not (folder / _STATE).exists():
             named.add(_OLD_STATE)
         with suppress(OSError):  # a leftover costs room and nothing else; the next sweep may do better

@@ -1,30 +1,30 @@
 """The files of a client's state folder, written and read (what each holds: see `state`)."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
-from zlib import crc32
+from typing import Self
 
 import orjson
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
-from llmos_stream.codec import weights_digest
+from llmos_stream.codec import check_flat, is_finite
 from llmos_stream.errors import Rejected, StateError
+from llmos_stream.roles.client.carry import Carried
+from llmos_stream.roles.client.state_vectors import NamedFile, read_vector
 from llmos_stream.storage import durable
 from llmos_stream.storage.durable import DurableFile, FileParts
 from llmos_stream.storage.spool import spooled
 from llmos_stream.types import Part, UpdateHead
 from llmos_stream.wire import MAX_PRELUDE_BYTES, MAX_SIGNATURE_BYTES, Store, payload_digest, unpack_prelude
 
-_RESIDUAL = "residual"
-_SUMS = "sums:"
-_SUMMED = 8192  # bytes, so that a page of the disk that is not the newest spoils the sum of one or two blocks
+UNSENT, RESIDUAL, CARRY = "unsent", "residual", "carry"
+_HEADER_BYTES = 256
+_DAMAGE = (SafetensorError, KeyError, OSError, ValueError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +59,18 @@ class Unsent:
 
 
 @dataclass(frozen=True, slots=True)
-class NamedFile:
-    """A file that the state names (see `state`). No digest: of the first release."""
+class NamedCarry:
+    """The file of a carry, and what it is (see `carry.Carried`; digests in hex)."""
 
-    file: str
-    size: int
-    digest: str | None
-    payload: int | None = None
+    file: NamedFile
+    fragments: tuple[str, ...]
+    unsent: tuple[int, ...]
+    base: int
+
+    @classmethod
+    def of(cls, carried: Carried, file: NamedFile) -> Self:
+        """The carry that this file holds."""
+        return cls(file, tuple(digest.hex() for digest in carried.fragments), carried.unsent, carried.base)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,16 +80,27 @@ class StateRecord:
     next: int
     unsent: NamedFile | None = None
     residual: NamedFile | None = None
+    carry: NamedCarry | None = None
+
+    @property
+    def files(self) -> Mapping[str, NamedFile]:
+        """The files that it names, by what they hold."""
+        named = {UNSENT: self.unsent, RESIDUAL: self.residual, CARRY: None if self.carry is None else self.carry.file}
+        return {what: file for what, file in named.items() if file is not None}
 
 
 def write_state(path: Path, client_id: str, record: StateRecord) -> None:
     """Replace the state file."""
-    files = {"unsent": record.unsent, "residual": record.residual}
-    named = {
-        name: file and {key: value for key, value in asdict(file).items() if value is not None or key == "digest"}
-        for name, file in files.items()
-    }
+    named: dict[str, object] = {UNSENT: None, RESIDUAL: None}
+    named |= {what: _described(file) for what, file in record.files.items()}
+    if (carry := record.carry) is not None:
+        more = {"fragments": carry.fragments, "unsent": carry.unsent, "base": carry.base}
+        named[CARRY] = {**_described(carry.file), **more}
     durable.replace(path, orjson.dumps({"client_id": client_id, "next": record.next, **named}))
+
+
+def _described(file: NamedFile) -> dict[str, object]:
+    return {key: value for key, value in asdict(file).items() if value is not None or key == "digest"}
 
 
 def read_state(path: Path, client_id: str) -> StateRecord:
@@ -92,16 +108,17 @@ def read_state(path: Path, client_id: str) -> StateRecord:
     try:
         found = orjson.loads(path.read_bytes())
         owner, following = found["client_id"], _number(found["next"])
-        unsent = _file(found.get("unsent"), r"update-\d+\.bin")
-        residual = _file(found.get("residual"), r"residual(-\d+)?\.safetensors")
+        unsent = _file(found.get(UNSENT), r"update-\d+\.bin")
+        residual = _file(found.get(RESIDUAL), r"residual(-\d+)?\.safetensors")
+        carry = _carry(found.get(CARRY))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise StateError(
             f"{path} is damaged ({type(error).__name__}: {error}); delete it to start with new sequence numbers, "
-            "without the update that waits and without error feedback's memory"
+            "without the update that waits, error feedback's memory and what was learnt and not sent yet"
         ) from error
     if owner != client_id:
         raise StateError(f"{path} belongs to client {owner}; set client.state_dir or client.id")
-    return StateRecord(following, unsent, residual)
+    return StateRecord(following, unsent, residual, carry)
 
 
 def _number(value: object) -> int:
@@ -120,6 +137,15 @@ def _file(value: object, name: str) -> NamedFile | None:
         raise ValueError("a digest must be text")
     payload = value.get("payload")
     return NamedFile(value["file"], _number(value["size"]), digest, None if payload is None else _number(payload))
+
+
+def _carry(value: object) -> NamedCarry | None:
+    if (file := _file(value, r"carry-\d+\.safetensors")) is None or not isinstance(value, dict):
+        return None
+    fragments, unsent = tuple(value["fragments"]), tuple(map(_number, value["unsent"]))
+    if len(unsent) != len(fragments) or not all(isinstance(digest, str) for digest in fragments):
+        raise ValueError("its fragments are none")
+    return NamedCarry(file, fragments, unsent, _number(value["base"]))
 
 
 def write_payload(path: Path, frames: Iterable[Part]) -> Payload:
@@ -179,51 +205,22 @@ def _checked_update(path: Path, named: NamedFile, client_id: str) -> Unsent:
     return Unsent(head, data[: prelude.size], Payload(parts, head.payload_size, head.payload_digest, file))
 
 
-def write_residual(path: Path, residual: Tensor, over: Path | None) -> NamedFile:
-    """Write a safetensors file of one tensor, straight from its memory; in the place of `over`, where given."""
-    elements = _bytes_of(residual)
-    entry = {"dtype": "F32", "shape": list(residual.shape), "data_offsets": [0, len(elements)]}
-    header = orjson.dumps({_RESIDUAL: entry})
-    header += b" " * (-len(header) % 8)
-    file = DurableFile.create(path, over)
-    file.write(len(header).to_bytes(8, "little") + header)
-    file.write(elements)
-    file.sync()
-    return NamedFile(path.name, file.size, _sums(residual))
-
-
-def _bytes_of(flat: Tensor) -> Part:
-    elements = flat.detach().numpy()
-    elements = elements.astype(elements.dtype.newbyteorder("<"), copy=False)
-    return elements.data.cast("B") if elements.size else b""  # an empty view cannot be cast
-
-
 def read_residual(path: Path, named: NamedFile) -> Tensor:
     """Raises StateError where the file is damaged."""
     try:
-        return _checked_residual(path, named)
-    except (SafetensorError, KeyError, OSError, ValueError) as error:
+        return read_vector(path, RESIDUAL, named)
+    except _DAMAGE as error:
         raise StateError(f"{path} is damaged ({error}); delete it to go on without error feedback's memory") from error
 
 
-def _checked_residual(path: Path, named: NamedFile) -> Tensor:
-    if (size := path.stat().st_size) != named.size:
-        raise ValueError(f"{size} bytes, not {named.size}")
-    residual = load_file(path)[_RESIDUAL].clone()  # for the file may be written over, and is mapped
-    if named.digest is not None and _digest_like(named.digest, residual) != named.digest:
-        raise ValueError("the elements do not match their digest")
-    return residual
-
-
-def _digest_like(digest: str, residual: Tensor) -> str:
-    # SHA-256, of a release before this one, took as long as half of the encoding.
-    return _sums(residual) if digest.startswith(_SUMS) else weights_digest(residual).hex()
-
-
-def _sums(residual: Tensor) -> str:
-    """CRC-32 of the 64-bit sums of blocks, and of the elements after the last whole one: a tenth of CRC-32's time."""
-    elements = _bytes_of(residual)
-    whole = len(elements) // _SUMMED * _SUMMED
-    blocks = residual.detach()[: whole // 4].view(torch.int64).view(-1, _SUMMED // 8)
-    sums = blocks.sum(dim=1)  # of 64-bit integers: they wrap around
-    return f"{_SUMS}{crc32(elements[whole:], crc32(_bytes_of(sums))):08x}"
+def read_carry(path: Path, named: NamedCarry, parameters: int) -> Carried:
+    """The carry of a model of so many parameters. Raises StateError where it is of another one, or damaged."""
+    try:
+        if named.file.size > 4 * parameters + _HEADER_BYTES:
+            raise ValueError(f"{named.file.size} bytes, for a model of {parameters} parameters")
+        learnt = check_flat(read_vector(path, CARRY, named.file), parameters)
+        if not is_finite(learnt):
+            raise ValueError("it holds NaN or infinity")
+        return Carried(learnt, tuple(map(bytes.fromhex, named.fragments)), named.unsent, named.base)
+    except _DAMAGE as error:
+        raise StateError(f"{path} is damaged, or of another model ({error})") from error
