@@ -69,8 +69,8 @@ lint: $(READY) ## ruff and mypy
 bench: $(READY) ## measure everything beside a reference (about 40 minutes); ONLY=codec, fold, pipe, recovery, index, accuracy, loop, serve, big, memory, flower, resnet, simulate or llm for one
 	$(BIN)/python -m tests.bench $(ONLY)
 
-chaos: $(READY) ## kill and cut everything at random, N=200 times from SEED=0 on, JOBS=2 at a time, and count the updates
-	@$(BIN)/python -m tests.faults --runs $(N) --seed $(SEED) --jobs $(JOBS)
+chaos: $(READY) ## kill and cut everything at random, N=200 times from SEED=0 on, JOBS=2 at a time, and count the updates; MODEL=whole, fragments or lora for one kind
+	@$(BIN)/python -m tests.faults --runs $(N) --seed $(SEED) --jobs $(JOBS) $(if $(MODEL),--model $(MODEL))
 
 images: ## build the image of all services (docker)
 	docker compose -f docker/compose.yaml build aggregator-1

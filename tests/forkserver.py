@@ -31,10 +31,13 @@ _PRELOADED = [
 _ENVIRONMENT, _FOLDER = dict(os.environ), Path.cwd()  # before any test has changed them for itself
 
 
-def context() -> ForkServerContext:
-    """The server's own context: everything is imported there, and no thread runs there."""
+def context(also: Sequence[str] = ()) -> ForkServerContext:
+    """The server's own context: everything is imported there, and no thread runs there.
+
+    `also` are further modules to import, where the server does not run yet.
+    """
     forkserver = multiprocessing.get_context("forkserver")
-    forkserver.set_forkserver_preload(_PRELOADED)
+    forkserver.set_forkserver_preload([*_PRELOADED, *also])
     with _as_it_was():
         ensure_running()
     return forkserver

@@ -17,10 +17,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from llmos_stream.broker import LocalKafka
 from llmos_stream.errors import BrokerError
 from tests.faults.chaos import Chaos
-from tests.faults.plan import Plan
+from tests.faults.plan import MODELS, Plan
+from tests.forkserver import context
 
 FOLDER = Path("build/chaos")
 _INTERRUPTED = 130
+_FOR_LANGUAGE_MODELS = ("llmos_stream.training.llm.task", "transformers.models.llama.modeling_llama", "peft")
+"""What takes seconds to import."""
 
 
 def main() -> int:
@@ -28,6 +31,7 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=200, metavar="N", help="how many (default: 200)")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="the first one's seed (default: 0)")
     parser.add_argument("--jobs", type=int, default=2, metavar="J", help="how many at a time (default: 2)")
+    parser.add_argument("--model", choices=MODELS, help="of every run (default: it follows from the seed)")
     arguments = parser.parse_args()
     FOLDER.mkdir(parents=True, exist_ok=True)
     logging.basicConfig(filename=FOLDER / "harness.log", filemode="w", level=logging.WARNING)
@@ -42,11 +46,13 @@ def main() -> int:
             tally = chaos.tally
             progress.update(bar, advance=1, description=f"{tally.kills} kills, {len(tally.seeds_failed)} failed")
 
+        context(_FOR_LANGUAGE_MODELS)
         try:
             with LocalKafka() as kafka:
                 chaos = Chaos(kafka, FOLDER, said)
                 progress.update(bar, description="the first run")
-                asyncio.run(chaos.run(range(arguments.seed, arguments.seed + arguments.runs), arguments.jobs))
+                seeds = range(arguments.seed, arguments.seed + arguments.runs)
+                asyncio.run(chaos.run(seeds, arguments.jobs, arguments.model))
         except BrokerError as error:
             progress.console.print(str(error), style="red", markup=False)
             return 1
@@ -60,11 +66,17 @@ def _failure(plan: Plan, findings: list[str]) -> str:
     points = ", ".join(f"{point.fault} {point.role} at {point.at} ({point.extra})" for point in plan.points)
     return "\n  ".join(
         [
-            f"seed {plan.seed} failed: {plan.scenario}, {plan.codec}, {plan.numel} elements; {points}",
+            f"seed {plan.seed} failed: {plan.scenario}, {plan.codec}, {_model(plan)}; {points}",
             *findings,
-            f"again: python -m tests.faults --runs 1 --seed {plan.seed}     its logs: {FOLDER / str(plan.seed)}",
+            f"again: python -m tests.faults --runs 1 --seed {plan.seed} --model {plan.model}",
+            f"its logs: {FOLDER / str(plan.seed)}",
         ]
     )
+
+
+def _model(plan: Plan) -> str:
+    what = "adapters" if plan.trains else f"{plan.numel} elements"
+    return what if plan.fragments == 1 else f"{what} in {plan.fragments} fragments"
 
 
 if __name__ == "__main__":

@@ -28,10 +28,12 @@ class Tally:
     digest_mismatches: int = 0
     seeds_failed: list[int] = field(default_factory=list)
     faults: Counter[str] = field(default_factory=Counter)
+    models: Counter[str] = field(default_factory=Counter)
     begun: float = field(default_factory=monotonic)
 
     def add(self, trial: Trial) -> None:
         self.runs += 1
+        self.models[trial.plan.model] += 1
         self.kills += trial.outcome.kills
         self.lost += len(trial.verdict.lost)
         self.repeated += len(trial.verdict.repeated)
@@ -52,6 +54,7 @@ class Tally:
     def summary(self) -> dict[str, Any]:
         return {
             "runs": self.runs,
+            "models": dict(sorted(self.models.items())),
             "kills": self.kills,
             "lost": self.lost,
             "repeated": self.repeated,
@@ -72,19 +75,19 @@ class Chaos:
         self._said = said
         self._one_at_a_time = threading.Lock()
 
-    async def run(self, seeds: range, jobs: int) -> None:
-        left = iter(seeds)
+    async def run(self, seeds: range, jobs: int, model: str | None = None) -> None:
+        """Run the plan of each seed, `jobs` at a time; with this one of MODELS, where it is given."""
+        left = iter([plan_of(seed, model) for seed in seeds])
         await run_all(*(self._work(left) for _ in range(min(jobs, len(seeds)))))
 
-    async def _work(self, left: Iterator[int]) -> None:
-        for seed in left:
-            plan = plan_of(seed)
-            folder = self._folder / str(seed)
+    async def _work(self, left: Iterator[Plan]) -> None:
+        for plan in left:
+            folder = self._folder / str(plan.seed)
             shutil.rmtree(folder, ignore_errors=True)
             try:
                 trial = await try_on_kafka(plan, self._kafka.bootstrap_servers, self._restart, folder)
             except Exception as error:  # noqa: BLE001 - the other seeds go on
-                self.tally.fail(seed)
+                self.tally.fail(plan.seed)
                 self._said(plan, [f"the run could not be judged: {_reason(error)}"])
                 continue
             self.tally.add(trial)

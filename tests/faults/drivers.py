@@ -1,4 +1,4 @@
-"""The roles of a run, over a broker that strikes them: real aggregators, and real clients that do not train."""
+"""The roles of a run, over a broker that strikes them: real aggregators, and real clients."""
 
 import random
 from pathlib import Path
@@ -12,12 +12,11 @@ from llmos_stream.roles.client import Client, ClientState
 from llmos_stream.runtime import Offload, Shutdown
 from llmos_stream.runtime.retry import keep_trying
 from llmos_stream.testing import FaultyBroker
-from llmos_stream.training.shared_model import Trained
 from tests.faults.faulty import Strikes
 from tests.faults.injector import Injector
 from tests.faults.journal import Journal
-from tests.faults.model import delta_of, examples_of, initial_of, layout_of
 from tests.faults.plan import AGGREGATOR, Plan
+from tests.faults.sites import Site, initial, site_of
 
 _PATIENCE_SECONDS = (0.0, 0.05, 0.3, 0.3)
 
@@ -39,10 +38,11 @@ async def drive(
     try:
         if role.startswith(AGGREGATOR):
             async with Offload(1) as offload:
-                await run_aggregator(faulty, settings, lambda: initial_of(plan), offload, shutdown)
+                await run_aggregator(faulty, settings, lambda: initial(plan, settings), offload, shutdown)
         else:
+            site = site_of(plan, role, settings, folder)
             await keep_trying(
-                lambda: _publish_all(role, faulty, strikes, settings, plan, folder, shutdown),
+                lambda: _publish_all(role, site, faulty, strikes, settings, plan, folder, shutdown),
                 shutdown,
                 "starting again",
             )
@@ -51,7 +51,14 @@ async def drive(
 
 
 async def _publish_all(
-    name: str, broker: FaultyBroker, strikes: Strikes, settings: Settings, plan: Plan, folder: Path, shutdown: Shutdown
+    name: str,
+    site: Site,
+    broker: FaultyBroker,
+    strikes: Strikes,
+    settings: Settings,
+    plan: Plan,
+    folder: Path,
+    shutdown: Shutdown,
 ) -> None:
     journal = journal_of(folder, name)
     async with Offload(1) as offload:
@@ -59,7 +66,7 @@ async def _publish_all(
         if not await federation.wait_for_topics(*federation.topics.names):
             return
         with ClientState(name, state_of(folder, name)) as state:
-            async with Client(federation, name, layout_of(plan), settings.codec, state) as client:
+            async with Client(federation, name, site.layout, settings.codec, state) as client:
                 version = None
                 while version is None and not shutdown.requested:
                     if client.finished:
@@ -72,15 +79,8 @@ async def _publish_all(
                     # What was begun before a kill is on the client's disk by now, or its training is lost.
                     number = max(journal.numbers("begun"), default=-1) + 1
                     journal.write("begun", number)
-                    await client.publish(
-                        Trained(
-                            delta_of(plan, name, number),
-                            version.head.number,
-                            examples_of(plan, name, number),
-                            {"n": float(number)},
-                            0.0,
-                        )
-                    )
+                    start = await client.start_from(version)
+                    await client.publish(await offload.run(site.learn, number, version.head.number, start))
                     journal.write("published", number)
                     patience = random.Random(f"{plan.seed} {name} {number}").choice(_PATIENCE_SECONDS)  # noqa: S311
                     version = await client.newest(version.head.number, patience) or version

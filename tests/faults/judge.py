@@ -9,16 +9,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from llmos_stream.codec import Residual, add_residual, decode, encode_delta, weights_digest
+from llmos_stream.codec import Residual, decode, encode_delta, weights_digest
 from llmos_stream.config import Settings
+from llmos_stream.core.pipeline import pipeline_of
+from llmos_stream.log.snapshots import pay
 from llmos_stream.log.versions import local_rule
 from llmos_stream.roles.client import ClientState
 from llmos_stream.types import VersionKind
 from tests.faults.drivers import journal_of, state_of
-from tests.faults.log import Logged, Sending
-from tests.faults.model import delta_of, initial_of
+from tests.faults.log import Logged, Sending, elements_of
 from tests.faults.oracle import Oracle, Vector
 from tests.faults.plan import Plan
+from tests.faults.sites import initial, learnt_of
 
 _TOLERANCE = 2e-5
 _LET_GO = 1 / 13
@@ -53,7 +55,7 @@ def judge(plan: Plan, settings: Settings, logged: Logged, sent: Mapping[str, Set
     if not verdict.others:  # else the versions do not follow from each other
         _compare_with_the_oracle(logged, manifests, _replay(settings, logged, manifests, verdict), verdict)
         first = logged.versions[0].weights if logged.versions else None
-        if first is not None and not torch.equal(first, initial_of(plan).weights):
+        if first is not None and not torch.equal(first, initial(plan, settings).weights):
             verdict.others.append("version 0 is not the initial model")
     return verdict
 
@@ -66,8 +68,11 @@ def _manifests(logged: Logged, verdict: Verdict) -> list[list[Sending]]:
     if logged.latest != len(numbers) - 1:
         verdict.others.append(f"control points to version {logged.latest}, the log has {len(numbers)}")
     manifests = []
+    moved: dict[tuple[int, int] | None, int] = {}
     for version in logged.versions:
         number = version.head.number
+        # Since then its updates may have waited: others move alone where the model is cut into fragments.
+        earliest, latest = moved.get(version.head.range, 0) if version.head.range else number - 1, number - 1
         if version.head.parent != (number - 1 if number else None):
             verdict.others.append(f"version {number} names the parent {version.head.parent}")
         sendings = []
@@ -79,11 +84,15 @@ def _manifests(logged: Logged, verdict: Verdict) -> list[list[Sending]]:
             head = sending.head
             limits = version.head.rule.get("limits")
             most = limits.get("examples", math.inf) if isinstance(limits, Mapping) else math.inf
-            said = (item.client_id, item.sequence, item.num_examples, item.payload_digest, item.staleness)
-            staleness = number - 1 - head.base_version
-            if said != (head.client_id, head.sequence, min(head.num_examples, most), head.payload_digest, staleness):
+            said = (item.client_id, item.sequence, item.num_examples, item.payload_digest, version.head.range)
+            if said != (head.client_id, head.sequence, min(head.num_examples, most), head.payload_digest, head.range):
                 verdict.others.append(f"version {number}: the manifest and the update at {item.offset} differ")
+            folded_at = head.base_version + item.staleness
+            if not earliest <= folded_at <= latest:
+                verdict.others.append(f"version {number}: the update at {item.offset} was folded at {folded_at}")
+            earliest = folded_at
             sendings.append(sending)
+        moved[version.head.range] = number
         manifests.append(sendings)
     return manifests
 
@@ -132,9 +141,10 @@ def _compare_with_the_oracle(
     for place, (version, manifest) in enumerate(zip(logged.versions[1:], manifests[1:], strict=True)):
         expected = oracle.fold(
             [
-                (one.head.base_version, item.num_examples, one.delta.numpy().astype(np.float64))
+                (one.head.base_version, item.staleness, item.num_examples, one.delta.numpy().astype(np.float64))
                 for item, one in zip(version.head.manifest, manifest, strict=True)
-            ]
+            ],
+            elements_of(version.head),
         )
         weights = version.weights.numpy().astype(np.float64)
         error = float(np.abs(expected + owed[place] - weights - owed[place + 1]).max())
@@ -147,21 +157,29 @@ def _replay(settings: Settings, logged: Logged, manifests: list[list[Sending]], 
     """Fold everything again, bit for bit. Returns what readers are owed after each version."""
     if not logged.versions:
         return []
-    before = logged.versions[0].weights
-    residual: Residual | None = None
+    before, layout = logged.versions[0].weights, logged.versions[0].layout
+    residuals: dict[tuple[int, int] | None, Residual] = {}
     owed = [np.zeros(before.numel())]
-    pipeline = local_rule(settings).pipeline(0, before)
+    count = settings.aggregation.fragments
+    fragments = layout.fragments(count) if count > 1 else ()
+    pipelines = local_rule(settings).pipelines(0, before, fragments=fragments)
     for version, manifest in zip(logged.versions[1:], manifests[1:], strict=True):
+        elements = version.head.range
+        pipeline = pipeline_of(pipelines, elements)
         for item, sending in zip(version.head.manifest, manifest, strict=True):
             pipeline.fold(item, sending.delta, 0.0)
         weights, _ = pipeline.flush(version.head.number - 1, before, recorded=True)
-        if version.head.kind is VersionKind.DELTA:
-            _, residual = encode_delta(before, weights, residual, version.head.codec)
-            owed.append(decode(residual.parts, residual.codec, weights.numel()).numpy().astype(np.float64))
+        left = owed[-1].copy()
+        if version.head.kind is VersionKind.FULL:
+            pay(weights, layout, residuals)
+            residuals.clear()
+            left[:] = 0
         else:
-            add_residual(weights, residual)
-            residual = None
-            owed.append(np.zeros(weights.numel()))
+            old, new = (layout.moving(flat, elements)[0] for flat in (before, weights))
+            _, residual = encode_delta(old, new, residuals.get(elements), version.head.codec)
+            residuals[elements] = residual
+            left[elements_of(version.head)] = decode(residual.parts, residual.codec, new.numel()).double().numpy()
+        owed.append(left)
         before = weights
         if weights_digest(weights) != version.head.weights_digest:
             verdict.digest_mismatches.append(f"version {version.head.number}")
@@ -169,14 +187,22 @@ def _replay(settings: Settings, logged: Logged, manifests: list[list[Sending]], 
 
 
 def judge_residuals(plan: Plan, logged: Logged, sent: Mapping[str, Set[int]], folder: Path, verdict: Verdict) -> None:
-    """What was sent and what is still owed add up to what was learnt (see `codec.ErrorFeedback`)."""
+    """What was sent, what is still owed and what is carried add up to what was learnt (`codec.feedback`, `carry`)."""
     for client, numbers in sent.items():
-        learnt = torch.stack([delta_of(plan, client, number) for number in sorted(numbers)]).double().sum(0)
-        different = {sending.name: sending.delta for sending in logged.updates.values() if sending.name[0] == client}
-        total = torch.stack(list(different.values())).double().sum(0)
+        known = [learnt_of(plan, client, number, folder) for number in sorted(numbers)]
+        missing = torch.stack(known).double().sum(0)
+        different = {sending.name: sending for sending in logged.updates.values() if sending.name[0] == client}
+        for sending in different.values():
+            missing[sending.elements] -= sending.delta.double()
         with ClientState(client, state_of(folder, client)) as state:
-            residual = state.residual()
-        owed = torch.zeros_like(total) if residual is None else residual.double()
-        error = float((learnt - total - owed).abs().max())
+            state.restore(len(missing))
+            residual, carried = state.residual(), state.carry.carried
+        if residual is not None:
+            missing -= residual.double()
+        if carried is not None:
+            missing -= carried.learnt.double()
+        error = float(missing.abs().max())
         if error > _RESIDUAL_TOLERANCE:
-            verdict.others.append(f"{client}: what was sent, with what is owed, is {error:.2g} off what was learnt")
+            verdict.others.append(
+                f"{client}: what was sent, with what is owed and carried, is {error:.2g} off what was learnt"
+            )

@@ -11,7 +11,7 @@ from llmos_stream.broker import Broker, Record, Topics
 from llmos_stream.codec import decode
 from llmos_stream.config import Settings
 from llmos_stream.log.versions import Version
-from llmos_stream.types import UpdateHead
+from llmos_stream.types import UpdateHead, VersionHead, elements_in
 from llmos_stream.wire import Assembler, Message
 from tests.federation import decoded_versions
 
@@ -34,6 +34,16 @@ class Sending:
     def name(self) -> tuple[str, int]:
         """Its client's name and its number, as the journal has it."""
         return self.head.client_id, int(self.head.metrics["n"])
+
+    @property
+    def elements(self) -> slice:
+        """Those of the flat vector that it is of."""
+        return elements_of(self.head)
+
+
+def elements_of(head: UpdateHead | VersionHead) -> slice:
+    """The elements of the flat vector that an update is of, or that a version has moved."""
+    return slice(None) if head.range is None else slice(*head.range)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +73,7 @@ async def read_log(broker: Broker, settings: Settings, numel: int) -> Logged:
         place = {"partition": record.partition, "offset": record.offset}
         for outcome in assembler.push(record.value or b"", key=record.key, now=0.0, **place):
             if isinstance(outcome, Message) and isinstance(outcome.head, UpdateHead):
-                delta = decode(outcome.parts, outcome.head.codec, numel)
+                delta = decode(outcome.parts, outcome.head.codec, elements_in(outcome.head, numel))
                 updates[outcome.partition, outcome.first_offset] = Sending(outcome.head, delta)
     refused = [orjson.loads(record.value or b"{}") for record in await _records(broker, topics.quarantine)]
     return Logged(versions, updates, refused, latest)

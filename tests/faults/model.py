@@ -1,4 +1,4 @@
-"""The model of a run and what its clients publish: all of it follows from the plan, nothing from training."""
+"""The model of a run that is made up, and what its clients publish: it follows from the plan, nothing from training."""
 
 import hashlib
 
@@ -11,7 +11,8 @@ from tests.faults.plan import Plan
 
 
 def layout_of(plan: Plan) -> Layout:
-    return Layout.of({"w": torch.zeros(plan.numel - 10), "b": torch.zeros(2, 5)})
+    pieces = torch.zeros(plan.numel - 10).tensor_split(plan.fragments)
+    return Layout.of({f"w{place or ''}": piece for place, piece in enumerate(pieces)} | {"b": torch.zeros(2, 5)})
 
 
 def initial_of(plan: Plan) -> Initial:

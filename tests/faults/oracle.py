@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Vector = NDArray[np.float64]
+_ALL = slice(None)
 
 
 class Oracle:
@@ -21,20 +22,23 @@ class Oracle:
         self._first = np.zeros_like(weights)
         self._second = np.full_like(weights, self._optimizer["epsilon"] ** 2)
 
-    def fold(self, updates: Sequence[tuple[int, int, Vector]]) -> Vector:
-        """The next version, from `(base_version, num_examples, delta)` of each of its updates."""
+    def fold(self, updates: Sequence[tuple[int, int, int, Vector]], here: slice = _ALL) -> Vector:
+        """The next version, from `(base_version, staleness, num_examples, delta)` of each of its updates.
+
+        They are of the elements `here`, and nothing else moves.
+        """
         fresh: Vector
-        present = len(self.history) - 1
         weights = self.history[-1]
         if self._aggregation["strategy"] == "fedasync":
-            ((base, _, delta),) = updates
-            rate = self._aggregation["mixing"] * self._discount(present - base)
+            ((base, tau, _, delta),) = updates
+            rate = self._aggregation["mixing"] * self._discount(tau)
             fresh = (1 - rate) * weights + rate * (self.history[base] + self._clipped(delta))
         else:
-            total = np.zeros_like(weights)
-            for base, examples, delta in updates:
-                total += examples * self._discount(present - base) * self._clipped(delta)
-            fresh = weights + self._step(total / sum(examples for _, examples, _ in updates))
+            total = np.zeros_like(weights[here])
+            for _, tau, examples, delta in updates:
+                total += examples * self._discount(tau) * self._clipped(delta)
+            fresh = weights.copy()
+            fresh[here] += self._step(total / sum(examples for _, _, examples, _ in updates), here)
         self.history.append(fresh)
         return fresh
 
@@ -53,15 +57,15 @@ class Oracle:
         norm = float(np.sqrt((delta**2).sum()))
         return delta if limit is None or norm <= limit else delta * float(limit / norm)
 
-    def _step(self, delta: Vector) -> Vector:
+    def _step(self, delta: Vector, here: slice) -> Vector:
         rule = self._optimizer
         if rule["name"] == "sgd":
-            self._moving_sum = rule["momentum"] * self._moving_sum + delta
-            return self._scaled(self._moving_sum)
+            self._moving_sum[here] = rule["momentum"] * self._moving_sum[here] + delta
+            return self._scaled(self._moving_sum[here])
         assert rule["name"] == "adam"
-        self._first = rule["beta1"] * self._first + (1 - rule["beta1"]) * delta
-        self._second = rule["beta2"] * self._second + (1 - rule["beta2"]) * delta**2
-        adapted: Vector = self._first / (np.sqrt(self._second) + rule["epsilon"])
+        self._first[here] = rule["beta1"] * self._first[here] + (1 - rule["beta1"]) * delta
+        self._second[here] = rule["beta2"] * self._second[here] + (1 - rule["beta2"]) * delta**2
+        adapted: Vector = self._first[here] / (np.sqrt(self._second[here]) + rule["epsilon"])
         return self._scaled(adapted)
 
     def _scaled(self, step: Vector) -> Vector:

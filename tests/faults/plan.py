@@ -4,6 +4,7 @@ import random
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum, unique
+from pathlib import Path
 from typing import Any
 
 from llmos_stream.config import Settings, load
@@ -59,11 +60,17 @@ SCENARIOS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "fedasync": {"aggregation": {"strategy": "fedasync", "mixing": 0.6}},
 }
 CODECS = ("float32", "int8")
+MODELS = ("whole", "fragments", "lora")
+"""Made up, and moving as a whole; made up, in fragments; a language model's LoRA, trained, in fragments."""
+_DEADLINE_SECONDS = 0.3
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A run. Each of `clients` clients publishes `updates` updates of a model of `numel` elements."""
+    """A run. Each of `clients` clients publishes `updates` updates of a model of `numel` elements.
+
+    The model is one of MODELS; the adapters of a language model have a size of their own.
+    """
 
     seed: int
     scenario: str = "fedbuff-sgd"
@@ -75,6 +82,8 @@ class Plan:
     full_every: int = 3
     ends: bool = False
     points: tuple[Point, ...] = ()
+    model: str = "whole"
+    fragments: int = 1
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -93,10 +102,26 @@ class Plan:
     @property
     def versions(self) -> int | None:
         """The number of the last version; None where a deadline makes them."""
-        return versions_of(self.scenario, self.total)
+        return versions_of(self.scenario, self.total) if self.fragments == 1 else None
 
-    def settings(self, federation: str, servers: str | None) -> Settings:
-        """Staleness is never too high here, so that nothing is refused for it."""
+    @property
+    def trains(self) -> bool:
+        """Whether the clients train a language model."""
+        return self.model == "lora"
+
+    def base_model(self, folder: Path) -> Path:
+        """Where that lies, in the folder of the run."""
+        return folder / "base-model"
+
+    def texts(self, folder: Path) -> Path:
+        """Where the texts lie that it is trained on."""
+        return folder / "texts.jsonl"
+
+    def settings(self, federation: str, servers: str | None, folder: Path = Path()) -> Settings:
+        """The settings of a run that keeps its files in `folder`.
+
+        Staleness is never too high here, so that nothing is refused for it.
+        """
         given: dict[str, dict[str, Any]] = {
             "federation": {"name": federation},
             "broker": {
@@ -116,6 +141,14 @@ class Plan:
         }
         for section, fields in SCENARIOS[self.scenario].items():
             given[section] = given.get(section, {}) | dict(fields)
+        if self.fragments > 1:
+            # Which fragment an update is of depends on when it comes, so that no number of them fills all buffers.
+            seconds = min(given["aggregation"]["deadline_seconds"], _DEADLINE_SECONDS)
+            given["aggregation"] |= {"fragments": self.fragments, "deadline_seconds": seconds}
+        if self.trains:
+            options = {"model": str(self.base_model(folder)), "sequence": 16, "lora": {"rank": 2}}
+            given["task"] = {"entry": "llm", "options": options}
+            given["client"] = {"data": str(self.texts(folder)), "batch_size": 4, "lr": 0.01}
         if self.ends:
             given["stop"] = {"max_versions": self.versions}
         return load(given)
@@ -147,8 +180,8 @@ _WEIGHTS = {
 }
 
 
-def plan_of(seed: int) -> Plan:
-    """The plan of a seed: a scenario and one to three faults."""
+def plan_of(seed: int, model: str | None = None) -> Plan:
+    """The plan of a seed: a scenario, one to three faults and, where that is not given, one of MODELS."""
     rng = random.Random(seed)  # noqa: S311
     scenario = rng.choice(list(SCENARIOS))
     clients = rng.choice([2, 3])
@@ -168,7 +201,21 @@ def plan_of(seed: int) -> Plan:
         if fault in OF_THE_NET | {Fault.HANG} and any(point.fault is fault for point in points):
             continue
         points.append(_point(rng, fault, bare, points))
-    return replace(bare, ends=bare.versions is not None and rng.random() < 0.4, points=tuple(points))
+    plan = replace(bare, ends=bare.versions is not None and rng.random() < 0.4, points=tuple(points))
+    drawn = rng.choice([*MODELS, "whole"])
+    return plan if (model or drawn) == "whole" else _in_fragments(rng, plan, model or drawn)
+
+
+def _in_fragments(rng: random.Random, plan: Plan, model: str) -> Plan:
+    cuttable = [name for name in SCENARIOS if name != "fedasync"]  # which mixes whole models
+    return replace(
+        plan,
+        model=model,
+        scenario=plan.scenario if plan.scenario in cuttable else rng.choice(cuttable),
+        codec=rng.choice([*CODECS, "topk2"]),
+        fragments=rng.choice([2, 3, 4]),
+        ends=False,
+    )
 
 
 def _point(rng: random.Random, fault: Fault, plan: Plan, others: list[Point]) -> Point:

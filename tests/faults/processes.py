@@ -123,7 +123,7 @@ def _main(
     with (folder / role / "log").open("ab") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
-    settings = plan.settings(federation, servers)
+    settings = plan.settings(federation, servers, folder)
     torch.set_num_threads(1)
     configure_logging(settings.runtime)
     if routes:

@@ -47,6 +47,26 @@ async def test_a_fault_costs_time_and_nothing_else(points: tuple[Point, ...], tm
     await _try(Plan(2, "fedbuff-momentum", "int8", partitions=2, points=points), tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("scenario", "codec"),
+    [
+        ("fedbuff-momentum", "topk2"),
+        pytest.param("fedbuff-sgd", "float32", marks=pytest.mark.full),
+        pytest.param("fedbuff-adam", "int8", marks=pytest.mark.full),
+        pytest.param("fedbuff-deadline", "int8", marks=pytest.mark.full),
+    ],
+)
+@pytest.mark.parametrize("model", ["fragments", pytest.param("lora", marks=pytest.mark.full)])
+async def test_fragments_and_what_is_carried_of_them(model: str, scenario: str, codec: str, tmp_path: Path) -> None:
+    points = (
+        Point(Fault.KILL_IN, AGGREGATOR, 2, 1),
+        Point(Fault.KILL_CLIENT, "client-0", 2, 1),
+        Point(Fault.KILL_CLIENT_AFTER_SEND, "client-1", 3),
+        Point(Fault.DUPLICATE, "client-0", 1, 2),
+    )
+    await _try(Plan(7, scenario, codec, points=points, model=model, fragments=3), tmp_path)
+
+
 async def test_an_old_base_is_known_after_two_restarts(tmp_path: Path) -> None:
     points = (
         Point(Fault.KILL_IN, AGGREGATOR, 2, 1),

@@ -21,18 +21,24 @@ PLAN = Plan(5, scenario="fedbuff-momentum", codec="int8")
 Case = tuple[Settings, Logged, dict[str, set[int]], Path]
 
 
+async def _run(plan: Plan, folder: Path) -> Case:
+    """A run without faults, and nothing to find in it."""
+    broker, settings = MemoryBroker(), plan.settings("f", None)
+    outcome = await Run(plan, InTasks(plan, broker, settings, folder), None, broker, settings).run()
+    assert outcome.surprises == []
+    logged, sent = await read_log(broker, settings, plan.numel), journals(plan, folder)
+    verdict = judge(plan, settings, logged, sent)
+    judge_residuals(plan, logged, sent, folder, verdict)
+    assert verdict.findings == []
+    return settings, logged, sent, folder
+
+
 @pytest.fixture
 async def case(tmp_path: Path) -> Case:
-    """A run without faults, and nothing to find in it."""
-    broker, settings = MemoryBroker(), PLAN.settings("f", None)
-    outcome = await Run(PLAN, InTasks(PLAN, broker, settings, tmp_path), None, broker, settings).run()
-    assert outcome.surprises == []
-    logged, sent = await read_log(broker, settings, PLAN.numel), journals(PLAN, tmp_path)
-    verdict = judge(PLAN, settings, logged, sent)
-    judge_residuals(PLAN, logged, sent, tmp_path, verdict)
-    assert verdict.findings == []
-    assert len(logged.versions) == 7
-    return settings, logged, sent, tmp_path
+    """Such a run of a model that moves as a whole."""
+    found = await _run(PLAN, tmp_path)
+    assert len(found[1].versions) == 7
+    return found
 
 
 def _changed(logged: Logged, number: int, change: Callable[[Version], Version]) -> Logged:
@@ -117,3 +123,64 @@ async def test_a_residual_that_was_not_kept_is_found(case: Case) -> None:
     verdict = Verdict()
     judge_residuals(PLAN, logged, sent, folder, verdict)
     assert len(verdict.others) == PLAN.clients
+
+
+CUT = Plan(5, scenario="fedbuff-momentum", codec="topk2", model="fragments", fragments=3)
+
+
+@pytest.fixture
+async def cut(tmp_path: Path) -> Case:
+    """Such a run of a model in fragments."""
+    return await _run(CUT, tmp_path)
+
+
+async def test_a_fragment_that_moves_by_another_ones_updates_is_found(cut: Case) -> None:
+    settings, logged, sent, _ = cut
+    assert len({version.head.range for version in logged.versions[1:]}) == 3
+    number = next(
+        number
+        for number, version in enumerate(logged.versions)
+        if number > 1 and version.head.range != logged.versions[1].head.range
+    )
+    other = logged.versions[1].head.manifest[0]
+
+    def swapped(version: Version) -> Version:
+        return replace(version, head=replace(version.head, manifest=(other, *version.head.manifest[1:])))
+
+    verdict = judge(CUT, settings, _changed(logged, number, swapped), sent)
+    assert len(verdict.lost) == 1
+    assert any("the manifest and the update at" in what for what in verdict.others)
+
+
+async def test_a_staleness_that_nobody_had_is_found(cut: Case) -> None:
+    settings, logged, sent, _ = cut
+
+    def later(version: Version) -> Version:
+        items = (replace(item, staleness=item.staleness + 1) for item in version.head.manifest)
+        return replace(version, head=replace(version.head, manifest=tuple(items)))
+
+    assert any("was folded at" in what for what in judge(CUT, settings, _changed(logged, 2, later), sent).others)
+
+
+async def test_weights_that_change_outside_the_fragment_are_found(cut: Case) -> None:
+    settings, logged, sent, _ = cut
+    elements = logged.versions[2].head.range
+    assert elements is not None
+
+    def shifted(version: Version) -> Version:
+        weights = version.weights.clone()
+        weights[elements[0] - 1 if elements[0] else elements[1]] += 1e-3
+        return replace(version, weights=weights)
+
+    verdict = judge(CUT, settings, _changed(logged, 2, shifted), sent)
+    assert any("version 2 is" in what and "off the formulas" in what for what in verdict.others)
+
+
+async def test_a_carry_that_was_not_kept_is_found(cut: Case) -> None:
+    _, logged, sent, folder = cut
+    for name in CUT.names:
+        for file in (folder / name / "state").glob("carry*"):
+            file.unlink()
+    verdict = Verdict()
+    judge_residuals(CUT, logged, sent, folder, verdict)
+    assert len(verdict.others) == CUT.clients

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.faults.plan import AGGREGATOR, BROKER, CODECS, KILLS, SCENARIOS, Fault, plan_of, versions_of
+from tests.faults.plan import AGGREGATOR, BROKER, CODECS, KILLS, MODELS, SCENARIOS, Fault, plan_of, versions_of
 
 SEEDS = range(400)
 HELD = {Fault.REORDER, Fault.DELAY}
@@ -16,8 +16,21 @@ def test_every_fault_scenario_and_codec_comes_up() -> None:
     plans = [plan_of(seed) for seed in SEEDS]
     assert {point.fault for plan in plans for point in plan.points} == set(Fault)
     assert {plan.scenario for plan in plans} == set(SCENARIOS)
-    assert {plan.codec for plan in plans} == set(CODECS)
+    assert {plan.codec for plan in plans} == {*CODECS, "topk2"}
+    assert {(plan.model, plan.fragments) for plan in plans} == {
+        ("whole", 1),
+        *((model, count) for model in MODELS if model != "whole" for count in (2, 3, 4)),
+    }
     assert {len(plan.points) for plan in plans} == {1, 2, 3}
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_model_that_is_asked_for_is_that_of_every_plan(model: str) -> None:
+    plans = [plan_of(seed, model) for seed in SEEDS]
+    assert {plan.model for plan in plans} == {model}
+    drawn = [plan for plan in map(plan_of, SEEDS) if plan.model == model]
+    assert len(drawn) > len(SEEDS) // 10
+    assert [plans[plan.seed] for plan in drawn] == drawn
 
 
 def test_points_name_whom_they_can_strike() -> None:

@@ -89,6 +89,19 @@ async def test_a_fault_costs_time_and_nothing_else(
     await _try(Plan(4, scenario, "int8", points=points), kafka, tmp_path)
 
 
+@pytest.mark.kafka
+@pytest.mark.parametrize("model", ["fragments", pytest.param("lora", marks=pytest.mark.full)])
+async def test_a_fault_costs_no_fragment_and_nothing_that_is_carried(
+    model: str, kafka: KafkaNode, tmp_path: Path
+) -> None:
+    points = (
+        Point(Fault.KILL_IN, AGGREGATOR, 2, 2),
+        Point(Fault.KILL_CLIENT, "client-0", 2, 1),
+        Point(Fault.CUT_NETWORK, "client-1", 1, 800),
+    )
+    await _try(Plan(10, "fedbuff-momentum", "topk2", points=points, model=model, fragments=3), kafka, tmp_path)
+
+
 @pytest.mark.full
 @pytest.mark.kafka
 @pytest.mark.own_kafka

@@ -1,5 +1,6 @@
 """A plan from its start to the verdict, in this process or on a real Kafka with real processes."""
 
+import asyncio
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from tests.faults.net import net_of
 from tests.faults.plan import Plan
 from tests.faults.processes import InProcesses
 from tests.faults.run import Outcome, Run
+from tests.faults.sites import prepare
 
 _SHOWN_OF_A_LOG = 10_000
 
@@ -36,7 +38,8 @@ class Trial:
 async def try_here(plan: Plan, folder: Path) -> Trial:
     """On the in-process broker, with roles that share this process."""
     broker = MemoryBroker()
-    settings = plan.settings(f"faults-{plan.seed}", None)
+    settings = plan.settings(f"faults-{plan.seed}", None, folder)
+    prepare(plan, folder)
     outcome = await Run(plan, InTasks(plan, broker, settings, folder), None, broker, settings).run()
     return Trial(plan, outcome, await _judged(plan, settings, broker, folder))
 
@@ -46,7 +49,8 @@ async def try_on_kafka(
 ) -> Trial:
     """On a real Kafka, with real processes. `folder` keeps their logs and states."""
     federation = federation or f"faults-{plan.seed}-{uuid.uuid4().hex[:8]}"
-    settings = plan.settings(federation, servers)
+    settings = plan.settings(federation, servers, folder)
+    await asyncio.to_thread(prepare, plan, folder)
     broker = connect(settings.broker)
     async with net_of(plan, servers, kill_and_start) as net:
         host = InProcesses(plan, federation, servers, folder, net.ports)
