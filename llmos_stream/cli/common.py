@@ -3,7 +3,7 @@
 import argparse
 import re
 import sys
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from functools import partial
 from io import TextIOBase
 from typing import Any, NoReturn, TextIO, TypeAlias, cast
@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from llmos_stream.cli.flags import add_settings, explain_unknown, given_settings, setting_of, settings_of
-from llmos_stream.config import Settings, did_you_mean, load
+from llmos_stream.config import Settings, did_you_mean, load, redacted
 from llmos_stream.reporting.wording import as_text
 from llmos_stream.runtime import ExitCode, configure_logging
 
@@ -37,7 +37,7 @@ class Parser(argparse.ArgumentParser):
         """End with an error about words that nobody understood."""
         flag = next((word.partition("=")[0] for word in unknown if word.startswith("-")), None)
         hint = explain_unknown(flag, self.prog.split()[-1], self._option_string_actions) if flag else ""
-        self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+        self.error(f"unrecognized arguments: {' '.join(_without_secrets(unknown))}{hint}")
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         """As argparse does, which offers no other place for it."""
@@ -45,6 +45,15 @@ class Parser(argparse.ArgumentParser):
             known = [str(choice) for choice in action.choices]
             hint = did_you_mean(str(value), known) or f" (choose from {', '.join(known)})"
             raise argparse.ArgumentError(action, f"invalid choice: {str(value)!r}{hint}")
+
+
+def _without_secrets(words: Sequence[str]) -> Iterator[str]:
+    """As they were typed, but for a password in a URI and the value of a flag that sounds like one."""
+    before = ""
+    for word in words:
+        told = redacted(f"{before}={word}") if before.startswith("-") else redacted(word)
+        yield told.removeprefix(f"{before}=") if before.startswith("-") else told
+        before = word
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):

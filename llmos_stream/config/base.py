@@ -50,7 +50,7 @@ def no_secret(value: str) -> str:
 
 _USER_INFO = re.compile(r"(?<=:/)(/*)\S*@")
 _SECRET = re.compile(
-    r"(\b[\w.-]*(?:passw|pwd|passphrase|token|secret|key|signature|credential|\bsig)[\w.-]*\s*=\s*)"
+    r"(\b[\w.-]*(?:pass?w|pass\b|pwd|passphrase|token|secret|key|signature|credential|\bsig)[\w.-]*\s*=\s*)"
     r"('[^']*'|\"[^\"]*\"|[^\s&;,'\"]+)",
     re.IGNORECASE,
 )

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, SecretStr, model_validator
 
@@ -73,10 +74,18 @@ class RegistrySettings(Section):
 
 def _addresses(urls: str) -> str:
     for url in _split(urls):
-        if not url.startswith(("http://", "https://")):
-            raise ValueError(f"{url!r} is no address such as http://gpu1:8000")
         no_secret(url)
+        if not _is_address(url):
+            raise ValueError(f"{url!r} is no address such as http://gpu1:8000")
     return urls
+
+
+def _is_address(url: str) -> bool:
+    try:
+        found = urlsplit(url)
+        return found.scheme in {"http", "https"} and bool(found.hostname) and found.port != 0
+    except ValueError:  # the port is no number, or above 65535
+        return False
 
 
 def _split(urls: str) -> list[str]:

@@ -56,7 +56,7 @@ def test_each_setting_has_a_flag_that_sets_it_and_nothing_else(llmos: Run, secti
         done = llmos("settings", "--json", setting.flag, value, *needed)
         if setting.secret:
             assert done.status == 2
-            assert f"{setting.flag} {value}; a secret has no flag: set {setting.variable}" in done.error()
+            assert f"{setting.flag} ***; a secret has no flag: set {setting.variable}" in done.error()
         else:
             changed = {name: value for name, value in _flat(done.json()).items() if value != before[name]}
             preset = PRESETS.get(value, {}) if setting.name == "federation.preset" else {}
@@ -128,6 +128,12 @@ def test_a_flag_may_be_written_with_underscores_as_in_files(llmos: Run) -> None:
         (["client", "--bootstrap-servers", "a:1"], "unrecognized arguments: --bootstrap-servers a:1; did you mean --b"),
         (["client", "--codec-name=int4"], "unrecognized arguments: --codec-name=int4; did you mean --codec.name?"),
         (["client", "--CODEC.NAME=int4"], "unrecognized arguments: --CODEC.NAME=int4; did you mean --codec.name?"),
+        (["client", "--broker.pasword", "hunter2"], "unrecognized arguments: --broker.pasword *** (see"),
+        (["client", "--broker.sasl-pass=hunter2"], "unrecognized arguments: --broker.sasl-pass=***"),
+        (
+            ["client", "--client.dta", "pg://me:pw@db/x"],
+            "unrecognized arguments: --client.dta pg://***@db/x; did you m",
+        ),
         (["replay", "--witout", "a"], "unrecognized arguments: --witout; did you mean --without?"),
         (["topics", "lsit"], "argument action: invalid choice: 'lsit'; did you mean list?"),
         (["topics", "frobnicate"], "argument action: invalid choice: 'frobnicate' (choose from create, "),

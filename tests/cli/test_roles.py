@@ -70,6 +70,9 @@ def test_a_role_waits_for_its_broker_and_can_be_stopped(start: Start, nobody: st
         (["--task.entry", "llm"], "deploy.urls: name the servers, as in --deploy.urls http://gpu1:8000"),
         (["--deploy.urls", "http://gpu1:8000", "--task.entry", "blobs"], "deploy needs versions of the task llm"),
         (["--deploy.urls", "gpu1:8000"], "'gpu1:8000' is no address such as http://gpu1:8000"),
+        (["--deploy.urls", "http://gpu1:99999"], "'http://gpu1:99999' is no address such as http://gpu1:8000"),
+        (["--deploy.urls", "http://gpu1:port"], "'http://gpu1:port' is no address such as http://gpu1:8000"),
+        (["--deploy.urls", "https:///v1"], "'https:///v1' is no address such as http://gpu1:8000"),
     ],
 )
 def test_a_deployer_needs_servers_and_a_language_model(llmos: Run, flags: list[str], said: str) -> None:
