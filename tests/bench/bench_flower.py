@@ -16,6 +16,7 @@ from tests.bench import flower_host
 from tests.bench.bench_pipe import measure_cells
 from tests.bench.common import OUTPUT, add_flags, show, write_json
 from tests.bench.flower_host import Measured
+from tests.bench.peer_host import environment
 from tests.bench.pipe_cells import Codec, cells, millions, number
 from tests.bench.pipe_rows import Row
 
@@ -49,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Measure, print a table and write `flower.json`. Raises NotHere where Flower cannot be installed."""
     torch.set_num_threads(options.threads)
-    home = flower_host.environment(options.venv.absolute())
+    home = environment(options.venv.absolute(), flower_host.REQUIREMENTS, flower_host.NAME)
     with TemporaryDirectory(prefix="llmos-flower-") as folder:
         flower = flower_host.measure(
             home,

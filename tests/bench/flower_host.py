@@ -1,33 +1,21 @@
 """Flower in the deployment that its documents describe: a SuperLink, SuperNodes and an app, in processes of their own.
 
-It lives in a virtual environment of its own, made once; everything that is started here is ended here, and listens on
-loopback only.
+They listen on loopback only.
 """
 
-import contextlib
-import json
 import os
-import signal
 import socket
-import subprocess
-import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
-import psutil  # type: ignore[import-untyped]
+from tests.bench.children import BenchmarkFailed
+from tests.bench.peer_host import Started, own_variables, report_of, started
 
-from tests.bench.children import BenchmarkFailed, NotHere
-
+NAME = "Flower"
 REQUIREMENTS = ("flwr[simulation]==1.41.*", "numpy", "torch")
-_INSTALL_SECONDS = 1200.0
 _START_SECONDS = 60.0
-_GRACE_SECONDS = 10.0
-_PAUSE_SECONDS = 0.1
-_TAIL = 2000
 
 _PROJECT = """
 [project]
@@ -124,25 +112,6 @@ class Measured:
     superlink_mib: float
 
 
-def environment(folder: Path, requirements: Sequence[str] = REQUIREMENTS, name: str = "Flower") -> Path:
-    """The virtual environment in `folder`, made where it is not there. Raises NotHere where it cannot be made."""
-    ready = folder / ".ready"
-    wanted = json.dumps([sys.version_info[:2], *requirements])
-    if ready.exists() and ready.read_text() == wanted:
-        return folder
-    python = str(folder / "bin" / "python")
-    install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *requirements]
-    try:
-        for command in ([sys.executable, "-m", "venv", str(folder)], install):
-            subprocess.run(command, check=True, capture_output=True, text=True, timeout=_INSTALL_SECONDS)
-    except subprocess.CalledProcessError as error:
-        raise NotHere(f"{name} cannot be installed:\n{error.stderr.strip()[-_TAIL:]}") from None
-    except (subprocess.TimeoutExpired, OSError) as error:
-        raise NotHere(f"{name} cannot be installed: {error}") from None
-    ready.write_text(wanted)
-    return folder
-
-
 def measure(home: Path, folder: Path, *, params: int, clients: int, rounds: int, limit: float) -> Measured:
     """Run the app in `folder` with what `environment` has made. Raises BenchmarkFailed when it fails or takes longer
     than `limit` seconds.
@@ -154,10 +123,9 @@ def measure(home: Path, folder: Path, *, params: int, clients: int, rounds: int,
     variables = _variables(home, folder, address)
     with ExitStack() as stack:
 
-        def start(name: str, *arguments: str) -> "_Started":
-            return stack.enter_context(
-                _started(name, [str(home / "bin" / arguments[0]), *arguments[1:]], folder, variables)
-            )
+        def start(name: str, *arguments: str) -> Started:
+            command = [str(home / "bin" / arguments[0]), *arguments[1:]]
+            return stack.enter_context(started(f"{NAME}-{name}", command, folder, variables))
 
         superlink = start(
             "superlink", "flower-superlink", "--insecure", "--disable-runtime-dependency-installation",
@@ -170,92 +138,12 @@ def measure(home: Path, folder: Path, *, params: int, clients: int, rounds: int,
         ]
         config = f'params={params} clients={clients} rounds={rounds} report="{report}"'
         runner = start("run", "flwr", "run", str(app), "dep", "--stream", "--run-config", config)
-        while not report.exists():
-            for process in (superlink, *others):
-                process.require_running()
-            if time.monotonic() > deadline:
-                raise BenchmarkFailed(f"Flower was not done after {limit:g} s:\n{runner.tail()}")
-            if runner.ended and not report.exists():
-                raise BenchmarkFailed(f"Flower's run ended without a result:\n{runner.tail()}\n{superlink.tail()}")
-            time.sleep(_PAUSE_SECONDS)
+        found = report_of(runner, report, deadline, (superlink, *others))
         superlink_mib = superlink.peak_mib()
-    found = json.loads(report.read_text())
     ended: list[float] = found["ended"]
     if len(ended) != rounds:
         raise BenchmarkFailed(f"Flower aggregated {len(ended)} of {rounds} rounds")
     return Measured((rounds - 1) * clients, ended[-1] - ended[0], found["peak_mib"] - found["idle_mib"], superlink_mib)
-
-
-class _Started:
-    """A process and what it has started, with its output in a file."""
-
-    def __init__(self, name: str, process: "subprocess.Popen[bytes]", output: Path) -> None:
-        self._name = name
-        self._process = process
-        self._output = output
-
-    @property
-    def ended(self) -> bool:
-        return self._process.poll() is not None
-
-    def require_running(self) -> None:
-        if self.ended:
-            raise BenchmarkFailed(f"Flower's {self._name} ended:\n{self.tail()}")
-
-    def wait_for_port(self, port: int, deadline: float) -> None:
-        while True:
-            self.require_running()
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1.0):
-                return
-            if time.monotonic() > deadline:
-                raise BenchmarkFailed(f"Flower's {self._name} does not answer:\n{self.tail()}")
-            time.sleep(_PAUSE_SECONDS)
-
-    def peak_mib(self) -> float:
-        """Of this process alone; 0 where the system does not tell."""
-        status = Path(f"/proc/{self._process.pid}/status")
-        lines = status.read_text().splitlines() if status.exists() else []
-        return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM:")), 0.0)
-
-    def tail(self) -> str:
-        return self._output.read_text(errors="replace")[-_TAIL:].strip()
-
-    def end(self) -> None:
-        """Ask, then kill; with all that it has started, which may be in groups of their own."""
-        with contextlib.suppress(psutil.NoSuchProcess):
-            family = psutil.Process(self._process.pid).children(recursive=True)
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGTERM)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(_GRACE_SECONDS)
-            _, left = psutil.wait_procs(family, timeout=1.0)
-            for process in left:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    process.kill()
-        if self._process.poll() is None:
-            self._process.kill()
-        self._process.wait()
-
-
-@contextmanager
-def _started(name: str, command: Sequence[str], folder: Path, variables: Mapping[str, str]) -> Iterator[_Started]:
-    output = folder / f"{name}.log"
-    file: IO[bytes]
-    with output.open("wb") as file:
-        process = subprocess.Popen(
-            command,
-            cwd=folder,
-            env=dict(variables),
-            stdin=subprocess.DEVNULL,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    started = _Started(name, process, output)
-    try:
-        yield started
-    finally:
-        started.end()
 
 
 def _write_app(folder: Path) -> Path:
@@ -274,7 +162,7 @@ def _variables(home: Path, folder: Path, address: str) -> dict[str, str]:
     flower_home = folder / "flwr"
     flower_home.mkdir()
     (flower_home / "config.toml").write_text(f'[superlink.dep]\naddress = "{address}"\ninsecure = true\n')
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("LLMOS_", "PYTHONPATH"))}
+    kept = own_variables()
     path = f"{home / 'bin'}{os.pathsep}{kept.get('PATH', '')}"
     return kept | {"PATH": path, "FLWR_HOME": str(flower_home), "FLWR_TELEMETRY_ENABLED": "0"}
 

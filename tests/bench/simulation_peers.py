@@ -5,19 +5,19 @@ many client updates took how many seconds, the first round left out: pfl of the 
 clock, with one worker on one core.
 """
 
-import json
-import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from tests.bench import flower_host
 from tests.bench.children import BenchmarkFailed, NotHere
+from tests.bench.peer_host import environment, own_variables, report_of, started
 
-_TAIL = 1500
 _COMMON = """
 import json
+import os
 import sys
 import time
 
@@ -42,8 +42,9 @@ def examples(client):
 
 
 def tell(ended):
-    with open(report, "w") as file:
+    with open(report + ".tmp", "w") as file:
         json.dump({"updates": cohort * (len(ended) - 1), "seconds": ended[-1] - ended[0]}, file)
+    os.replace(report + ".tmp", report)
 
 """
 _PFL = (
@@ -151,6 +152,7 @@ backend = {"init_args": {"num_cpus": 1}, "client_resources": {"num_cpus": 1, "nu
 run_simulation(server_app, client_app, num_supernodes=cohort, backend_config=backend)
 """
 )
+_SILENT = {"FLWR_TELEMETRY_ENABLED": "0", "RAY_USAGE_STATS_ENABLED": "0"}
 PEERS: Mapping[str, tuple[Sequence[str], str, int]] = {
     "pfl 0.6": (("pfl[pytorch]==0.6.*",), _PFL, 200),
     "Flower's simulation (Ray)": (flower_host.REQUIREMENTS, _FLOWER, 10),
@@ -166,19 +168,19 @@ def measure(name: str, folder: Path, limit: float) -> float:
         BenchmarkFailed: It fails, or takes longer than `limit` seconds.
     """
     requirements, script, rounds = PEERS[name]
-    home = flower_host.environment(folder, requirements, name)
+    home = environment(folder, requirements, name)
     with TemporaryDirectory(prefix="llmos-peer-") as place:
         program, report = Path(place) / "work.py", Path(place) / "report.json"
         program.write_text(script)
         command = [str(home / "bin" / "python"), str(program), str(report), str(rounds)]
-        try:
-            done = subprocess.run(command, cwd=place, capture_output=True, text=True, timeout=limit, check=False)
-        except subprocess.TimeoutExpired:
-            raise BenchmarkFailed(f"{name} was not done after {limit:g} s") from None
-        if done.returncode or not report.exists():
-            raise BenchmarkFailed(f"{name} ended without a result:\n{done.stderr.strip()[-_TAIL:]}")
-        found = json.loads(report.read_text())
-        return float(found["updates"] / found["seconds"])
+        variables = own_variables() | {
+            "FLWR_HOME": place,
+            "FLWR_TELEMETRY_ENABLED": "0",
+            "RAY_USAGE_STATS_ENABLED": "0",
+        }
+        with started("work", command, Path(place), variables) as runner:
+            found = report_of(runner, report, time.monotonic() + limit)
+    return float(found["updates"] / found["seconds"])
 
 
 def measure_all(folder: Path, limit: float) -> dict[str, float]:
