@@ -11,9 +11,10 @@ from llmos_stream.errors import ConfigError, LlmosError
 from llmos_stream.simulation.batched_trainer import BatchedTrainer, PlainSgd
 from llmos_stream.simulation.data import SplitData
 from llmos_stream.simulation.job import Job, Trainer
+from llmos_stream.simulation.layers import Layers
 from llmos_stream.simulation.loop_trainer import LoopTrainer
 from llmos_stream.simulation.settings import RunSettings
-from llmos_stream.simulation.stacked import Layers, Mapped, Stacked
+from llmos_stream.simulation.stacked import Mapped, Stacked
 from llmos_stream.training import Task
 
 _CLOSE = 1e-3

@@ -30,6 +30,16 @@ class Wide(BlobsTask):
                 return nn.Sequential(
                     nn.Unflatten(1, (1, 4, 4)), nn.Conv2d(1, 3, 3), nn.Tanh(), nn.Flatten(), nn.Linear(12, 4)
                 )
+            case "image":
+                return nn.Sequential(
+                    nn.Conv2d(1, 3, (3, 2), (1, 2), padding=(2, 1), dilation=(2, 1)),
+                    nn.ReLU(),
+                    nn.MaxPool2d(2, 1),
+                    nn.Conv2d(3, 2, 2, bias=False),
+                    nn.Flatten(),
+                    nn.ReLU(),
+                    nn.Linear(4, 4),
+                )
             case "norm":
                 return nn.Sequential(linear, nn.BatchNorm1d(4))
             case "dropout":
@@ -37,6 +47,10 @@ class Wide(BlobsTask):
             case "frozen":
                 linear[0].weight.requires_grad_(False)
         return linear
+
+    def tensors(self) -> tuple[Tensor, Tensor]:
+        inputs, labels = super().tensors()
+        return (inputs.view(-1, 1, 4, 4) if self.options.get("model") == "image" else inputs), labels
 
     def optimizer(self, model: nn.Module) -> Optimizer:
         if self.options.get("optimizer") == "adam":
@@ -71,6 +85,7 @@ def _trainers(options: dict[str, Any], **sections: Any) -> tuple[Trainer, Traine
         ({}, "many at once, by stacked matrices"),
         ({"decay": 0.01}, "many at once, by stacked matrices"),
         ({"model": "convolution"}, "many at once, by vmap"),
+        ({"model": "image"}, "many at once, by stacked matrices"),
         ({"loss": "squares"}, "many at once, by vmap"),
     ],
 )
