@@ -55,6 +55,9 @@ class SiteTask(Task):
         """The test rows of all sites: what an evaluator has whom each of them gave its own."""
         return Batches(*joined([self.split(site).test for site in self.sites]), batch_size)
 
+    def tensors(self) -> tuple[Tensor, Tensor]:
+        return joined([self.split(site).train for site in self.sites])
+
     def num_train_examples(self, shard: int = 0) -> int:
         return len(self.split(self._site).train.targets)
 

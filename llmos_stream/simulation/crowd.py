@@ -15,7 +15,7 @@ class Crowd:
     """Lets clients begin. `begin(number)` tells whether the client found something to do."""
 
     def __init__(self, settings: PopulationSettings, scene: Scene, begin: Callable[[int], bool]) -> None:
-        self._count, self._wanted = settings.clients, settings.concurrency
+        self._count, self._wanted, self._together = settings.clients, settings.concurrency, settings.together
         self._clock, self._chance, self._population = scene.clock, scene.chance, scene.population
         self._begin_client = begin
         self._busy = bytearray(self._count)
@@ -37,7 +37,7 @@ class Crowd:
         """A client has left: another may take its place."""
         self._busy[number] = 0
         self._working -= 1
-        if self._wanted is not None:
+        if self._wanted is not None and not (self._together and self._working):
             self._clock.at(self._clock.now, self._recruit)  # once what happens now has happened
 
     def _begin(self, number: int) -> bool:

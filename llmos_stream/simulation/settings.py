@@ -51,11 +51,16 @@ class PopulationSettings(Section):
     concurrency: Count | None = None
     """How many of them work at a time: each, chosen by chance, makes one update (`client.max_updates`) and leaves.
     Unset: all work all the time, as sites do."""
+    together: bool = False
+    """Those of them are chosen together, once all before them have left, as for a synchronous round. Else each who
+    leaves makes room for another at once."""
 
     @model_validator(mode="after")
     def _enough(self) -> Self:
         if self.concurrency is not None and self.concurrency > self.clients:
             raise ValueError(f"concurrency: there are {self.clients} clients")
+        if self.together and self.concurrency is None:
+            raise ValueError("together: say of how many (concurrency)")
         return self
 
 

@@ -61,6 +61,22 @@ def test_those_who_are_always_busy_wait_for_versions_as_the_policy_says() -> Non
     assert patient.seconds == pytest.approx(5.0)
 
 
+def test_a_round_is_of_clients_that_are_chosen_together() -> None:
+    """Half of the clients need five seconds: so does each round that has one of them."""
+    sections: dict[str, Any] = {
+        "aggregation": {"strategy": "fedavg", "buffer_size": 10},
+        "client": {"batch_size": 16, "lr": 0.1, "wait_seconds": 1e6},
+        "speed": {"kind": "classes", "classes": [[0.5, 1.0], [0.5, 5.0]], "jitter": 0.0},
+    }
+    rounds = _run(population={"together": True}, **sections)
+    assert (rounds.versions, rounds.folded, rounds.staleness["max"]) == (6, 60, 0)
+    assert not rounds.refused
+    assert rounds.seconds == pytest.approx(30.0)
+    assert _run(**sections).refused, "who leaves makes room for another at once, and the slow ones come too late"
+    with pytest.raises(ConfigError, match=r"together: say of how many \(concurrency\)"):
+        devices(population={"concurrency": None, "together": True})
+
+
 def test_a_deadline_makes_versions_of_what_is_there() -> None:
     found = _run(
         population={"clients": 2, "concurrency": None},

@@ -52,6 +52,17 @@ def test_the_first_weights_favour_no_class(entry: str) -> None:
     assert not task.model()(inputs).any()
 
 
+def test_the_digits_have_a_second_model() -> None:
+    """A hidden layer of 64; what else an option may say is told."""
+    task = load_task(TaskSettings(entry="digits", options={"model": "mlp"}), ClientSettings())
+    assert len(_weights(task)) == 64 * 64 + 64 + 64 * 10 + 10
+    images, _ = next(iter(task.train_batches(0)))
+    assert task.model()(images).shape == (len(images), 10)
+    for options in ({"model": "forest"}, {"depth": 2}):
+        with pytest.raises(TaskError, match=r"task\.options: model=convnet or model=mlp"):
+            load_task(TaskSettings(entry="digits", options=options), ClientSettings())
+
+
 def test_models_made_in_several_threads_at_once_are_the_same() -> None:
     task = _load("digits")
     expected = _weights(task)
