@@ -1,8 +1,9 @@
 """Answers many requests at once, each by the version with which it began.
 
-Each turn takes in at most one request and makes a token for all requests of one version; versions take turns. A request
-holds the weights of its version until its last token, and what attention keeps is that version's alone: so an answer is
-never of two versions, whatever is swapped meanwhile. Requests begin in the order in which they came.
+Each turn takes in the requests that wait, as long as their prompts are short, and makes a token for all requests of one
+version; versions take turns. A request holds the weights of its version until its last token, and what attention keeps
+is that version's alone: so an answer is never of two versions, whatever is swapped meanwhile. Requests begin in the
+order in which they came.
 """
 
 import asyncio
@@ -27,6 +28,9 @@ from llmos_stream.training.llm.prompts import Prompts, ends_of
 from llmos_stream.training.llm.versions import VersionedModel
 
 logger = logging.getLogger(__name__)
+
+_PASS_TOKENS = 512
+"""Tokens of prompts in one pass, where it has more than one prompt: who is being answered waits for it."""
 
 
 class Busy(LlmosError):
@@ -211,27 +215,30 @@ class Generator:
             for reply in (*self._queue, *(row for group in self._groups.values() for row in group.rows)):
                 reply.put(Busy("stopping"))
 
-    def _turns(self) -> list[tuple[_Group, Reply | None]]:
-        """A turn for each version, the request that begins with it among them."""
+    def _turns(self) -> list[tuple[_Group, list[Reply]]]:
+        """A turn for each version, the requests that begin with it among them."""
         self._forget_gone()
         joining = self._next()
         return [
-            (group, joining if joining is not None and joining.model is group.model else None)
-            for group in self._groups.values()
+            (group, joining if joining and joining[0].model is group.model else []) for group in self._groups.values()
         ]
 
-    def _next(self) -> Reply | None:
-        """Take the oldest request out of the queue, if there is room for it."""
-        if not self._queue or self.running >= self._settings.max_batch:
-            return None
-        first = self._queue[0]
-        group = self._groups.get(first.model)
-        others = sum(one.places() for one in self._groups.values() if one is not group)
-        own = _Group(first.model, Decoder(self._model.model)) if group is None else group
-        if self._groups and others + own.places(first) > self._settings.cache_tokens:
-            return None
-        self._groups[first.model] = own
-        return self._queue.popleft()
+    def _next(self) -> list[Reply]:
+        """Take the oldest requests of one version out of the queue, as many as there is room for."""
+        taken: list[Reply] = []
+        while self._queue and self.running + len(taken) < self._settings.max_batch:
+            first = self._queue[0]
+            longest = max(len(one.ask.prompt) for one in (*taken, first))
+            if taken and (first.model is not taken[0].model or longest * (len(taken) + 1) > _PASS_TOKENS):
+                break
+            group = self._groups.get(first.model)
+            others = sum(one.places() for one in self._groups.values() if one is not group)
+            own = _Group(first.model, Decoder(self._model.model)) if group is None else group
+            if self._groups and others + own.places(*taken, first) > self._settings.cache_tokens:
+                break
+            self._groups[first.model] = own
+            taken.append(self._queue.popleft())
+        return taken
 
     def _forget_gone(self) -> None:
         if any(one.left for one in self._queue):
@@ -249,13 +256,13 @@ class Generator:
         if not group.rows:
             del self._groups[group.model]
 
-    def _turn(self, group: _Group, joining: Reply | None) -> _Told:
-        """Let those go that have left, take one in, and make a token for each."""
+    def _turn(self, group: _Group, joining: list[Reply]) -> _Told:
+        """Let those go that have left, take some in, and make a token for each."""
         self._keep(group, [row for row, reply in enumerate(group.rows) if not reply.left])
         self._model.use(group.model.model)
         told = self._step(group)
-        if joining is not None and not joining.left:
-            told += self._join(group, joining)
+        if staying := [reply for reply in joining if not reply.left]:
+            told += self._join(group, staying)
         ended = {id(reply) for reply, piece in told if isinstance(piece, LlmosError) or piece.finish is not None}
         self._keep(group, [row for row, reply in enumerate(group.rows) if id(reply) not in ended])
         return told
@@ -271,13 +278,15 @@ class Generator:
             return told
         return [(reply, self._take(group, reply, row)) for reply, row in zip(group.rows, logits, strict=True)]
 
-    def _join(self, group: _Group, reply: Reply) -> _Told:
+    def _join(self, group: _Group, replies: list[Reply]) -> _Told:
         try:
-            logits = group.decoder.join(reply.ask.prompt)
+            logits = group.decoder.join([reply.ask.prompt for reply in replies])
         except Exception as error:  # noqa: BLE001
-            return [(reply, _failed(group, error))]
-        group.rows.append(reply)
-        return [(reply, self._take(group, reply, logits))]
+            if len(replies) == 1:
+                return [(replies[0], _failed(group, error))]
+            return [told for reply in replies for told in self._join(group, [reply])]  # one's prompt is not all's fault
+        group.rows += replies
+        return [(reply, self._take(group, reply, row)) for reply, row in zip(replies, logits, strict=True)]
 
     def _take(self, group: _Group, reply: Reply, logits: Tensor) -> Piece | LlmosError:
         try:

@@ -5,7 +5,7 @@ Keys and values are [N, heads, T, size], one pair for each layer, with each sequ
     . . a b c      mask 0 0 1 1 1
     d e f g h           1 1 1 1 1
 
-A sequence joins between two steps, after a pass over its prompt alone, and leaves between two steps. T is the length of
+Sequences join between two steps, after a pass over their prompts alone, and leave between two steps. T is the length of
 the longest that is there.
 """
 
@@ -34,13 +34,19 @@ class Decoder:
     def __len__(self) -> int:
         return len(self._mask)
 
-    def join(self, prompt: Sequence[int]) -> Tensor:
-        """Take in a sequence, as the last one; return the logits [V], float32, of its next token."""
+    def join(self, prompts: Sequence[Sequence[int]]) -> Tensor:
+        """Take in sequences, as the last ones; return the logits [N, V], float32, of their next tokens."""
         with torch.inference_mode():
-            tokens = torch.tensor([list(prompt)], dtype=torch.long, device=self._model.device)
+            longest = max(map(len, prompts))
+            tokens = self._whole([[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts])
+            mask = self._whole([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+            arguments: dict[str, Any] = dict(self._last_alone)
+            if len(prompts) > 1:
+                arguments["attention_mask"] = mask
+                if self._takes_places:
+                    arguments["position_ids"] = (mask.cumsum(dim=1) - 1).clamp(min=0)
             cache: Any = DynamicCache()
-            found = self._pass(tokens, cache, **self._last_alone)
-            mask = torch.ones_like(tokens)
+            found = self._pass(tokens, cache, **arguments)
             if len(self):
                 length = max(mask.shape[1], self._mask.shape[1])
                 for ours, new in zip(self._cache.layers, cache.layers, strict=True):
@@ -48,8 +54,11 @@ class Decoder:
                     new.values = torch.cat([_wider(ours.values, length), _wider(new.values, length)])
                 mask = torch.cat([pad(one, (length - one.shape[1], 0)) for one in (self._mask, mask)])
             self._cache, self._mask = cache, mask
-            logits: Tensor = found.logits[0, -1].float()
+            logits: Tensor = found.logits[:, -1].float()
             return logits
+
+    def _whole(self, rows: Sequence[Sequence[int]]) -> Tensor:
+        return torch.tensor(rows, dtype=torch.long, device=self._model.device)
 
     def step(self, tokens: Sequence[int]) -> Tensor:
         """Continue each sequence by its token; return the logits [N, V], float32, of the next ones."""

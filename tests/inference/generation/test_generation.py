@@ -95,6 +95,49 @@ async def test_together_they_answer_as_each_alone(versions: Versions, caplog: py
         assert here.registry.get_sample_value("llmos_generation_first_token_seconds_count") == 12
 
 
+async def test_who_waits_joins_in_one_pass_and_a_prompt_that_fails_fails_alone(
+    versions: Versions, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate, passes = threading.Event(), list[list[int]]()
+    really = Decoder.join
+
+    def join(self: Decoder, prompts: Sequence[Sequence[int]]) -> Tensor:
+        assert gate.wait(SECONDS)
+        passes.append([len(prompt) for prompt in prompts])
+        if any(len(prompt) == 7 for prompt in prompts):
+            raise RuntimeError("an odd prompt")
+        return really(self, prompts)
+
+    monkeypatch.setattr(Decoder, "join", join)
+    monkeypatch.setattr("llmos_stream.inference.generation.generator._PASS_TOKENS", 15)
+    async with generating(versions, caplog, max_batch=8) as here:
+        here.pool.publish(versions.loaded(1))
+
+        def ask(length: int) -> asyncio.Task[Any]:
+            asked: dict[str, Any] = {"prompt": [5] * length, "max_tokens": 2, "temperature": 0}
+            return asyncio.create_task(here.client.completions.create(model=NAME, **asked))
+
+        first = ask(1)
+        await until(lambda: here.generator.running + len(here.generator._groups) > 0)
+        others = [ask(length) for length in (2, 3, 20, 2)]
+        await until(lambda: here.generator.waiting == 4)
+        gate.set()
+        together = [(await answer).choices[0].text for answer in (first, *others)]
+        assert passes == [[1], [2, 3], [20], [2]], "a long prompt is a pass by itself"
+        alone = [(await ask(length)).choices[0].text for length in (1, 2, 3, 20, 2)]
+        assert together == alone
+        gate.clear()
+        last = [ask(1)]
+        await until(lambda: here.generator.running + len(here.generator._groups) > 0)
+        last += [ask(7), ask(3)]
+        await until(lambda: here.generator.waiting == 2)
+        gate.set()
+        assert (await last[2]).choices[0].text == alone[2]
+        with pytest.raises(openai.InternalServerError, match="version 1 failed"):
+            await last[1]
+        await last[0]
+
+
 @pytest.mark.full
 async def test_a_thousand_streams_meet_ten_versions_and_none_is_dropped_or_of_two(
     versions: Versions, caplog: pytest.LogCaptureFixture
@@ -337,9 +380,9 @@ async def test_beyond_the_limit_of_the_queue_one_is_asked_to_come_again(
     gate = threading.Event()
     step = Decoder.join
 
-    def join(self: Decoder, prompt: Sequence[int]) -> Tensor:
+    def join(self: Decoder, prompts: Sequence[Sequence[int]]) -> Tensor:
         assert gate.wait(SECONDS)
-        return step(self, prompt)
+        return step(self, prompts)
 
     monkeypatch.setattr(Decoder, "join", join)
     async with generating(versions, caplog, max_batch=1, max_waiting=1) as here:
