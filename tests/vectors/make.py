@@ -13,7 +13,7 @@ import hashlib
 import json
 import re
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,14 +21,16 @@ import torch
 import zstandard
 from torch import Tensor
 
-from llmos_stream.codec import Layout, encode, encode_delta, weights_digest, with_buffers
+from llmos_stream.codec import Layout, Residual, encode, encode_delta, weights_digest, with_buffers
 from llmos_stream.errors import Reason
+from llmos_stream.log.snapshots import pay
 from llmos_stream.types import (
     CodecId,
     CodecSpec,
     Contribution,
     Event,
     EventKind,
+    Fragment,
     Head,
     LocalModelHead,
     Role,
@@ -73,6 +75,7 @@ _NUMBERS = re.compile(r"\[[^\[\]{}]+\]")
 
 PLAIN = Layout((TensorSpec("weight", (6, 6), "float32"), TensorSpec("bias", (5,), "bfloat16")))
 BUFFERED = Layout((*PLAIN.tensors, TensorSpec("running_mean", (3,), "float32", TensorKind.BUFFER)))
+CUT = BUFFERED.fragments(2)
 CHUNKED = Layout((TensorSpec("weight", (10, 15), "float32"),))
 COMPRESSED = Layout((TensorSpec("weight", (64, 40), "float32"),))
 
@@ -87,6 +90,7 @@ CODECS: Mapping[str, CodecSpec] = {
     "topk-32": CodecSpec(CodecId.TOPK, {"fraction": 0.25, "bits": 32, "stochastic": 0}),
     "topk2": CodecSpec(CodecId.TOPK2, {"chunk": 64, "keep": 8}),
 }
+_RULE = {"strategy": "fedbuff", "buffer_size": 2}
 _CHAIN = CodecSpec(CodecId.INT4, {"block": 256, "stochastic": 0})
 
 
@@ -179,7 +183,22 @@ def _updates(folder: Path) -> Iterator[Vector]:
     head = _update_head(BUFFERED, CODECS["float32"], 90)
     what = "An update of a layout with a buffer: the deltas of the parameters, then the buffer's values."
     yield _frame("update-buffers", what, head, payload, values, tensors=[spec.row for spec in BUFFERED.tensors])
+    yield from _fragments()
     yield _compressed(folder / "update-compressed.bin")
+
+
+def _fragments() -> Iterator[Vector]:
+    """An update of each of two fragments: of parameters alone, and of parameters and the buffer that is the end."""
+    whole = {"tensors": [spec.row for spec in BUFFERED.tensors], "fragments": [list(one.range) for one in CUT]}
+    for place, (fragment, name) in enumerate(zip(CUT, ("int8", "float32"), strict=True)):
+        values, codec = numbers(fragment.numel, 41 + place), CODECS[name]
+        parameters, buffers = values[: fragment.parameters], values[fragment.parameters :]
+        rest = torch.empty_like(parameters)
+        payload = b"".join(_stored(with_buffers(encode(parameters, codec, residual=rest), buffers)))
+        head = replace(_update_head(BUFFERED, codec, 92 + place), layout_digest=fragment.digest, range=fragment.range)
+        what = f"An update of fragment {place} of a model that is cut into {len(CUT)}; `tensors` are the whole model's."
+        decoded = torch.cat([parameters - rest, buffers])
+        yield _frame(f"update-fragment-{place}", what, head, payload, decoded, **whole)
 
 
 def _compressed(file: Path) -> Vector:
@@ -207,6 +226,7 @@ def _body(frame: bytes) -> bytes | None:
 def _versions() -> Iterator[Vector]:
     for layout, name in ((PLAIN, "chain"), (BUFFERED, "chain-buffers")):
         yield from _chain(layout, name)
+    yield from _chain(BUFFERED, "chain-fragments", CUT)
     moment = numbers(PLAIN.parameters, 11)
     head = SnapshotHead(2, "momentum", PLAIN.digest, CODECS["float32"], 0, bytes(32))
     payload = b"".join(_stored(encode(moment, head.codec)))
@@ -223,38 +243,45 @@ def _versions() -> Iterator[Vector]:
     )
 
 
-def _chain(layout: Layout, name: str) -> Iterator[Vector]:
-    """A full version and two deltas. What the first leaves out goes into the second."""
-    weights, residual, parent = numbers(layout.numel), None, None
-    for number in range(3):
-        kind = VersionKind.DELTA if number else VersionKind.FULL
+def _chain(layout: Layout, name: str, cut: Sequence[Fragment] = ()) -> Iterator[Vector]:
+    """A full version and two deltas. What the first leaves out goes into the second.
+
+    Of a model that is cut, each of three moves one fragment, and a fourth, which is full, gives what all have left out.
+    """
+    weights, parent = numbers(layout.numel), None
+    residuals: dict[tuple[int, int] | None, Residual] = {}
+    for number in range(5 if cut else 3):
+        elements = cut[(number - 1) % len(cut)].range if cut and number else None
+        kind = VersionKind.FULL if number % 4 == 0 else VersionKind.FRAGMENT if cut else VersionKind.DELTA
+        before, weights = weights, weights.clone()
         if number:
-            reached = weights + numbers(layout.numel, 23 + number) / 8
-            before, after = (layout.parts(flat.clone())[0] for flat in (weights, reached))
-            encoded = encode_delta(before, after, residual, _CHAIN)
-            residual = encoded.residual
-            frames: Iterable[bytes] = encoded.parts
-            weights = torch.cat([after, layout.parts(reached)[1]])
-            if layout.buffer_elements:
-                frames = with_buffers(frames, layout.parts(weights)[1])
+            here = slice(*elements) if elements else slice(None)
+            weights[here] += (numbers(layout.numel, 23 + number) / 8)[here]
+        if kind is VersionKind.FULL:
+            pay(weights, layout, residuals)
+            frames: Iterable[bytes] = encode(weights, CODECS["float32"])
         else:
-            frames = encode(weights, CODECS["float32"])
+            (old, _), (new, values) = (layout.moving(flat, elements) for flat in (before, weights))
+            encoded = encode_delta(old, new, residuals.get(elements), _CHAIN)
+            residuals[elements] = encoded.residual
+            frames = with_buffers(encoded.parts, values) if len(values) else encoded.parts
         payload = b"".join(_stored(frames))
         head = VersionHead(
             number=number,
             parent=number - 1 if number else None,
             kind=kind,
             layout_digest=layout.digest,
-            codec=_CHAIN if number else CODECS["float32"],
+            codec=CODECS["float32"] if kind is VersionKind.FULL else _CHAIN,
             payload_size=len(payload),
             payload_digest=hashlib.sha256(payload).digest(),
             weights_digest=weights_digest(weights),
             time_ms=TIME_MS + number,
             manifest=_manifest(number),
-            tensors=None if number else layout.tensors,
-            rule={"strategy": "fedbuff", "buffer_size": 2},
+            tensors=layout.tensors if kind is VersionKind.FULL else None,
+            rule={"aggregation": {"buffer_size": 2, "fragments": len(cut)}} if cut else _RULE,
             build={"torch": "2.4.0", "cpu": "x86_64"},
             parent_digest=bytes(32) if parent is None else head_digest(parent),
+            range=elements,
         )
         parent = head
         what = f"Version {number} of a chain: {kind.value}. `values` are the weights once it is applied."

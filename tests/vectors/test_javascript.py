@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import random
 import shutil
 import subprocess
 from pathlib import Path
@@ -11,10 +12,12 @@ import torch
 from torch import nn
 
 from llmos_stream.broker import connect
+from llmos_stream.codec import Layout
 from llmos_stream.testing import quick_settings, running_federation
 from tests.conftest import IN_CI, KafkaNode
 from tests.docs.pages import DOCS, ROOT
 
+SPARSE, FRAGMENTS = ("update-topk", "update-topk2"), ("update-fragment-1", "chain-fragments-2")
 INSTALLED = ROOT / "build" / "javascript"
 
 
@@ -48,11 +51,12 @@ def test_it_reads_and_writes_the_test_vectors(client: Path) -> None:
     counts = json.loads(done.stdout)
     assert counts["frames"] + counts["chunks"] + counts["records"] == len(list((DOCS / "vectors").glob("*.bin")))
     assert counts["updates"] >= 10
-    assert counts["versions"] == 6
+    assert counts["versions"] == 11
+    assert counts["fragments"] == 2
     assert counts["encoded"] == 2
 
 
-@pytest.mark.parametrize("name", ["update-int4", "chain-2", "chunk-1", "control-latest", "update-topk", "update-topk2"])
+@pytest.mark.parametrize("name", ["update-int4", "chain-2", "chunk-1", "control-latest", *SPARSE, *FRAGMENTS])
 def test_one_wrong_byte_in_a_vector_is_found(client: Path, tmp_path: Path, name: str) -> None:
     folder = Path(shutil.copytree(DOCS / "vectors", tmp_path / "vectors"))
     data = bytearray((folder / f"{name}.bin").read_bytes())
@@ -61,11 +65,41 @@ def test_one_wrong_byte_in_a_vector_is_found(client: Path, tmp_path: Path, name:
     assert _node(client, "vectors.mjs", folder).returncode != 0
 
 
+def test_it_cuts_a_model_as_the_package_does(client: Path) -> None:
+    generator, cases, expected = random.Random(3), [], []  # noqa: S311
+    for _ in range(60):
+        sizes = [generator.choice([0, 1, 5, 5, 90, 1000]) for _ in range(generator.randint(1, 9))]
+        named = {f"w{place} größe": torch.zeros(size) for place, size in enumerate(sizes)}
+        buffers = list(named)[: generator.randint(0, 2)]
+        layout, rows = Layout.of(named, buffers), [spec.row for spec in Layout.of(named, buffers).tensors]
+        for count in range(1, 6):
+            try:
+                cut = [[list(one.range), one.digest.hex(), one.buffer_elements] for one in layout.fragments(count)]
+            except ValueError:
+                continue
+            cases.append([rows, count])
+            expected.append(cut)
+    script = (
+        "import { fragmentsOf, hex } from './llmos.mjs';"
+        "const found = JSON.parse(process.argv[1]).map(([rows, count]) => fragmentsOf(rows, count)"
+        ".map((one) => [one.range, hex(one.layout), one.buffers]));"
+        "console.log(JSON.stringify(found));"
+    )
+    done = _node(client, "--input-type=module", "-e", script, json.dumps(cases))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout) == expected
+    assert {len(cut) for cut in expected} == {1, 2, 3, 4, 5}
+
+
 @pytest.mark.kafka
-async def test_its_updates_count_and_it_follows_the_chain(client: Path, kafka: KafkaNode, federation: str) -> None:
+@pytest.mark.parametrize("fragments", [1, pytest.param(2, marks=pytest.mark.full)])
+async def test_its_updates_count_and_it_follows_the_chain(
+    client: Path, kafka: KafkaNode, federation: str, fragments: int
+) -> None:
     torch.manual_seed(5)
     model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
-    settings = quick_settings(federation, versions={"full_every": 16})
+    aggregation = {"buffer_size": 1, "fragments": fragments}
+    settings = quick_settings(federation, versions={"full_every": 16}, aggregation=aggregation)
     async with connect(kafka.settings()) as broker, running_federation(model, settings, broker) as running:
         process = await asyncio.create_subprocess_exec(
             "node",
@@ -91,7 +125,10 @@ async def test_its_updates_count_and_it_follows_the_chain(client: Path, kafka: K
     assert [(item.client_id, item.sequence) for item in version.head.manifest] == [("js", 2)]
     parameters, buffers = running.initial.layout.parts(running.initial.weights)
     reached, values = running.initial.layout.parts(version.weights)
-    torch.testing.assert_close(reached, parameters * 0.9**3, atol=0.02, rtol=0.02)
+    learnt = torch.full_like(parameters, 0.9**3)
+    if fragments > 1:  # the second has moved once, by what two trainings made of it
+        learnt[running.initial.layout.fragments(2)[0].end :] = 0.9**2
+    torch.testing.assert_close(reached, parameters * learnt, atol=0.02, rtol=0.02)
     assert torch.equal(values, buffers)
 
 

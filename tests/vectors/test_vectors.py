@@ -6,15 +6,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from llmos_stream.codec import apply_delta, decode, weights_digest
+from llmos_stream.codec import Layout, apply_delta, decode, weights_digest
 from llmos_stream.types import CodecId, EventKind, TopicKind, UpdateHead, VersionHead, VersionKind
 from llmos_stream.wire import Assembler, Message, unpack_prelude
 from tests.docs.pages import DOCS
-from tests.vectors.make import BUFFERED, CHUNKED, COMPRESSED, PLAIN, Vector, vectors, write
+from tests.vectors.make import BUFFERED, CHUNKED, COMPRESSED, CUT, PLAIN, Vector, vectors, write
 
 FOLDER = DOCS / "vectors"
 MADE = {vector.name: vector for vector in vectors(FOLDER)}
-LAYOUTS = {layout.digest: layout for layout in (PLAIN, BUFFERED, CHUNKED, COMPRESSED)}
+FRAGMENTS = Layout(BUFFERED.tensors[:1]), Layout(BUFFERED.tensors[1:])
+LAYOUTS = {layout.digest: layout for layout in (PLAIN, BUFFERED, CHUNKED, COMPRESSED, *FRAGMENTS)}
 
 
 def test_the_files_are_those_that_are_made() -> None:
@@ -49,7 +50,8 @@ def test_they_cover_every_kind_of_frame_topic_event_and_codec() -> None:
     }
     heads = [meaning["head"] for meaning in meanings if "head_digest" in meaning]
     assert {head["codec"] for head in heads} == {codec.label for codec in CodecId}
-    assert {head["kind"] for head in heads} == {"update", "full version", "delta version", "snapshot", "local model"}
+    frames = {"update", "full version", "delta version", "fragment version", "snapshot", "local model"}
+    assert {head["kind"] for head in heads} == frames
 
 
 @pytest.mark.parametrize("name", [name for name in MADE if name.startswith("update-")])
@@ -64,10 +66,25 @@ def test_an_update_decodes_to_the_values_named(name: str) -> None:
     assert flat.tolist() == vector.meaning["values"]
 
 
-@pytest.mark.parametrize("name", ["chain", "chain-buffers"])
+def test_an_update_of_each_fragment_is_there() -> None:
+    meanings = [MADE[f"update-fragment-{place}"].meaning for place in range(2)]
+    heads = [_read(MADE[f"update-fragment-{place}"])[0] for place in range(2)]
+    for head, fragment, layout in zip(heads, CUT, FRAGMENTS, strict=True):
+        assert isinstance(head, UpdateHead)
+        assert (head.range, head.layout_digest) == (fragment.range, fragment.digest)
+        assert fragment.digest == layout.digest
+    for meaning in meanings:
+        assert meaning["fragments"] == [[0, 36], [36, BUFFERED.numel]]
+        assert meaning["tensors"] == [spec.row for spec in BUFFERED.tensors]
+
+
+@pytest.mark.parametrize("name", ["chain", "chain-buffers", "chain-fragments"])
 def test_a_chain_ends_at_the_weights_that_each_head_names(name: str) -> None:
     weights = torch.empty(0)
-    for number in range(3):
+    names = [made for made in MADE if made.rpartition("-")[0] == name]
+    assert len(names) == (5 if name == "chain-fragments" else 3)
+    moved = []
+    for number in range(len(names)):
         vector = MADE[f"{name}-{number}"]
         head, payload = _read(vector)
         assert isinstance(head, VersionHead)
@@ -75,10 +92,13 @@ def test_a_chain_ends_at_the_weights_that_each_head_names(name: str) -> None:
         if head.kind is VersionKind.FULL:
             weights = decode([payload], head.codec, layout.numel)
         else:
-            parameters, buffers = layout.parts(weights)
+            parameters, buffers = layout.moving(weights, head.range)
             apply_delta(parameters, [payload], head.codec, buffers if len(buffers) else None)
         assert weights_digest(weights) == head.weights_digest
         assert weights.tolist() == vector.meaning["values"]
+        moved.append(head.range)
+    cut = [None, CUT[0].range, CUT[1].range, CUT[0].range, CUT[1].range]
+    assert moved == (cut if name == "chain-fragments" else [None] * 3)
 
 
 def test_the_chunks_make_the_update() -> None:

@@ -9,7 +9,7 @@ const zstd = await new Promise((ready) => ZstdCodec.run((codec) => ready(new cod
 const [broker, federation, client, updates] = process.argv.slice(2);
 
 // What a real client does here: train on its own data. `parameters` are the differences, `buffers` the values.
-const train = ({ weights, buffers }) => ({
+const train = (weights, buffers) => ({
   parameters: weights.slice(0, weights.length - buffers).map((value) => -0.1 * value),
   buffers: weights.slice(weights.length - buffers),
   examples: 10,
@@ -29,12 +29,21 @@ let sequence = 0; // a real client keeps it in a file: it is never used twice
 let ended;
 const end = new Promise((done) => { ended = done; });
 
+let carry; // what it has learnt in the fragments that it has not sent yet; a real client keeps that in a file too
+
 async function send() {
-  const { parameters, buffers, examples, metrics } = train(model);
-  const payload = Buffer.concat([encodeInt8(parameters, 512, compress), encodeFloat32(buffers, compress)]);
+  const start = model.weights.map((value, i) => value + (carry?.[i] ?? 0));
+  const { parameters, buffers, examples, metrics } = train(start, model.buffers);
+  const fragment = model.fragments[(model.moved + 1) % model.fragments.length]; // they take turns
+  const [begin, end] = fragment.range;
+  const learnt = parameters.map((value, i) => value + (carry?.[i] ?? 0));
+  carry = learnt.slice().fill(0, begin, Math.min(end, learnt.length));
+  const own = fragment.buffers ? buffers : new Float32Array();
+  const payload = Buffer.concat([encodeInt8(learnt.slice(begin, end), 512, compress), encodeFloat32(own, compress)]);
   const head = {
-    client, seq: sequence, base: model.number, n: examples, layout: model.layout,
+    client, seq: sequence, base: model.number, n: examples, layout: fragment.layout,
     codec: CODECS.int8, params: { block: 512, stochastic: 0 }, metrics,
+    ...(model.fragments.length > 1 && { range: fragment.range }),
   };
   for (const value of cut(writeUpdate(head, payload))) {
     await producer.send({ topic: `${federation}.updates`, acks: -1, messages: [{ key: client, value }] });

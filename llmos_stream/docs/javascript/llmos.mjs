@@ -268,6 +268,39 @@ function sections(delta, compress, encodeBody) {
 // --- What a follower of `<f>.models` holds.
 
 const numel = (tensors) => tensors.reduce((sum, [, shape]) => sum + shape.reduce((product, size) => product * size, 1), 0);
+const isBuffer = (row) => row[3] === 'buffer';
+
+// Of a layout: its rows as JSON without spaces, in ASCII.
+export function layoutDigest(tensors) {
+  const escape = (c) => `\\u${c.charCodeAt(0).toString(16).padStart(4, '0')}`;
+  return sha256(JSON.stringify(tensors).replace(/[\u007f-\uffff]/g, escape));
+}
+
+// The fragments of a model: ranges of whole tensors, of nearly as many parameters each, buffers in the last one.
+export function fragmentsOf(tensors, count) {
+  const begins = [0];
+  for (const row of tensors) begins.push(begins.at(-1) + numel([row]));
+  const parameters = numel(tensors.filter((row) => !isBuffer(row)));
+  const borders = [...new Set(begins.filter((at) => at > 0 && at < parameters))];
+  if (count - 1 > borders.length) throw new Error(`${count} fragments of a model that has ${borders.length + 1} tensors`);
+  const ends = [0];
+  for (let done = 1, taken = 0; done < count; done++) {
+    const off = (i) => Math.abs(borders[i] * count - done * parameters);
+    let best = taken;
+    for (let i = taken; i < borders.length - (count - 1 - done); i++) {
+      if (off(i) < off(best)) best = i;
+    }
+    ends.push(borders[best]);
+    taken = best + 1;
+  }
+  ends.push(begins.at(-1));
+  return ends.slice(1).map((end, i) => {
+    const begin = ends[i];
+    // A tensor without elements belongs to the fragment that begins where it lies.
+    const rows = tensors.filter((_, t) => begins[t] >= begin && (begins[t] < end || end === begins.at(-1)));
+    return { range: [begin, end], layout: layoutDigest(rows), buffers: numel(rows.filter(isBuffer)) };
+  });
+}
 
 export class Model {
   number = null; // of the version that it is at
@@ -277,20 +310,26 @@ export class Model {
   apply({ head, payload }) {
     if (head.kind === 'full') {
       this.tensors = head.tensors;
-      this.buffers = numel(head.tensors.filter((row) => row[3] === 'buffer'));
+      this.buffers = numel(head.tensors.filter(isBuffer));
       this.weights = decodePayload(payload, head.codec, head.params ?? {}, numel(head.tensors));
-    } else if (head.kind !== 'delta') {
-      throw new Error(`version ${head.number}: this client takes no part in a federation of fragments`);
     } else {
+      if (!['delta', 'fragment'].includes(head.kind)) throw new Error(`version ${head.number}: kind ${head.kind}`);
       if (this.number !== head.parent) return false;
       const parameters = this.weights.length - this.buffers;
-      const delta = decodePayload(payload, head.codec, head.params ?? {}, parameters, this.buffers);
-      for (let i = 0; i < parameters; i++) this.weights[i] += delta[i]; // a Float32Array rounds
-      this.weights.set(delta.subarray(parameters), parameters);
+      const [begin, end] = head.kind === 'fragment' ? head.range : [0, this.weights.length];
+      if (!(begin < parameters && (end <= parameters || end === this.weights.length))) {
+        throw new Error(`version ${head.number}: elements ${begin} to ${end} are no fragment`);
+      }
+      const count = Math.min(end, parameters) - begin;
+      const delta = decodePayload(payload, head.codec, head.params ?? {}, count, end - begin - count);
+      for (let i = 0; i < count; i++) this.weights[begin + i] += delta[i]; // a Float32Array rounds
+      this.weights.set(delta.subarray(count), begin + count);
     }
     if (weightsDigest(this.weights) !== hex(head.weights)) throw new Error(`version ${head.number}: the digest differs`);
     this.number = head.number;
     this.layout = head.layout;
+    this.fragments = fragmentsOf(this.tensors, head.rule?.aggregation?.fragments ?? 1);
+    this.moved = this.fragments.findIndex(({ range }) => String(range) === String(head.range)); // -1: all of it
     return true;
   }
 }

@@ -2,13 +2,15 @@
 
 import { readdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { Assembler, decodePayload, encodeFloat32, encodeInt8, hex, Model, readFrame, sha256, weightsDigest } from './llmos.mjs';
+import {
+  Assembler, decodePayload, encodeFloat32, encodeInt8, fragmentsOf, hex, Model, readFrame, sha256, weightsDigest,
+} from './llmos.mjs';
 
 const folder = process.argv[2];
 const names = readdirSync(folder).filter((name) => name.endsWith('.bin')).map((name) => name.slice(0, -4)).sort();
 const bytes = (name) => readFileSync(join(folder, `${name}.bin`));
 const meaning = (name) => JSON.parse(readFileSync(join(folder, `${name}.json`), 'utf8'));
-const checked = { frames: 0, updates: 0, versions: 0, chunks: 0, records: 0, encoded: 0 };
+const checked = { frames: 0, updates: 0, fragments: 0, versions: 0, chunks: 0, records: 0, encoded: 0 };
 
 function same(found, wanted, what) {
   if (JSON.stringify(found) !== JSON.stringify(wanted)) throw new Error(`${what}: ${JSON.stringify(found)} is not ${JSON.stringify(wanted)}`);
@@ -32,8 +34,16 @@ for (const name of names) {
     same(frame.digest, told.head_digest, `${name}: digest of the head`);
     checked.frames++;
     if (frame.kind === 'update') {
-      const buffers = (told.tensors ?? []).filter((row) => row[3] === 'buffer').reduce((sum, row) => sum + row[1][0], 0);
-      const { codec, params } = frame.head;
+      let buffers = (told.tensors ?? []).filter((row) => row[3] === 'buffer').reduce((sum, row) => sum + row[1][0], 0);
+      const { codec, params, range } = frame.head;
+      if (told.fragments) {
+        const cut = fragmentsOf(told.tensors, told.fragments.length);
+        same(cut.map((one) => one.range), told.fragments, `${name}: where it is cut`);
+        const own = cut.find((one) => String(one.range) === String(range));
+        same(hex(own.layout), hex(frame.head.layout), `${name}: digest of the fragment's layout`);
+        buffers = own.buffers;
+        checked.fragments++;
+      }
       const values = decodePayload(frame.payload, codec, params ?? {}, told.values.length - buffers, buffers);
       same(Array.from(values), told.values, name);
       const encoded = told.encoded && Float32Array.from(told.encoded);
