@@ -1,6 +1,7 @@
 """`csv:FOLDER`: a folder for each run, with `metrics.csv` (step, time, name, value) and `run.csv` (name, value)."""
 
 import csv
+import io
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -86,7 +87,7 @@ def _rows_kept(path: Path) -> Iterator[tuple[str, int]]:
         data = file.read()
         if (end := data.rfind(b"\n") + 1) < len(data):
             os.truncate(path, end)
-    for row in csv.DictReader(data[:end].decode().splitlines()):
+    for row in csv.DictReader(io.StringIO(data[:end].decode(), newline="")):
         yield row["name"], int(row["step"])
 
 

@@ -3,7 +3,7 @@
 | what | form |
 | --- | --- |
 | `.jsonl`, `.jsonl.gz` | lines of `{"text": ...}`, `{"prompt": ..., "completion": ...}`, `{"messages": [...]}` |
-| any other file | one text, in UTF-8 |
+| any other file, `.gz` or not | one text, in UTF-8 |
 | a folder | all files in it and below, by name |
 
 Messages are `{"role": ..., "content": ...}` and go through the chat template of the model. To be learnt is what the
@@ -12,6 +12,7 @@ Messages are `{"role": ..., "content": ...}` and go through the chat template of
 
 import gzip
 import json
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -47,13 +48,16 @@ def read_examples(place: str, tokenizer: Any, *, learn_all: bool) -> Iterator[Ex
         if not path.name.endswith(_LINES):
             yield texts.text(_content(path))
             continue
-        for number, line in enumerate(_content(path).splitlines(), start=1):
+        # Not splitlines: JSON may hold what Unicode calls an end of a line, as it is.
+        for number, line in enumerate(_content(path).split("\n"), start=1):
             if not line.strip():
                 continue
             try:
                 yield texts.of(json.loads(line))
             except (ValueError, TypeError, KeyError) as error:
                 raise TaskError(f"{path}, line {number}: {error}") from None
+            except RecursionError:
+                raise TaskError(f"{path}, line {number}: it is nested too deeply") from None
 
 
 class _Texts:
@@ -66,7 +70,7 @@ class _Texts:
     def of(self, record: object) -> Example:
         match record:
             case {"messages": list(messages)}:
-                return self.chat(messages)
+                return self.chat([_message(place, message) for place, message in enumerate(messages)])
             case {"prompt": str(prompt), "completion": str(completion)}:
                 return self._joined([(prompt, False), (completion, True)], self._begin, self._end)
             case {"text": str(text)}:
@@ -78,6 +82,8 @@ class _Texts:
         return Example(tokens, [True] * len(tokens), is_text=True)
 
     def chat(self, messages: Sequence[Mapping[str, Any]]) -> Example:
+        if not messages:
+            raise ValueError("it has no messages")
         pieces: list[tuple[str, bool]] = []
         said = ""
         for place, message in enumerate(messages):
@@ -118,6 +124,15 @@ class _Texts:
         return list(self._tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
 
 
+def _message(place: int, message: Any) -> Mapping[str, Any]:
+    """A message whose role and content the template can write: what it does not know, it may write as `None`."""
+    match message:
+        case {"role": str(), "content": str() | list()} | {"role": str(), "tool_calls": list()}:
+            found: Mapping[str, Any] = message
+            return found
+    raise ValueError(f"message {place}: it has no role and content that are texts")
+
+
 def _files(place: Path) -> list[Path]:
     if place.is_dir():
         found = sorted(path for path in place.rglob("*") if path.is_file() and not path.name.startswith("."))
@@ -132,8 +147,8 @@ def _files(place: Path) -> list[Path]:
 def _content(path: Path) -> str:
     try:
         if path.suffix == ".gz":
-            with gzip.open(path, "rt", encoding="utf-8") as file:
+            with gzip.open(path, "rt", encoding="utf-8-sig") as file:
                 return file.read()
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError, EOFError) as error:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError, EOFError, zlib.error) as error:
         raise TaskError(f"{path} cannot be read: {error}") from None

@@ -12,6 +12,8 @@ from llmos_stream.training.llm.base import load_tokenizer, source_of
 from llmos_stream.training.llm.texts import Example, read_examples
 from tests.training.llm.aids import write_lines
 
+_ASKED = {"role": "user", "content": "x"}
+
 
 @pytest.fixture(scope="module")
 def tokenizer(tiny: Path) -> Any:
@@ -73,7 +75,14 @@ def test_a_folder_is_all_files_in_it(tokenizer: Any, tmp_path: Path) -> None:
         ({"prompt": "x"}, "neither a text"),
         (["x"], "neither a text"),
         ({"messages": [{"role": "assistant", "content": "x"}]}, "the first message is the assistant's"),
-        ({"messages": [{"content": "x"}]}, "role"),
+        ({"messages": [{"content": "x"}]}, "message 0: it has no role and content"),
+        (
+            {"messages": [{"role": "user", "content": "x"}, {"role": "assistant"}]},
+            "message 1: it has no role and content",
+        ),
+        ({"messages": [{"role": "user", "content": None}]}, "message 0: it has no role and content"),
+        ({"messages": ["x"]}, "message 0: it has no role and content"),
+        ({"messages": []}, "it has no messages"),
     ],
 )
 def test_a_line_that_is_none_of_these_is_told_by_its_number(
@@ -93,3 +102,30 @@ def test_a_line_that_is_no_json_and_a_file_that_is_no_text_are_told(tokenizer: A
         _read(tmp_path / "b.txt", tokenizer)
     with pytest.raises(TaskError, match="no file or folder"):
         _read(tmp_path / "absent", tokenizer)
+
+
+def test_what_unicode_calls_an_end_of_a_line_ends_none(tokenizer: Any, tmp_path: Path) -> None:
+    """JSON may hold these characters as they are, and texts of the web do."""
+    texts = ["one\u2028two", "three\u2029four", "five\x85six"]
+    lines = [json.dumps({"text": text}, ensure_ascii=False) for text in texts]
+    (tmp_path / "a.jsonl").write_bytes(b"\xef\xbb\xbf" + "\r\n".join(lines).encode())  # as Windows writes it
+    written = [json.dumps({"text": text}) for text in texts]
+    (tmp_path / "b.jsonl").write_text("\n".join(written))
+    read = [_read(tmp_path / name, tokenizer) for name in ("a.jsonl", "b.jsonl")]
+    assert read[0] == read[1]
+    assert len(read[0]) == 3
+
+
+def test_a_file_that_is_damaged_or_hostile_is_told(tokenizer: Any, tmp_path: Path) -> None:
+    packed = bytearray(gzip.compress(json.dumps({"text": "peace " * 2000}).encode()))
+    for name, content in {
+        "flipped": bytes(packed[:20]) + b"\xff" * 8 + bytes(packed[28:]),
+        "short": bytes(packed[:-12]),
+        "other": b"no gzip",
+    }.items():
+        (tmp_path / f"{name}.jsonl.gz").write_bytes(content)
+        with pytest.raises(TaskError, match=rf"{name}\.jsonl\.gz cannot be read: "):
+            _read(tmp_path / f"{name}.jsonl.gz", tokenizer)
+    (tmp_path / "deep.jsonl").write_text('{"text": "a"}\n' + "[" * 200_000)
+    with pytest.raises(TaskError, match=r"deep\.jsonl, line 2: it is nested too deeply"):
+        _read(tmp_path / "deep.jsonl", tokenizer)

@@ -61,12 +61,13 @@ class Project(Task):
 
     def _read(self, path: str) -> tuple[Tensor, Tensor]:
         classes, words, targets = self.options["classes"], [], []
-        for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
-            about, tab, text = line.partition("\t")
-            if not tab or about not in classes:
-                raise TaskError(f"{path}, line {number}: it is not one of {', '.join(classes)}, a tab and a text")
-            words.append(self.words(text))
-            targets.append(classes.index(about))
+        with Path(path).open(encoding="utf-8-sig") as file:
+            for number, line in enumerate(file, start=1):
+                about, tab, text = line.partition("\t")
+                if not tab or about not in classes:
+                    raise TaskError(f"{path}, line {number}: it is not one of {', '.join(classes)}, a tab and a text")
+                words.append(self.words(text))
+                targets.append(classes.index(about))
         if not targets:
             raise TaskError(f"{path}: there is no line in it")
         return torch.tensor(words), torch.tensor(targets)
