@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 from http.client import HTTPException
 from typing import Any, NamedTuple
 from urllib.error import HTTPError
-from urllib.request import Request, urlopen
+from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 import orjson
 
@@ -22,6 +22,16 @@ logger = logging.getLogger(__name__)
 
 _MOST_BYTES = 1 << 20
 _TOLD = 300
+
+
+class _NoRedirects(HTTPRedirectHandler):
+    """Whoever answers could send the token to any address."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
+_OPENER = build_opener(_NoRedirects)
 
 
 class ServerError(LlmosError):
@@ -81,13 +91,13 @@ class Server(ABC):
             headers["Authorization"] = f"Bearer {self._token}"
         request = Request(self.url + path, body, headers)  # noqa: S310  the settings allow http and https
         try:
-            with urlopen(request, timeout=self._seconds) as answer:  # noqa: S310
+            with _OPENER.open(request, timeout=self._seconds) as answer:
                 return _read(answer.read(_MOST_BYTES))
         except HTTPError as error:
             with error:
                 said = _message(error.read(_MOST_BYTES))
             raise ServerError(f"{self.url}{path} answers {error.code}: {said}", error.code) from None
-        except (OSError, HTTPException) as error:
+        except (OSError, HTTPException, ValueError) as error:  # a name of a host may be no name of any
             # A timeout may hit a server that does go on: `ensure` looks before it asks again.
             raise ServerError(f"{self.url}{path} does not answer ({error or type(error).__name__})") from None
 

@@ -1,6 +1,8 @@
 """Servers are asked for no more than they lack, and what they refuse is told in their words."""
 
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +98,37 @@ def test_the_token_is_sent(vllm: StandInVllm, adapters: list[Adapter]) -> None:
     with pytest.raises(ServerError, match=r"/v1/models answers 401: Unauthorized$"):
         _server(vllm.url).ensure(adapters[0])
     assert _server(vllm.url, token="let-me").ensure(adapters[0]) == "laws:1"  # noqa: S106
+
+
+def test_the_token_goes_to_nobody_whom_a_server_names(vllm: StandInVllm, adapters: list[Adapter]) -> None:
+    heard: list[str] = []
+
+    class Elsewhere(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            heard.append(self.headers.get("Authorization", ""))
+            self.send_response(307)
+            self.send_header("Location", f"{vllm.url}{self.path}")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Elsewhere) as server:
+        thread = threading.Thread(target=server.handle_request)
+        thread.start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        with pytest.raises(ServerError, match=r"/v1/models answers 307: nothing$"):
+            _server(url, token="let-me").ensure(adapters[0])  # noqa: S106
+        thread.join()
+    assert heard == ["Bearer let-me"]
+    assert vllm.calls == []
+
+
+def test_a_host_that_can_be_none_is_told(adapters: list[Adapter]) -> None:
+    for name in ("a..b", "x" * 64 + ".com"):
+        with pytest.raises(ServerError, match="does not answer"):
+            _server(f"http://{name}:8000").ensure(adapters[0])
 
 
 def test_a_load_that_takes_too_long_is_not_asked_for_twice(vllm: StandInVllm, adapters: list[Adapter]) -> None:
