@@ -1,9 +1,11 @@
 """A transformer of 3 million parameters learns eight presidents' speeches from nothing: DiLoCo, SparseLoCo, central.
 
 Every way sees as many tokens from the same first weights. The federations run with the package's own presets, in rounds
-of all sites, by the real roles on the in-process broker. Central training takes a step where the sites take one each,
-on as many sequences as all of them together (data parallel). The loss is that of the end of each speaker's text, which
-no way learns. Bits are those of the updates and the versions in the log, without their heads.
+of all sites, by the real roles on the in-process broker. `fragments-F` is DiLoCo with a model in F fragments: F times
+as many rounds of an F-th of the steps, so that each fragment moves as often as the whole model does. Central training
+takes a step where the sites take one each, on as many sequences as all of them together (data parallel). The loss is
+that of the end of each speaker's text, which no way learns. Bits are those of the updates and the versions in the log,
+without their heads.
 
 The speeches are a JSON object a line, with `speaker` and `text`.
 """
@@ -15,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -40,7 +42,8 @@ from tests.bench.common import add_flags, show, write_json
 CENTRAL = "central"
 REFERENCE = "diloco"
 _TOPK2: Mapping[str, object] = {"name": "topk2", "feedback_decay": 0.95}
-_SPARSE: Mapping[str, object] = {"codec": "topk2", "keep": 8 * 64, "full_every": 4096}
+_NEVER_FULL: Mapping[str, object] = {"full_every": 4096}
+_SPARSE: Mapping[str, object] = {"codec": "topk2", "keep": 8 * 64, **_NEVER_FULL}
 FEDERATED: Mapping[str, Mapping[str, Mapping[str, object]]] = {
     REFERENCE: {"federation": {"preset": "diloco"}, "versions": {"full_every": 1}},
     "sparseloco": {"federation": {"preset": "sparseloco"}, "versions": _SPARSE},
@@ -49,6 +52,7 @@ FEDERATED: Mapping[str, Mapping[str, Mapping[str, object]]] = {
 """Versions of the reference are whole, in float32, those of SparseLoCo sparse: of eight sites' updates nothing is left
 out. Else they are as they are by default."""
 WAYS = (CENTRAL, *FEDERATED)
+FRAGMENTS: Mapping[str, int] = {f"fragments-{count}": count for count in (1, 2, 4, 8)}
 _RATES: Mapping[str, float] = {CENTRAL: 2e-3, REFERENCE: 5e-4, "sparseloco": 2e-3, "diloco-topk2": 5e-4}
 """With a momentum of 0.9, a step of the server is up to ten times what the sites have gone."""
 _LENGTH = 64
@@ -68,10 +72,24 @@ class Work:
     keep_optimizer: bool
     server: Mapping[str, object]
 
+    def rate(self, way: str) -> float:
+        """The learning rate of AdamW."""
+        return self.rates.get(way, self.rates[REFERENCE])
+
+    def of(self, way: str) -> "Work":
+        """The same, in as many rounds as this way has."""
+        count = FRAGMENTS.get(way, 1)
+        if self.steps % count:
+            raise BenchmarkFailed(f"{way}: {self.steps} steps of a round are not to be divided by {count}")
+        return replace(self, rounds=self.rounds * count, steps=self.steps // count)
+
 
 @dataclass(frozen=True)
 class Reached:
-    """Of one run: the held-out loss, tokens learnt, bits a parameter of an update and of a version, CPU seconds."""
+    """Of one run: the held-out loss, tokens learnt, bits a parameter of an update and of a version, CPU seconds.
+
+    The peaks are bytes of the largest update, and of the largest version behind the first.
+    """
 
     way: str
     seed: int
@@ -81,13 +99,29 @@ class Reached:
     parameters: int
     bits_up: float
     bits_down: float
+    peak_up: int
+    peak_down: int
     seconds: float
+
+
+@dataclass(frozen=True)
+class _Federated:
+    """Of the versions and updates of a run: mean and largest bytes of each, without the first version."""
+
+    loss: float
+    tokens: int
+    up: float
+    down: float
+    peak_up: int
+    peak_down: int
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_flags(parser)
     parser.add_argument("--data", type=Path, help="the speeches, as .jsonl or .jsonl.gz")
-    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS, help="which (default: all)")
+    parser.add_argument(
+        "--ways", nargs="+", choices=(*WAYS, *FRAGMENTS), default=WAYS, help=f"which (default: {' '.join(WAYS)})"
+    )
     parser.add_argument("--seeds", type=int, default=3, help="runs of each way, seeds 0, 1, ... (default 3)")
     parser.add_argument("--sites", type=int, default=8, help="how many speakers (default 8)")
     parser.add_argument("--rounds", type=int, default=60, help="versions (default 60)")
@@ -130,7 +164,7 @@ def run(options: argparse.Namespace) -> None:
             for way in options.ways:
                 found.append(reach(way, work, seed))
                 print(found[-1], file=sys.stderr, flush=True)
-    rates = {way: work.rates[way] for way in options.ways}
+    rates = {way: work.rate(way) for way in options.ways}
     show(
         f"{found[0].parameters:,} parameters from nothing, {work.sites} sites, {options.seeds} seeds",
         [
@@ -140,6 +174,8 @@ def run(options: argparse.Namespace) -> None:
             f"beside {REFERENCE} %",
             "bits up",
             "bits down",
+            "most bytes up",
+            "most bytes down",
             "tokens",
             "CPU s",
         ],
@@ -154,6 +190,7 @@ def run(options: argparse.Namespace) -> None:
 
 def reach(way: str, work: Work, seed: int) -> Reached:
     """Train in one way."""
+    work = work.of(way)
     settings = _settings(work, way, seed)
     configure_logging(settings.runtime)
     task = load_task(settings.task, settings.client)
@@ -165,16 +202,26 @@ def reach(way: str, work: Work, seed: int) -> Reached:
     if way == CENTRAL:
         steps = LocalSteps(task.train_batches(), 1, work.rounds * work.steps)
         done = local.train(local.weights(), 0, steps.passes(0))
-        loss, tokens, up, down = evaluate(model, held, task.loss)["loss"], done.num_examples, 0.0, 0.0
+        found = _Federated(evaluate(model, held, task.loss)["loss"], done.num_examples, 0.0, 0.0, 0, 0)
     else:
-        loss, tokens, up, down = _federate(work, settings)
-    bits = 8 / local.layout.numel
-    seconds = time.process_time() - begin
-    return Reached(way, seed, before, loss, tokens, local.layout.numel, up * bits, down * bits, seconds)
+        found = _federate(work, settings)
+    bits, seconds = 8 / local.layout.numel, time.process_time() - begin
+    return Reached(
+        way,
+        seed,
+        before,
+        found.loss,
+        found.tokens,
+        local.layout.numel,
+        found.up * bits,
+        found.down * bits,
+        found.peak_up,
+        found.peak_down,
+        seconds,
+    )
 
 
-def _federate(work: Work, settings: Settings) -> tuple[float, int, float, float]:
-    """The loss of the last version, the tokens in it, and the mean bytes of an update and of a version."""
+def _federate(work: Work, settings: Settings) -> _Federated:
     events: list[Event] = []
     clients = [
         settings.changed(client={"id": f"site-{site}", "data": f"{work.folder}/learn/{site}.txt"})
@@ -187,11 +234,14 @@ def _federate(work: Work, settings: Settings) -> tuple[float, int, float, float]
     )
     if len(folded) != work.rounds * work.sites or evaluated[-1]["version"] != work.rounds:
         raise BenchmarkFailed(f"{len(folded)} updates in version {evaluated[-1]['version']}")
-    return (
+    up, down = ([one["payload_bytes"] for one in events] for events in (folded, published[1:]))
+    return _Federated(
         evaluated[-1]["metrics"]["loss"],
         sum(one["num_examples"] for one in folded),
-        mean(one["payload_bytes"] for one in folded),
-        mean(one["payload_bytes"] for one in published[1:]),
+        mean(up),
+        mean(down),
+        max(up),
+        max(down),
     )
 
 
@@ -212,11 +262,16 @@ def _settings(work: Work, way: str, seed: int) -> Settings:
     client = {
         "data": f"{work.folder}/learn",
         "batch_size": work.batch * (work.sites if central else 1),
-        "lr": work.rates[way],
+        "lr": work.rate(way),
         "local_steps": work.steps,
         "wait_seconds": _NEVER,
     }
-    given: dict[str, Any] = {} if central else {section: dict(fields) for section, fields in FEDERATED[way].items()}
+    aggregation: dict[str, object] = {"strategy": "fedavg"}
+    if way in FRAGMENTS:
+        # All sites wait for the next version, so that their updates make rounds with fedbuff, too.
+        aggregation = {"strategy": "fedbuff", "fragments": FRAGMENTS[way]}
+    sections = {} if central else FEDERATED.get(way, {"federation": {"preset": "diloco"}, "versions": _NEVER_FULL})
+    given: dict[str, Any] = {section: dict(fields) for section, fields in sections.items()}
     if not central and work.server:
         given["server_optimizer"] = dict(work.server)
     return load(
@@ -224,7 +279,7 @@ def _settings(work: Work, way: str, seed: int) -> Settings:
             **given,
             "task": {"entry": "llm", "options": options, "seed": seed},
             "client": client,
-            "aggregation": {"strategy": "fedavg", "buffer_size": work.sites, "deadline_seconds": _NEVER},
+            "aggregation": {**aggregation, "buffer_size": work.sites, "deadline_seconds": _NEVER},
             "evaluator": {"every": work.rounds},
             "stop": {"max_versions": work.rounds},
             "runtime": {"torch_threads": torch.get_num_threads(), "workers": 1, "log_level": "error"},
@@ -268,6 +323,9 @@ def _row(way: str, found: Sequence[Reached]) -> list[str]:
     def bits(values: Sequence[float]) -> str:
         return f"{mean(values):.3f}" if any(values) else "-"
 
+    def peak(values: Sequence[int]) -> str:
+        return f"{max(values):,}" if any(values) else "-"
+
     return [
         way,
         _shown(estimate([one.loss for one in own]), ".4f"),
@@ -275,6 +333,8 @@ def _row(way: str, found: Sequence[Reached]) -> list[str]:
         beside(REFERENCE),
         bits([one.bits_up for one in own]),
         bits([one.bits_down for one in own]),
+        peak([one.peak_up for one in own]),
+        peak([one.peak_down for one in own]),
         f"{mean(one.tokens for one in own):,.0f}",
         f"{mean(one.seconds for one in own):.0f}",
     ]
