@@ -7,6 +7,7 @@ again bit for bit, or a run went wrong in another way. What failed keeps its log
 import argparse
 import asyncio
 import logging
+import os
 import sys
 from pathlib import Path
 
@@ -46,8 +47,8 @@ def main() -> int:
             tally = chaos.tally
             progress.update(bar, advance=1, description=f"{tally.kills} kills, {len(tally.seeds_failed)} failed")
 
-        context(_FOR_LANGUAGE_MODELS)
         try:
+            _import_all()
             with LocalKafka() as kafka:
                 chaos = Chaos(kafka, FOLDER, said)
                 progress.update(bar, description="the first run")
@@ -60,6 +61,13 @@ def main() -> int:
             return _INTERRUPTED
     sys.stdout.write(orjson.dumps(chaos.tally.summary()).decode() + "\n")
     return 0 if chaos.tally.good else 1
+
+
+def _import_all() -> None:
+    """Return once the server that forks the roles has imported everything: no run waits for that."""
+    process = context(_FOR_LANGUAGE_MODELS).Process(target=os.getpid)
+    process.start()
+    process.join()
 
 
 def _failure(plan: Plan, findings: list[str]) -> str:
