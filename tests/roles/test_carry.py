@@ -235,6 +235,13 @@ def test_what_no_update_could_count_for_is_not_carried(tmp_path: Path, caplog: p
     assert "it was learnt on version 4, and an update may be of version 5 at the oldest" in caplog.text
 
 
+def test_what_was_learnt_in_an_earlier_run_is_not_carried(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    _, learnt = _carrying(tmp_path)  # learnt on version 4
+    assert torch.equal(_start(tmp_path, Cut(CUT, CUT[0].range, number=4)), learnt)
+    assert torch.equal(_start(tmp_path, Cut(CUT, number=3)), torch.zeros(PARAMETERS))
+    assert "it was learnt on version 4, and this federation is at version 3" in caplog.text
+
+
 async def test_a_client_that_comes_back_goes_on_with_its_carry_until_that_is_too_old(
     federation: str, tmp_path: Path
 ) -> None:

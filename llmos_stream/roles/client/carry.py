@@ -30,6 +30,8 @@ class Cut(NamedTuple):
     moved: tuple[int, int] | None = None
     oldest: int = 0
     """The oldest version that an update may still be of."""
+    number: int | None = None
+    """Of that version, where it is known."""
 
 
 WHOLE = Cut()
@@ -69,7 +71,8 @@ class Carry:
         """The weights (flat) to train from, where a version has these: themselves where nothing is carried.
 
         The next update is of what is trained on them. Forgotten is what was learnt for another model or for one that
-        was cut otherwise, and what would be too stale as an update.
+        was cut otherwise, what would be too stale as an update, and what is of a version that is still to come: that
+        was another run's.
         """
         if self._carried is not None and (why := _why_useless(self._carried, cut)) is not None:
             logger.warning("what was learnt and not sent yet is dropped: %s", why)
@@ -117,4 +120,6 @@ def _why_useless(carried: Carried, cut: Cut) -> str | None:
         return f"it is of {len(carried.fragments)} fragments that the federation's model does not have"
     if carried.base < cut.oldest:
         return f"it was learnt on version {carried.base}, and an update may be of version {cut.oldest} at the oldest"
+    if cut.number is not None and carried.base > cut.number:
+        return f"it was learnt on version {carried.base}, and this federation is at version {cut.number}"
     return None

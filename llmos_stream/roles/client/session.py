@@ -255,7 +255,7 @@ class Client:
             return WHOLE
         oldest = 0 if self._max_staleness is None else version.head.number - self._max_staleness
         try:
-            return Cut(self._layout.fragments(count), version.head.range, oldest)
+            return Cut(self._layout.fragments(count), version.head.range, oldest, version.head.number)
         except ValueError as error:
             raise ConfigError(f"aggregation.fragments: version {version.head.number} is cut wrongly: {error}") from None
 
