@@ -27,6 +27,11 @@ class PlainSgd:
     momentum: float = 0.0
     weight_decay: float = 0.0
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether a step is the gradient's alone."""
+        return not self.momentum and not self.weight_decay
+
 
 class TrainedDelta(Whole):
     """A row of a stack of deltas, with the norms of its own rows (see `core.flat.row_norms`)."""
@@ -103,6 +108,9 @@ class BatchedTrainer:
             there = len(inputs)
             live = {name: tensor[:there] for name, tensor in parameters.items()}
             with torch.no_grad():
+                if self._sgd.is_plain:
+                    self._stacked.descend(live, inputs, targets, weights, self._sgd.lr)
+                    continue
                 self._move(live, self._stacked.gradients(live, inputs, targets, weights), moments, is_first=step == 0)
         deltas = trained.cpu().sub_(bases)
         for job, delta in zip(ordered, trained_deltas(deltas), strict=True):
@@ -112,14 +120,14 @@ class BatchedTrainer:
 
     def _steps(self, examples: Integers, sizes: Integers) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Inputs, targets and the parts of the examples in the mean, of those who take a step, step by step."""
-        places = np.arange(examples.shape[2])
-        for step in range(examples.shape[1]):
-            there = int((sizes[:, step] > 0).sum())
-            size = sizes[:there, step, None]
-            width = int(size.max())
-            parts = np.where(places[:width] < size, 1.0 / size, 0.0).astype(np.float32)
-            chosen = torch.from_numpy(examples[:there, step, :width]).to(self._device)
-            yield self._inputs[chosen], self._labels[chosen], torch.from_numpy(parts).to(self._device)
+        there = (sizes > 0).sum(axis=0).tolist()
+        widths = sizes.max(axis=0).tolist()
+        counted = np.arange(examples.shape[2]) < sizes[:, :, None]
+        shares = np.where(counted, 1.0 / np.maximum(sizes, 1)[:, :, None], 0.0).astype(np.float32)
+        parts, chosen = torch.from_numpy(shares).to(self._device), torch.from_numpy(examples).to(self._device)
+        for step, (copies, width) in enumerate(zip(there, widths, strict=True)):
+            which = chosen[:copies, step, :width]
+            yield self._inputs[which], self._labels[which], parts[:copies, step, :width]
 
     def _move(self, live: Parameters, gradients: Parameters, moments: dict[str, Tensor], *, is_first: bool) -> None:
         sgd = self._sgd

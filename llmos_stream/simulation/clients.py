@@ -176,8 +176,8 @@ class Clients:
         self._tally.bytes_down += size
         job = Job(number, int(self._trainings[number]), version, aggregator.weights, fastest=aggregator.fastest)
         self._trainings[number] += 1
-        examples, client.share = self._trainer.size(job)
-        client.job, client.seconds = job, self._population.training_seconds(number, examples, self._chance.next())
+        job.examples, client.share = self._trainer.size(job)
+        client.job, client.seconds = job, self._population.training_seconds(number, job.examples, self._chance.next())
         self._trainer.timed(job, train_seconds(self._rules, client.seconds, client.share))
         job.due = now + (self._population.download_seconds(number, size) if size else 0.0) + client.seconds
         client.drops = self._dropout > 0 and self._chance.next() < self._dropout
@@ -196,14 +196,25 @@ class Clients:
             self._resume(client)
 
     def _compute(self, job: Job) -> None:
-        """Have a job trained, and with it those that are wanted soonest."""
+        """Have a job trained, and with it those that are wanted soonest and are no more than twice as long.
+
+        What is longer would go its last steps alone: it waits for others of its kind, until it is wanted itself.
+        """
         if job.is_done:
             return
         jobs = [job]
-        while self._pending and len(jobs) < self._at_once:
-            other = heappop(self._pending)[2]
-            if other is not job and not other.is_done:
+        longer: list[tuple[float, int, Job]] = []
+        while self._pending and len(jobs) < self._at_once and len(longer) < self._at_once:
+            entry = heappop(self._pending)
+            other = entry[2]
+            if other is job or other.is_done:
+                continue
+            if other.examples <= 2 * job.examples:
                 jobs.append(other)
+            else:
+                longer.append(entry)
+        for entry in longer:
+            heappush(self._pending, entry)
         self._trainer.train(jobs)
 
     def _send(self, client: _Client) -> bool:

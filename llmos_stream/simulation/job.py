@@ -20,6 +20,8 @@ class Job:
     base: Tensor
     due: float = 0.0
     """When its result is wanted, as far as is known."""
+    examples: int = 0
+    """How many it goes through."""
     fastest: float = 0.0
     """Steps a second of the fastest client, where it adapts to that."""
     delta: Tensor | Delta | None = None

@@ -13,7 +13,44 @@ from torch.nn.functional import fold, max_pool2d, unfold
 
 from llmos_stream.simulation.stacked import Parameters
 
-Gradients = dict[str, Tensor]
+
+class _Sink(Protocol):
+    """Where gradients go."""
+
+    def product(self, name: str, left: Tensor, right: Tensor) -> None:
+        """Of a weight: `left` [copies, outputs, rows] times `right` [copies, rows, inputs]."""
+        ...
+
+    def sum(self, name: str, slope: Tensor) -> None:
+        """Of a bias: the sum of `slope` [copies, rows, outputs] over the rows."""
+        ...
+
+
+class _Gathered:
+    """Keeps them."""
+
+    def __init__(self, parameters: Parameters) -> None:
+        self._parameters = parameters
+        self.found: dict[str, Tensor] = {}
+
+    def product(self, name: str, left: Tensor, right: Tensor) -> None:
+        self.found[name] = torch.bmm(left, right).view(self._parameters[name].shape)
+
+    def sum(self, name: str, slope: Tensor) -> None:
+        self.found[name] = slope.sum(dim=1)
+
+
+class _Descent:
+    """Adds them to the parameters at once, `-lr` times: a pass over the weights fewer, and no room for gradients."""
+
+    def __init__(self, parameters: Parameters, lr: float) -> None:
+        self._parameters, self._lr = parameters, lr
+
+    def product(self, name: str, left: Tensor, right: Tensor) -> None:
+        self._parameters[name].flatten(2).baddbmm_(left, right, alpha=-self._lr)
+
+    def sum(self, name: str, slope: Tensor) -> None:
+        self._parameters[name].sub_(slope.sum(dim=1), alpha=self._lr)
 
 
 class _Layer(Protocol):
@@ -21,7 +58,7 @@ class _Layer(Protocol):
         """What comes out, and what `backward` needs. `values` may be overwritten."""
         ...
 
-    def backward(self, slope: Tensor, kept: Any, parameters: Parameters, found: Gradients, *, first: bool) -> Tensor:
+    def backward(self, slope: Tensor, kept: Any, parameters: Parameters, found: _Sink, *, first: bool) -> Tensor:
         """The slope by what went in, where the layer is not the `first`; its parameters' go into `found`."""
         ...
 
@@ -36,12 +73,12 @@ class _Linear:
             return torch.bmm(values, matrix), values
         return torch.baddbmm(parameters[self._bias].unsqueeze(1), values, matrix), values
 
-    def backward(self, slope: Tensor, kept: Tensor, parameters: Parameters, found: Gradients, *, first: bool) -> Tensor:
-        weight = parameters[self._weight]
-        found[self._weight] = torch.bmm(slope.transpose(1, 2), kept).view(weight.shape)
+    def backward(self, slope: Tensor, kept: Tensor, parameters: Parameters, found: _Sink, *, first: bool) -> Tensor:
+        inner = slope if first else torch.bmm(slope, parameters[self._weight].flatten(2))  # before the weight moves
+        found.product(self._weight, slope.transpose(1, 2), kept)
         if self._bias is not None:
-            found[self._bias] = slope.sum(dim=1)
-        return slope if first else torch.bmm(slope, weight.flatten(2))
+            found.sum(self._bias, slope)
+        return inner
 
 
 class _Convolution:
@@ -59,7 +96,7 @@ class _Convolution:
         found = out.view(copies, batch, *self._sides(sides), self._kernels)
         return found.permute(0, 1, 4, 2, 3), (kept, sides)
 
-    def backward(self, slope: Tensor, kept: Any, parameters: Parameters, found: Gradients, *, first: bool) -> Tensor:
+    def backward(self, slope: Tensor, kept: Any, parameters: Parameters, found: _Sink, *, first: bool) -> Tensor:
         patches, sides = kept
         copies, batch = slope.shape[:2]
         flat = slope.permute(0, 1, 3, 4, 2).reshape(copies, -1, self._kernels)
@@ -88,7 +125,7 @@ class _Pool:
         out, places = max_pool2d(images, size, stride, padding, dilation, ceil_mode, return_indices=True)
         return _split(out, values), (images, places)
 
-    def backward(self, slope: Tensor, kept: Any, parameters: Parameters, found: Gradients, *, first: bool) -> Tensor:
+    def backward(self, slope: Tensor, kept: Any, parameters: Parameters, found: _Sink, *, first: bool) -> Tensor:
         images, places = kept
         how = [[one, one] if isinstance(one, int) else list(one) for one in self._how[:4]]
         by = torch.ops.aten.max_pool2d_with_indices_backward
@@ -106,7 +143,7 @@ class _Relu:
         out = values.relu_()
         return out, out
 
-    def backward(self, slope: Tensor, kept: Tensor, parameters: Parameters, found: Gradients, *, first: bool) -> Tensor:
+    def backward(self, slope: Tensor, kept: Tensor, parameters: Parameters, found: _Sink, *, first: bool) -> Tensor:
         return slope.mul_(kept > 0)  # what it has let through
 
 
@@ -115,7 +152,7 @@ class _Flatten:
         return values.flatten(2), values.shape
 
     def backward(
-        self, slope: Tensor, kept: Sequence[int], parameters: Parameters, found: Gradients, *, first: bool
+        self, slope: Tensor, kept: Sequence[int], parameters: Parameters, found: _Sink, *, first: bool
     ) -> Tensor:
         return slope.view(kept)
 
@@ -136,6 +173,14 @@ class Layers:
         return cls(layers) if layers and len(layers) == len(found) and isinstance(layers[-1], _Linear) else None
 
     def gradients(self, parameters: Parameters, inputs: Tensor, targets: Tensor, weights: Tensor) -> Parameters:
+        gathered = _Gathered(parameters)
+        self._walk(parameters, inputs, targets, weights, gathered)
+        return gathered.found
+
+    def descend(self, parameters: Parameters, inputs: Tensor, targets: Tensor, weights: Tensor, lr: float) -> None:
+        self._walk(parameters, inputs, targets, weights, _Descent(parameters, lr))
+
+    def _walk(self, parameters: Parameters, inputs: Tensor, targets: Tensor, weights: Tensor, found: _Sink) -> None:
         values, kept = inputs, []
         for layer in self._layers:
             values, needed = layer.forward(values, parameters)
@@ -143,10 +188,8 @@ class Layers:
         slope = values.softmax(dim=2)
         slope.scatter_add_(2, targets.unsqueeze(2), slope.new_full((), -1.0).expand(*targets.shape, 1))
         slope.mul_(weights.unsqueeze(2))
-        found: Gradients = {}
         for place in range(len(self._layers) - 1, -1, -1):
             slope = self._layers[place].backward(slope, kept[place], parameters, found, first=place == 0)
-        return found
 
 
 def _layer(name: str, module: nn.Module, *, first: bool) -> _Layer | None:

@@ -27,6 +27,10 @@ class Stacked(Protocol):
         """
         ...
 
+    def descend(self, parameters: Parameters, inputs: Tensor, targets: Tensor, weights: Tensor, lr: float) -> None:
+        """A step of plain SGD: move the parameters by `-lr` times these gradients."""
+        ...
+
 
 class Mapped:
     """Any model, by `vmap` over parameters and data. `loss` is a mean over the examples of a batch."""
@@ -42,3 +46,8 @@ class Mapped:
     def gradients(self, parameters: Parameters, inputs: Tensor, targets: Tensor, weights: Tensor) -> Parameters:
         found: Parameters = self._gradients(dict(parameters), inputs, targets, weights)
         return found
+
+    def descend(self, parameters: Parameters, inputs: Tensor, targets: Tensor, weights: Tensor, lr: float) -> None:
+        found = self.gradients(parameters, inputs, targets, weights)
+        for name, tensor in parameters.items():
+            tensor.add_(found[name], alpha=-lr)
