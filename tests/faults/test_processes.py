@@ -89,8 +89,9 @@ async def test_a_fault_costs_time_and_nothing_else(
     await _try(Plan(4, scenario, "int8", points=points), kafka, tmp_path)
 
 
+@pytest.mark.full
 @pytest.mark.kafka
-@pytest.mark.parametrize("model", ["fragments", pytest.param("lora", marks=pytest.mark.full)])
+@pytest.mark.parametrize("model", ["fragments", "lora"])
 async def test_a_fault_costs_no_fragment_and_nothing_that_is_carried(
     model: str, kafka: KafkaNode, tmp_path: Path
 ) -> None:

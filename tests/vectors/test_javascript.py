@@ -12,10 +12,13 @@ import torch
 from torch import nn
 
 from llmos_stream.broker import connect
-from llmos_stream.codec import Layout
+from llmos_stream.codec import Layout, decode
 from llmos_stream.testing import quick_settings, running_federation
+from llmos_stream.types import UpdateHead
+from llmos_stream.wire import Assembler, Message
 from tests.conftest import IN_CI, KafkaNode
 from tests.docs.pages import DOCS, ROOT
+from tests.vectors.make import BUFFERED, CUT
 
 SPARSE, FRAGMENTS = ("update-topk", "update-topk2"), ("update-fragment-1", "chain-fragments-2")
 INSTALLED = ROOT / "build" / "javascript"
@@ -89,6 +92,66 @@ def test_it_cuts_a_model_as_the_package_does(client: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     assert json.loads(done.stdout) == expected
     assert {len(cut) for cut in expected} == {1, 2, 3, 4, 5}
+
+
+STAND_IN = """
+import { appendFileSync, readFileSync } from 'node:fs';
+import { cut } from '../../llmos.mjs';
+const nothing = async () => {};
+export const logLevel = {};
+export const Partitioners = {};
+export class Kafka {
+  producer() {
+    const keep = ({ value }) => appendFileSync('sent', `${value.toString('hex')}\\n`);
+    return { connect: nothing, disconnect: nothing, send: async ({ messages }) => messages.forEach(keep) };
+  }
+  consumer() {
+    const run = async ({ eachMessage }) => {
+      for (const name of ['0', '1', '2', '3']) {
+        for (const value of cut(readFileSync(`chain-fragments-${name}.bin`))) {
+          await eachMessage({ topic: 'ward.models', partition: 0, message: { value } });
+        }
+      }
+    };
+    return { connect: nothing, disconnect: nothing, subscribe: nothing, run };
+  }
+}
+"""
+"""In the place of Kafka's client: the versions of a chain come, and what is sent goes into a file."""
+
+
+def test_it_sends_the_fragment_whose_turn_it_is_and_carries_the_rest(client: Path, tmp_path: Path) -> None:
+    for file in [*client.glob("*.mjs"), *(DOCS / "vectors").glob("chain-fragments-*.bin")]:
+        shutil.copy(file, tmp_path)
+    (own := tmp_path / "node_modules" / "kafkajs").mkdir(parents=True)
+    for module in (client / "node_modules").iterdir():
+        if module.name != own.name:
+            (own.parent / module.name).symlink_to(module)
+    (own / "package.json").write_text('{"name": "kafkajs", "type": "module", "exports": "./index.mjs"}')
+    (own / "index.mjs").write_text(STAND_IN)
+    done = _node(tmp_path, "client.mjs", "localhost:1", "ward", "js", "3")
+    assert (done.returncode, done.stderr) == (0, "")
+
+    carry = torch.zeros(BUFFERED.parameters)
+    assembler = Assembler(lambda prelude: None, 1 << 20)
+    for number, line in enumerate((tmp_path / "sent").read_text().split()):
+        (message,) = assembler.push(bytes.fromhex(line), key=b"js", partition=0, offset=number, now=0.0)
+        assert isinstance(message, Message)
+        head, fragment = message.head, CUT[number % 2]
+        assert isinstance(head, UpdateHead)
+        assert (head.sequence, head.base_version) == (number, number)
+        assert (head.range, head.layout_digest) == (fragment.range, fragment.digest)
+        values = json.loads((DOCS / "vectors" / f"chain-fragments-{number}.json").read_text())["values"]
+        parameters, measured = BUFFERED.parts(torch.tensor(values))
+        learnt = carry - 0.1 * (parameters + carry)
+        here = slice(fragment.begin, fragment.begin + fragment.parameters)
+        buffers = torch.zeros(fragment.buffer_elements)
+        delta = decode(message.parts, head.codec, fragment.parameters, buffers=buffers)
+        torch.testing.assert_close(delta, learnt[here], atol=1e-3, rtol=0)
+        assert buffers.tolist() == (measured.tolist() if fragment.buffers else [])
+        carry = learnt.clone()
+        carry[here] = 0
+    assert number == 2
 
 
 @pytest.mark.kafka
