@@ -79,7 +79,7 @@ class AggregationSettings(Section):
     max_share: Annotated[float, Field(gt=0, le=1)] = 0.5
     """A client's examples count for no more than gives it this share of a version whose others are of median size, but
     for 3 times the median at least. 1: for all that it claims."""
-    max_num_examples: Count = 1_000_000_000
+    max_num_examples: Annotated[int, Field(ge=1, le=2**64)] = 1_000_000_000  # a head can say up to 2^64 - 1
     """An update that claims more examples than this is refused."""
     one_of_a_client: bool | None = None
     """Take one update of each client for a version, and refuse a second. Unset: yes where a few hostile clients are
