@@ -71,7 +71,7 @@ async def running() -> AsyncIterator[Run]:
         {
             "federation": {"name": FEDERATION},
             "dashboard": {"port": 0, "token": TOKEN},
-            "client": {"min_train_seconds": 0.15, "wait_seconds": 0.2},
+            "client": {"min_train_seconds": 0.5, "wait_seconds": 0.2},
             "aggregation": {"buffer_size": 2},
             "runtime": {"stop_seconds": 10.0},
         }
