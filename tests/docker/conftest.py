@@ -12,7 +12,7 @@ from _pytest.capture import CaptureManager
 from tests.docker import images
 from tests.docker.engine import Engine, engine
 from tests.docker.needs import require
-from tests.docker.stack import COMPOSE, ROLES, THREE_BROKERS, WATCH, Stack
+from tests.docker.stack import COMPOSE, ROLES, SMALL, THREE_BROKERS, WATCH, Stack
 from tests.docker.waiting import Say, timed
 
 _ON_THE_BASE = (images.make_app, images.make_kafka, images.make_prometheus)
@@ -51,7 +51,7 @@ def built(say: Say) -> Iterator[Engine]:
 @pytest.fixture(scope="module")
 def stack(built: Engine, say: Say, request: pytest.FixtureRequest) -> Iterator[Stack]:
     """The whole stack of `docker/compose.yaml` but Grafana, whose image cannot be had everywhere; all healthy."""
-    with _up(Stack(built, "llmos-test", COMPOSE), ["kafka", *ROLES, *WATCH], say, request.session) as found:
+    with _up(Stack(built, "llmos-test", COMPOSE, SMALL), ["kafka", *ROLES, *WATCH], say, request.session) as found:
         yield found
 
 
@@ -59,7 +59,7 @@ def stack(built: Engine, say: Say, request: pytest.FixtureRequest) -> Iterator[S
 def replicated(built: Engine, say: Say, request: pytest.FixtureRequest) -> Iterator[Stack]:
     """Three brokers, and as few others as make versions; all healthy."""
     services = ["kafka", "kafka-2", "kafka-3", "aggregator-1", "client-1", "client-2", "monitor"]
-    with _up(Stack(built, "llmos-three", COMPOSE, THREE_BROKERS), services, say, request.session) as found:
+    with _up(Stack(built, "llmos-three", COMPOSE, THREE_BROKERS, SMALL), services, say, request.session) as found:
         yield found
 
 

@@ -22,6 +22,7 @@ ROLES = (*AGGREGATORS, "client-1", "client-2", "client-3", "evaluator", "archive
 WATCH = ("prometheus",) if (ROOT / "docker" / "prometheus" / "prometheus.yml").is_file() else ()
 COMPOSE = ROOT / "docker" / "compose.yaml"
 THREE_BROKERS = ROOT / "docker" / "compose.three-brokers.yaml"
+SMALL = Path(__file__).with_name("compose.small.yaml")
 PATIENCE_SECONDS = 120.0
 _PORTS = (
     "KAFKA_PORT",

@@ -24,6 +24,7 @@ from tests.docs.pages import PAGES, Block, run_here
 from tests.docs.story import tell
 
 _KAFKA = "llmos-stream broker"
+_RUN_ELSEWHERE = {"scenarios"}  # by tests/scenarios/test_command.py
 
 
 def _with(language: str) -> list[Path]:
@@ -102,7 +103,9 @@ async def _delete(kafka: KafkaNode, name: str) -> None:
 @pytest.mark.full
 @pytest.mark.xdist_group("docs")
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("page", _with("bash"), ids=lambda page: page.stem)
+@pytest.mark.parametrize(
+    "page", [page for page in _with("bash") if page.stem not in _RUN_ELSEWHERE], ids=lambda page: page.stem
+)
 def test_its_commands_run(page: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     blocks = run_here(page)
     if any(_KAFKA in block.text for block in blocks):  # it has one of its own, and begins with nothing
