@@ -1,6 +1,7 @@
 """A whole federation in this process, to be watched: every role, on any broker, until a stop is asked for."""
 
 import asyncio
+import contextlib
 import socket
 from functools import cache
 from pathlib import Path
@@ -11,6 +12,7 @@ import httpx
 from llmos_stream.broker import Broker, Topics
 from llmos_stream.config import Settings
 from llmos_stream.inference import run_inference
+from llmos_stream.inference.deployment.deployer import run_deployer
 from llmos_stream.log.events import follow_events
 from llmos_stream.registry import open_store, run_archiver
 from llmos_stream.roles.aggregator import initial_of, run_aggregator
@@ -19,6 +21,7 @@ from llmos_stream.roles.evaluator import run_evaluator
 from llmos_stream.runtime import Offload, Shutdown, run_all
 from llmos_stream.telemetry.federation_metrics import FederationMetrics
 from llmos_stream.training import load_task
+from tests.inference.deployment.standins import StandInVllm, listening
 from tests.roles.aids import settings_for
 
 _PAUSE_SECONDS = 0.05
@@ -91,3 +94,36 @@ async def _ask(port: int, shutdown: Shutdown) -> None:
                 await http.post("/v1/predict", json={"inputs": inputs})
             except httpx.TransportError:  # not there yet, or not any more
                 await asyncio.sleep(0)
+
+
+async def run_texts(broker: Broker, model: Path, shutdown: Shutdown) -> None:
+    """Serve a language model of its own federation until the stop, and deploy it. Somebody asks for texts."""
+    options = {"model": str(model), "sequence": 32}
+    with listening(StandInVllm()) as server:
+        settings = settings_for(
+            "texts",
+            task={"entry": "llm", "options": options},
+            inference={"port": free_port()},
+            deploy={"urls": server.url, "folder": str(model.parent / "adapters")},
+        )
+        await _serve_texts(broker, settings, shutdown)
+
+
+async def _serve_texts(broker: Broker, settings: Settings, shutdown: Shutdown) -> None:
+    await broker.create_topics(Topics(settings.federation.name).specs(settings.topics))
+    async with Offload(2) as offload:
+        task = load_task(settings.task, settings.client)
+        await run_all(
+            run_aggregator(broker, settings, lambda: initial_of(task, settings), offload, shutdown),
+            run_inference(broker, settings, task, offload, shutdown),
+            run_deployer(broker, settings, offload, shutdown),
+            _ask_for_texts(settings.inference.port, shutdown),
+        )
+
+
+async def _ask_for_texts(port: int, shutdown: Shutdown) -> None:
+    asked = {"model": "texts", "prompt": "peace", "max_tokens": 4}
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as http:
+        while not await shutdown.wait(_PAUSE_SECONDS):
+            with contextlib.suppress(httpx.HTTPError):  # it is not there yet, or no more
+                await http.post("/v1/completions", json=asked)

@@ -11,12 +11,14 @@ import pytest
 
 from llmos_stream.broker import MemoryBroker, Topics
 from llmos_stream.runtime import BROKER, Health, Shutdown, run_all, run_while
+from llmos_stream.testing.language_models import write_tiny_model
 from llmos_stream.web.health_endpoints import HealthEndpoints, serve_health_endpoints
 from tests.monitoring.dashboards import DASHBOARDS, Query, alerts, panels, queries
 from tests.monitoring.draw import NO_DATA, Span, draw
-from tests.monitoring.federation import run_whole, whole_settings
+from tests.monitoring.federation import run_texts, run_whole, whole_settings
 from tests.monitoring.prometheus import Prometheus, running
 from tests.roles.aids import delta_of, update
+from tests.training.llm.aids import SENTENCES
 
 SCRAPE_SECONDS = 0.5
 PATIENCE_SECONDS = 60.0
@@ -53,6 +55,7 @@ def _data(prometheus: Prometheus, query: Query) -> bool:
 @pytest.mark.timeout(240)
 async def test_every_query_of_the_dashboards_is_answered(tmp_path: Path) -> None:
     (tmp_path / "models").mkdir()
+    write_tiny_model(tmp_path / "tiny", SENTENCES)
     settings, shutdown, health = whole_settings("watched", tmp_path / "models"), Shutdown(), Health([BROKER])
     health.attach()
     settings = settings.model_copy(update={"operations": settings.operations.model_copy(update={"port": 0})})
@@ -78,7 +81,8 @@ async def test_every_query_of_the_dashboards_is_answered(tmp_path: Path) -> None
                 finally:
                     shutdown.request()
 
-            await run_while(run_all(look(), run_whole(broker, settings, shutdown)), health.beat())
+            whole, texts = run_whole(broker, settings, shutdown), run_texts(broker, tmp_path / "tiny", shutdown)
+            await run_while(run_all(look(), whole, texts), health.beat())
 
 
 def _folded(prometheus: Prometheus) -> float:
