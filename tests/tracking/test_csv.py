@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas
 import pytest
 
-from llmos_stream.tracking.csv_files import CsvFiles
+from llmos_stream.tracking.csv_files import CsvFiles, _rows_kept
 from llmos_stream.tracking.sink import TrackerUnavailable
 from tests.tracking.places import RUN, expected, in_steps, points, put
 
@@ -54,3 +54,12 @@ def test_a_folder_that_cannot_be_written_is_told_in_one_line(tmp_path: Path) -> 
     (tmp_path / "file").write_text("")
     with pytest.raises(TrackerUnavailable, match=r"^--to csv:.*file: cannot be written \(.*\); name a folder"):
         CsvFiles(tmp_path / "file").open(RUN)
+
+
+def test_a_name_may_hold_what_unicode_calls_an_end_of_a_line(tmp_path: Path) -> None:
+    """What lies there is found again after a restart, so that no row is written twice."""
+    names = ["sites/one\u2028two", "sites/three\x85four", "sites/five\nsix"]
+    path = tmp_path / "metrics.csv"
+    with path.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([("name", "step"), *((name, 3) for name in names)])
+    assert list(_rows_kept(path)) == [(name, 3) for name in names]

@@ -173,6 +173,7 @@ class Generator:
         self._observe = observe
         self._queue: deque[Reply] = deque()
         self._groups: dict[LoadedModel, _Group] = {}
+        self._joining: list[Reply] = []  # neither waits any more nor has a row yet
         self._changed = asyncio.Event()
         self._stopped = False
 
@@ -206,19 +207,21 @@ class Generator:
             while True:
                 for group, joining in self._turns():
                     self._tell(group, await self._offload.run(self._turn, group, joining))
+                self._joining = []
                 if not self._groups:
                     self._changed.clear()
                     if not self._queue:
                         await self._changed.wait()
         finally:
             self._stopped = True
-            for reply in (*self._queue, *(row for group in self._groups.values() for row in group.rows)):
+            rows = (row for group in self._groups.values() for row in group.rows)
+            for reply in dict.fromkeys((*self._queue, *self._joining, *rows)):
                 reply.put(Busy("stopping"))
 
     def _turns(self) -> list[tuple[_Group, list[Reply]]]:
         """A turn for each version, the requests that begin with it among them."""
         self._forget_gone()
-        joining = self._next()
+        joining = self._joining = self._next()
         return [
             (group, joining if joining and joining[0].model is group.model else []) for group in self._groups.values()
         ]

@@ -12,8 +12,14 @@ import httpx
 import openai
 import orjson
 import pytest
+from prometheus_client import CollectorRegistry
 from torch import Tensor
 
+from llmos_stream.config import InferenceSettings
+from llmos_stream.inference.generation.generator import Ask, Busy, Generator
+from llmos_stream.inference.generation.metrics import GenerationMetrics
+from llmos_stream.inference.generation.sampling import Sampling
+from llmos_stream.runtime import Offload
 from llmos_stream.testing import until
 from llmos_stream.training.llm.decoding import Decoder
 from tests.inference.aids import SECONDS
@@ -136,6 +142,33 @@ async def test_who_waits_joins_in_one_pass_and_a_prompt_that_fails_fails_alone(
         with pytest.raises(openai.InternalServerError, match="version 1 failed"):
             await last[1]
         await last[0]
+
+
+async def test_who_is_taken_in_while_it_stops_is_told(versions: Versions, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate, begun = threading.Event(), threading.Event()
+    really = Decoder.join
+
+    def join(self: Decoder, prompts: Sequence[Sequence[int]]) -> Tensor:
+        begun.set()
+        assert gate.wait(SECONDS)
+        return really(self, prompts)
+
+    monkeypatch.setattr(Decoder, "join", join)
+    async with Offload(1) as offload:
+        metrics = GenerationMetrics(CollectorRegistry())
+        generator = Generator(InferenceSettings(), versions.model, offload, metrics)
+        asked = Ask((1, 2), 2, Sampling(0.0, 1.0, None, None))
+        model = versions.loaded(1)
+        replies = [generator.ask(model, asked) for _ in range(3)]
+        working = asyncio.create_task(generator.run())
+        await until(begun.is_set)
+        working.cancel()
+        gate.set()
+        await asyncio.wait([working])
+        for reply in replies:
+            with pytest.raises(Busy, match="stopping"):
+                async with asyncio.timeout(SECONDS):
+                    _ = [piece async for piece in reply.pieces()]
 
 
 @pytest.mark.full
