@@ -26,6 +26,8 @@ def _command(tmp_path: Path, *code: str) -> "subprocess.Popen[bytes]":
 def test_an_interrupt_among_the_imports_ends_without_a_word(tmp_path: Path, library: str) -> None:
     (tmp_path / f"{library}.py").write_text(_BLOCKS)
     script = "from llmos_stream.cli.entry import run; run(['demo', '--no-report'])"
+    # As where nobody ignores interrupts: who runs these tests in the background does.
+    script = f"import signal; signal.signal(signal.SIGINT, signal.default_int_handler); {script}"
     with _command(tmp_path, "-c", script) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"importing\n"

@@ -13,7 +13,7 @@ from aiokafka import TopicPartition as TheirPartition
 
 from llmos_stream.broker.kafka.connection import Connection
 from llmos_stream.broker.kafka.quiet import has_too_few_replicas
-from llmos_stream.broker.kafka.quirks import close_producer, uninterrupted, writer_error
+from llmos_stream.broker.kafka.quirks import close_producer, look_again, uninterrupted, writer_error
 from llmos_stream.broker.kafka.translate import AIOKAFKA_ERRORS, translate
 from llmos_stream.broker.kafka.tuning import produce_options
 from llmos_stream.broker.placement import check_record
@@ -63,6 +63,7 @@ class KafkaProducer(BaseProducer):
             AIOKafkaProducer.start,
             AIOKafkaProducer.stop,
         )
+        look_again(self._client)
         return self
 
     async def __aexit__(self, *_: object) -> None:

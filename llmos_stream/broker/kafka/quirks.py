@@ -11,7 +11,7 @@ from aiokafka import TopicPartition as TheirPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.client import AIOKafkaClient, ConnectionGroup
 from aiokafka.consumer.fetcher import READ_UNCOMMITTED
-from aiokafka.errors import KafkaError
+from aiokafka.errors import KafkaConnectionError, KafkaError, NodeNotReadyError
 from aiokafka.protocol.metadata import MetadataRequest
 
 AnyClient: TypeAlias = AIOKafkaAdminClient | AIOKafkaConsumer | AIOKafkaProducer
@@ -60,6 +60,23 @@ def lacks_partitions(client: AIOKafkaConsumer, partitions: Collection[tuple[str,
     """Whether the brokers' last word on who leads what lacks one of these. Fetches from it wait without end."""
     cluster = client._client.cluster
     return any(number not in (cluster.partitions_for_topic(topic) or ()) for topic, number in partitions)
+
+
+def look_again(client: AIOKafkaProducer) -> None:
+    """Let a transactional producer look for its coordinator again where the broker that it asked has just gone.
+
+    aiokafka waits where that broker does not answer, and ends its sender for good where the connection closes.
+    """
+    look_up = client.client.coordinator_lookup
+
+    async def look_up_again(kind: int, key: str) -> int:
+        try:
+            found: int = await look_up(kind, key)
+        except KafkaConnectionError as error:
+            raise NodeNotReadyError from error
+        return found
+
+    client.client.coordinator_lookup = look_up_again
 
 
 async def prepare_consumer(client: AIOKafkaConsumer, topics: Collection[str], wait_ms: int) -> None:
