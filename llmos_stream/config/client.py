@@ -92,6 +92,9 @@ class ClientSettings(Section):
     """Leave at least this long between two updates; the aggregator may ask for longer."""
     join_delay_seconds: Annotated[float, Field(ge=0)] = 0.0
     """Join this long after the start."""
+    overlap: bool = False
+    """Train on while an update is being sent, for slow links; one is under way at most. What is trained meanwhile is on
+    weights without it, and so a version staler, or more."""
     max_updates: Count | None = None
     """Leave after this many updates."""
 

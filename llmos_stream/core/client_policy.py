@@ -16,6 +16,10 @@ A client's round:
    `max(seconds, min_train_seconds) / speed`.
 4. Look at the control topic, then send, once the pace allows it.
 
+With `overlap` the caller may answer a `Send` with `UpdateKept`: the update is durable, and its sending goes on beside
+what comes next. No version can have it yet, so the client waits for none: it trains at once on the newest. It sends
+nothing and does not leave before what is in flight has arrived or was refused.
+
 The pace (see `core.pace`) is how long the aggregator asks each client to leave between two updates. Two promises:
 
 * A client begins to send an update no earlier than `pace_seconds` after it began to send the one before. It goes by the
@@ -87,6 +91,11 @@ class TrainingDone:
 
 
 @dataclass(frozen=True, slots=True)
+class UpdateKept:
+    """The update is durable, and being sent while the client goes on; `UpdateSent` or `UpdateRefused` will follow."""
+
+
+@dataclass(frozen=True, slots=True)
 class UpdateSent:
     """The log has acknowledged the update."""
 
@@ -103,7 +112,7 @@ class UnsentSettled:
     sent: bool
 
 
-PolicyEvent = Resumed | Heard | TrainingDone | UpdateSent | UpdateRefused | UnsentSettled
+PolicyEvent = Resumed | Heard | TrainingDone | UpdateKept | UpdateSent | UpdateRefused | UnsentSettled
 
 
 # Actions: what to do now
@@ -119,6 +128,8 @@ class WaitReason(Enum):
     """As many others take part as the operator wants at once."""
     PACE = auto()
     SPEED = auto()
+    LINK = auto()
+    """An update is in flight."""
     BUSY = auto()
     """The caller has not reported yet what came of the last action."""
 
@@ -181,6 +192,8 @@ class PolicyState(NamedTuple):
     most_doublings: int = MOST_DOUBLINGS
     heard: Heard = Heard()
     phase: _Phase = _Phase.IDLE
+    in_flight: bool = False
+    """Whether an update is being sent beside the phase."""
     updates: int = 0
     """How many updates were sent."""
     unsent: bool = False
@@ -203,7 +216,7 @@ class PolicyState(NamedTuple):
 
     @property
     def in_update(self) -> bool:
-        """Whether an update is under way: in training, trained, or being sent."""
+        """Whether an update is under way: in training, trained, or being sent while the client does nothing else."""
         return self.phase is not _Phase.IDLE
 
 
@@ -226,20 +239,24 @@ def observe(state: PolicyState, event: PolicyEvent, now: float) -> PolicyState:
             if state.in_update:  # nothing has come of the training: the next may begin at once
                 state = state._replace(phase=_Phase.IDLE, base=None, begun_at=-math.inf)
             # Nobody knows whether what was being sent has reached the log.
-            return state._replace(unsent=True, sent_at=max(state.sent_at, state.sending_at))
+            return state._replace(unsent=True, in_flight=False, sent_at=max(state.sent_at, state.sending_at))
         case TrainingDone():
             ready_at = now + train_seconds(state.rules, event.seconds, event.share) - event.seconds
             return state._replace(phase=_Phase.TRAINED, base=event.base, ready_at=ready_at, looked=False)
+        case UpdateKept():
+            return state._replace(phase=_Phase.IDLE, in_flight=True)
         case UpdateSent():
             return state._replace(
-                phase=_Phase.IDLE,
+                phase=_after_sending(state),
+                in_flight=False,
                 updates=state.updates + 1,
                 unsent=False,
                 sent_at=state.sending_at,
                 acknowledged_at=now,
             )
         case UpdateRefused():
-            return state._replace(phase=_Phase.IDLE, unsent=False, begun_at=-math.inf)
+            begun_at = -math.inf if state.phase in {_Phase.IDLE, _Phase.SENDING} else state.begun_at
+            return state._replace(phase=_after_sending(state), in_flight=False, unsent=False, begun_at=begun_at)
         case UnsentSettled(sent=True):
             return state._replace(unsent=False, updates=state.updates + 1, sent_at=state.sending_at)
         case UnsentSettled():
@@ -263,7 +280,7 @@ def decide(state: PolicyState, now: float) -> tuple[PolicyState, PolicyAction]:
 
 def expected_by(state: PolicyState) -> float:
     """Until when the client waits for a version newer than that of its last update; in the past when it does not."""
-    if _has_newer(state):
+    if state.in_flight or _has_newer(state):
         return -math.inf
     return state.acknowledged_at + state.rules.wait_seconds * 2.0**state.doublings
 
@@ -278,7 +295,7 @@ def _action(state: PolicyState, now: float) -> PolicyAction:
     if heard.ended is not None and state.unsent and not heard.stopping:
         return SendUnsent()
     if (reason := _reason_to_leave(state)) is not None:
-        return Leave(reason)
+        return Wait(math.inf, WaitReason.LINK) if state.in_flight else Leave(reason)
     if now < state.joins_at:
         return Wait(state.joins_at, WaitReason.JOIN_DELAY)
     match state.phase:
@@ -305,6 +322,8 @@ def _idle_action(state: PolicyState, now: float) -> PolicyAction:
         return Wait(math.inf, WaitReason.VERSION)
     if state.unsent:
         return _once_paced(state, SendUnsent(), state.sent_at, now)
+    if state.in_flight and state.updates + 1 == state.rules.max_updates:
+        return Wait(math.inf, WaitReason.LINK)  # it is the last
     if state.heard.paused:
         return Wait(math.inf, WaitReason.PAUSE)
     if now < state.heard.rests_until:
@@ -317,6 +336,8 @@ def _idle_action(state: PolicyState, now: float) -> PolicyAction:
 def _trained_action(state: PolicyState, now: float) -> PolicyAction:
     if now < state.ready_at:
         return Wait(state.ready_at, WaitReason.SPEED)
+    if state.in_flight:
+        return Wait(math.inf, WaitReason.LINK)
     return _once_paced(state, Send(), state.sent_at, now) if state.looked else Look()
 
 
@@ -326,8 +347,13 @@ def _once_paced(state: PolicyState, action: PolicyAction, last: float, now: floa
     return Wait(last + pace, WaitReason.PACE) if now < last + pace else action
 
 
+def _after_sending(state: PolicyState) -> _Phase:
+    """The phase once what was being sent has arrived or was refused: another where the client went on meanwhile."""
+    return _Phase.IDLE if state.phase is _Phase.SENDING else state.phase
+
+
 def _next_doublings(state: PolicyState) -> int:
-    if state.base is None:
+    if state.base is None or (state.in_flight and not _has_newer(state)):
         return state.doublings
     return 0 if _has_newer(state) else min(state.doublings + 1, state.most_doublings)
 

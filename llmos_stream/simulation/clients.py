@@ -23,6 +23,7 @@ from llmos_stream.core.client_policy import (
     Train,
     TrainingDone,
     UnsentSettled,
+    UpdateKept,
     UpdateRefused,
     UpdateSent,
     Wait,
@@ -55,14 +56,24 @@ class _Client:
     share: float = 1.0
     drops: bool = False
     held: int | None = None
-    payload: Payload | None = None
-    sequence: int = 0
+    in_flight: int = 0
+    """How many of its updates are on their way: one at most, but for those that a drop-out leaves."""
     waits: int = 0
     """Counts what it has waited for, so that it is not woken for what is past."""
 
     @property
     def id(self) -> str:
         return f"c{self.number}"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Flight:
+    """An update on its way to the log."""
+
+    client: _Client
+    job: Job
+    payload: Payload | None
+    sequence: int
 
 
 class Clients:
@@ -133,7 +144,9 @@ class Clients:
                     if not self._send(client):
                         event = UpdateRefused()
                         continue
-                    return
+                    if not (self._rules.overlap and client.in_flight):
+                        return
+                    event = UpdateKept()
                 case SendUnsent():
                     event = UnsentSettled(sent=False)
                 case Leave():
@@ -227,31 +240,35 @@ class Clients:
             self._tally.refuse(client.number, job.failed)
             return False
         number = client.number
-        client.sequence = int(self._sequences[number])
-        client.payload = None
+        sequence = int(self._sequences[number])
+        payload = None
         if self._sending.coded or self._tally.received == 0:
             self._compute(job)
         if self._sending.coded and job.failed is None:
-            client.payload = self._sending.encoded(job, client.id, client.sequence)
+            payload = self._sending.encoded(job, client.id, sequence)
         if job.failed is not None:
             self._tally.refuse(number, "failed")
             return False
         self._sequences[number] += 1
-        size = self._sending.size() if client.payload is None else sum(map(len, client.payload))
+        size = self._sending.size() if payload is None else sum(map(len, payload))
         self._tally.bytes_up += size
+        client.job = None
+        flight = _Flight(client, job, payload, sequence)
         seconds = self._population.upload_seconds(number, size)
         if seconds > 0:
-            self._clock.at(self._clock.now + seconds, self._arrived, client)
+            client.in_flight += 1
+            self._clock.at(self._clock.now + seconds, self._landed, flight)
         else:
-            self._arrived(client)
+            self._arrived(flight)
         return True
 
-    def _arrived(self, client: _Client) -> None:
+    def _landed(self, flight: _Flight) -> None:
+        flight.client.in_flight -= 1
+        self._arrived(flight)
+
+    def _arrived(self, flight: _Flight) -> None:
         """The log has acknowledged an update; the aggregator reads it."""
-        job, payload, sequence = client.job, client.payload, client.sequence
-        client.job = None
-        if job is None:
-            raise RuntimeError("an update arrived that was not sent")
+        client, job, payload, sequence = flight.client, flight.job, flight.payload, flight.sequence
         self._act(client, UpdateSent())
         self._compute(job)
         self._tally.received += 1

@@ -311,6 +311,52 @@ def test_a_refused_update_is_followed_by_one_on_the_newest_version() -> None:
     assert state.updates == 0
 
 
+def test_it_trains_on_while_an_update_is_in_flight() -> None:
+    zero, one, wait, reason = Heard(newest=0), Heard(newest=1), policy.Wait, WaitReason
+    life: list[tuple[float, PolicyEvent, PolicyAction]] = [
+        (0.0, policy.Resumed(), wait(math.inf, reason.VERSION)),
+        (0.0, zero, policy.SendUnsent()),
+        (0.0, policy.UnsentSettled(False), policy.Train(0)),
+        (1.0, policy.TrainingDone(0, 1.0), policy.Look()),
+        (1.0, zero, policy.Send()),
+        (1.0, policy.UpdateKept(), policy.Train(0)),  # no version can have it yet
+        (2.0, policy.TrainingDone(0, 1.0), wait(math.inf, reason.LINK)),  # one at most
+        (9.0, policy.UpdateSent(), policy.Look()),
+        (9.0, one, policy.Send()),
+        (9.0, policy.UpdateKept(), policy.Train(1)),
+        (9.5, policy.UpdateRefused(), wait(math.inf, reason.BUSY)),  # the training goes on
+        (10.0, policy.TrainingDone(1, 1.0), policy.Look()),
+        (10.0, one, policy.Send()),
+        (10.0, policy.UpdateSent(), wait(15.0, reason.VERSION)),  # here the caller has waited for it: the first repeat
+        (15.0, one, policy.Train(1)),
+        (16.0, policy.TrainingDone(1, 1.0), policy.Look()),
+        (16.0, one, policy.Send()),
+        (16.0, policy.UpdateKept(), wait(math.inf, reason.LINK)),  # it is the last
+        (17.0, policy.UpdateSent(), policy.Leave("client.max_updates reached")),
+    ]
+    state = policy.join(ClientSettings(wait_seconds=5.0, overlap=True, max_updates=3), 0.0)
+    for now, event, expected in life:
+        state, action = policy.next_action(state, event, now)
+        assert (now, action) == (now, expected)
+
+
+@pytest.mark.parametrize("last", [Heard(newest=0, stopping=True), Heard(newest=0, ended="target")])
+def test_it_leaves_once_what_is_in_flight_has_arrived_and_sends_it_again_over_another_connection(last: Heard) -> None:
+    state = policy.join(ClientSettings(overlap=True), 0.0)
+    for event in (policy.Resumed(), Heard(newest=0), policy.UnsentSettled(False), policy.TrainingDone(0, 1.0)):
+        state, _ = policy.next_action(state, event, 0.0)
+    state, _ = policy.next_action(state, Heard(newest=0), 1.0)
+    state, action = policy.next_action(state, policy.UpdateKept(), 1.0)
+    assert action == policy.Train(0)
+    lost, action = policy.next_action(state, policy.Resumed(), 2.0)
+    assert action == policy.SendUnsent()
+    assert lost.in_flight is False
+    state, action = policy.next_action(state, last, 2.0)
+    assert action == policy.Wait(math.inf, WaitReason.LINK)
+    _, action = policy.next_action(state, policy.UpdateSent(), 3.0)
+    assert isinstance(action, policy.Leave)
+
+
 @pytest.mark.parametrize(
     ("base", "newest", "maximum", "expected"),
     [(0, 3, 3, False), (0, 4, 3, True), (5, 4, 0, False), (0, None, 0, False), (0, 99, None, False)],

@@ -18,6 +18,7 @@ from tests.faults.journal import Journal
 from tests.faults.plan import AGGREGATOR, Plan
 from tests.faults.sites import Site, initial, site_of
 
+_OVERLAPS = 0.5
 _PATIENCE_SECONDS = (0.0, 0.05, 0.3, 0.3)
 
 
@@ -80,7 +81,13 @@ async def _publish_all(
                     number = max(journal.numbers("begun"), default=-1) + 1
                     journal.write("begun", number)
                     start = await client.start_from(version)
-                    await client.publish(await offload.run(site.learn, number, version.head.number, start))
+                    trained = await offload.run(site.learn, number, version.head.number, start)
+                    if random.Random(f"{plan.seed} {name} {number} overlap").random() < _OVERLAPS:  # noqa: S311
+                        await client.launch(await client.put(trained))
+                        await client.listen(0.0)  # as one that trains on does meanwhile
+                        await client.land()
+                    else:
+                        await client.publish(trained)
                     journal.write("published", number)
                     patience = random.Random(f"{plan.seed} {name} {number}").choice(_PATIENCE_SECONDS)  # noqa: S311
                     version = await client.newest(version.head.number, patience) or version

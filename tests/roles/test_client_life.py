@@ -3,7 +3,7 @@
 The aggregator is a script: it writes what one would write, at the second that the scenario says.
 """
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from llmos_stream.log import Pointer, RunEnd
 from llmos_stream.log.versions import Origin, encode_version
 from llmos_stream.roles.client import ClientState, run_client
 from llmos_stream.runtime import Offload, Shutdown, run_while
-from llmos_stream.testing import LoopClock, run_in_virtual_time
+from llmos_stream.testing import Call, FaultyBroker, LoopClock, run_in_virtual_time
 from llmos_stream.training import load_task, local, shared_tensors
 from llmos_stream.types import ClientOrder, UpdateHead
 from llmos_stream.wire import load_event, message_id, pack_prelude, read_chunk, split, unpack_prelude
@@ -50,8 +50,11 @@ def _pace(seconds: float) -> Leader:
 class Life:
     """One client and one script, under virtual time. Times are seconds since the client's start."""
 
-    def __init__(self, settings: Settings, folder: Path | None = None) -> None:
-        self.settings, self.folder = settings, folder
+    def __init__(
+        self, settings: Settings, folder: Path | None = None, link: Callable[[], Awaitable[object]] | None = None
+    ) -> None:
+        """`link` is awaited before each update goes to the broker."""
+        self.settings, self.folder, self._link = settings, folder, link
         self.topics = Topics(settings.federation.name)
         self.stop = Shutdown()
         self._written = -1
@@ -68,7 +71,9 @@ class Life:
         task = load_task(self.settings.task, self.settings.client)
         async with Offload(1) as offload:
             with ClientState("c", self.folder) as state:
-                client = run_client(broker, self.settings, task, state, offload, self.stop, clock)
+                client = run_client(
+                    FaultyBroker(broker, self._carry), self.settings, task, state, offload, self.stop, clock
+                )
                 await run_while(client, self._act(broker, clock, script))
         async with broker.reader([self.topics.updates, self.topics.events], start="earliest") as reader:
             for record in await reader.poll(0):
@@ -80,6 +85,11 @@ class Life:
                     self.sent.append((record.timestamp_ms / 1000, prelude.head.base_version))
                 elif (event := load_event(record.value or b"")).kind == "client_left":
                     self.left.append((record.timestamp_ms / 1000, str(event.data["reason"])))
+
+    async def _carry(self, call: Call) -> object:
+        if self._link is not None and call.operation == "send_all" and self.topics.updates in call.topics:
+            await self._link()
+        return await call.proceed()
 
     async def _act(self, broker: MemoryBroker, clock: LoopClock, script: Sequence[Step]) -> None:
         async with broker.producer() as producer:

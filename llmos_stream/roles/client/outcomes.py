@@ -73,7 +73,12 @@ class Outcomes:
 
     def sent(self, head: UpdateHead, now: float) -> None:
         """The log has acknowledged an update."""
-        self._sent[head.sequence] = self._waiting[head.sequence] = _Sent(head.payload_digest, now)
+        self.sending(head, now)
+        self._waiting[head.sequence] = self._sent[head.sequence]
+
+    def sending(self, head: UpdateHead, now: float) -> None:
+        """An update is being sent while the client listens: it may be folded before its acknowledgement is seen."""
+        self._sent[head.sequence] = _Sent(head.payload_digest, now)
         if len(self._sent) > _REMEMBERED:
             self._sent.popitem(last=False)
 

@@ -15,6 +15,7 @@ from llmos_stream.training.shared_model import Trained
 logger = logging.getLogger(__name__)
 
 _SAY_SECONDS = 3.0
+_LINK_SECONDS = 0.5
 
 
 class Participation:
@@ -46,20 +47,22 @@ class Participation:
         An update that an earlier connection or process left unsent is sent first.
         """
         if self._state.in_update:
-            self.resume()
+            await self._cut_short(client)
         while True:
             match await self._next_action(client):
                 case policy.Train():
                     if (version := await self.newest(client)) is not None:
                         return version
-                    self.resume()  # a stop came first
+                    await self._cut_short(client)  # by a stop
                 case policy.SendUnsent():
                     self._observe(policy.UnsentSettled(await client.send_unsent() is not None))
                 case _:
                     return None
 
     async def publish(self, client: Client, trained: Trained) -> Published | None:
-        """Send an update as soon as this client's speed and the pace allow it; None when a stop comes first.
+        """Send an update as soon as this client's speed and the pace allow it.
+
+        None when a stop comes first, and with `client.overlap`: it is sent while the client goes on.
 
         Raises:
             FederationFinished: the run has ended. Other errors are those of `Client.publish`.
@@ -69,10 +72,13 @@ class Participation:
             if client.finished is None:
                 return None
             raise FederationFinished(f"the run has ended: {client.finished.reason}")
+        trained = replace(trained, seconds=policy.train_seconds(self._rules, trained.seconds, trained.share))
         try:
-            published = await client.publish(
-                replace(trained, seconds=policy.train_seconds(self._rules, trained.seconds, trained.share))
-            )
+            if self._rules.overlap:
+                await client.launch(await client.put(trained))
+                self._observe(policy.UpdateKept())
+                return None
+            published = await client.publish(trained)
         except Rejected:
             self._observe(policy.UpdateRefused())
             raise
@@ -96,12 +102,18 @@ class Participation:
     async def _next_action(self, client: Client) -> PolicyAction:
         """What to do next, once that is something else than to wait or to look."""
         while True:
+            if client.flight is not None and client.flight.arrived_at is not None:
+                await self._land(client)
             now = self._clock.monotonic()
             self._state, action = policy.next_action(self._state, client.heard(), now)
             match action:
                 case policy.Wait():
                     self._say(action, now, client)
-                    await client.listen(action.until - now)
+                    if action.reason is WaitReason.LINK and client.flight is not None:
+                        await client.flight.wait(_LINK_SECONDS)
+                        await client.listen(0.0)
+                    else:
+                        await client.listen(action.until - now)
                 case policy.Look():
                     await client.look()
                 case _:
@@ -109,6 +121,23 @@ class Participation:
                     if isinstance(action, policy.Leave):
                         self.reason_to_leave = action.reason
                     return action
+
+    async def _cut_short(self, client: Client) -> None:
+        """Nothing comes of what was trained or was to be; what is in flight arrives all the same."""
+        if client.flight is not None:
+            await self._land(client)
+        self.resume()
+
+    async def _land(self, client: Client) -> None:
+        """Wait for what is in flight, and note what came of it when it did."""
+        flight = client.flight
+        event: PolicyEvent = policy.UpdateSent()
+        try:
+            await client.land()
+        except Rejected:
+            event = policy.UpdateRefused()
+        arrived_at = None if flight is None else flight.arrived_at
+        self._state = policy.observe(self._state, event, self._clock.monotonic() if arrived_at is None else arrived_at)
 
     def _observe(self, event: PolicyEvent) -> None:
         self._state = policy.observe(self._state, event, self._clock.monotonic())

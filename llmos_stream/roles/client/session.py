@@ -37,6 +37,7 @@ from llmos_stream.log.stream import value_of
 from llmos_stream.log.versions import Version, fragments_of
 from llmos_stream.roles.client.carry import WHOLE, Cut
 from llmos_stream.roles.client.events import ClientEvents
+from llmos_stream.roles.client.flight import Flight
 from llmos_stream.roles.client.orders import Orders
 from llmos_stream.roles.client.outbox import Outbox
 from llmos_stream.roles.client.outcomes import Outcomes
@@ -68,6 +69,9 @@ class Published:
 class Client:
     """One client of a federation; use as an async context manager, then `newest` and `publish` in turn.
 
+    In place of `publish`, `put` and `launch` send an update while the client goes on, and `land` takes in what came of
+    it; nothing else may be sent before.
+
     Writing goes on through broker trouble. Reading raises BrokerUnavailable: open another Client on the
     same state then, and `send_unsent` before anything else is published.
     """
@@ -90,6 +94,7 @@ class Client:
         self._state = state
         self._refusals: Reader | None = None
         self._producer = federation.producer()
+        self._flight: Flight | None = None
         self.events = ClientEvents(federation, self._producer, client_id)
         """What it tells the federation of itself."""
         self._stack = AsyncExitStack()
@@ -123,6 +128,7 @@ class Client:
             models = await stack.enter_async_context(
                 federation.reader(federation.topics.models, "latest", check_crcs=False)
             )
+            stack.push_async_callback(self._end_flight)
             self._control = control = await stack.enter_async_context(federation.control(sequences_of=self.client_id))
             self._state.begin(control.sequences.get(self.client_id))
             self._refusals = await self._follow_refusals(stack)
@@ -292,7 +298,11 @@ class Client:
             )
 
     async def publish(self, trained: Trained) -> Published:
-        """Encode an update, make it durable and send it; returns when the log has acknowledged it.
+        """Encode an update, make it durable and send it; returns when the log has acknowledged it. Raises as `put`."""
+        return await self._send(await self.put(trained))
+
+    async def put(self, trained: Trained) -> Unsent:
+        """Encode an update and make it durable: what is to be sent now.
 
         An earlier update that was not acknowledged is sent first.
 
@@ -317,9 +327,43 @@ class Client:
                 update, is_new = await self._federation.run(self._outbox.put, trained)
                 encoding.set_attributes(update_attributes(update.head))
             if is_new:
-                return await self._send(update)
+                return update
             with suppress(Rejected):
                 await self._send(update)
+
+    async def launch(self, update: Unsent) -> None:
+        """Begin to send what was `put`, beside what this client does next. It hears nothing meanwhile by itself."""
+        if self._flight is not None:
+            raise ValueError("an update is in flight")
+        self.outcomes.sending(update.head, self._federation.clock.monotonic())
+        flight = Flight(update, self._federation)
+        await flight.begin(lambda producer: self._write(producer, update))
+        self._flight = flight
+
+    @property
+    def flight(self) -> Flight | None:
+        """The update that is being sent beside what this client does; None once it has `land`ed."""
+        return self._flight
+
+    async def land(self) -> Published:
+        """Wait until what was launched is acknowledged, and note that. Raises as `publish`."""
+        if self._flight is None:
+            raise ValueError("no update is in flight")
+        flight = self._flight
+        try:
+            try:
+                await flight.arrival()
+            finally:
+                await self._end_flight()
+        except Rejected as error:
+            await self._settle_refused(flight.update, error)
+            raise
+        return await self._settle_sent(flight.update)
+
+    async def _end_flight(self) -> None:
+        flight, self._flight = self._flight, None
+        if flight is not None:
+            await flight.end()
 
     async def send_unsent(self) -> Published | None:
         """Send the update that was not acknowledged, if there is one, with the sequence it has.
@@ -347,32 +391,43 @@ class Client:
 
     async def _send(self, update: Unsent) -> Published:
         """Send until acknowledged. A repeat carries the same sequence, so it can only be counted once."""
-        head = update.head
 
         async def write(producer: Producer) -> None:
             with suppress(BrokerError):  # for whoever reads next
                 await self._control.poll(0)
-            self._check_base(head.base_version)
-            records = split(
-                update.prelude,
-                update.parts,
-                payload_size=head.payload_size,
-                # An id of its own, so that chunks of an earlier attempt are not taken for chunks of this one; by
-                # chance, so that no earlier process has used it.
-                message_id=message_id(head.client_id, head.sequence, secrets.randbits(64)),
-                chunk_bytes=self._federation.wire.chunk_bytes,
-            )
-            await producer.send_all(
-                self._federation.topics.updates, records, key=head.client_id.encode(), headers=trace_headers()
-            )
+            await self._write(producer, update)
 
         try:
-            with span("client.publish", update_attributes(head)):
+            with span("client.publish", update_attributes(update.head)):
                 await self._producer.deliver(write)
         except Rejected as error:
-            await self._federation.run(self._outbox.settle, head.sequence)
-            await self._give_up(head.sequence, error)
+            await self._settle_refused(update, error)
             raise
+        return await self._settle_sent(update)
+
+    async def _write(self, producer: Producer, update: Unsent) -> None:
+        """Send it once, unless it cannot count any more."""
+        head = update.head
+        self._check_base(head.base_version)
+        records = split(
+            update.prelude,
+            update.parts,
+            payload_size=head.payload_size,
+            # An id of its own, so that chunks of an earlier attempt are not taken for chunks of this one; by
+            # chance, so that no earlier process has used it.
+            message_id=message_id(head.client_id, head.sequence, secrets.randbits(64)),
+            chunk_bytes=self._federation.wire.chunk_bytes,
+        )
+        await producer.send_all(
+            self._federation.topics.updates, records, key=head.client_id.encode(), headers=trace_headers()
+        )
+
+    async def _settle_refused(self, update: Unsent, error: Rejected) -> None:
+        await self._federation.run(self._outbox.settle, update.head.sequence)
+        await self._give_up(update.head.sequence, error)
+
+    async def _settle_sent(self, update: Unsent) -> Published:
+        head = update.head
         self.outcomes.sent(head, self._federation.clock.monotonic())
         await self._federation.run(self._outbox.settle, head.sequence)
         loss = f"loss {head.metrics['loss']:.4f}, " if "loss" in head.metrics else ""
