@@ -140,3 +140,20 @@ def test_a_run_ends_by_the_stop_settings() -> None:
     assert _run(stop={"target": 0.8}).ended == "target"
     assert _run(stop={"max_versions": 3}).versions == 3
     assert _run(simulation={"seconds": 2.0}).seconds == 2.0
+
+
+def test_a_site_that_overlaps_trains_while_its_update_is_on_its_way() -> None:
+    """Fifteen rounds of two seconds, and of the sending only that of the last round."""
+    sections: dict[str, Any] = {
+        "population": {"clients": 4, "concurrency": None},
+        "speed": {"sigma": 0.0, "seconds": 2.0, "jitter": 0.0},
+        "links": {"upload_mbit": 0.01},
+        "aggregation": {"buffer_size": 4},
+    }
+    client = {"batch_size": 16, "lr": 0.1}
+    in_turn, overlapped = (_run(client={**client, "overlap": value}, **sections) for value in (False, True))
+    assert overlapped.updates == in_turn.updates == 60
+    sending = in_turn.seconds / 15 - 2.0
+    assert sending > 0.3
+    assert overlapped.seconds == pytest.approx(30.0 + sending, abs=0.05)
+    assert overlapped.staleness["mean"] > in_turn.staleness["mean"]
