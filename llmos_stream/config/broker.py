@@ -14,7 +14,8 @@ class FederationSettings(Section):
     """Name of the federation, and the prefix of its topics."""
     preset: PresetName | None = None
     """A name for a set of values, which lie beneath all that is said otherwise; for clients and aggregator alike.
-    diloco: float32 deltas, Nesterov's momentum at the server. sparseloco: topk2 deltas, decaying error feedback."""
+    diloco: float32 deltas, Nesterov's momentum at the server. sparseloco: topk2 deltas, decaying error feedback.
+    devices: a milder discount of stale updates. silos: none, and larger versions. llm: topk2 deltas, a quarter kept."""
 
 
 def _addresses(value: object) -> object:

@@ -24,6 +24,11 @@ PRESETS: Mapping[str, Mapping[str, Mapping[str, object]]] = {
         "codec": {"name": "topk2", "chunk": 4096, "keep": 64, "error_feedback": True, "feedback_decay": 0.95},
         "server_optimizer": {"name": "sgd", "lr": 1.0, "momentum": 0.0, "nesterov": False},
     },
+    # docs/study.md has what was measured
+    "devices": {"staleness": {"kind": "polynomial", "a": 0.25}},
+    "silos": {"aggregation": {"buffer_size": 10}, "staleness": {"kind": "constant"}},
+    # docs/language-models.md, "Which average"
+    "llm": {"codec": {"name": "topk2", "chunk": 4096, "keep": 1024, "error_feedback": True, "feedback_decay": 1.0}},
 }
 _NAMING = {"aggregation": "strategy", "codec": "name", "server_optimizer": "name", "staleness": "kind"}
 """The field of a section that says whose the others are."""
@@ -39,7 +44,7 @@ def _listed() -> str:
     return f"there are {', '.join(PRESETS)}"
 
 
-PresetName = Annotated[Literal["diloco", "sparseloco"], BeforeValidator(_known)]
+PresetName = Annotated[Literal["diloco", "sparseloco", "devices", "silos", "llm"], BeforeValidator(_known)]
 
 
 def added_by_preset(given: Mapping[str, Any]) -> dict[str, dict[str, object]]:

@@ -49,6 +49,21 @@ def test_the_presets_are_those_of_the_papers() -> None:
     assert sparseloco.server_optimizer == ServerOptimizerSettings()
 
 
+def test_the_presets_are_those_of_the_study() -> None:
+    plain, *studied = (
+        load({"federation": {"preset": name}} if name else {}) for name in ("", "devices", "silos", "llm")
+    )
+    devices, silos, llm = studied
+    assert (devices.staleness.kind, devices.staleness.a) == ("polynomial", 0.25)
+    assert devices.aggregation == plain.aggregation
+    assert (silos.staleness.kind, silos.aggregation.buffer_size) == ("constant", 10)
+    assert (llm.codec.name, llm.codec.chunk, llm.codec.keep, llm.codec.error_feedback) == ("topk2", 4096, 1024, True)
+    assert (llm.staleness, llm.aggregation) == (plain.staleness, plain.aggregation)
+    for settings in studied:
+        assert settings.staleness.maximum == plain.staleness.maximum
+        assert settings.server_optimizer == plain.server_optimizer
+
+
 def test_what_is_said_anywhere_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "llmos.toml"
     file.write_text('[federation]\npreset = "sparseloco"\n[codec]\nkeep = 32\nchunk = 2048\n')
@@ -86,7 +101,7 @@ def test_another_rule_takes_none_of_the_presets_values() -> None:
     [
         ("sparselocco", "there is no preset sparselocco; did you mean sparseloco?"),
         ("DiLoCo", "there is no preset DiLoCo; did you mean diloco?"),
-        ("fast", "there is no preset fast; there are diloco, sparseloco"),
+        ("fast", "there is no preset fast; there are diloco, sparseloco, devices, silos, llm"),
     ],
 )
 def test_a_preset_that_there_is_not_is_named_with_what_was_meant(name: str, said: str) -> None:
