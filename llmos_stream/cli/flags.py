@@ -84,7 +84,7 @@ def add_settings(
         for setting in settings_of([section]):
             if not setting.secret:
                 default = defaults.get(section, {}).get(setting.field, setting.default)
-                fits = len(setting.kind) <= _KIND_CHARACTERS
+                fits = len(setting.flags) * len(setting.kind) <= _KIND_CHARACTERS  # each flag is shown with it
                 values = "" if fits else f"One of {setting.kind.replace('|', ', ')}. "
                 text = f"{values}{setting.text} (default: {default})".replace("%", "%%")
                 dest = f"{_DEST}{section}.{setting.field}"
