@@ -59,6 +59,39 @@ def test_an_update_its_residual_and_the_next_sequence_come_back(tmp_path: Path) 
         assert state.residual() is not None
 
 
+@pytest.mark.parametrize("where", ["on disk", "after a restart", "in memory"])
+def test_the_residual_of_another_run_is_dropped(tmp_path: Path, where: str, caplog: pytest.LogCaptureFixture) -> None:
+    state = ClientState("a", None if where == "in memory" else tmp_path)
+    update = _update(state, state.take_sequence())
+    base = update.head.base_version
+    state.spool(update, torch.ones(3))
+    state.settle(update.head.sequence)
+    if where == "after a restart":
+        state.close()
+        state = ClientState("a", tmp_path)
+    with state:
+        state.drop_residual_after(base)
+        assert state.residual() is not None
+        assert caplog.text == ""
+        state.drop_residual_after(base - 1)
+        assert state.residual() is None
+        assert f"it is of version {base}, and this federation is at version {base - 1}" in caplog.text
+    if where != "in memory":
+        with ClientState("a", tmp_path) as state:
+            assert state.residual() is None
+
+
+def test_a_residual_of_nobody_knows_which_version_is_kept(tmp_path: Path) -> None:
+    """As the release before left it."""
+    update = _spooled(tmp_path, torch.ones(3))
+    said = orjson.loads((tmp_path / "state.json").read_bytes())
+    assert said["residual"].pop("base") == update.head.base_version
+    (tmp_path / "state.json").write_bytes(orjson.dumps(said))
+    with ClientState("a", tmp_path) as state:
+        state.drop_residual_after(0)
+        assert state.residual() is not None
+
+
 def test_an_update_without_a_residual_leaves_the_old_one(tmp_path: Path) -> None:
     _spooled(tmp_path, torch.ones(3))
     with ClientState("a", tmp_path) as state:
@@ -238,7 +271,7 @@ def test_the_state_file_is_what_the_module_says(tmp_path: Path) -> None:
     assert found.keys() == {"client_id", "next", "unsent", "residual"}
     assert (found["client_id"], found["next"]) == ("a", number + 1)
     assert found["unsent"].keys() == {"file", "size", "digest", "payload"}
-    assert found["residual"].keys() == {"file", "size", "digest"}
+    assert found["residual"].keys() == {"file", "size", "digest", "base"}
     for name in ("unsent", "residual"):
         assert found[name]["size"] == (tmp_path / found[name]["file"]).stat().st_size
     data = (tmp_path / f"update-{number}.bin").read_bytes()

@@ -58,8 +58,10 @@ class Outbox:
             return self._state.unsent()
 
     def start(self, weights: Tensor, cut: Cut) -> Tensor:
-        """See `Carry.start`."""
+        """See `Carry.start`. A residual of another run is forgotten, too."""
         with self._state.mutex:
+            if cut.number is not None:
+                self._state.drop_residual_after(cut.number)
             return self._state.carry.start(weights, cut)
 
     def put(self, trained: Trained) -> tuple[Unsent, bool]:

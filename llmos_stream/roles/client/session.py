@@ -35,7 +35,7 @@ from llmos_stream.log.record_tracing import update_attributes
 from llmos_stream.log.replica import Replica, newest_version
 from llmos_stream.log.stream import value_of
 from llmos_stream.log.versions import Version, fragments_of
-from llmos_stream.roles.client.carry import WHOLE, Cut
+from llmos_stream.roles.client.carry import Cut
 from llmos_stream.roles.client.events import ClientEvents
 from llmos_stream.roles.client.flight import Flight
 from llmos_stream.roles.client.orders import Orders
@@ -258,7 +258,7 @@ class Client:
 
     def _cut_of(self, version: Version) -> Cut:
         if (count := fragments_of(version.head.rule)) == 1:
-            return WHOLE
+            return Cut(number=version.head.number)
         oldest = 0 if self._max_staleness is None else version.head.number - self._max_staleness
         try:
             return Cut(self._layout.fragments(count), version.head.range, oldest, version.head.number)

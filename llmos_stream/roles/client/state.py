@@ -18,8 +18,9 @@ and, of a model that is not shared as a whole, personal.safetensors (see `person
     unsent      null        nothing waits to be sent; or the update that the log has not acknowledged yet:
                             {"file": str, "size": int, "digest": hex SHA-256 of the prelude, "payload": int}
                             (the prelude names the payload's own digest; "payload" is its bytes, which come first)
-    residual    null        none; or {"file": str, "size": int, "digest": "sums:" and eight hex digits}
-                            (a checksum of the elements: it guards against damage, not against malice)
+    residual    null        none; or {"file": str, "size": int, "digest": "sums:" and eight hex digits, "base": int}
+                            (a checksum of the elements: it guards against damage, not against malice; the version
+                            that update N was of, missing in earlier releases)
     carry       missing     nothing is carried; or {"file", "size", "digest": as of a residual,
                             "fragments": [hex digest], "unsent": [int], "base": int}. One that is damaged or of another
                             model is told of and dropped. Releases that do not know this key go on without
@@ -100,6 +101,7 @@ class ClientState:
         self._lock: int | None = None
         self._unsent: Unsent | None = None
         self._residual: Tensor | None = None
+        self._residual_base: int | None = None
         self._spare: dict[str, Path] = {}  # the last residual and carry, which the state no longer names
         self._record = StateRecord(0)
         self._is_new = True
@@ -165,6 +167,26 @@ class ClientState:
             self._residual = read_residual(path, self._record.residual)
         return self._residual
 
+    def drop_residual_after(self, newest: int) -> None:
+        """Forget a residual that is of a later version than the newest: another run's, under the same name.
+
+        Raises:
+            StateError: That cannot be written.
+        """
+        named = self._record.residual
+        base = self._residual_base if named is None else named.base
+        if base is None or base <= newest:
+            return
+        logger.warning(
+            "error feedback's memory is dropped: it is of version %d, and this federation is at version %d",
+            base,
+            newest,
+        )
+        self._residual = self._residual_base = None
+        if self._folder is not None and named is not None:
+            with self._state_errors():
+                self._commit(self._folder, replace(self._record, residual=None))
+
     def restore(self, parameters: int) -> None:
         """Go on with what an earlier process carried of a model of so many parameters; later calls change nothing.
 
@@ -210,7 +232,10 @@ class ClientState:
                     written = finish_update(update.payload.file, update)
                     kept, carry, sequence = self._record.residual, None, update.head.sequence
                     if residual is not None:
-                        kept = self._write_vector(self._folder, RESIDUAL, sequence, residual)
+                        kept = replace(
+                            self._write_vector(self._folder, RESIDUAL, sequence, residual),
+                            base=update.head.base_version,
+                        )
                     if carried is not None:
                         carry = NamedCarry.of(
                             carried, self._write_vector(self._folder, CARRY, sequence, carried.learnt)
@@ -221,7 +246,7 @@ class ClientState:
                     raise
         self._unsent = update
         if residual is not None:
-            self._residual = residual
+            self._residual, self._residual_base = residual, update.head.base_version
         self.carry.take(carried)
 
     def _write_vector(self, folder: Path, name: str, sequence: int, vector: Tensor) -> NamedFile:

@@ -136,7 +136,14 @@ def _file(value: object, name: str) -> NamedFile | None:
     if digest is not None and not isinstance(digest, str):
         raise ValueError("a digest must be text")
     payload = value.get("payload")
-    return NamedFile(value["file"], _number(value["size"]), digest, None if payload is None else _number(payload))
+    base = value.get("base")
+    return NamedFile(
+        value["file"],
+        _number(value["size"]),
+        digest,
+        None if payload is None else _number(payload),
+        None if base is None else _number(base),
+    )
 
 
 def _carry(value: object) -> NamedCarry | None:

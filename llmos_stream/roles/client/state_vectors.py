@@ -22,12 +22,13 @@ _SUMMED = 8192  # bytes, so that a page of the disk that is not the newest spoil
 
 @dataclass(frozen=True, slots=True)
 class NamedFile:
-    """A file that the state names (see `state`). No digest: of the first release."""
+    """A file that the state names (see `state`). No digest: of the first release. No base: of one before this."""
 
     file: str
     size: int
     digest: str | None
     payload: int | None = None
+    base: int | None = None
 
 
 def write_vector(path: Path, name: str, vector: Tensor, over: Path | None) -> NamedFile:
