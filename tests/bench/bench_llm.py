@@ -16,7 +16,6 @@ import gzip
 import json
 import math
 import multiprocessing
-import resource
 import sys
 import tempfile
 from collections import defaultdict
@@ -30,7 +29,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from llmos_stream.broker import LocalKafka, connect
+from llmos_stream.broker import LocalKafka, Topics, connect
 from llmos_stream.codec import UpdateEncoding
 from llmos_stream.config import BrokerSettings, load
 from llmos_stream.roles.aggregator import Initial
@@ -45,6 +44,7 @@ from llmos_stream.training.shared_model import LocalModel
 from tests.bench.children import NotHere
 from tests.bench.common import add_flags, fresh_name, show, write_json
 from tests.bench.language_model import PACKAGE, packaged_model
+from tests.bench.usage import peak_mib
 
 FEDERATED = ("separate", "ffa", "alternate", "exact")
 WAYS = ("central", "alone", *FEDERATED)
@@ -224,8 +224,7 @@ def reach(way: str, work: Work, measure_before: bool) -> Reached:
             losses = [Held(mean(one.loss for one in of), of[0].tokens) for of in zip(*each, strict=True)]
         case _:
             losses = sites.losses(asyncio.run(sites.together(begin)))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return Reached(way, before, losses, mean(sites.sent or [0]) / _MIB, _lora_bytes(model) / _MIB, peak)
+    return Reached(way, before, losses, mean(sites.sent or [0]) / _MIB, _lora_bytes(model) / _MIB, peak_mib())
 
 
 def _lora_bytes(model: torch.nn.Module) -> int:
@@ -310,7 +309,10 @@ class _Sites:
                         codec=encodings[place].spec,
                     )
                     await running.send(update_records(head, payload), head.client_id)
-            return (await running.version(self._work.rounds)).weights.clone()
+            weights = (await running.version(self._work.rounds)).weights.clone()
+        async with connect(connection) as broker:
+            await broker.delete_topics(Topics(settings.federation.name).names)
+        return weights
 
     def _payload(self, encoding: UpdateEncoding, delta: Tensor, sequence: int) -> list[bytes]:
         """As a client writes it, with what its earlier updates left out."""

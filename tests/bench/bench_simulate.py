@@ -7,7 +7,6 @@ Other simulators do the same work in environments of their own (see `simulation_
 """
 
 import argparse
-import resource
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +22,7 @@ from llmos_stream.training.models import mlp
 from llmos_stream.training.tensor_task import TensorTask
 from tests.bench import simulation_peers
 from tests.bench.common import OUTPUT, add_flags, show, write_json
+from tests.bench.usage import peak_mib
 
 _FEATURES, _HIDDEN, _CLASSES = 64, 128, 10
 _STEPS, _BATCH, _LR = 5, 16, 0.05
@@ -59,10 +59,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Measure, print and write."""
     torch.set_num_threads(options.threads)
-    before = _peak_mib()
+    before = peak_mib()
     _simulated(options, updates=200)  # torch imports a second's worth when a model is first trained
     simulated, how = _simulated(options, options.updates)
-    peak = _peak_mib()
+    peak = peak_mib()
     limit = max(_rate(lambda: _bmm(options.at_once), options.at_once) for _ in range(5))
     loop = max(_rate(_plain, 1) for _ in range(5))
     named = {"limit: bmm alone": limit, "simulation": simulated, "plain torch loop": loop}
@@ -138,7 +138,3 @@ def _plain() -> Tensor:
         cross_entropy(model(inputs), targets).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     return inputs
-
-
-def _peak_mib() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
