@@ -20,7 +20,7 @@ from llmos_stream.config import Settings
 from llmos_stream.errors import ConfigError
 from llmos_stream.inference import follow, run_inference
 from llmos_stream.inference import promoted as module
-from llmos_stream.inference.model_pool import load_archived, load_model, making
+from llmos_stream.inference.model_pool import LoadedModel, load_archived, load_model, making
 from llmos_stream.inference.promoted import Promoted
 from llmos_stream.log.index import version_index
 from llmos_stream.registry import StoreUnavailable, VersionStore, promote
@@ -249,10 +249,16 @@ async def test_after_a_start_it_serves_first_unless_the_store_is_stuck(
             for _ in range(100):
                 await asyncio.sleep(0)
             assert not serving.pool.models  # it waits for the one promoted
+            publish, came = serving.pool.publish, list[int]()
+
+            def noting(model: LoadedModel, *, promoted: bool = False) -> None:
+                came.append(model.version)
+                publish(model, promoted=promoted)
+
+            monkeypatch.setattr(serving.pool, "publish", noting)
             stuck.let_go()
-            await until(lambda: bool(serving.pool.models))
-            assert list(serving.pool.models) == [_OLD]
             await until(lambda: 0 in serving.pool.models)
+            assert came == [_OLD, 0]
         monkeypatch.setattr(follow, "_PROMOTED_SECONDS", 0.01)
         stuck.hold()
         async with serving_of(broker, settings, task) as serving:
