@@ -12,16 +12,15 @@ from typing import cast
 import pytest
 import torch
 
-from llmos_stream.broker import connect
 from llmos_stream.config import load
 from llmos_stream.roles.client import Client
 from llmos_stream.testing.language_models import write_tiny_model
 from llmos_stream.types import CodecId, CodecSpec, Contribution, VersionHead, VersionKind
 from tests.bench.__main__ import NAMES, main
+from tests.bench.aids import left_topics
 from tests.bench.bench_codec import CODECS, OPTIMIZERS
 from tests.bench.bench_flower import beside
 from tests.bench.children import BenchmarkFailed, Child, NotHere
-from tests.bench.common import OWN_PREFIX
 from tests.bench.flower_host import Measured
 from tests.bench.pipe_cells import ONE_WAY, Codec, number, usual_cells
 from tests.bench.pipe_child import Publisher
@@ -102,12 +101,6 @@ def test_a_containers_limit_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert available_bytes() > 1 << 20
 
 
-async def _left_topics(kafka: KafkaNode) -> set[str]:
-    """What this process made and did not delete. Others measure on the same Kafka."""
-    async with connect(kafka.settings()) as broker:
-        return {topic.name for topic in await broker.list_topics(OWN_PREFIX)}
-
-
 @pytest.mark.full
 @pytest.mark.kafka
 def test_the_pipe_is_measured_and_every_update_counts_once(kafka: KafkaNode, tmp_path: Path) -> None:
@@ -131,7 +124,7 @@ def test_the_pipe_is_measured_and_every_update_counts_once(kafka: KafkaNode, tmp
         assert row["latency_p50_s"] <= row["latency_p99_s"]
         assert row["aggregator_peak_models"] == pytest.approx(row["aggregator_peak_mib"] * 2**20 / 4000)
         assert row["aggregator_loop_cpu_s"] < row["aggregator_cpu_s"]
-    assert asyncio.run(_left_topics(kafka)) == set()
+    assert asyncio.run(left_topics(kafka)) == set()
 
 
 @pytest.mark.full
@@ -146,7 +139,7 @@ def test_one_big_delta_is_measured(kafka: KafkaNode, tmp_path: Path) -> None:
     assert published["mb"] == applied["mb"] > fetched["mb"] > 0  # the version is broadcast as a quantised delta
     assert [peak["process"] for peak in found["peaks"]] == ["aggregator", "client"]
     assert all(peak["peak_mib"] > 0 for peak in found["peaks"])
-    assert asyncio.run(_left_topics(kafka)) == set()
+    assert asyncio.run(left_topics(kafka)) == set()
 
 
 @pytest.mark.full
@@ -220,7 +213,7 @@ def test_looking_versions_up_takes_a_record_a_version(kafka: KafkaNode, tmp_path
     assert (listed["records"], reference["records"]) == (13, 12 * 5)
     assert listed["record_bytes"] < listed["wire_bytes"] < 15 * record
     assert max(row["wire_bytes"] for row in single) < 20 * record
-    assert asyncio.run(_left_topics(kafka)) == set()
+    assert asyncio.run(left_topics(kafka)) == set()
 
 
 @pytest.mark.full

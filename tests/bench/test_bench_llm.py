@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from llmos_stream.broker import connect
 from llmos_stream.testing.language_models import write_tiny_model
 from tests.bench.__main__ import main
-from tests.bench.common import OWN_PREFIX
+from tests.bench.aids import left_topics
 from tests.conftest import KafkaNode
 from tests.training.llm.aids import SENTENCES, write_lines
 
@@ -19,11 +18,6 @@ pytestmark = pytest.mark.full
 def _speeches(folder: Path) -> str:
     lines = [{"speaker": f"speaker {number % 2}", "text": f"{text}. " * 40} for number, text in enumerate(SENTENCES)]
     return write_lines(folder / "speeches.jsonl", lines)
-
-
-async def _left_topics(kafka: KafkaNode) -> set[str]:
-    async with connect(kafka.settings()) as broker:
-        return {topic.name for topic in await broker.list_topics(OWN_PREFIX)}
 
 
 @pytest.mark.kafka
@@ -41,4 +35,4 @@ def test_adapters_of_several_sites(kafka: KafkaNode, tmp_path: Path) -> None:
     assert 0 < reached["ffa"]["update_mb"] < reached["ffa"]["lora_mb"]
     central = written["tables"][0]["rows"][0]
     assert float(central[1]) < reached["central"]["before"]
-    assert asyncio.run(_left_topics(kafka)) == set()
+    assert asyncio.run(left_topics(kafka)) == set()

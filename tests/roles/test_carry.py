@@ -283,3 +283,15 @@ def test_the_carry_of_a_client_without_a_folder_is_in_memory() -> None:
         outbox.settle(update.head.sequence)
         outbox.open()  # over another connection
         assert outbox.start(torch.zeros(LAYOUT.numel), Cut(CUT)).sum() > 0
+
+
+def test_a_client_forgets_the_residual_of_another_run_when_it_begins() -> None:
+    with ClientState("a", None) as state:
+        outbox = Outbox(CODECS["topk"], "a", LAYOUT, state)
+        outbox.open()
+        outbox.start(torch.zeros(LAYOUT.numel), Cut(number=5))
+        outbox.put(_trained(torch.ones(PARAMETERS), 5))
+        outbox.start(torch.zeros(LAYOUT.numel), Cut(number=5))
+        assert state.residual() is not None
+        outbox.start(torch.zeros(LAYOUT.numel), Cut(number=4))
+        assert state.residual() is None
