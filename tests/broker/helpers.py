@@ -16,9 +16,16 @@ async def make_topic(broker: Broker, name: str, partitions: int = 1, config: Map
 
 
 async def commit(broker: Broker, group: str, offsets: Mapping[TopicPartition, int]) -> None:
-    """The offsets that a group goes on from, committed as the aggregator does it: in a transaction."""
-    async with broker.producer(f"{group}-committing") as producer, producer.transaction() as transaction:
+    """The offsets that a group goes on from, committed as the aggregator does it: in a transaction.
+
+    Kafka says that it has committed a moment before the group's offsets tell of it: to open the producer again waits
+    for that.
+    """
+    committing = f"{group}-committing"
+    async with broker.producer(committing) as producer, producer.transaction() as transaction:
         await transaction.send_offsets(group, offsets)
+    async with broker.producer(committing):
+        pass
 
 
 async def take(reader: Reader, count: int) -> list[Record]:

@@ -108,9 +108,9 @@ async def test_a_restart_goes_on_and_reads_the_buffered_again(broker: Broker, fe
         for sequence in range(3):
             await running.send(update(delta_of(1.0), sequence=sequence))
         await running.version(1)  # the third waits in the buffer
-        at = TopicPartition(running.topics.updates, 0)
-        async with broker.reader([running.topics.updates], start="committed", group=group_of(running.topics)) as reader:
-            committed = await reader.committed(at)
+    topic, group = running.topics.updates, group_of(running.topics)
+    async with broker.producer(group), broker.reader([topic], start="committed", group=group) as reader:
+        committed = await reader.committed(TopicPartition(topic, 0))
     async with aggregator(broker, settings) as running:
         offset = await running.send(update(delta_of(1.0), sequence=3, base_version=1))
         version = await running.version(2)
