@@ -8,7 +8,8 @@ a crash, in files that `state_files` and `state_vectors` write; `personal` keeps
 from llmos_stream.roles.client.identity import client_id_of, state_folder
 from llmos_stream.roles.client.loop import run_client
 from llmos_stream.roles.client.personal import read_personal
-from llmos_stream.roles.client.session import Client, Published
+from llmos_stream.roles.client.sending import Published
+from llmos_stream.roles.client.session import Client
 from llmos_stream.roles.client.state import ClientState
 
 __all__ = ["Client", "ClientState", "Published", "client_id_of", "read_personal", "run_client", "state_folder"]

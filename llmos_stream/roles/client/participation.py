@@ -8,7 +8,8 @@ from llmos_stream.core import client_policy as policy
 from llmos_stream.core.client_policy import PolicyAction, PolicyEvent, WaitReason
 from llmos_stream.errors import FederationFinished, Rejected
 from llmos_stream.log.versions import Version
-from llmos_stream.roles.client.session import Client, Published
+from llmos_stream.roles.client.sending import Published
+from llmos_stream.roles.client.session import Client
 from llmos_stream.runtime import Clock
 from llmos_stream.training.shared_model import Trained
 

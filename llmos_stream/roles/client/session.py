@@ -6,15 +6,13 @@ It knows nothing of training, and decides nothing: see `participation`.
 import asyncio
 import logging
 import math
-import secrets
 from collections.abc import Mapping
 from contextlib import AsyncExitStack, suppress
-from dataclasses import dataclass
 from typing import Self
 
 from torch import Tensor
 
-from llmos_stream.broker import Producer, Reader, Topics
+from llmos_stream.broker import Reader, Topics
 from llmos_stream.codec import Layout
 from llmos_stream.config import ClientSettings, CodecSettings
 from llmos_stream.core.client_policy import Heard, is_too_stale
@@ -41,12 +39,11 @@ from llmos_stream.roles.client.flight import Flight
 from llmos_stream.roles.client.orders import Orders
 from llmos_stream.roles.client.outbox import Outbox
 from llmos_stream.roles.client.outcomes import Outcomes
+from llmos_stream.roles.client.sending import Published, Sending
 from llmos_stream.roles.client.state import ClientState, Unsent
-from llmos_stream.telemetry.tracing import TraceParent, span, trace_headers
+from llmos_stream.telemetry.tracing import TraceParent, span
 from llmos_stream.training.differences import difference
 from llmos_stream.training.shared_model import Trained
-from llmos_stream.types import UpdateHead, elements_in
-from llmos_stream.wire import message_id, split
 
 logger = logging.getLogger(__name__)
 
@@ -55,15 +52,6 @@ _LISTEN_SECONDS = 0.5
 _AT_ONCE = 500
 _FETCH_SECONDS = 120.0
 _ROOM_SECONDS = 20.0
-
-
-@dataclass(frozen=True, slots=True)
-class Published:
-    """An update that the log has acknowledged."""
-
-    head: UpdateHead
-    sent_bytes: int
-    raw_bytes: int
 
 
 class Client:
@@ -94,9 +82,17 @@ class Client:
         self._state = state
         self._refusals: Reader | None = None
         self._producer = federation.producer()
-        self._flight: Flight | None = None
         self.events = ClientEvents(federation, self._producer, client_id)
         """What it tells the federation of itself."""
+        self._sending = Sending(
+            federation,
+            self._producer,
+            self._outbox,
+            layout.numel,
+            events=self.events,
+            outcomes=state.outcomes,
+            check=self._check_base,
+        )
         self._stack = AsyncExitStack()
         self._control: ControlView
         self._replica: Replica
@@ -128,7 +124,7 @@ class Client:
             models = await stack.enter_async_context(
                 federation.reader(federation.topics.models, "latest", check_crcs=False)
             )
-            stack.push_async_callback(self._end_flight)
+            stack.push_async_callback(self._sending.end_flight)
             self._control = control = await stack.enter_async_context(federation.control(sequences_of=self.client_id))
             self._state.begin(control.sequences.get(self.client_id))
             self._refusals = await self._follow_refusals(stack)
@@ -319,7 +315,7 @@ class Client:
         try:
             self._check_base(trained.base_version)
         except Rejected as error:
-            await self._give_up(None, error)
+            await self._sending.give_up(None, error)
             raise
         await self._federation.run(self._outbox.use, self.codec)
         while True:
@@ -333,37 +329,16 @@ class Client:
 
     async def launch(self, update: Unsent) -> None:
         """Begin to send what was `put`, beside what this client does next. It hears nothing meanwhile by itself."""
-        if self._flight is not None:
-            raise ValueError("an update is in flight")
-        self.outcomes.sending(update.head, self._federation.clock.monotonic())
-        flight = Flight(update, self._federation)
-        await flight.begin(lambda producer: self._write(producer, update))
-        self._flight = flight
+        await self._sending.launch(update)
 
     @property
     def flight(self) -> Flight | None:
         """The update that is being sent beside what this client does; None once it has `land`ed."""
-        return self._flight
+        return self._sending.flight
 
     async def land(self) -> Published:
         """Wait until what was launched is acknowledged, and note that. Raises as `publish`."""
-        if self._flight is None:
-            raise ValueError("no update is in flight")
-        flight = self._flight
-        try:
-            try:
-                await flight.arrival()
-            finally:
-                await self._end_flight()
-        except Rejected as error:
-            await self._settle_refused(flight.update, error)
-            raise
-        return await self._settle_sent(flight.update)
-
-    async def _end_flight(self) -> None:
-        flight, self._flight = self._flight, None
-        if flight is not None:
-            await flight.end()
+        return await self._sending.land()
 
     async def send_unsent(self) -> Published | None:
         """Send the update that was not acknowledged, if there is one, with the sequence it has.
@@ -385,63 +360,13 @@ class Client:
         except Rejected:
             return None
 
-    async def _give_up(self, sequence: int | None, error: Rejected) -> None:
-        self.outcomes.give_up(error)
-        await self.events.update_rejected(sequence, error)
-
     async def _send(self, update: Unsent) -> Published:
-        """Send until acknowledged. A repeat carries the same sequence, so it can only be counted once."""
+        """Send until acknowledged, and hear what counts before each attempt."""
+        return await self._sending.send(update, self._hear)
 
-        async def write(producer: Producer) -> None:
-            with suppress(BrokerError):  # for whoever reads next
-                await self._control.poll(0)
-            await self._write(producer, update)
-
-        try:
-            with span("client.publish", update_attributes(update.head)):
-                await self._producer.deliver(write)
-        except Rejected as error:
-            await self._settle_refused(update, error)
-            raise
-        return await self._settle_sent(update)
-
-    async def _write(self, producer: Producer, update: Unsent) -> None:
-        """Send it once, unless it cannot count any more."""
-        head = update.head
-        self._check_base(head.base_version)
-        records = split(
-            update.prelude,
-            update.parts,
-            payload_size=head.payload_size,
-            # An id of its own, so that chunks of an earlier attempt are not taken for chunks of this one; by
-            # chance, so that no earlier process has used it.
-            message_id=message_id(head.client_id, head.sequence, secrets.randbits(64)),
-            chunk_bytes=self._federation.wire.chunk_bytes,
-        )
-        await producer.send_all(
-            self._federation.topics.updates, records, key=head.client_id.encode(), headers=trace_headers()
-        )
-
-    async def _settle_refused(self, update: Unsent, error: Rejected) -> None:
-        await self._federation.run(self._outbox.settle, update.head.sequence)
-        await self._give_up(update.head.sequence, error)
-
-    async def _settle_sent(self, update: Unsent) -> Published:
-        head = update.head
-        self.outcomes.sent(head, self._federation.clock.monotonic())
-        await self._federation.run(self._outbox.settle, head.sequence)
-        loss = f"loss {head.metrics['loss']:.4f}, " if "loss" in head.metrics else ""
-        logger.info(
-            "update %d on version %d: %s%d examples, %d bytes",
-            head.sequence,
-            head.base_version,
-            loss,
-            head.num_examples,
-            update.sent_bytes,
-        )
-        raw_bytes = 4 * elements_in(head, self._layout.numel)
-        await self.events.update_sent(update, raw_bytes=raw_bytes)
-        return Published(head, update.sent_bytes, raw_bytes)
+    async def _hear(self) -> None:
+        with suppress(BrokerError):  # for whoever reads next
+            await self._control.poll(0)
 
 
 def max_staleness_of(rule: Mapping[str, object]) -> int | None:
