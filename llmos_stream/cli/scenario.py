@@ -109,6 +109,8 @@ def _run(arguments: argparse.Namespace, _settings: Settings) -> int:
         print_json(as_json(study) | {"report": None if path is None else str(path)})
     else:
         show_table(_table(study))
+        if scenario.by_site:
+            show_table(_by_site(study))
     if path is not None:
         _write(study, path, quiet=arguments.json)
     return 0
@@ -128,6 +130,16 @@ def _table(study: "Study") -> "Table":
         reached = f"{line.reached:.0f} s ({line.seeds_that_reached} of {len(study.seeds)})" if line.reached else "-"
         measured = [str(value) for value in line.at_home.values()]
         table.add_row(line.arm, *measured, str(line.everywhere), reached, f"{line.updates:.0f}")
+    return table
+
+
+def _by_site(study: "Study") -> "Table":
+    from llmos_stream.scenarios.summary import lines
+
+    arms = lines(study)
+    table = plain_table(f"{study.scenario.metric} at", *(line.arm for line in arms))
+    for site in arms[0].by_site:
+        table.add_row(site, *(str(line.by_site[site]) for line in arms))
     return table
 
 

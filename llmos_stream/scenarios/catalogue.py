@@ -5,7 +5,7 @@ Rates, batches, epochs and lengths are first guesses: nothing was searched for. 
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from llmos_stream.scenarios.heart import Heart
 from llmos_stream.scenarios.lending import Lending
@@ -16,9 +16,10 @@ from llmos_stream.scenarios.site_task import SiteTask, Split
 class Scenario:
     """What is compared with what.
 
-    near: how far from pooled training `metric` may stay to count as reached. seconds: how long the federation runs, in
-    the scenario's clock. personal: what is shared (`task.share`) where each site keeps a part of its own; None where
-    that is not tried.
+    mode: whether more or less of `metric` is better. near: how far from pooled training it may stay to count as
+    reached. seconds: how long the federation runs, in the scenario's clock. personal: what is shared (`task.share`)
+    where each site keeps a part of its own; None where that is not tried. by_site: whether the command prints the
+    metric of each site, too.
     """
 
     name: str
@@ -33,11 +34,17 @@ class Scenario:
     shown: tuple[str, ...]
     """The metrics of the table, the first of which is `metric`."""
     slowness: Mapping[str, float] = field(default_factory=dict)
+    mode: Literal["max", "min"] = "max"
+    by_site: bool = False
 
     @property
     def entry(self) -> str:
         """What `task.entry` is, for a role of its own."""
         return f"{self.task.__module__}:{self.task.__name__}"
+
+    def near_to(self, pooled: float) -> float:
+        """What the metric must come to, to be near that of pooled training."""
+        return pooled - self.near if self.mode == "max" else pooled + self.near
 
     def seconds_of(self, site: str, split: Split) -> float:
         """How long a site takes for an update: what was said of it, or else a second and one for 100 rows."""

@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from llmos_stream.scenarios.site_task import Examples, Split, joined
+from llmos_stream.scenarios.site_task import Examples, Split
 from llmos_stream.simulation.scene import Scene
 from llmos_stream.training import Task
 from llmos_stream.training.local import evaluate
@@ -17,6 +17,9 @@ from llmos_stream.training.states import load_
 Rows = Literal["test", "validation"]
 Models = Sequence[nn.Module]
 """A model for each site, or one for all of them."""
+Answers = Sequence[Examples]
+"""Of each site, what its model answers to its rows, and the targets of these."""
+_AT_ONCE = 256
 
 
 class HeldBack:
@@ -26,38 +29,40 @@ class HeldBack:
         self._task = task
         self._validations = [split.validation for split in splits]
         self._shown = [split.test for split in splits] if rows == "test" else self._validations
-        self._all_shown, self._validation = joined(self._shown), joined(self._validations)
 
     def validation_loss(self, models: Models) -> float:
         """The loss over the validation rows of all sites, each measured with its own model."""
-        return self._measured(models, self._validations, self._validation)["loss"]
+        return self.scored(_answers(models, self._validations))["loss"]
 
     def loss_at(self, model: nn.Module, site: int) -> float:
         """The loss over the validation rows of one site."""
-        return self._measured([model], [], self._validations[site])["loss"]
+        return self.scored(_answers([model], [self._validations[site]]))["loss"]
 
-    def at_home(self, models: Models) -> dict[str, float]:
-        """The metrics over the rows of all sites together, each site's measured with its own model."""
-        return self._measured(models, self._shown, self._all_shown)
+    def answers(self, models: Models) -> Answers:
+        """What the sites' models, each its own, answer to the rows of the sites."""
+        return _answers(models, self._shown)
+
+    def scored(self, answers: Answers) -> dict[str, float]:
+        """The metrics over the rows of these sites together."""
+        pairs = ((part.inputs, part.targets) for part in answers)
+        return evaluate(nn.Identity(), pairs, self._task.loss, self._task.metrics())
 
     def everywhere(self, models: Models) -> dict[str, float]:
         """The metrics of one model over the rows of all sites; the mean over the models."""
-        found = [self._measured([model], [], self._all_shown) for model in models]
+        found = [self.scored(self.answers([model])) for model in models]
         return {name: sum(one[name] for one in found) / len(found) for name in found[0]}
 
-    def _measured(self, models: Models, parts: Sequence[Examples], whole: Examples) -> dict[str, float]:
-        if len(models) == 1:
-            outputs = _outputs(models[0], whole.inputs)
-        else:
-            outputs = torch.cat([_outputs(model, part.inputs) for model, part in zip(models, parts, strict=True)])
-        return evaluate(nn.Identity(), [(outputs, whole.targets)], self._task.loss, self._task.metrics())
+
+def _answers(models: Models, parts: Sequence[Examples]) -> Answers:
+    own = models if len(models) > 1 else [models[0]] * len(parts)
+    return [Examples(_outputs(model, part.inputs), part.targets) for model, part in zip(own, parts, strict=True)]
 
 
 def _outputs(model: nn.Module, inputs: Tensor) -> Tensor:
     model.eval()
     with torch.no_grad():
-        found: Tensor = model(inputs)
-    return found
+        starts = range(0, len(inputs), _AT_ONCE)
+        return torch.cat([model(inputs[start : start + _AT_ONCE]) for start in starts])
 
 
 class Best:
@@ -68,13 +73,16 @@ class Best:
         self._least = float("inf")
         self.at_home: Mapping[str, float] = {}
         self.everywhere: Mapping[str, float] = {}
+        self.by_site: Sequence[Mapping[str, float]] = ()
 
     def show(self, models: Models) -> dict[str, float]:
         """Take the next models into account; what they reach at home."""
-        at_home = self._held.at_home(models)
+        answers = self._held.answers(models)
+        at_home = self._held.scored(answers)
         loss = self._held.validation_loss(models)
         if loss < self._least:
             self._least, self.at_home = loss, at_home
+            self.by_site = [self._held.scored([part]) for part in answers]
             self.everywhere = self._held.everywhere(models) if len(models) > 1 else at_home
         return at_home
 

@@ -1,5 +1,6 @@
-"""A study as a page: the table of the arms, and how the metric rose in the scenario's clock."""
+"""A study as a page: the table of the arms, and how the metric went in the scenario's clock."""
 
+from collections.abc import Sequence
 from html import escape
 from statistics import mean
 
@@ -25,18 +26,27 @@ def render_page(study: Study) -> str:
     scenario = study.scenario
     heads = ["", *scenario.shown, f"{scenario.metric}, one model everywhere", "near pooled after", "updates"]
     rows = []
-    for line in lines(study):
+    arms = lines(study)
+    for line in arms:
         after = "" if line.reached is None else f"{line.reached:.0f} s ({line.seeds_that_reached} seeds)"
         cells = [line.arm, *map(str, line.at_home.values()), str(line.everywhere), after, f"{line.updates:.0f}"]
-        rows.append("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>")
-    head = "".join(f"<th>{escape(name)}</th>" for name in heads)
+        rows.append(cells)
+    sites = [[site, *(str(line.by_site[site]) for line in arms)] for site in arms[0].by_site]
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(scenario.title)}</title>'
         f"<style>{_STYLE}</style></head><body><h1>{escape(scenario.title)}</h1>"
         f"<p>{_ROWS[study.rows]}; mean over {len(study.seeds)} seeds, with intervals of 95 %.</p>"
-        f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+        f"{_table(heads, rows)}"
+        f"<h2>{escape(scenario.metric)} at each site, by the model that it has</h2>"
+        f"{_table(['', *(line.arm for line in arms)], sites)}"
         f"<h2>{escape(scenario.metric)} by seconds of the scenario's clock</h2>{_curves(study)}</body></html>\n"
     )
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    head = "".join(f"<th>{escape(name)}</th>" for name in heads)
+    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>" for cells in rows)
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
 def _curves(study: Study) -> str:

@@ -37,13 +37,14 @@ class Outcome:
     """What an arm came to with one seed.
 
     at_home: the metrics over the test rows of all sites, each site's measured with the model that the site has.
-    everywhere: those of one model over all test rows; where each site has its own, the mean over the sites. reached:
-    when it was near pooled training, in seconds of the scenario's clock. updates: how many were folded. points: the
-    versions.
+    everywhere: those of one model over all test rows; where each site has its own, the mean over the sites. by_site:
+    at each site, those of the model that the site has over the site's own test rows. reached: when it was near pooled
+    training, in seconds of the scenario's clock. updates: how many were folded. points: the versions.
     """
 
     at_home: Mapping[str, float]
     everywhere: Mapping[str, float]
+    by_site: Mapping[str, Mapping[str, float]]
     reached: float | None = None
     updates: int = 0
     points: Sequence[Point] = ()
@@ -95,6 +96,7 @@ def simulated(scenario: Scenario, settings: Settings, splits: Mapping[str, Split
             updates=_NO_LIMIT,
             seconds=scenario.seconds,
             metric=scenario.metric,
+            mode=scenario.mode,
             training="loop",
         ),
         population=PopulationSettings(clients=len(splits)),
@@ -121,7 +123,7 @@ class _Run:
 
     def outcomes(self, arms: Sequence[str]) -> Iterator[tuple[str, Outcome]]:
         pooled = self._pooled()
-        self._near = pooled.at_home[self._scenario.metric] - self._scenario.near
+        self._near = self._scenario.near_to(pooled.at_home[self._scenario.metric])
         yield POOLED, pooled
         if ALONE in arms:
             yield ALONE, self._alone()
@@ -142,12 +144,14 @@ class _Run:
         for _ in range(self._scenario.pooled_epochs):
             trainer.run_epoch(batches)
             best.show([trainer.model])
-        return Outcome(best.at_home, best.everywhere)
+        return Outcome(best.at_home, best.everywhere, self._named(best.by_site))
 
     def _alone(self) -> Outcome:
         """A model for each site, trained on its rows alone; each site takes its best by its own validation rows."""
         models = [self._alone_at(number, site) for number, site in enumerate(self._splits)]
-        return Outcome(self._held.at_home(models), self._held.everywhere(models))
+        answers = self._held.answers(models)
+        by_site = self._named([self._held.scored([part]) for part in answers])
+        return Outcome(self._held.scored(answers), self._held.everywhere(models), by_site)
 
     def _alone_at(self, number: int, site: str) -> nn.Module:
         client = self._settings.client.model_copy(update={"data": site})
@@ -181,8 +185,16 @@ class _Run:
         )
         reached = result.reached(self._near, simulation.simulation)
         return Outcome(
-            best.at_home, best.everywhere, None if reached is None else reached.seconds, result.folded, result.points
+            at_home=best.at_home,
+            everywhere=best.everywhere,
+            by_site=self._named(best.by_site),
+            reached=None if reached is None else reached.seconds,
+            updates=result.folded,
+            points=result.points,
         )
+
+    def _named(self, by_site: Sequence[Mapping[str, float]]) -> Mapping[str, Mapping[str, float]]:
+        return dict(zip(self._splits, by_site, strict=True))
 
 
 def _trainer(task: Task, settings: Settings) -> LocalTrainer:

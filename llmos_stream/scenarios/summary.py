@@ -43,11 +43,15 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One arm. `reached` is the median of the seconds until it was near pooled training, of the seeds that were."""
+    """One arm. `reached` is the median of the seconds until it was near pooled training, of the seeds that were.
+
+    `by_site` is the scenario's metric at each site, by the model that the site has.
+    """
 
     arm: str
     at_home: dict[str, Estimate]
     everywhere: Estimate
+    by_site: dict[str, Estimate]
     reached: float | None
     seeds_that_reached: int
     updates: float
@@ -77,7 +81,12 @@ def as_json(study: Study) -> dict[str, Any]:
         line.arm: asdict(line)
         | {
             "seeds": [
-                {"at_home": dict(one.at_home), "everywhere": dict(one.everywhere), "reached": one.reached}
+                {
+                    "at_home": dict(one.at_home),
+                    "everywhere": dict(one.everywhere),
+                    "by_site": {site: dict(metrics) for site, metrics in one.by_site.items()},
+                    "reached": one.reached,
+                }
                 for one in study.outcomes[line.arm]
             ]
         }
@@ -86,6 +95,7 @@ def as_json(study: Study) -> dict[str, Any]:
     return {
         "scenario": scenario.name,
         "metric": scenario.metric,
+        "mode": scenario.mode,
         "rows": study.rows,
         "near": scenario.near,
         "seconds": scenario.seconds,
@@ -101,6 +111,9 @@ def _line(study: Study, arm: str, outcomes: Sequence[Outcome]) -> Line:
         arm=arm,
         at_home={name: estimate([one.at_home[name] for one in outcomes]) for name in scenario.shown},
         everywhere=estimate([one.everywhere[scenario.metric] for one in outcomes]),
+        by_site={
+            site: estimate([one.by_site[site][scenario.metric] for one in outcomes]) for site in outcomes[0].by_site
+        },
         reached=median(reached) if reached else None,
         seeds_that_reached=len(reached),
         updates=mean(one.updates for one in outcomes),

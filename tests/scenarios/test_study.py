@@ -1,13 +1,14 @@
 """Each scenario learns, gives the same for the same seed, and its table says what the run measured."""
 
 import math
+from dataclasses import replace
 from functools import cache
 from statistics import mean, stdev
 
 import pytest
 
 from llmos_stream.errors import ConfigError, TaskError
-from llmos_stream.scenarios import SCENARIOS, Study
+from llmos_stream.scenarios import SCENARIOS, Study, run_study
 from llmos_stream.scenarios.page import render_page
 from llmos_stream.scenarios.study import simulated
 from llmos_stream.scenarios.summary import as_json, estimate, lines
@@ -67,6 +68,31 @@ def test_the_table_says_what_the_run_measured() -> None:
         assert half_width == pytest.approx(12.706 * stdev(values) / math.sqrt(2))
         assert [one["at_home"]["accuracy"] for one in said["arms"][line.arm]["seeds"]] == values
         assert f"<td>{line.at_home['accuracy']}</td>" in render_page(study)
+
+
+def test_what_each_site_reached_makes_up_the_whole() -> None:
+    study, task = _once("heart"), SCENARIOS["heart"].task(settings_of("heart").task, settings_of("heart").client)
+    rows = [len(task.split(site).test.targets) for site in task.sites]
+    for arm, (outcome,) in study.outcomes.items():
+        found = [outcome.by_site[site] for site in task.sites]
+        assert [one["num_examples"] for one in found] == rows
+        for name in ("accuracy", "loss"):
+            together = sum(one[name] * many for one, many in zip(found, rows, strict=True)) / sum(rows)
+            assert outcome.at_home[name] == pytest.approx(together)
+        said = as_json(study)["arms"][arm]
+        assert said["by_site"]["Hungary"]["mean"] == said["seeds"][0]["by_site"]["Hungary"]["accuracy"]
+        assert f"<td>{outcome.by_site['Hungary']['accuracy']:.3f}</td>" in render_page(study)
+
+
+def test_less_may_be_better() -> None:
+    scenario = replace(small("heart"), metric="loss", mode="min", near=0.03, shown=("loss",))
+    study = run_study(scenario, settings_of("heart"), [0], lambda _: None, arms=["asynchronous"])
+    near = study.outcomes["pooled"][0].at_home["loss"] + 0.03
+    (outcome,) = study.outcomes["asynchronous"]
+    losses = {point.seconds: point.metrics["loss"] for point in outcome.points}
+    first = next(seconds for seconds, loss in losses.items() if loss <= near)
+    assert outcome.reached == first > outcome.points[0].seconds
+    assert as_json(study)["mode"] == "min"
 
 
 def test_an_interval_is_that_of_student() -> None:
