@@ -103,6 +103,7 @@ class _Bench:
     async def _failover(self, broker: Broker, number: signal.Signals) -> float:
         settings = self._settings()
         async with AsyncExitStack() as stack:
+            stack.push_async_callback(broker.delete_topics, Topics(settings.federation.name).names)
             leader = await start_role(stack, settings, "aggregator", "--quiet")
             await said(leader, "leading")
             log, control = await self._joined(stack, broker, settings)
@@ -121,6 +122,7 @@ class _Bench:
         settings = self._settings()
         seconds = []
         async with AsyncExitStack() as stack:
+            stack.push_async_callback(broker.delete_topics, Topics(settings.federation.name).names)
             offload = await stack.enter_async_context(Offload(settings.runtime.workers))
             log, control = await self._joined(stack, broker, settings)
             newest = 0
@@ -138,7 +140,6 @@ class _Bench:
 
                 await run_all(aggregator, until_published())
                 self._progress.advance(shown, share)
-            await broker.delete_topics(log.topics.names)
         return seconds[1:]
 
     async def _joined(self, stack: AsyncExitStack, broker: Broker, settings: Settings) -> tuple[Updates, ControlView]:

@@ -1,6 +1,5 @@
 """The benchmark of adapters runs over Kafka, and counts what it says."""
 
-import asyncio
 import json
 from pathlib import Path
 
@@ -8,7 +7,6 @@ import pytest
 
 from llmos_stream.testing.language_models import write_tiny_model
 from tests.bench.__main__ import main
-from tests.bench.aids import left_topics
 from tests.conftest import KafkaNode
 from tests.training.llm.aids import SENTENCES, write_lines
 
@@ -35,4 +33,3 @@ def test_adapters_of_several_sites(kafka: KafkaNode, tmp_path: Path) -> None:
     assert 0 < reached["ffa"]["update_mb"] < reached["ffa"]["lora_mb"]
     central = written["tables"][0]["rows"][0]
     assert float(central[1]) < reached["central"]["before"]
-    assert asyncio.run(left_topics(kafka)) == set()
