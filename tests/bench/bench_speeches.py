@@ -1,4 +1,4 @@
-"""A transformer of 3 million parameters learns eight presidents' speeches from nothing: DiLoCo, SparseLoCo, central.
+"""A transformer learns eight presidents' speeches from nothing: DiLoCo, SparseLoCo, central.
 
 Every way sees as many tokens from the same first weights. The federations run with the package's own presets, in rounds
 of all sites, by the real roles on the in-process broker. `fragments-F` is DiLoCo with a model in F fragments: F times
@@ -71,17 +71,22 @@ class Work:
     rates: Mapping[str, float]
     keep_optimizer: bool
     server: Mapping[str, object]
+    lengths: Mapping[str, int]
+    """Steps in a round of those ways that have other rounds than `rounds` of `steps`; all take as many steps."""
 
     def rate(self, way: str) -> float:
         """The learning rate of AdamW."""
-        return self.rates.get(way, self.rates[REFERENCE])
+        return self.rates.get(way) or self.rates[REFERENCE]
 
     def of(self, way: str) -> "Work":
         """The same, in as many rounds as this way has."""
         count = FRAGMENTS.get(way, 1)
         if self.steps % count:
             raise BenchmarkFailed(f"{way}: {self.steps} steps of a round are not to be divided by {count}")
-        return replace(self, rounds=self.rounds * count, steps=self.steps // count)
+        steps = self.lengths.get(way, self.steps // count)
+        if self.rounds * self.steps % steps:
+            raise BenchmarkFailed(f"{way}: {self.rounds * self.steps} steps do not make rounds of {steps}")
+        return replace(self, rounds=self.rounds * self.steps // steps, steps=steps)
 
 
 @dataclass(frozen=True)
@@ -134,13 +139,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rates", nargs="+", type=_rate, default=[], metavar="WAY=LR", help=f"AdamW's (default {_RATES})"
     )
+    parser.add_argument(
+        "--lengths",
+        nargs="+",
+        type=_length,
+        default=[],
+        metavar="WAY=STEPS",
+        help="steps of a round of this way, in place of --steps: it has fewer or more rounds then",
+    )
     parser.add_argument("--new-optimizer", action="store_true", help="begin AdamW anew with each round")
     parser.add_argument("--server-lr", type=float, help="in place of the preset's")
 
 
 def _rate(text: str) -> tuple[str, float]:
-    way, _, rate = text.partition("=")
-    return way, float(rate)
+    way, value = _of_way(text)
+    return way, float(value)
+
+
+def _length(text: str) -> tuple[str, int]:
+    way, value = _of_way(text)
+    if int(value) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: 1 step or more")
+    return way, int(value)
+
+
+def _of_way(text: str) -> tuple[str, str]:
+    way, _, value = text.partition("=")
+    if way not in {*WAYS, *FRAGMENTS}:
+        raise argparse.ArgumentTypeError(f"{text}: there is no way {way!r}, but {', '.join((*WAYS, *FRAGMENTS))}")
+    return way, value
 
 
 def run(options: argparse.Namespace) -> None:
@@ -158,6 +185,7 @@ def run(options: argparse.Namespace) -> None:
             rates={**_RATES, **dict(options.rates)},
             keep_optimizer=not options.new_optimizer,
             server=server,
+            lengths=dict(options.lengths),
             **sizes,
         )
         for seed in range(options.seeds):
@@ -180,9 +208,11 @@ def run(options: argparse.Namespace) -> None:
             "CPU s",
         ],
         [_row(way, found) for way in options.ways],
-        f"{work.rounds} rounds of {work.steps} steps of {work.batch} x {_LENGTH} tokens; loss before: "
-        f"{mean(one.before for one in found):.3f}; lr {rates}; ±: 95 %, of the seeds; beside: the mean of the "
-        "differences with the same seed; bits: of a parameter in an update and in a version; s: CPU time",
+        f"{work.rounds} rounds of {work.steps} steps of {work.batch} x {_LENGTH} tokens"
+        + "".join(f", {way} in rounds of {steps} steps" for way, steps in work.lengths.items())
+        + f"; loss before: {mean(one.before for one in found):.3f}; lr {rates}; ±: 95 %, of the seeds; "
+        "beside: the mean of the differences with the same seed; bits: of a parameter in an update and in a version; "
+        "s: CPU time",
     )
     arguments = {name: value for name, value in asdict(work).items() if name != "folder"}
     write_json(options.output, "speeches", {"reached": [asdict(one) for one in found], "work": arguments})

@@ -31,8 +31,9 @@ def test_a_model_in_fragments_moves_as_often_in_smaller_pieces(tmp_path: Path) -
 
 @pytest.mark.full
 def test_speeches_from_nothing(tmp_path: Path) -> None:
+    longer = ["--lengths", "diloco=2"]
     data = ["--data", _speeches(tmp_path), "--held", "300", "--sites", "2", "--seeds", "1"]
-    assert main(["speeches", *data, *SIZES, "--rounds", "2", "--steps", "1", "--output", str(tmp_path)]) == 0
+    assert main(["speeches", *data, *SIZES, "--rounds", "2", "--steps", "1", *longer, "--output", str(tmp_path)]) == 0
     found = {one["way"]: one for one in json.loads((tmp_path / "speeches.json").read_text())["reached"]}
     assert set(found) == {"central", "diloco", "sparseloco", "diloco-topk2"}
     for way, one in found.items():
