@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from llmos_stream.scenarios import Study
 
-_NAMES = ("heart", "lending")
+_NAMES = ("heart", "lending", "speeches")
 _ARMS = ("pooled", "alone", "synchronous", "asynchronous", "personalised")
 
 
@@ -36,6 +36,7 @@ def add(commands: Commands) -> None:
             "  llmos-stream scenario heart --task.options rows=complete   # the rows that FLamby has\n"
             "  llmos-stream scenario lending --seeds 3 --report lending.html\n"
             "  llmos-stream scenario lending --aggregation.buffer-size 1 --json\n"
+            "  llmos-stream scenario speeches --seeds 1                   # with the perplexity of each author\n"
             "  llmos-stream scenario heart --broker kafka                 # a process for each hospital"
         ),
     )

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from llmos_stream.scenarios.heart import Heart
 from llmos_stream.scenarios.lending import Lending
 from llmos_stream.scenarios.site_task import SiteTask, Split
+from llmos_stream.scenarios.speeches import Speeches
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,9 +18,10 @@ class Scenario:
     """What is compared with what.
 
     mode: whether more or less of `metric` is better. near: how far from pooled training it may stay to count as
-    reached. seconds: how long the federation runs, in the scenario's clock. personal: what is shared (`task.share`)
-    where each site keeps a part of its own; None where that is not tried. by_site: whether the command prints the
-    metric of each site, too.
+    reached. seconds: how long the federation runs, in the scenario's clock. pooled_epochs, alone_epochs: how often
+    pooled training and a site alone go through their rows. personal: what is shared (`task.share`) where each site
+    keeps a part of its own; None where that is not tried. by_site: whether the command prints the metric of each site,
+    too.
     """
 
     name: str
@@ -29,6 +31,7 @@ class Scenario:
     near: float
     seconds: float
     pooled_epochs: int
+    alone_epochs: int
     personal: str | None
     defaults: Mapping[str, Mapping[str, Any]]
     shown: tuple[str, ...]
@@ -62,6 +65,7 @@ SCENARIOS: Mapping[str, Scenario] = {
             near=0.005,
             seconds=400.0,
             pooled_epochs=30,
+            alone_epochs=30,
             personal="weight",
             defaults={"client": {"lr": 0.02, "batch_size": 16}},
             shown=("accuracy",),
@@ -75,9 +79,35 @@ SCENARIOS: Mapping[str, Scenario] = {
             near=0.005,
             seconds=80.0,
             pooled_epochs=10,
+            alone_epochs=10,
             personal="weight",
             defaults={"client": {"lr": 0.01}},
             shown=("auc", "average_precision", "calibration_error"),
+        ),
+        Scenario(
+            name="speeches",
+            title="Speeches of eight presidents",
+            task=Speeches,
+            metric="perplexity",
+            mode="min",
+            near=0.1,
+            seconds=64.0,
+            pooled_epochs=3,
+            alone_epochs=6,
+            personal=None,
+            defaults={"client": {"lr": 0.003, "batch_size": 8, "local_steps": 20}},
+            shown=("perplexity", "accuracy"),
+            slowness={
+                "Andrew Jackson": 8.0,
+                "Ulysses S Grant": 4.0,
+                "Grover Cleveland": 2.0,
+                "Theodore Roosevelt": 2.0,
+                "Harry S Truman": 1.0,
+                "Jimmy Carter": 1.0,
+                "William J Clinton": 1.0,
+                "Barack Obama": 1.0,
+            },
+            by_site=True,
         ),
     )
 }

@@ -76,8 +76,12 @@ def run_study(
     Raises:
         ConfigError: The settings ask for what a scenario's clock does not know.
     """
-    if settings.client.local_steps is not None:
-        raise ConfigError("client.local_steps: in a scenario every update of a site takes the same time; leave it out")
+    own = scenario.defaults.get("client", {}).get("local_steps")
+    if settings.client.local_steps != own:
+        steps = "whole epochs" if own is None else f"{own} steps"
+        raise ConfigError(
+            f"client.local_steps: the clock of {scenario.name} is that of {steps} an update; leave it out"
+        )
     outcomes: dict[str, list[Outcome]] = {}
     for seed in seeds:
         run = _Run(scenario, settings.changed(task={"seed": seed, "entry": scenario.entry}), rows)
@@ -158,7 +162,7 @@ class _Run:
         task = load_task(self._settings.task, client)
         trainer, batches = _trainer(task, self._settings), task.train_batches()
         best, least = copy.deepcopy(trainer.model), float("inf")
-        for _ in range(self._scenario.pooled_epochs):
+        for _ in range(self._scenario.alone_epochs):
             trainer.run_epoch(batches)
             loss = self._held.loss_at(trainer.model, number)
             if loss < least:

@@ -14,11 +14,12 @@ _FOLDER = Path(tables.__file__).parent / "data"
 
 
 def test_the_tables_are_those_that_were_published() -> None:
-    assert {path.name for path in _FOLDER.iterdir()} == {f"{name}.csv.gz" for name in tables.DIGESTS}
-    assert {name: len(tables.read_table(name)) for name in tables.DIGESTS} == {
+    assert {path.name.partition(".")[0] for path in _FOLDER.iterdir()} == set(tables.DIGESTS)
+    assert {name: len(tables.read_table(name)) for name in tables.DIGESTS if name != "speeches"} == {
         "heart": 920,
         "lending": 9857,
     }
+    assert len(tables.read_lines("speeches")) == 21
     assert Counter(row["site"] for row in tables.read_table("heart")) == {
         "Cleveland": 304,
         "Hungary": 293,
@@ -29,7 +30,7 @@ def test_the_tables_are_those_that_were_published() -> None:
 
 
 def test_the_wheel_stays_small() -> None:
-    assert sum(path.stat().st_size for path in _FOLDER.iterdir()) < 260_000
+    assert sum(path.stat().st_size for path in _FOLDER.iterdir()) < 660_000
 
 
 def test_a_table_that_was_changed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

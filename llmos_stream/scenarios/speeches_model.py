@@ -1,0 +1,93 @@
+"""A small language model of characters: a transformer (Vaswani et al. 2017) that looks at what came before alone.
+
+Layers are normalised before each block, the output is tied to the embedding. The characters are a constant that all
+sites agree on, since none may look at another's text.
+"""
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, gelu, scaled_dot_product_attention
+
+_FIRST, _LAST = " ", "~"
+VOCABULARY = ord(_LAST) - ord(_FIRST) + 2
+"""The printable characters of ASCII, and one for every other."""
+_OTHER = 0
+_SPREAD = 0.02
+
+
+def characters(text: str) -> Tensor:
+    """The text's characters as numbers (N), int64: 0 for one that is not printable ASCII."""
+    codes = np.frombuffer(text.encode("utf-32-le"), "<u4").astype(np.int64)
+    known = (ord(_FIRST) <= codes) & (codes <= ord(_LAST))
+    return torch.from_numpy(np.where(known, codes - ord(_FIRST) + 1, _OTHER))
+
+
+class CharacterModel(nn.Module):
+    """Of each place in a text, logits of the character that comes next: (N, T) int64 in, (N, VOCABULARY, T) out.
+
+    `bias` says how often a character is used at all.
+    """
+
+    def __init__(self, length: int, width: int, heads: int, blocks: int) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(VOCABULARY, width)
+        self.places = nn.Embedding(length, width)
+        self.blocks = nn.Sequential(*(_Block(width, heads) for _ in range(blocks)))
+        self.norm = nn.LayerNorm(width)
+        self.bias = nn.Parameter(torch.zeros(VOCABULARY))
+        for embedding in (self.tokens, self.places):
+            nn.init.normal_(embedding.weight, std=_SPREAD)
+
+    def forward(self, characters: Tensor) -> Tensor:
+        hidden = self.tokens(characters) + self.places.weight[: characters.shape[1]]
+        logits: Tensor = self.norm(self.blocks(hidden)) @ self.tokens.weight.T + self.bias
+        return logits.transpose(1, 2)
+
+
+class _Block(nn.Module):
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self._heads = heads
+        self.before_attention, self.before_layers = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.asked, self.attended = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        hidden = hidden + self._attention(self.before_attention(hidden))
+        mixed: Tensor = hidden + self.down(gelu(self.up(self.before_layers(hidden))))
+        return mixed
+
+    def _attention(self, hidden: Tensor) -> Tensor:
+        many, length, width = hidden.shape
+        split = self.asked(hidden).view(many, length, 3, self._heads, width // self._heads)
+        asked, offered, told = split.permute(2, 0, 3, 1, 4)
+        found = scaled_dot_product_attention(asked, offered, told, is_causal=True)
+        mixed: Tensor = self.attended(found.transpose(1, 2).reshape(many, length, width))
+        return mixed
+
+
+class Perplexity:
+    """`exp` of the mean cross entropy of all characters: as many equally likely ones a reader would choose between."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget what was gathered."""
+        self._sum, self._count = 0.0, 0
+
+    def update(self, outputs: Tensor, targets: Tensor) -> None:
+        """Take in a batch: logits (N, C, T) and characters (N, T)."""
+        self._sum += float(cross_entropy(outputs, targets, reduction="sum"))
+        self._count += targets.numel()
+
+    def compute(self) -> float:
+        """The perplexity over all batches; infinity where it is beyond any number."""
+        mean = self._sum / self._count
+        return math.exp(mean) if mean < _MOST else math.inf
+
+
+_MOST = 700.0
