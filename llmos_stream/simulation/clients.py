@@ -1,12 +1,11 @@
 """What the clients of a simulated run do: what the client policy says, in the time that the population says.
 
-The result of a training is computed when it is wanted, together with those of other clients that are at work.
+The result of a training is computed when it is wanted: see `planned`.
 """
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from heapq import heappop, heappush
 
 import numpy as np
 
@@ -37,6 +36,7 @@ from llmos_stream.core.client_policy import (
 from llmos_stream.core.participation import why_unwanted
 from llmos_stream.errors import Reason
 from llmos_stream.simulation.job import Job
+from llmos_stream.simulation.planned import Planned
 from llmos_stream.simulation.scene import Scene
 from llmos_stream.simulation.sending import Sending
 from llmos_stream.simulation.settings import RunSettings
@@ -94,7 +94,7 @@ class Clients:
         self._trainer, self._aggregator, self._tally = scene.trainer, scene.aggregator, scene.tally
         self._arrived_at_log, self._left = arrived, left
         self._sending = Sending(settings, scene.layout)
-        self._at_once = settings.simulation.at_once if self._trainer.batches else 1
+        self._planned = Planned(scene.trainer, settings.simulation.at_once)
         self._oldest = self._aggregator.rule.admitted.maximum
         self._dropout = settings.availability.dropout
         own = settings.participation
@@ -104,7 +104,6 @@ class Clients:
         self._leaves = settings.population.concurrency is not None
         if self._leaves and settings.client.max_updates is None:
             self._rules = settings.client.model_copy(update={"max_updates": 1})
-        self._pending: list[tuple[float, int, Job]] = []
         self._waiting: dict[_Client, None] = {}
         self._trainings = np.zeros(settings.population.clients, np.int32)
         self._sequences = np.zeros(settings.population.clients, np.int32)
@@ -196,7 +195,7 @@ class Clients:
         client.drops = self._dropout > 0 and self._chance.next() < self._dropout
         order = self._clock.at(job.due, self._trained, client)
         if not client.drops:
-            heappush(self._pending, (job.due, order, job))
+            self._planned.add(job, order)
 
     def _trained(self, client: _Client) -> None:
         if client.job is None:
@@ -207,28 +206,6 @@ class Clients:
             self._left(client.number)
         else:
             self._resume(client)
-
-    def _compute(self, job: Job) -> None:
-        """Have a job trained, and with it those that are wanted soonest and are no more than twice as long.
-
-        What is longer would go its last steps alone: it waits for others of its kind, until it is wanted itself.
-        """
-        if job.is_done:
-            return
-        jobs = [job]
-        longer: list[tuple[float, int, Job]] = []
-        while self._pending and len(jobs) < self._at_once and len(longer) < self._at_once:
-            entry = heappop(self._pending)
-            other = entry[2]
-            if other is job or other.is_done:
-                continue
-            if other.examples <= 2 * job.examples:
-                jobs.append(other)
-            else:
-                longer.append(entry)
-        for entry in longer:
-            heappush(self._pending, entry)
-        self._trainer.train(jobs)
 
     def _send(self, client: _Client) -> bool:
         """Send the update of a client's job. False where it cannot count any more."""
@@ -243,7 +220,7 @@ class Clients:
         sequence = int(self._sequences[number])
         payload = None
         if self._sending.coded or self._tally.received == 0:
-            self._compute(job)
+            self._planned.compute(job)
         if self._sending.coded and job.failed is None:
             payload = self._sending.encoded(job, client.id, sequence)
         if job.failed is not None:
@@ -270,7 +247,7 @@ class Clients:
         """The log has acknowledged an update; the aggregator reads it."""
         client, job, payload, sequence = flight.client, flight.job, flight.payload, flight.sequence
         self._act(client, UpdateSent())
-        self._compute(job)
+        self._planned.compute(job)
         self._tally.received += 1
         if job.failed is not None:
             self._tally.refuse(client.number, "failed")
