@@ -57,7 +57,7 @@ SCENARIOS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
         "aggregation": {"buffer_size": 5, "deadline_seconds": 0.2},
         "staleness": {"kind": "hinge", "a": 0.5, "b": 1.0},
     },
-    "fedasync": {"aggregation": {"strategy": "fedasync", "mixing": 0.6}},
+    "fedasync": {"aggregation": {"strategy": "fedasync", "mixing": 0.6, "history": 1000}},
 }
 CODECS = ("float32", "int8")
 MODELS = ("whole", "fragments", "lora")
@@ -120,7 +120,8 @@ class Plan:
     def settings(self, federation: str, servers: str | None, folder: Path = Path()) -> Settings:
         """The settings of a run that keeps its files in `folder`.
 
-        Staleness is never too high here, so that nothing is refused for it.
+        Staleness is never too high here, so that nothing is refused for it: not even of the updates that come while
+        the aggregator is cut off, each of which makes a version of its own with fedasync.
         """
         given: dict[str, dict[str, Any]] = {
             "federation": {"name": federation},
