@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,12 +16,17 @@ _SMALL = ("--seeds", "1", "--seconds", "40")
 _UNTIL_TWENTY = ("--seconds", "1e6", "--stop.max-versions", "20")
 
 
-def test_it_prints_a_table_and_writes_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_it_prints_its_tables_and_writes_a_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(SCENARIOS, "heart", replace(SCENARIOS["heart"], by_site=True))
     page = tmp_path / "heart.html"
     assert main(["scenario", "heart", *_SMALL, "--report", str(page)]) == 0
     printed = capsys.readouterr().out
     for arm in ("pooled", "alone", "synchronous", "asynchronous", "personalised"):
         assert f"\n{arm} " in printed
+    (sites,) = [line.split() for line in printed.splitlines() if line.startswith("Switzerland")]
+    assert len(sites) == 6
     assert "<polyline" in page.read_text()
 
 
