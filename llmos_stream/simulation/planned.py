@@ -2,8 +2,7 @@
 
 from heapq import heappop, heappush
 
-from llmos_stream.simulation.job import Job
-from llmos_stream.simulation.trainers import Trainer
+from llmos_stream.simulation.job import Job, Trainer
 
 
 class Planned:
