@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from llmos_stream.scenarios import Study
 
-_NAMES = ("heart", "lending", "speeches")
+_NAMES = ("heart", "lending", "sensors", "speeches")
 _ARMS = ("pooled", "alone", "synchronous", "asynchronous", "personalised")
 
 

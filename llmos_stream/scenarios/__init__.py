@@ -1,4 +1,4 @@
-"""Worked examples on real data that ships with the package: heart, lending, speeches."""
+"""Worked examples on real data that ships with the package: heart, lending, sensors, speeches."""
 
 from llmos_stream.scenarios.catalogue import SCENARIOS, Scenario
 from llmos_stream.scenarios.study import Study, run_study

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from llmos_stream.scenarios.heart import Heart
 from llmos_stream.scenarios.lending import Lending
+from llmos_stream.scenarios.sensors import Sensors
 from llmos_stream.scenarios.site_task import SiteTask, Split
 from llmos_stream.scenarios.speeches import Speeches
 
@@ -84,6 +85,21 @@ SCENARIOS: Mapping[str, Scenario] = {
             personal="weight",
             defaults={"client": {"lr": 0.01}},
             shown=("auc", "average_precision", "calibration_error"),
+        ),
+        Scenario(
+            name="sensors",
+            title="Anomalies at four sensor nodes",
+            task=Sensors,
+            metric="average_precision",
+            near=0.005,
+            seconds=60.0,
+            pooled_epochs=30,
+            alone_epochs=60,
+            personal="mean,turn",
+            defaults={"client": {"lr": 0.003}},
+            shown=("average_precision", "false_alarms", "surprise"),
+            slowness={"indoors 1": 1.0, "indoors 2": 1.0, "outdoors 3": 4.0, "outdoors 4": 4.0},
+            by_site=True,
         ),
         Scenario(
             name="speeches",

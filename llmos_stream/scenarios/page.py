@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from html import escape
+from math import isfinite
 from statistics import mean
 
 from llmos_stream.scenarios.study import Outcome, Study
@@ -59,6 +60,8 @@ def _curves(study: Study) -> str:
         if outcomes[0].points
     }
     values = [value for curve in curves.values() for value in curve]
+    if not all(map(isfinite, values)):
+        return "<p>There is nothing among these rows to measure it by.</p>"
     low, high = min(values), max(values)
     spread = (high - low) or 1.0
     drawn = [

@@ -4,6 +4,7 @@ Outputs are logits (N, 2), or scores (N) that are higher for the second class. W
 compares them is not a number.
 """
 
+import math
 from abc import ABC, abstractmethod
 from copy import copy
 
@@ -79,6 +80,32 @@ class CalibrationError(_Score):
         order = np.argsort(scores, kind="stable")
         bins = zip(np.array_split(scores[order], _BINS), np.array_split(labels[order], _BINS), strict=True)
         return float(sum(abs(said.sum() - was.sum()) for said, was in bins) / len(labels))
+
+
+class FalseAlarms(_Score):
+    """Alarms at examples of the first class, for each `readings` of these, where `recall` of the second are found.
+
+    There is one threshold for all examples: the highest by which so many are found.
+    """
+
+    def __init__(self, recall: float, readings: int) -> None:
+        super().__init__()
+        self._recall, self._readings = recall, readings
+
+    def of(self, scores: Numbers, labels: Numbers) -> float:
+        positives, negatives = scores[labels == 1], scores[labels == 0]
+        if not len(positives) or not len(negatives):
+            return float("nan")
+        needed = math.ceil(self._recall * len(positives))
+        threshold = np.sort(positives)[len(positives) - needed]
+        return float((negatives >= threshold).mean() * self._readings)
+
+
+class Surprise(_Score):
+    """The mean score of the examples of the first class."""
+
+    def of(self, scores: Numbers, labels: Numbers) -> float:
+        return float(scores[labels == 0].mean()) if (labels == 0).any() else float("nan")
 
 
 def _found(scores: Numbers, labels: Numbers) -> tuple[Numbers, Numbers]:

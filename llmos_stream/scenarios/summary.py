@@ -38,6 +38,8 @@ class Estimate:
     half_width: float | None
 
     def __str__(self) -> str:
+        if not math.isfinite(self.mean):
+            return "-"
         return f"{self.mean:.3f}" + ("" if self.half_width is None else f" ± {self.half_width:.3f}")
 
 

@@ -15,6 +15,7 @@ from llmos_stream.errors import TaskError
 DIGESTS: Mapping[str, str] = {
     "heart": "0567c0a918ed3156172c95938a0a5d9447e655869e581f0ee833d84ba1bc5449",
     "lending": "93881e94de3c98a12e6c1611388a31d0eba9a5f918a918310ce09b200ba21a47",
+    "sensors": "c756964cb5d4de8e20a205c696145c3ff118e11597eb9f1420633d26d04c6900",
     "speeches": "fd40cb1e9f498c4a77f26aa42b19d738c72e9149f99dfdd001f255e2ca890382",
 }
 """SHA-256 of each, unpacked."""

@@ -5,7 +5,7 @@ import pytest
 import torch
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from llmos_stream.scenarios.scores import AveragePrecision, CalibrationError, RocAuc
+from llmos_stream.scenarios.scores import AveragePrecision, CalibrationError, FalseAlarms, RocAuc, Surprise
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -25,7 +25,7 @@ def test_they_are_what_scikit_learn_says(seed: int, levels: int) -> None:
 
 
 def test_what_compares_classes_is_no_number_where_one_is_missing() -> None:
-    for metric in (RocAuc(), AveragePrecision()):
+    for metric in (RocAuc(), AveragePrecision(), FalseAlarms(0.5, 1)):
         metric.update(torch.tensor([0.1, 0.2]), torch.tensor([0, 0]))
         assert np.isnan(metric.compute())
 
@@ -46,3 +46,11 @@ def test_logits_are_taken_for_the_second_class() -> None:
     assert metric.compute() == 1.0
     assert metric(torch.tensor([[0.0, 1.0], [1.0, 0.0]]), torch.tensor([0, 1])) == 0.0
     assert metric.compute() == 1.0, "a batch that is measured alone is not gathered"
+
+
+def test_false_alarms_are_those_at_the_threshold_that_finds_enough() -> None:
+    scores = torch.tensor([9.0, 8.0, 8.0, 7.0, 6.0, 5.0, 4.0, 3.0])
+    labels = torch.tensor([1, 0, 1, 0, 1, 0, 1, 0])
+    for recall, alarms in [(0.25, 0), (0.5, 1), (0.51, 2), (0.75, 2), (1.0, 3)]:
+        assert FalseAlarms(recall, 100)(scores, labels) == pytest.approx(100 * alarms / 4)
+    assert Surprise()(scores, labels) == pytest.approx((8 + 7 + 5 + 3) / 4)

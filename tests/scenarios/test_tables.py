@@ -18,6 +18,7 @@ def test_the_tables_are_those_that_were_published() -> None:
     assert {name: len(tables.read_table(name)) for name in tables.DIGESTS if name != "speeches"} == {
         "heart": 920,
         "lending": 9857,
+        "sensors": 18914,
     }
     assert len(tables.read_lines("speeches")) == 21
     assert Counter(row["site"] for row in tables.read_table("heart")) == {
@@ -30,7 +31,7 @@ def test_the_tables_are_those_that_were_published() -> None:
 
 
 def test_the_wheel_stays_small() -> None:
-    assert sum(path.stat().st_size for path in _FOLDER.iterdir()) < 660_000
+    assert sum(path.stat().st_size for path in _FOLDER.iterdir()) < 740_000
 
 
 def test_a_table_that_was_changed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,7 +54,7 @@ def test_every_row_of_a_site_is_in_one_part(name: str) -> None:
         parts = task.split(site)
         sizes = [len(part.targets) for part in parts]
         assert min(sizes) > 0
-        assert sizes[0] > sizes[2] > sizes[1]
+        assert min(sizes[0], sizes[2]) > sizes[1]
         assert all(part.inputs.isfinite().all() for part in parts)
         assert task.split(site) is parts
     counted = {"heart": 920, "lending": sum(len(one.targets) for site in task.sites for one in task.split(site))}
