@@ -97,7 +97,7 @@ SCENARIOS: Mapping[str, Scenario] = {
             alone_epochs=60,
             personal="mean,turn",
             defaults={"client": {"lr": 0.003}},
-            shown=("average_precision", "false_alarms", "surprise"),
+            shown=("average_precision", "false_alarms", "nll"),
             slowness={"indoors 1": 1.0, "indoors 2": 1.0, "outdoors 3": 4.0, "outdoors 4": 4.0},
             by_site=True,
         ),

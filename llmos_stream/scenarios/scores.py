@@ -101,7 +101,7 @@ class FalseAlarms(_Score):
         return float((negatives >= threshold).mean() * self._readings)
 
 
-class Surprise(_Score):
+class MeanScore(_Score):
     """The mean score of the examples of the first class."""
 
     def of(self, scores: Numbers, labels: Numbers) -> float:

@@ -16,7 +16,7 @@ from torch.optim import Adam, Optimizer
 
 from llmos_stream.config import ClientSettings, TaskSettings
 from llmos_stream.errors import TaskError
-from llmos_stream.scenarios.scores import AveragePrecision, FalseAlarms, Surprise
+from llmos_stream.scenarios.scores import AveragePrecision, FalseAlarms, MeanScore
 from llmos_stream.scenarios.site_task import Examples, SiteTask, Split, examples
 from llmos_stream.scenarios.tables import read_table
 from llmos_stream.training.metrics import Metric
@@ -34,11 +34,11 @@ _FEATURES = (_WINDOW - 1) * len(_UNITS)
 
 
 class Density(nn.Module):
-    """A normal distribution of all changes in a window; windows (N, 6) to how surprising each is (N), in nats.
+    """A normal distribution of all changes in a window: of windows (N, 6) the negative log-likelihoods (N), in nats.
 
     That is -log p, where p has the mean `mean` and the precision U' S^2 U, U a triangle with a diagonal of ones and
     `turn` below it, S = exp(`scale`). So what nodes share may be averaged in any way and is a distribution still. At
-    first `scale` and `turn` are 0, so that the surprise is the sum of squares but for a constant.
+    first `scale` and `turn` are 0, so that it is the sum of squares but for a constant.
     """
 
     def __init__(self) -> None:
@@ -87,7 +87,7 @@ class Sensors(SiteTask):
         return {
             "average_precision": AveragePrecision(),
             "false_alarms": FalseAlarms(recall=0.95, readings=hour),
-            "surprise": Surprise(),
+            "nll": MeanScore(),
         }
 
     def example(self) -> Tensor:

@@ -51,21 +51,21 @@ class _Block(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self._heads = heads
-        self.before_attention, self.before_layers = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.asked, self.attended = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.attention_norm, self.feed_forward_norm = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.mix = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        hidden = hidden + self._attention(self.before_attention(hidden))
-        mixed: Tensor = hidden + self.down(gelu(self.up(self.before_layers(hidden))))
+        hidden = hidden + self._attention(self.attention_norm(hidden))
+        mixed: Tensor = hidden + self.down(gelu(self.up(self.feed_forward_norm(hidden))))
         return mixed
 
     def _attention(self, hidden: Tensor) -> Tensor:
         many, length, width = hidden.shape
-        split = self.asked(hidden).view(many, length, 3, self._heads, width // self._heads)
-        asked, offered, told = split.permute(2, 0, 3, 1, 4)
-        found = scaled_dot_product_attention(asked, offered, told, is_causal=True)
-        mixed: Tensor = self.attended(found.transpose(1, 2).reshape(many, length, width))
+        split = self.qkv(hidden).view(many, length, 3, self._heads, width // self._heads)
+        queries, keys, values = split.permute(2, 0, 3, 1, 4)
+        found = scaled_dot_product_attention(queries, keys, values, is_causal=True)
+        mixed: Tensor = self.mix(found.transpose(1, 2).reshape(many, length, width))
         return mixed
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from llmos_stream.scenarios.scores import AveragePrecision, CalibrationError, FalseAlarms, RocAuc, Surprise
+from llmos_stream.scenarios.scores import AveragePrecision, CalibrationError, FalseAlarms, MeanScore, RocAuc
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -53,4 +53,4 @@ def test_false_alarms_are_those_at_the_threshold_that_finds_enough() -> None:
     labels = torch.tensor([1, 0, 1, 0, 1, 0, 1, 0])
     for recall, alarms in [(0.25, 0), (0.5, 1), (0.51, 2), (0.75, 2), (1.0, 3)]:
         assert FalseAlarms(recall, 100)(scores, labels) == pytest.approx(100 * alarms / 4)
-    assert Surprise()(scores, labels) == pytest.approx((8 + 7 + 5 + 3) / 4)
+    assert MeanScore()(scores, labels) == pytest.approx((8 + 7 + 5 + 3) / 4)

@@ -81,7 +81,7 @@ def test_no_label_has_a_part_in_training() -> None:
     assert said == [3.0, 3.0]
 
 
-def test_a_score_is_the_surprise_by_a_normal_distribution() -> None:
+def test_a_score_is_the_negative_log_likelihood_of_a_normal_distribution() -> None:
     generator = torch.Generator().manual_seed(0)
     model = Density()
     with torch.no_grad():
@@ -111,7 +111,7 @@ def test_it_runs_and_what_cannot_be_measured_is_not_shown_as_a_number() -> None:
     study = run_study(scenario, settings_of("sensors"), [0], lambda _: None, arms=["asynchronous"])
     (together,) = study.outcomes["asynchronous"]
     assert together.updates > 0
-    assert together.at_home["surprise"] < together.points[0].metrics["surprise"], "nothing was learnt"
+    assert together.at_home["nll"] < together.points[0].metrics["nll"], "nothing was learnt"
     assert 0.9 < together.at_home["average_precision"] < 1.0
     shown = {site: str(value) for site, value in lines(study)[-1].by_site.items()}
     assert shown["indoors 2"] == shown["outdoors 3"] == "-"
