@@ -76,7 +76,7 @@ class Work:
 
     def rate(self, way: str) -> float:
         """The learning rate of AdamW."""
-        return self.rates.get(way) or self.rates[REFERENCE]
+        return self.rates[way if way in self.rates else REFERENCE]
 
     def of(self, way: str) -> "Work":
         """The same, in as many rounds as this way has."""
