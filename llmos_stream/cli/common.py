@@ -80,8 +80,9 @@ class _HelpAll(argparse.Action):
     """Shows the help with every setting."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        parser.formatter_class = _Help
+        short, parser.formatter_class = parser.formatter_class, _Help
         parser.print_help()
+        parser.formatter_class = short
         parser.exit()
 
 

@@ -170,8 +170,9 @@ class _HelpAll(argparse.Action):
     """Shows the help with all steps of a federation."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        parser.epilog = _STEPS
+        short, parser.epilog = parser.epilog, _STEPS
         parser.print_help()
+        parser.epilog = short
         parser.exit()
 
 

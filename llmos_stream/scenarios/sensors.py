@@ -43,9 +43,9 @@ class Density(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.mean = nn.Parameter(torch.zeros(_FEATURES))
-        self.scale = nn.Parameter(torch.zeros(_FEATURES))
-        self.turn = nn.Parameter(torch.zeros(_FEATURES, _FEATURES))
+        self.mean = nn.Parameter(torch.zeros(_FEATURES, dtype=torch.float32, device="cpu"))
+        self.scale = nn.Parameter(torch.zeros(_FEATURES, dtype=torch.float32, device="cpu"))
+        self.turn = nn.Parameter(torch.zeros(_FEATURES, _FEATURES, dtype=torch.float32, device="cpu"))
 
     def forward(self, windows: Tensor) -> Tensor:
         moved = windows - self.mean
@@ -91,7 +91,7 @@ class Sensors(SiteTask):
         }
 
     def example(self) -> Tensor:
-        return torch.zeros(_FEATURES)
+        return torch.zeros(_FEATURES, dtype=torch.float32, device="cpu")
 
 
 @cache

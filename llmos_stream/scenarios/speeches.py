@@ -9,7 +9,7 @@ from functools import cache
 
 import numpy as np
 import torch
-from torch import Tensor, nn, zeros
+from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from llmos_stream.scenarios.site_task import Examples, SiteTask, Split
@@ -55,7 +55,7 @@ class Speeches(SiteTask):
         return {"perplexity": Perplexity()}
 
     def example(self) -> Tensor:
-        return zeros(_LENGTH, dtype=torch.int64)
+        return torch.zeros(_LENGTH, dtype=torch.int64, device="cpu")
 
 
 @cache

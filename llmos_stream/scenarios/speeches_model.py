@@ -33,11 +33,11 @@ class CharacterModel(nn.Module):
 
     def __init__(self, length: int, width: int, heads: int, blocks: int) -> None:
         super().__init__()
-        self.tokens = nn.Embedding(VOCABULARY, width)
-        self.places = nn.Embedding(length, width)
+        self.tokens = nn.Embedding(VOCABULARY, width, dtype=torch.float32, device="cpu")
+        self.places = nn.Embedding(length, width, dtype=torch.float32, device="cpu")
         self.blocks = nn.Sequential(*(_Block(width, heads) for _ in range(blocks)))
-        self.norm = nn.LayerNorm(width)
-        self.bias = nn.Parameter(torch.zeros(VOCABULARY))
+        self.norm = nn.LayerNorm(width, dtype=torch.float32, device="cpu")
+        self.bias = nn.Parameter(torch.zeros(VOCABULARY, dtype=torch.float32, device="cpu"))
         for embedding in (self.tokens, self.places):
             nn.init.normal_(embedding.weight, std=_SPREAD)
 
@@ -51,9 +51,12 @@ class _Block(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self._heads = heads
-        self.attention_norm, self.feed_forward_norm = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.qkv, self.mix = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+        self.attention_norm = nn.LayerNorm(width, dtype=torch.float32, device="cpu")
+        self.qkv = nn.Linear(width, 3 * width, dtype=torch.float32, device="cpu")
+        self.mix = nn.Linear(width, width, dtype=torch.float32, device="cpu")
+        self.feed_forward_norm = nn.LayerNorm(width, dtype=torch.float32, device="cpu")
+        self.up = nn.Linear(width, 4 * width, dtype=torch.float32, device="cpu")
+        self.down = nn.Linear(4 * width, width, dtype=torch.float32, device="cpu")
 
     def forward(self, hidden: Tensor) -> Tensor:
         hidden = hidden + self._attention(self.attention_norm(hidden))

@@ -24,8 +24,6 @@ _parser = cache(make_parser)
 
 def use_one_parser(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the parser of all commands once: it is the same each time, and more than a thousand commands are run."""
-    parser = _parser()
-    monkeypatch.setattr(parser, "epilog", parser.epilog)  # `--help-all` changes it
     monkeypatch.setattr("llmos_stream.cli.main.make_parser", _parser)
 
 

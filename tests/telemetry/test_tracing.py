@@ -3,7 +3,9 @@
 import logging
 import socket
 import sys
+import threading
 import time
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import given
@@ -28,6 +30,17 @@ from tests.telemetry.kept import FACTS, ON, traced_to
 
 GOOD = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"  # the example of W3C Trace Context
 PARENT = TraceParent(0x0AF7651916CD43DD8448EB211C80319C, 0xB7AD6B7169203331, sampled=True)
+
+
+@pytest.fixture(autouse=True)
+def _ends() -> Iterator[None]:
+    """What is still trying to send ends with its test: it uses `random`, which others' strategies may not see move."""
+    before = set(threading.enumerate())
+    yield
+    for thread in set(threading.enumerate()) - before:
+        if thread.name.startswith(("tracing-close", "OtelBatch")):
+            thread.join(30)
+            assert not thread.is_alive()
 
 
 @given(st.integers(1, 2**128 - 1), st.integers(1, 2**64 - 1), st.booleans())
