@@ -183,6 +183,28 @@ async def test_a_site_that_may_not_share_goes_on_without(
     assert "going on without the models of sites: Kafka does not permit this" in caplog.text
 
 
+@pytest.mark.parametrize("looks", [2, 10**6])
+async def test_a_site_waits_a_moment_until_the_topic_is_known(
+    federation: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, looks: int
+) -> None:
+    """Kafka may know of the topics that a client needs before it knows of this one; it may not be there at all."""
+    asked = {"in all": 0}
+
+    async def late(_: Broker, topics: Sequence[str]) -> list[str]:
+        asked["in all"] += 1
+        return list(topics) if asked["in all"] <= looks else []
+
+    monkeypatch.setattr("llmos_stream.roles.client.cross_site.missing_topics", late)
+    monkeypatch.setattr("llmos_stream.roles.client.cross_site._LOOK_SECONDS", 0.01)
+    monkeypatch.setattr("llmos_stream.roles.client.cross_site._TOPIC_SECONDS", 0.1 if looks > 2 else 60.0)
+    sites = [_settings(federation, name) for name in _SITES]
+    async with running_from(MemoryBroker(), sites[0], initial_of(_task(sites[0]), sites[0])) as running:
+        await _run(running, sites)
+        shared = {name for name, _ in await _shared(running)}
+    assert shared == (set(_SITES) if looks == 2 else set())
+    assert ("there is no topic" in caplog.text) == (looks > 2)
+
+
 def _frames(weights: Tensor) -> list[bytes]:
     return list(encode(weights, CodecSpec(CodecId.FLOAT32)))
 

@@ -43,6 +43,8 @@ logger = logging.getLogger(__name__)
 
 _READ_SECONDS = 2.0
 _POLL_SECONDS = 0.2
+_TOPIC_SECONDS = 3.0
+_LOOK_SECONDS = 0.2
 
 
 class CrossSite:
@@ -77,7 +79,7 @@ class CrossSite:
         federation, topic = self._federation, self._federation.topics.locals
         async with AsyncExitStack() as stack:
             try:
-                if await missing_topics(federation.broker, [topic]):
+                if not await self._is_there(topic):
                     raise TopicMissing(topic_missing(topic))
                 self._producer = await stack.enter_async_context(federation.producer())
                 if self._evaluator is not None:
@@ -92,6 +94,16 @@ class CrossSite:
                 yield
             finally:
                 self._producer = self._stream = None
+
+    async def _is_there(self, topic: str) -> bool:
+        """All topics are made at once, but Kafka may know of this one a moment after those that this client needs."""
+        clock = self._federation.clock
+        deadline = clock.monotonic() + _TOPIC_SECONDS
+        while await missing_topics(self._federation.broker, [topic]):
+            if clock.monotonic() >= deadline or self._federation.shutdown.requested:
+                return False
+            await clock.sleep(_LOOK_SECONDS)
+        return True
 
     async def keep(self, client: Client, number: int, since: int, weights: Callable[[], Tensor]) -> None:
         """Take what the training on version `number` has made, begun with version `since`, where its turn has come."""
