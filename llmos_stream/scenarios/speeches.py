@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from llmos_stream.scenarios.site_task import Examples, SiteTask, Split
-from llmos_stream.scenarios.speeches_model import CharacterModel, Perplexity, characters
+from llmos_stream.scenarios.speeches_model import CharacterModel, characters
 from llmos_stream.scenarios.tables import read_lines
-from llmos_stream.training.metrics import Metric
+from llmos_stream.training.metrics import Metric, Perplexity
 from llmos_stream.training.seeds import derive_seed
 
 SITES = (

@@ -4,12 +4,10 @@ Layers are normalised before each block, the output is tied to the embedding. Th
 sites agree on, since none may look at another's text.
 """
 
-import math
-
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, gelu, scaled_dot_product_attention
+from torch.nn.functional import gelu, scaled_dot_product_attention
 
 _FIRST, _LAST = " ", "~"
 VOCABULARY = ord(_LAST) - ord(_FIRST) + 2
@@ -70,27 +68,3 @@ class _Block(nn.Module):
         found = scaled_dot_product_attention(queries, keys, values, is_causal=True)
         mixed: Tensor = self.mix(found.transpose(1, 2).reshape(many, length, width))
         return mixed
-
-
-class Perplexity:
-    """`exp` of the mean cross entropy of all characters: as many equally likely ones a reader would choose between."""
-
-    def __init__(self) -> None:
-        self.reset()
-
-    def reset(self) -> None:
-        """Forget what was gathered."""
-        self._sum, self._count = 0.0, 0
-
-    def update(self, outputs: Tensor, targets: Tensor) -> None:
-        """Take in a batch: logits (N, C, T) and characters (N, T)."""
-        self._sum += float(cross_entropy(outputs, targets, reduction="sum"))
-        self._count += targets.numel()
-
-    def compute(self) -> float:
-        """The perplexity over all batches; infinity where it is beyond any number."""
-        mean = self._sum / self._count
-        return math.exp(mean) if mean < _MOST else math.inf
-
-
-_MOST = 700.0

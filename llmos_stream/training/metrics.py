@@ -9,11 +9,13 @@ Use the second for what is no mean of means, such as an F1 score or the area und
 as the loss gets them. What `compute` gives by name is told as `metric.name`.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from llmos_stream.errors import LlmosError, TaskError
 from llmos_stream.training.task_errors import described
@@ -105,3 +107,26 @@ def _number(name: str, value: Any) -> float:
         return float(value)
     except (TypeError, ValueError):
         raise TaskError(f"metric {name}: it gives a {type(value).__name__}, not a number") from None
+
+
+class Perplexity:
+    """`exp` of the mean cross entropy of all tokens, e^700 at most: more is soon no float."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget what was gathered."""
+        self._sum, self._count = 0.0, 0
+
+    def update(self, outputs: Tensor, targets: Tensor) -> None:
+        """Take in a batch: logits [N, vocabulary] and tokens [N], or logits [N, vocabulary, T] and tokens [N, T]."""
+        self._sum += float(cross_entropy(outputs, targets, reduction="sum"))
+        self._count += targets.numel()
+
+    def compute(self) -> float:
+        """The perplexity over all batches."""
+        return math.exp(min(self._sum / self._count, _MOST_NATS))
+
+
+_MOST_NATS = 700.0

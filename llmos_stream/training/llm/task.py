@@ -25,7 +25,7 @@ from llmos_stream.training.llm.base import Source, load_base, load_tokenizer, so
 from llmos_stream.training.llm.model import LanguageModel
 from llmos_stream.training.llm.sequences import SequenceBatches, Sequences, sequences_of
 from llmos_stream.training.llm.texts import read_examples
-from llmos_stream.training.metrics import Metric
+from llmos_stream.training.metrics import Metric, Perplexity
 from llmos_stream.training.seeds import derive_seed
 from llmos_stream.training.task import Task
 
@@ -162,31 +162,12 @@ class LlmTask(Task):
         return self._read[place]
 
 
-class Perplexity:
-    """`exp` of the mean cross entropy of all tokens."""
-
-    def reset(self) -> None:
-        self._sum, self._count = 0.0, 0
-
-    def update(self, outputs: Tensor, targets: Tensor) -> None:
-        """Take in a batch: logits [M, vocabulary] and tokens [M]."""
-        self._sum += float(cross_entropy(outputs, targets, reduction="sum"))
-        self._count += len(targets)
-
-    def compute(self) -> float:
-        return math.exp(min(self._sum / self._count, _MOST))
-
-
 def _checkpoint(model: Any) -> None:
     arguments = {"use_reentrant": False}
     if hasattr(model, "activation_checkpointing_enable"):  # of transformers 5, which warns of the older name
         model.activation_checkpointing_enable(activation_checkpointing_kwargs=arguments)
     else:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=arguments)
-
-
-_MOST = 700.0
-"""exp of more is no float."""
 
 
 def _schedule(optimizer: Optimizer, lr: float, options: LlmOptions, steps: int) -> None:
